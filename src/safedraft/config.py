@@ -1,0 +1,94 @@
+"""Every constant of the method and of sampling, with its symbol in the paper (arXiv 2508.17739)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Scheme(StrEnum):
+    """Which sample space a position is decided in (Section 4.2)."""
+
+    INTERSECTION = "intersection"
+    UNION = "union"
+
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    """Immutable, validated, and no option is accepted that does not exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SSDConfig(_Frozen):
+    """The constants of Speculative Safety-Aware Decoding; the defaults are the published ones.
+
+    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
+    """
+
+    sample_space_size: Positive = 10
+    """c: the least number of tokens common to both models (intersection), or taken of each (union)."""
+
+    kappa: Positive = 1
+    """κ: intersection keeps the target's own word unless one of its κ most likely tokens is common."""
+
+    alpha_intersection: Finite = 0.3
+    """α_I: weight of the draft in the intersection scheme; may exceed 1."""
+
+    alpha_union: Finite = 0.8
+    """α_U: weight of the draft in the union scheme; may exceed 1."""
+
+    alpha_min: Finite = 0.3
+    """Where the decay of α_I ends."""
+
+    alpha_decay: Finite = 0.15
+    """How much α_I falls each bin that leaves the scheme in intersection."""
+
+    bin_size: Positive = 7
+    """b: positions over which one match ratio β is taken."""
+
+    threshold: Share = 0.6
+    """β below it means union."""
+
+    threshold_decay: Share = 0.1
+    """How much the threshold falls each bin that leaves the scheme unchanged."""
+
+    draft_tokens: Positive = 3
+    """T: tokens drafted a block. Changes the speed, never a token."""
+
+
+class SamplingParams(_Frozen):
+    """How a token is taken from the composite distribution.
+
+    Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite.
+    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
+    """
+
+    max_new_tokens: Positive = 512
+    """Most tokens in a reply."""
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0 is greedy."""
+
+    top_k: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Keep the k most likely tokens of the composite; 0 keeps all."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the fewest most likely tokens that reach this share of the composite."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
+    """Makes a sampled reply repeatable; drawn and reported when not given."""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end the reply; they are not part of it."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0

@@ -1,0 +1,1 @@
+"""SafeDraft: Speculative Safety-Aware Decoding."""

@@ -1,0 +1,127 @@
+"""The loop: the draft proposes, the target verifies, each position is decided from both."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safedraft.composite import composite
+from safedraft.config import SamplingParams, Scheme, SSDConfig
+from safedraft.engines.session import Session
+from safedraft.errors import BrokenModel
+from safedraft.sampling import Draws, accept_or_correct, distribution, draw, probabilities
+from safedraft.switch import Switch
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decided position."""
+
+    token: int
+    matched: bool
+    """Whether the token is the one the draft proposed here."""
+    scheme: Scheme
+    strength: float
+    draft_probability: float
+    target_probability: float
+    block: int
+    """Which pass of the target verified it, from 0."""
+
+
+def decode(
+    target: Session,
+    draft: Session,
+    target_prompt: Sequence[int],
+    draft_prompt: Sequence[int],
+    config: SSDConfig,
+    sampling: SamplingParams,
+    end_tokens: Collection[int] = (),
+) -> Iterator[Step]:
+    """Decode one request with Speculative Safety-Aware Decoding (Algorithm 1).
+
+    Both sessions are fresh; the prompts differ, the tokens that follow are shared. The token that
+    ends the reply is the last one yielded. Between blocks each session holds everything but the
+    tokens it has not seen (``..._unseen``), which is the last committed one, or none for the target
+    when its distribution there is carried over.
+
+    Raises:
+        BrokenModel: a model gave NaN or infinite logits.
+    """
+    switch, draws = Switch(config), Draws(sampling.seed or 0)
+    target_unseen, draft_unseen = list(target_prompt), list(draft_prompt)
+    drafts: deque[tuple[int, Tensor]] = deque()  # proposed, not yet decided: token and q
+    rows: deque[Tensor] = deque()  # the target's P for the positions to come
+    block = -1
+
+    for position in range(sampling.max_new_tokens):
+        # 1. Propose. A row carried over from a block that matched throughout is decided first,
+        #    from one draft: the target alone never chooses a token.
+        if not drafts:
+            for ahead in range(1 if rows else min(config.draft_tokens, _left(sampling, position))):
+                q = _forward(draft, draft_unseen, 1, sampling.temperature)[0]
+                token = _propose(q, sampling, draws[position + ahead].propose)
+                drafts.append((token, q))
+                draft_unseen = [token]
+
+        # 2. Verify: one pass of the target gives P at every drafted position and at the one after.
+        if not rows:
+            seen = [*target_unseen, *(token for token, _ in drafts)]
+            rows.extend(_forward(target, seen, len(drafts) + 1, sampling.temperature))
+            block += 1
+
+        # 3. Decide.
+        p, (drafted, q) = rows.popleft(), drafts.popleft()
+        scores = composite(p, q, switch.scheme is Scheme.UNION, switch.strength, config)
+        token, matched = decide(scores, q, drafted, sampling, draws, position)
+        yield Step(
+            token, matched, switch.scheme, switch.strength, q[token].item(), p[token].item(), block
+        )
+        if token in end_tokens:
+            return
+        switch.observe(matched)
+
+        # 4. Commit, and take back what followed a draft that did not match.
+        if not matched:
+            draft.rewind(len(drafts))
+            target.rewind(len(rows))
+            drafts.clear()
+            rows.clear()
+            draft_unseen = [token]
+        if not rows:
+            target_unseen = [token]
+
+
+def decide(
+    scores: Tensor, q: Tensor, drafted: int, sampling: SamplingParams, draws: Draws, position: int
+) -> tuple[int, bool]:
+    """The token of one position and whether it is the drafted one; ``scores`` and ``q`` are [V]."""
+    if sampling.greedy:
+        token = int(scores.argmax())
+        return token, token == drafted
+    _, accept, correct = draws[position]
+    chosen, matched = accept_or_correct(
+        distribution(scores, sampling), q, torch.tensor(drafted, device=q.device), accept, correct
+    )
+    return int(chosen), bool(matched)
+
+
+def _propose(q: Tensor, sampling: SamplingParams, uniform: float) -> int:
+    return int(q.argmax() if sampling.greedy else draw(q, uniform))
+
+
+def _forward(session: Session, ids: Sequence[int], keep: int, temperature: float) -> Tensor:
+    logits = session.forward(ids, keep)
+    if not logits.isfinite().all():
+        raise BrokenModel(
+            f"{session.name} gave NaN or infinite logits; decoding stopped. "
+            "Check its weights, or load it in another dtype."
+        )
+    return probabilities(logits, temperature)
+
+
+def _left(sampling: SamplingParams, position: int) -> int:
+    return sampling.max_new_tokens - position

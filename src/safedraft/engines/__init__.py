@@ -1,0 +1,1 @@
+"""What the algorithm runs on: sessions that take token ids and give logits."""

@@ -1,0 +1,105 @@
+"""Any causal language model that Transformers loads, as a session with a rewindable cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that go through a model at once: bounds the memory of activations."""
+
+
+class TransformersSession:
+    """One sequence in one model; the cache is never computed twice and is cut back in place.
+
+    Args:
+        model: on its own device, in its own dtype.
+        name: what errors call it.
+        vocabulary: V, the ids shared by target and draft; rows past it are padding and are dropped.
+        device: where logits are handed over; the model's own when not given.
+
+    Raises:
+        SafeDraftError: the model's state cannot be rewound.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        vocabulary: int,
+        device: torch.device | None = None,
+    ) -> None:
+        from transformers import DynamicCache
+
+        if reason := why_not_rewindable(model.config, type(model)):
+            raise SafeDraftError(f"{name}: {reason}")
+        self.name = name
+        self._model = model
+        self._vocabulary = vocabulary
+        self._device = device or model.device
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache = DynamicCache(config=model.config)
+        self._cache.activate_past_recording()
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(self._cache.get_seq_length())
+
+    @torch.inference_mode()
+    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
+        """Append ``ids``; the float32 logits after each of the last ``keep``, ``[keep, V]``."""
+        head = max(len(ids) - keep, 0) // PREFILL_CHUNK * PREFILL_CHUNK
+        for start in range(0, head, PREFILL_CHUNK):
+            self._run(ids[start : start + PREFILL_CHUNK], 1)
+        logits = self._run(ids[head:], keep)
+        return logits[-keep:, : self._vocabulary].to(self._device, torch.float32)
+
+    def rewind(self, count: int) -> None:
+        """Forget the last ``count`` tokens; lets sliding-window layers drop what left the window."""
+        self._cache.crop(-count)
+
+    def _run(self, ids: Sequence[int], keep: int) -> Tensor:
+        extra: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        output = self._model(
+            input_ids=torch.tensor([ids], device=self._model.device),
+            past_key_values=self._cache,
+            use_cache=True,
+            **extra,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def why_not_rewindable(
+    config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = None
+) -> str | None:
+    """Why the state of such a model cannot be cut back, or None if it can.
+
+    Recurrent layers (Mamba, linear attention) fold each token into one state, from which it cannot
+    be taken out again; encoder-decoders have no single sequence.
+    """
+    from transformers import DynamicCache
+
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        return f"{kind} is an encoder-decoder; SafeDraft decodes decoder-only models"
+    if model_class is not None and getattr(model_class, "_is_stateful", False):
+        return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
+    layers = DynamicCache(config=config).layers
+    stuck = {type(layer).__name__ for layer in layers if not layer.is_croppable}
+    if stuck:
+        return (
+            f"{kind} has layers whose state cannot be rewound after a rejected draft "
+            f"({', '.join(sorted(stuck))})"
+        )
+    return None

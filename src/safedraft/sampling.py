@@ -1,0 +1,127 @@
+"""From scores to tokens: temperature, top-k and top-p, seeded draws, accept-or-correct.
+
+Every function is batched over leading dimensions; ``V`` is the shared vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safedraft.config import SamplingParams
+
+
+def probabilities(logits: Tensor, temperature: float = 0.0) -> Tensor:
+    """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves the logits as they are."""
+    return (logits.float() / (temperature or 1.0)).softmax(-1)
+
+
+def distribution(scores: Tensor, sampling: SamplingParams) -> Tensor:
+    """The composite as a distribution: F clipped at 0, cut by top-k and top-p, sums to 1.
+
+    Args:
+        scores: F, ``[..., V]``, ``-inf`` outside the sample space.
+        sampling: gives ``top_k`` and ``top_p``.
+    """
+    mass = scores.clamp(min=0)
+    # With α > 1 every score of a row can be negative: its best token is then all there is.
+    best = torch.zeros_like(mass).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+    mass = torch.where(mass.sum(-1, keepdim=True) > 0, mass, best)
+    if 0 < sampling.top_k < mass.shape[-1]:
+        top = mass.topk(sampling.top_k)
+        mass = torch.zeros_like(mass).scatter_(-1, top.indices, top.values)
+    if sampling.top_p < 1:
+        mass = _nucleus(mass, sampling.top_p)
+    return mass / mass.sum(-1, keepdim=True)
+
+
+def _nucleus(mass: Tensor, share: float) -> Tensor:
+    """The fewest largest entries that reach ``share`` of each row's mass; the rest is 0."""
+    needed = share * mass.sum(-1, keepdim=True)
+    width = min(64, mass.shape[-1])
+    while True:
+        top = mass.topk(width)
+        reached = top.values.cumsum(-1)
+        if width == mass.shape[-1] or (reached[..., -1:] >= needed).all():
+            break
+        width = min(4 * width, mass.shape[-1])
+    kept = torch.where(reached - top.values < needed, top.values, 0.0)
+    return torch.zeros_like(mass).scatter_(-1, top.indices, kept)
+
+
+class Draw(NamedTuple):
+    """The uniform numbers in [0, 1) that decide one position."""
+
+    propose: float
+    accept: float
+    correct: float
+
+
+class Draws:
+    """The draws of one request, by position.
+
+    A position has its own draws, so a request's tokens depend on its seed alone: not on the length
+    of a block, not on the engine, not on what else runs. A draft that is thrown away is redrawn
+    with the same number; whether it is thrown away never depended on that number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._drawn: list[Draw] = []
+
+    def __getitem__(self, position: int) -> Draw:
+        while len(self._drawn) <= position:
+            uniform = self._random.random
+            self._drawn.append(Draw(uniform(), uniform(), uniform()))
+        return self._drawn[position]
+
+
+def draw(mass: Tensor, uniform: float | Tensor) -> Tensor:
+    """One token of each row by inverse transform sampling.
+
+    Args:
+        mass: non-negative weights, ``[..., V]``; they need not sum to 1.
+        uniform: in [0, 1), a float or ``[...]``.
+
+    Returns:
+        Token ids, ``[...]``; never one whose weight is 0.
+    """
+    exact = torch.float32 if mass.device.type == "mps" else torch.float64
+    cumulative = mass.cumsum(-1, dtype=exact)
+    total = cumulative[..., -1:]
+    point = torch.as_tensor(uniform, dtype=exact, device=mass.device)[..., None] * total
+    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, point, right=True)[..., 0]
+
+
+def accept_or_correct(
+    composite: Tensor,
+    draft: Tensor,
+    drafted: Tensor,
+    accept: float | Tensor,
+    correct: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Accept x ~ q with probability min(1, F(x)/q(x)), else draw from norm(max(F - q, 0)).
+
+    The token that comes out is distributed exactly as F (Leviathan et al., arXiv 2211.17192,
+    Theorem 3.5, with F in the target's place).
+
+    Args:
+        composite: F as a distribution, ``[..., V]``.
+        draft: q, ``[..., V]``.
+        drafted: x, ``[...]``.
+        accept: uniform in [0, 1), a float or ``[...]``.
+        correct: uniform in [0, 1), a float or ``[...]``.
+
+    Returns:
+        The tokens and whether each is the drafted one, both ``[...]``.
+    """
+    index = drafted[..., None]
+    chance = torch.as_tensor(accept, dtype=torch.float64, device="cpu").to(composite)
+    accepted = chance * draft.gather(-1, index)[..., 0] < composite.gather(-1, index)[..., 0]
+    residual = (composite - draft).clamp(min=0)
+    residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, composite)
+    return torch.where(accepted, drafted, draw(residual, correct)), accepted

@@ -1,1 +1,61 @@
-"""SafeDraft: Speculative Safety-Aware Decoding."""
+"""SafeDraft: a small, deep-aligned draft makes a large language model safer and faster.
+
+>>> import safedraft
+>>> pair = safedraft.load_pair()
+>>> pair.generate("Why is the sky blue?").text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safedraft.chat import Reply, Statistics, Stream, Token
+    from safedraft.config import SamplingParams, Scheme, SSDConfig
+    from safedraft.decode import Step, decode
+    from safedraft.engines.custom_generate import ssd_generate
+    from safedraft.errors import BrokenModel, IncompatiblePair, SafeDraftError
+    from safedraft.pairs.load import load_pair
+    from safedraft.pairs.pair import Pair, Prompts
+
+_HOMES = {
+    "safedraft.chat": ("Reply", "Statistics", "Stream", "Token"),
+    "safedraft.config": ("SSDConfig", "SamplingParams", "Scheme"),
+    "safedraft.decode": ("Step", "decode"),
+    "safedraft.engines.custom_generate": ("ssd_generate",),
+    "safedraft.errors": ("BrokenModel", "IncompatiblePair", "SafeDraftError"),
+    "safedraft.pairs.load": ("load_pair",),
+    "safedraft.pairs.pair": ("Pair", "Prompts"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 (grouped as a reader meets them)
+    "load_pair",
+    "Pair",
+    "Prompts",
+    "SSDConfig",
+    "SamplingParams",
+    "Scheme",
+    "Stream",
+    "Reply",
+    "Token",
+    "Statistics",
+    "decode",
+    "Step",
+    "ssd_generate",
+    "SafeDraftError",
+    "IncompatiblePair",
+    "BrokenModel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used: torch is not loaded by ``import safedraft``."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'safedraft' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -27,7 +27,7 @@ def composite(
     Args:
         target: P, ``[..., V]``.
         draft: q, ``[..., V]``.
-        union: which rows are in the union scheme, a bool or ``[...]``; the rest are in intersection.
+        union: which rows are in union, a bool or ``[...]``; the rest are in intersection.
         strength: α of each row, a float or ``[...]``.
         config: gives c and κ.
 

@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class _Frozen(BaseModel):
     """Immutable, validated, and no option is accepted that does not exist."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class SSDConfig(_Frozen):
@@ -33,10 +33,10 @@ class SSDConfig(_Frozen):
     """
 
     sample_space_size: Positive = 10
-    """c: the least number of tokens common to both models (intersection), or taken of each (union)."""
+    """c: how many tokens the models must have in common (intersection), or give each (union)."""
 
     kappa: Positive = 1
-    """κ: intersection keeps the target's own word unless one of its κ most likely tokens is common."""
+    """κ: intersection keeps the target's own word unless one of its κ best tokens is common."""
 
     alpha_intersection: Finite = 0.3
     """α_I: weight of the draft in the intersection scheme; may exceed 1."""

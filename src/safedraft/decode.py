@@ -24,9 +24,10 @@ class Step:
     token: int
     matched: bool
     """Whether the token is the one the draft proposed here."""
-    scheme: Scheme
+    scheme: Scheme | None
+    """None where no draft took part (a baseline)."""
     strength: float
-    draft_probability: float
+    draft_probability: float | None
     target_probability: float
     block: int
     """Which pass of the target verified it, from 0."""
@@ -61,16 +62,17 @@ def decode(
         # 1. Propose. A row carried over from a block that matched throughout is decided first,
         #    from one draft: the target alone never chooses a token.
         if not drafts:
-            for ahead in range(1 if rows else min(config.draft_tokens, _left(sampling, position))):
-                q = _forward(draft, draft_unseen, 1, sampling.temperature)[0]
-                token = _propose(q, sampling, draws[position + ahead].propose)
+            left = sampling.max_new_tokens - position
+            for ahead in range(1 if rows else min(config.draft_tokens, left)):
+                q = forward(draft, draft_unseen, 1, sampling.temperature)[0]
+                token = take(q, sampling, draws[position + ahead].propose)
                 drafts.append((token, q))
                 draft_unseen = [token]
 
         # 2. Verify: one pass of the target gives P at every drafted position and at the one after.
         if not rows:
             seen = [*target_unseen, *(token for token, _ in drafts)]
-            rows.extend(_forward(target, seen, len(drafts) + 1, sampling.temperature))
+            rows.extend(forward(target, seen, len(drafts) + 1, sampling.temperature))
             block += 1
 
         # 3. Decide.
@@ -109,11 +111,17 @@ def decide(
     return int(chosen), bool(matched)
 
 
-def _propose(q: Tensor, sampling: SamplingParams, uniform: float) -> int:
-    return int(q.argmax() if sampling.greedy else draw(q, uniform))
+def take(distribution: Tensor, sampling: SamplingParams, uniform: float) -> int:
+    """A token of ``distribution`` [V]: its most likely one, or the one ``uniform`` draws."""
+    return int(distribution.argmax() if sampling.greedy else draw(distribution, uniform))
 
 
-def _forward(session: Session, ids: Sequence[int], keep: int, temperature: float) -> Tensor:
+def forward(session: Session, ids: Sequence[int], keep: int, temperature: float) -> Tensor:
+    """Probabilities after the last ``keep`` of ``ids``, ``[keep, V]``.
+
+    Raises:
+        BrokenModel: the logits are not all finite.
+    """
     logits = session.forward(ids, keep)
     if not logits.isfinite().all():
         raise BrokenModel(
@@ -121,7 +129,3 @@ def _forward(session: Session, ids: Sequence[int], keep: int, temperature: float
             "Check its weights, or load it in another dtype."
         )
     return probabilities(logits, temperature)
-
-
-def _left(sampling: SamplingParams, position: int) -> int:
-    return sampling.max_new_tokens - position

@@ -68,7 +68,7 @@ def reference_decode(
     sampling: SamplingParams,
     end_tokens: Collection[int] = (),
 ) -> Iterator[tuple[str, float, int]]:
-    """Decode one token after another; yields scheme, strength and token, as conformance files do."""
+    """Decode token after token; yields scheme, strength and token, as conformance files do."""
     output: list[int] = []
     log: list[bool] = []
     scheme, threshold, alpha = "intersection", config.threshold, config.alpha_intersection

@@ -15,7 +15,7 @@ from safedraft.config import SamplingParams
 
 
 def probabilities(logits: Tensor, temperature: float = 0.0) -> Tensor:
-    """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves the logits as they are."""
+    """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves logits as they are."""
     return (logits.float() / (temperature or 1.0)).softmax(-1)
 
 

@@ -20,7 +20,8 @@ class Switch:
         self.scheme = Scheme.INTERSECTION
         self.ratios: list[float] = []
         """β of every full bin so far."""
-        self._restart()
+        self.threshold = config.threshold
+        self._alpha = config.alpha_intersection
         self._seen = 0
         self._matches = 0
 

@@ -65,7 +65,7 @@ class TransformersSession:
         return logits[-keep:, : self._vocabulary].to(self._device, torch.float32)
 
     def rewind(self, count: int) -> None:
-        """Forget the last ``count`` tokens; lets sliding-window layers drop what left the window."""
+        """Forget the last ``count`` tokens; sliding-window layers drop what left the window."""
         self._cache.crop(-count)
 
     def _run(self, ids: Sequence[int], keep: int) -> Tensor:

@@ -1,0 +1,362 @@
+"""Text on both sides of the loop: messages to prompts, steps to text, stop strings, statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from safedraft.decode import Step
+    from safedraft.engines.session import Clocked
+
+Message = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+FinishReason = Literal["stop", "length", "interrupted"]
+"""An end token or stop string; the token limit or the context's end; taken away before its end."""
+
+_CONTEXT = 8  # tokens of the prompt that the first new ones are decoded with
+
+
+def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Message]:
+    """Messages of a request; a string is what the user says, ``prefill`` begins the reply.
+
+    Raises:
+        SafeDraftError: there is nothing to answer, or a message has no role or content.
+    """
+    asked: Message = {"role": "user", "content": prompt if isinstance(prompt, str) else ""}
+    messages = [asked] if isinstance(prompt, str) else list(prompt)
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise SafeDraftError("every message needs a 'role' and a 'content', both strings")
+    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
+        raise SafeDraftError("the prompt is empty: give a message to answer")
+    if prefill and messages[-1]["role"] == "assistant":
+        raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
+    return [*messages, {"role": "assistant", "content": prefill}] if prefill else messages
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """``messages`` under one more system prompt, which stands before the conversation's own."""
+    if not system:
+        return list(messages)
+    if messages and messages[0]["role"] == "system":
+        joined = f"{system}\n\n{messages[0]['content']}"
+        return [{"role": "system", "content": joined}, *messages[1:]]
+    return [{"role": "system", "content": system}, *messages]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation, up to where the assistant speaks (or goes on speaking).
+
+    A control token spelt out in a message stays text: a seam is put inside it before the template
+    is rendered, and the rendered text is encoded piece by piece between seams.
+
+    Raises:
+        SafeDraftError: the tokenizer has no chat template, or the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise SafeDraftError(
+            f"{tokenizer.name_or_path} has no chat template; use an instruct model"
+        )
+    seam = _unused_character(messages)
+    control = _control_tokens(tokenizer)
+    goes_on = messages[-1]["role"] == "assistant"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [
+                {**message, "content": _seamed(message["content"], control, seam)}
+                for message in messages
+            ],
+            tokenize=False,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+        )
+    except Exception as error:  # templates raise what they like: jinja2's errors, ValueError…
+        raise SafeDraftError(f"the chat template refuses these messages: {error}") from error
+    pieces = [piece for piece in str(rendered).split(seam) if piece]
+    return [id for piece in pieces for id in tokenizer.encode(piece, add_special_tokens=False)]
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that the tokenizer reads as control tokens; not the white space some add as tokens."""
+    added = tokenizer.added_tokens_decoder.values()
+    texts = {t.content for t in added if t.special or t.content in str(tokenizer.chat_template)}
+    return sorted((text for text in texts if len(text.strip()) > 1), key=len, reverse=True)
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    text = "".join(message["content"] for message in messages)
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+
+
+def _seamed(text: str, control: Sequence[str], seam: str) -> str:
+    """``text`` with ``seam`` after the first character of every control token it spells."""
+    for token in control:
+        text = text.replace(token, token[0] + seam + token[1:])
+    return text
+
+
+class Detokenizer:
+    """Turns tokens into text as they come; a character cut across tokens waits to be whole."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt[-_CONTEXT:])
+        self._start, self._told = 0, len(self._ids)
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes; empty while a character is incomplete."""
+        self._ids.append(token)
+        text = self._untold()
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._start, self._told = self._told, len(self._ids)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end, a broken character included."""
+        return self._untold() if self.pending else ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether the tokens so far end inside a character."""
+        return self._told < len(self._ids)
+
+    def _untold(self) -> str:
+        told = self._decode(self._ids[self._start : self._told])
+        return self._decode(self._ids[self._start :])[len(told) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a reply: where it came from and what it says."""
+
+    id: int
+    text: str
+    """What it adds to the reply; empty for a part of a character and for what a stop cut off."""
+    matched: bool
+    scheme: str | None
+    """``intersection`` or ``union``; None where no draft took part (a baseline)."""
+    strength: float
+    draft_probability: float | None
+    target_probability: float
+    block: int
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a reply cost. Seconds are wall-clock and include both prefills."""
+
+    prompt_tokens: int = 0
+    """Of the longer of the two prompts."""
+    tokens: int = 0
+    blocks: int = 0
+    matches: int = 0
+    match_ratios: list[float] = field(default_factory=list)
+    """β of every full bin."""
+    target_passes: int = 0
+    draft_passes: int = 0
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    target_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    seed: int | None = None
+    """What repeats a sampled reply; None for a greedy one."""
+
+    @property
+    def match_ratio(self) -> float:
+        """Share of the tokens that are the draft's."""
+        return self.matches / self.tokens if self.tokens else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole reply."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_target_pass(self) -> float:
+        """1 without a draft; at most T + 1 with one."""
+        return self.tokens / self.target_passes if self.target_passes else 0.0
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What neither model's forward took."""
+        return max(self.seconds - self.target_seconds - self.draft_seconds, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and what follows from them, ready for JSON."""
+        derived = ("match_ratio", "tokens_per_second", "tokens_per_target_pass", "overhead_seconds")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(slots=True)
+class Reply:
+    """What was said, how every token came about, and what it cost."""
+
+    text: str = ""
+    finish_reason: FinishReason = "interrupted"
+    trace: list[Token] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "statistics": self.statistics.to_dict(),
+            "trace": [asdict(token) for token in self.trace],
+        }
+
+
+class Stream(Iterator[Token]):
+    """Iterates over a reply's tokens as they are decoded; ``reply`` is what was said so far.
+
+    The texts of the tokens, joined, are the text of the reply. A token whose text may be the start
+    of a stop string is held back until that is decided. Closing the stream early (or Ctrl-C inside
+    it) keeps what was said.
+    """
+
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        detokenizer: Detokenizer | None,
+        *,
+        stop: Sequence[str] = (),
+        end_tokens: frozenset[int] = frozenset(),
+        bin_size: int,
+        target: Clocked,
+        draft: Clocked,
+        statistics: Statistics,
+    ) -> None:
+        self.reply = Reply(statistics=statistics)
+        self._steps = steps
+        self._detokenizer = detokenizer
+        self._stop = tuple(text for text in stop if text)
+        self._end_tokens = end_tokens
+        self._bin_size = bin_size
+        self._target, self._draft = target, draft
+        self._held: list[Token] = []
+        self._stopped = False
+        self._tokens = self._run()
+
+    def __next__(self) -> Token:
+        return next(self._tokens)
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def close(self) -> None:
+        """Stop decoding; the reply keeps what was said."""
+        self._tokens.close()
+
+    def drain(self) -> Reply:
+        """Decode to the end."""
+        for _ in self:
+            pass
+        return self.reply
+
+    def _run(self) -> Generator[Token]:
+        started = time.perf_counter()
+        try:
+            for step in self._steps:
+                self._count(step, time.perf_counter() - started)
+                ended = step.token in self._end_tokens
+                self._held.append(_token(step, "" if ended else self._text(step.token)))
+                if self._cut_at_stop() or ended:
+                    self.reply.finish_reason = "stop"
+                    break
+                yield from self._release(self._decided())
+            else:
+                self.reply.finish_reason = "length"
+            self._complete()
+            yield from self._release(len(self._held))
+        finally:
+            for _ in self._release(len(self._held)):
+                pass  # taken away before its end: what was held back was said all the same
+            self._close(time.perf_counter() - started)
+
+    def _text(self, token: int) -> str:
+        return self._detokenizer.push(token) if self._detokenizer else ""
+
+    def _complete(self) -> None:
+        """A reply that ends inside a character shows what there is of it."""
+        if self._held and self._detokenizer and not self._stopped:
+            last = self._held[-1]
+            self._held[-1] = replace(last, text=last.text + self._detokenizer.flush())
+
+    def _cut_at_stop(self) -> bool:
+        """Whether the held text has a stop string; if so, what follows its start is cut off."""
+        text = "".join(token.text for token in self._held)
+        starts = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if not starts:
+            return False
+        self._stopped = True
+        left = min(starts)
+        for index, token in enumerate(self._held):
+            self._held[index] = replace(token, text=token.text[:left])
+            left = max(left - len(token.text), 0)
+        return True
+
+    def _decided(self) -> int:
+        """How many held tokens have a text that no stop string or broken character can change."""
+        text = "".join(token.text for token in self._held)
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        lengths = range(min(longest, len(text)), 0, -1)
+        tails = (n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stop))
+        settled = len(text) - next(tails, 0)
+        ends = accumulate(len(token.text) for token in self._held)
+        count = sum(end <= settled for end in ends)
+        inside_character = self._detokenizer is not None and self._detokenizer.pending
+        return min(count, len(self._held) - inside_character)
+
+    def _release(self, count: int) -> Iterator[Token]:
+        """Let go of the first ``count`` held tokens."""
+        for _ in range(count):
+            token = self._held.pop(0)
+            self.reply.trace.append(token)
+            self.reply.text += token.text
+            yield token
+
+    def _count(self, step: Step, elapsed: float) -> None:
+        statistics = self.reply.statistics
+        if not statistics.tokens:
+            statistics.first_token_seconds = elapsed
+        statistics.tokens += 1
+        statistics.matches += step.matched
+        statistics.blocks = step.block + 1
+
+    def _close(self, elapsed: float) -> None:
+        statistics, matched = self.reply.statistics, [token.matched for token in self.reply.trace]
+        size = self._bin_size
+        full = range(0, len(matched) - size + 1, size)
+        statistics.match_ratios = [sum(matched[start : start + size]) / size for start in full]
+        statistics.seconds = elapsed
+        statistics.target_seconds, statistics.target_passes = (
+            self._target.seconds,
+            self._target.passes,
+        )
+        statistics.draft_seconds, statistics.draft_passes = self._draft.seconds, self._draft.passes
+
+
+def _token(step: Step, text: str) -> Token:
+    return Token(
+        id=step.token,
+        text=text,
+        matched=step.matched,
+        scheme=step.scheme,
+        strength=step.strength,
+        draft_probability=step.draft_probability,
+        target_probability=step.target_probability,
+        block=step.block,
+    )

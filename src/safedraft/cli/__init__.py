@@ -1,0 +1,64 @@
+"""The command line: one file a command; models and torch are imported when a command runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from safedraft.cli.bench import bench
+from safedraft.cli.chat import chat
+from safedraft.cli.doctor import doctor
+from safedraft.cli.generate import generate
+from safedraft.cli.pairs import pairs
+from safedraft.cli.pull import pull
+from safedraft.cli.replay import replay
+from safedraft.errors import SafeDraftError
+
+app = typer.Typer(
+    name="safedraft",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Decode a large language model with the safety of a small one, and faster.\n\n"
+    "A small, deep-aligned draft model proposes tokens, the target verifies them, and every token "
+    "comes from both (Speculative Safety-Aware Decoding, arXiv 2508.17739).\n\n"
+    "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
+    '"Why is the sky blue?"[/]',
+)
+for command in (pull, pairs, doctor, generate, chat, replay, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SafeDraftError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        _fail("; ".join(_in_words(problem) for problem in error.errors()))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full ({error.filename or 'while writing'}): make room and run it again")
+
+
+def _in_words(problem: object) -> str:
+    details = dict(problem)  # type: ignore[call-overload]
+    where = ".".join(str(part) for part in details["loc"])
+    return f"{where}: {details['msg'].lower()}, not {details['input']!r}"
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+    sys.exit(2)

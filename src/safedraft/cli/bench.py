@@ -1,0 +1,98 @@
+"""``safedraft bench``: how fast, compared with what else there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from safedraft.cli import options
+
+
+def bench(
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 96,
+    prompts: Annotated[
+        int | None, typer.Option(help="How many of the benchmark's own prompts.", min=1)
+    ] = None,
+    draft_tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="T of SSD; give it again to try several. The pair's own if left out."),
+    ] = None,
+    assisted_tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="Constant numbers of drafted tokens for assisted generation."),
+    ] = None,
+    as_json: options.Json = False,
+    pair: options.PairName = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    adapter: options.Adapter = None,
+    no_adapter: options.NoAdapter = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    settings: options.Set = None,
+) -> None:
+    """Time SSD against Transformers' own generation, on ordinary prompts.
+
+    The same prompts go through the target alone, assisted generation with the same draft (its
+    default schedule, and constant numbers of drafted tokens), its ensemble weight, and SSD:
+    interleaved in one run after a warm-up, greedy. Medians over the prompts; ratios are taken
+    prompt by prompt.
+
+    [dim]safedraft bench --draft-tokens 3 --draft-tokens 5[/]
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from safedraft.benchmark import PROMPTS, measure
+
+    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device, settings)
+    chosen = PROMPTS[:prompts]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("decoding", total=None)
+        outcome = measure(
+            loaded,
+            chosen,
+            max_new_tokens=max_new_tokens,
+            draft_tokens=draft_tokens or [loaded.config.draft_tokens],
+            assisted_tokens=assisted_tokens or [4],
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(outcome) + "\n")
+    else:
+        _print(outcome)
+
+
+def _print(outcome: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    headings = "tokens/s", "ratio", "tokens/pass", "match ratio", "target", "draft", "rest"
+    table.add_column("method")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, figures in outcome["methods"].items():
+        match = figures["match_ratio"]
+        table.add_row(
+            name,
+            f"{figures['tokens_per_second']:.2f}",
+            f"{figures['ratio_to_target']:.2f}",
+            f"{figures['tokens_per_target_pass']:.2f}",
+            "" if match is None else f"{match:.2f}",
+            *(f"{figures[share]:.1%}" for share in ("target_share", "draft_share", "rest_share")),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    peak, weights = (outcome[name] / 2**30 for name in ("peak_memory_bytes", "weights_bytes"))
+    machine = outcome["machine"]
+    console.print(
+        f"{outcome['prompts']} prompts, {outcome['max_new_tokens']} tokens each; "
+        f"peak memory of SSD {peak:.2f} GiB, weights {weights:.2f} GiB; "
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}",
+        style="dim",
+        soft_wrap=True,
+    )

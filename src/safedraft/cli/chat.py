@@ -1,0 +1,87 @@
+"""``safedraft chat``: talk with a pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from safedraft.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from safedraft.chat import Message
+    from safedraft.config import SamplingParams
+    from safedraft.pairs.pair import Pair
+
+_HELP = "/reset starts anew, /quit (or Ctrl-D) leaves; Ctrl-C stops a reply and leaves."
+
+
+def chat(
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    pair: options.PairName = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    adapter: options.Adapter = None,
+    no_adapter: options.NoAdapter = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    settings: options.Set = None,
+) -> None:
+    """Talk with a pair in the terminal; it remembers the conversation.
+
+    [dim]safedraft chat --temperature 0.7[/]
+    """
+    from rich.console import Console
+
+    sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
+    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device, settings)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_HELP, style="dim")
+    opening: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while True:
+        try:
+            said = console.input("[bold]you:[/] ").strip()
+        except EOFError:
+            console.print()
+            return
+        match said:
+            case "":
+                continue
+            case "/quit" | "/exit":
+                return
+            case "/reset":
+                messages = list(opening)
+            case "/help":
+                console.print(_HELP, style="dim")
+            case _:
+                messages.append({"role": "user", "content": said})
+                answer = _answer(loaded, messages, sampling, console)
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, console: Console) -> str:
+    from rich.text import Text
+
+    from safedraft.cli.render import style_of, summary
+
+    stream = pair.stream(messages, sampling=sampling)
+    try:
+        for token in stream:
+            console.print(Text(token.text, style_of(token)), end="")
+            console.file.flush()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        stream.close()
+        console.print()
+        console.print(summary(stream.reply))
+    return stream.reply.text

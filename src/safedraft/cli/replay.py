@@ -1,0 +1,130 @@
+"""``safedraft replay``: are the tokens those of the method's authors?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import BaseModel, Field, ValidationError
+
+from safedraft.cli import options
+from safedraft.config import SamplingParams, Scheme, SSDConfig
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from safedraft.pairs.pair import Pair
+
+_TOLERANCE = 1e-9  # strengths are sums of decimal fractions
+
+
+class Case(BaseModel):
+    """One recorded reply: greedy, every constant but the two strengths at its default."""
+
+    name: str | None = None
+    target_prompt: Annotated[list[int], Field(min_length=1)]
+    draft_prompt: Annotated[list[int], Field(min_length=1)]
+    alpha_intersection: float
+    alpha_union: float
+    max_new_tokens: int
+    output: list[int]
+    steps: list[tuple[Scheme, float, int]]
+    """Scheme, strength and token of every position."""
+
+
+class Recording(BaseModel):
+    """A conformance file."""
+
+    target: str
+    """A folder beside the file, used where no other is named."""
+    draft: str
+    eos_token_id: int | list[int] | None = None
+    cases: Annotated[list[Case], Field(min_length=1)]
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """What ended the recorded replies."""
+        ends = self.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A conformance file.")],
+    pair: options.PairName = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    adapter: options.Adapter = None,
+    no_adapter: options.NoAdapter = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    draft_tokens: Annotated[
+        int, typer.Option(help="T; it must not change a token.", rich_help_panel="Method")
+    ] = 3,
+) -> None:
+    """Decode every case of a conformance file and compare ids, schemes and strengths.
+
+    With no models named, they are the folders beside the file that it names itself. Folders need
+    no tokenizer. Exits with 1 unless all cases are identical.
+
+    [dim]safedraft replay near.json[/]
+    """
+    recording = read_recording(file)
+    if pair is None and target is None and draft is None:
+        target, draft = (str(file.parent / name) for name in (recording.target, recording.draft))
+    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
+    identical = 0
+    for index, case in enumerate(recording.cases, start=1):
+        difference = replay_case(loaded, case, recording.end_tokens, draft_tokens)
+        identical += difference is None
+        name = f" ({case.name})" if case.name else ""
+        outcome = difference or f"identical, {len(case.output)} tokens"
+        typer.echo(f"case {index}{name}: {outcome}")
+    typer.echo(f"{identical}/{len(recording.cases)} cases identical")
+    if identical < len(recording.cases):
+        raise typer.Exit(1)
+
+
+def read_recording(file: Path) -> Recording:
+    """The conformance file, or a ``SafeDraftError`` that names the file and the field."""
+    try:
+        return Recording.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise SafeDraftError(f"{file} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SafeDraftError(f"{file}: {field}: {first['msg']}") from error
+
+
+def replay_case(
+    pair: Pair, case: Case, end_tokens: frozenset[int], draft_tokens: int
+) -> str | None:
+    """How the decoded reply differs from the recorded one; None if it does not."""
+    from dataclasses import replace
+
+    from safedraft.pairs.pair import Prompts
+
+    config = SSDConfig(
+        alpha_intersection=case.alpha_intersection,
+        alpha_union=case.alpha_union,
+        draft_tokens=draft_tokens,
+    )
+    reply = (
+        replace(pair, end_tokens=end_tokens)
+        .stream_ids(
+            Prompts(case.target_prompt, case.draft_prompt),
+            sampling=SamplingParams(max_new_tokens=case.max_new_tokens),
+            config=config,
+        )
+        .drain()
+    )
+    for at, (token, expected) in enumerate(zip(reply.trace, case.steps, strict=False)):
+        scheme, strength, id = expected
+        same = (token.scheme, token.id) == (scheme, id)
+        if not same or abs(token.strength - strength) > _TOLERANCE:
+            found = f"{token.scheme} {token.strength:g} token {token.id}"
+            return f"differs at {at}: {found}, expected {scheme} {strength:g} token {id}"
+    ids = [token.id for token in reply.trace]
+    if len(ids) != len(case.steps) or ids != case.output:
+        return f"differs in length: {len(ids)} tokens, expected {len(case.output)}"
+    return None

@@ -1,0 +1,32 @@
+"""No defence: the target alone, one token a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from safedraft.config import SamplingParams, SSDConfig
+from safedraft.decode import Step, forward, take
+from safedraft.engines.session import Session
+from safedraft.sampling import Draws, distribution
+
+
+def target_only(
+    target: Session,
+    draft: Session,
+    target_prompt: Sequence[int],
+    draft_prompt: Sequence[int],
+    config: SSDConfig,
+    sampling: SamplingParams,
+    end_tokens: Collection[int] = (),
+) -> Iterator[Step]:
+    """As ``decode``, with the draft never asked."""
+    draws = Draws(sampling.seed or 0)
+    unseen = list(target_prompt)
+    for position in range(sampling.max_new_tokens):
+        p = forward(target, unseen, 1, sampling.temperature)[0]
+        f = p if sampling.greedy else distribution(p, sampling)
+        token = take(f, sampling, draws[position].propose)
+        yield Step(token, False, None, 0.0, None, p[token].item(), position)
+        if token in end_tokens:
+            return
+        unseen = [token]

@@ -1,0 +1,1 @@
+"""Which two models: the registry, fetching, checking and loading them, and the loaded pair."""

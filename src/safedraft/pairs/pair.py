@@ -1,0 +1,194 @@
+"""Two loaded models that decode together."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safedraft.chat import (
+    Detokenizer,
+    Message,
+    Reply,
+    Statistics,
+    Stream,
+    conversation,
+    encode,
+    with_system,
+)
+from safedraft.config import SamplingParams, SSDConfig
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from safedraft.decode import Step
+    from safedraft.engines.session import Clocked
+
+
+class Prompts(NamedTuple):
+    """Token ids that each model continues."""
+
+    target: list[int]
+    draft: list[int]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a pair."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model that decodes ids only."""
+    system: str | None = None
+    """A system prompt of its own, which the other model does not see."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a draft that ``doctor`` found to fit; made by ``load_pair``."""
+
+    target: Member
+    draft: Member
+    vocabulary: int
+    """V: ids below it are shared."""
+    context_length: int
+    """Of the model with the shorter context."""
+    end_tokens: frozenset[int]
+    config: SSDConfig
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        prefill: str = "",
+        sampling: SamplingParams | None = None,
+        config: SSDConfig | None = None,
+        defence: str = "ssd",
+    ) -> Reply:
+        """Answer a prompt (what the user says, or messages) and return the whole reply.
+
+        Args:
+            prompt: text of one user turn, or ``{"role", "content"}`` messages; messages that end in
+                an assistant turn are continued.
+            prefill: how the assistant's turn begins.
+            sampling: greedy and at most 512 tokens when not given.
+            config: in place of the pair's own.
+            defence: ``"ssd"``, or a baseline of ``safedraft.defences``.
+
+        Raises:
+            SafeDraftError: nothing to answer, or a prompt that leaves no room in the context.
+        """
+        return self.stream(
+            prompt, prefill=prefill, sampling=sampling, config=config, defence=defence
+        ).drain()
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        prefill: str = "",
+        sampling: SamplingParams | None = None,
+        config: SSDConfig | None = None,
+        defence: str = "ssd",
+    ) -> Stream:
+        """As ``generate``, token by token: iterate over it; ``.reply`` is what was said so far."""
+        prompts = self.prompts(conversation(prompt, prefill))
+        return self.stream_ids(prompts, sampling=sampling, config=config, defence=defence)
+
+    def prompts(self, messages: Sequence[Message]) -> Prompts:
+        """Each model's own prompt: its template, under its system prompt.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer or no chat template.
+        """
+        return Prompts(*(_prompt(member, messages) for member in (self.target, self.draft)))
+
+    def stream_ids(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: SamplingParams | None = None,
+        config: SSDConfig | None = None,
+        defence: str = "ssd",
+    ) -> Stream:
+        """As ``stream``, from token ids; with no tokenizer, tokens have no text.
+
+        Raises:
+            SafeDraftError: an empty prompt, an id outside the vocabulary, a prompt that leaves no
+                room in the shorter context, stop strings without a tokenizer, unknown defence.
+        """
+        from safedraft.engines.session import Clocked
+
+        config = config or self.config
+        sampling = self._fitted(prompts, sampling or SamplingParams())
+        target, draft = (Clocked(session) for session in self._sessions())
+        tokenizer = self.target.tokenizer
+        if sampling.stop and tokenizer is None:
+            raise SafeDraftError("stop strings need a tokenizer, and the target has none")
+        return Stream(
+            self._steps(defence, target, draft, prompts, config, sampling),
+            Detokenizer(tokenizer, prompts.target) if tokenizer else None,
+            stop=sampling.stop,
+            end_tokens=self.end_tokens,
+            bin_size=config.bin_size,
+            target=target,
+            draft=draft,
+            statistics=Statistics(
+                prompt_tokens=max(map(len, prompts)),
+                seed=None if sampling.greedy else sampling.seed,
+            ),
+        )
+
+    def _fitted(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
+        """``sampling`` with a seed and no more tokens than the shorter context has room for."""
+        for member, ids in zip((self.target, self.draft), prompts, strict=True):
+            if not ids:
+                raise SafeDraftError(f"{member.name}: the prompt is empty")
+            if not all(0 <= token < self.vocabulary for token in ids):
+                raise SafeDraftError(
+                    f"{member.name}: the prompt has ids outside the shared vocabulary, "
+                    f"0 to {self.vocabulary - 1}"
+                )
+        length = max(map(len, prompts))
+        room = self.context_length - length
+        if room < 1:
+            raise SafeDraftError(
+                f"the prompt has {length} tokens and the shorter context of the pair has "
+                f"{self.context_length}: shorten it"
+            )
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        limit = min(sampling.max_new_tokens, room)
+        return sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})
+
+    def _sessions(self) -> Iterator[Any]:
+        from safedraft.engines.transformers import TransformersSession
+
+        device = self.target.model.device
+        for member in (self.target, self.draft):
+            yield TransformersSession(member.model, member.name, self.vocabulary, device)
+
+    def _steps(
+        self,
+        defence: str,
+        target: Clocked,
+        draft: Clocked,
+        prompts: Prompts,
+        config: SSDConfig,
+        sampling: SamplingParams,
+    ) -> Iterator[Step]:
+        from safedraft.defences import DEFENCES
+
+        if defence not in DEFENCES:
+            raise SafeDraftError(f"unknown defence {defence!r}; choose from {', '.join(DEFENCES)}")
+        return DEFENCES[defence](
+            target, draft, prompts.target, prompts.draft, config, sampling, self.end_tokens
+        )
+
+
+def _prompt(member: Member, messages: Sequence[Message]) -> list[int]:
+    if member.tokenizer is None:
+        raise SafeDraftError(f"{member.name} has no tokenizer: it decodes token ids only")
+    return encode(member.tokenizer, with_system(messages, member.system))

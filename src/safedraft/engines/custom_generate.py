@@ -119,10 +119,10 @@ def _refuse(
     model_kwargs: dict[str, Any],
 ) -> None:
     """Raise on what would otherwise be accepted and ignored."""
-    if input_ids.shape[0] != 1:
-        raise SafeDraftError("SSD decodes one sequence at a time: call generate once for each")
     if generation.num_beams not in (None, 1):
         raise SafeDraftError("SSD has no beam search: leave num_beams at 1")
+    if input_ids.shape[0] != 1:
+        raise SafeDraftError("SSD decodes one sequence at a time: call generate once for each")
     others = sorted({type(processor).__name__ for processor in processors} - _SAMPLING)
     if others:
         raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")

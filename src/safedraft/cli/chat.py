@@ -69,15 +69,12 @@ def chat(
 
 
 def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, console: Console) -> str:
-    from rich.text import Text
-
-    from safedraft.cli.render import style_of, summary
+    from safedraft.cli.render import summary, tell
 
     stream = pair.stream(messages, sampling=sampling)
     try:
         for token in stream:
-            console.print(Text(token.text, style_of(token)), end="")
-            console.file.flush()
+            tell(token, console)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:

@@ -96,15 +96,15 @@ def _stream(
     from rich.console import Console
     from rich.text import Text
 
-    from safedraft.cli.render import bins, legend, style_of, summary
+    from safedraft.cli.render import bins, legend, summary, tell
 
     stream = pair.stream(messages, prefill=prefill, sampling=sampling)
     replies["ssd"] = stream.reply
-    console.print(Text(prefill, "dim italic"), end="")
+    if console.is_terminal:
+        console.print(Text(prefill, "dim italic"), end="")
     try:
         for token in stream:
-            console.print(Text(token.text, style_of(token)), end="")
-            console.file.flush()
+            tell(token, console)
     finally:
         stream.close()
         console.print()

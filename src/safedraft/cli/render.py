@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,12 @@ from safedraft.chat import Reply, Token
 
 MATCHED, INTERSECTION, UNION = "green", "bold yellow", "bold magenta"
 _BARS = "▁▂▃▄▅▆▇█"
+_CONTROL = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
+
+
+def visible(text: str) -> str:
+    """``text`` without the control characters by which a model could drive the terminal."""
+    return text.translate(_CONTROL)
 
 
 def style_of(token: Token) -> str:
@@ -40,11 +46,20 @@ def coloured(tokens: Sequence[Token], *, folded: bool = False) -> Text:
     """The tokens' text in their colours; folded, every letter is covered."""
     text = Text()
     for token in tokens:
-        words = token.text
+        words = visible(token.text)
         if folded:
             words = "".join(letter if letter.isspace() else "░" for letter in words)
         text.append(words, style_of(token))
     return text
+
+
+def tell(token: Token, console: Console) -> None:
+    """Print a token as it comes: in colour on a terminal, to the letter anywhere else."""
+    if console.is_terminal:
+        console.print(Text(visible(token.text), style_of(token)), end="")
+    elif not console.quiet:
+        console.file.write(token.text)
+    console.file.flush()
 
 
 def bins(ratios: Sequence[float]) -> Text:

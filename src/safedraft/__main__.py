@@ -1,0 +1,5 @@
+"""``python -m safedraft`` is the command line."""
+
+from safedraft.cli import main
+
+main()

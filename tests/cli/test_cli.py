@@ -1,0 +1,293 @@
+"""The command line as a user meets it: outputs, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONFORMANCE, save_model
+
+from safedraft import cli
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process; gives exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["safedraft", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def models(tiny_pair: tuple[Path, Path]) -> list[str]:
+    return ["--target", str(tiny_pair[0]), "--draft", str(tiny_pair[1])]
+
+
+def error_of(outcome: tuple[int, str, str]) -> str:
+    """The message of a run that failed as it should: exit code 2, one line, nothing else said."""
+    code, out, err = outcome
+    assert code == 2, (out, err)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_help_and_import_load_no_models() -> None:
+    code = (
+        "import sys, safedraft, safedraft.cli; "
+        "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself(run: Any) -> None:
+    for command in ("pull", "pairs", "doctor", "generate", "chat", "replay", "bench"):
+        code, out, _ = run(command, "--help")
+        assert (code, "Usage" in out) == (0, True)
+
+
+def test_generate_prints_the_reply_and_nothing_else_to_stdout(
+    run: Any, models: list[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    code, out, err = run("generate", "hi", "--max-new-tokens", "20", "--trace", str(trace), *models)
+    recorded = json.loads(trace.read_text())
+    assert code == 0
+    assert out == recorded["text"] + "\n"
+    assert "match ratio per bin" in err
+    assert "20 tokens" in err
+    assert "".join(token["text"] for token in recorded["trace"]) == recorded["text"]
+
+
+def test_generate_json_is_one_object(run: Any, models: list[str]) -> None:
+    code, out, _ = run("generate", "hi", "--json", "--max-new-tokens", "9", *models)
+    assert code == 0
+    assert json.loads(out)["statistics"]["tokens"] == 9
+
+
+def test_compare_shows_both(run: Any, models: list[str]) -> None:
+    options = ["--compare", "--prefill", "Sure", "--max-new-tokens", "15"]
+    code, out, _ = run("generate", "hi", *options, *models)
+    assert code == 0
+    assert "the target alone" in out
+    assert "SSD decoded" in out
+    code, out, _ = run("generate", "hi", *options, "--json", *models)
+    replies = json.loads(out)
+    assert set(replies) == {"target_only", "ssd"}
+    assert replies["target_only"]["statistics"]["draft_passes"] == 0
+
+
+def test_ctrl_c_keeps_what_was_said_and_exits_130(
+    run: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safedraft.engines.transformers import TransformersSession
+
+    forward, calls = TransformersSession.forward, []
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 12:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(TransformersSession, "forward", interrupted)
+    trace = tmp_path / "trace.json"
+    code, out, _ = run("generate", "hi", "--trace", str(trace), *models)
+    recorded = json.loads(trace.read_text())
+    assert code == 130
+    assert recorded["finish_reason"] == "interrupted"
+    assert recorded["trace"]
+    assert out == recorded["text"] + "\n"
+
+
+def test_chat_remembers_and_leaves(
+    run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safedraft.pairs.pair import Pair
+
+    asked: list[list[Any]] = []
+    stream = Pair.stream
+
+    def watched(self: Any, messages: Any, **options: Any) -> Any:
+        asked.append(list(messages))
+        return stream(self, messages, **options)
+
+    lines = iter(["hello", "", "again", "/reset", "new", "/quit"])
+    monkeypatch.setattr(Pair, "stream", watched)
+    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    code, _, _ = run("chat", "--system", "Be brief.", "--max-new-tokens", "4", *models)
+    assert code == 0
+    roles = [[message["role"][0] for message in messages] for messages in asked]
+    assert roles == [list("su"), list("suau"), list("su")]
+
+
+def test_pairs_lists_the_default_pair(run: Any) -> None:
+    code, out, _ = run("pairs", "--json")
+    assert code == 0
+    assert json.loads(out)["qwen2.5-coder"]["draft"] == "qwen2.5-coder-0.5b-instruct"
+    code, out, _ = run("pairs", "--constants")
+    assert code == 0
+    assert "alpha_union" in out
+
+
+def test_doctor_says_yes_and_no(run: Any, tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    target, draft = map(str, tiny_pair)
+    code, out, _ = run("doctor", target, draft)
+    assert code == 0
+    assert "can decode together" in out
+    save_model(tmp_path, vocabulary=300, eos_token_id=299)
+    code, out, _ = run("doctor", str(tmp_path), draft, "--json")
+    report = json.loads(out)
+    assert (code, report["compatible"]) == (1, False)
+    assert any(finding["status"] == "failure" for finding in report["findings"])
+
+
+@pytest.mark.parametrize("name", ["near", "mid", "far"])
+def test_replay_finds_the_authors_tokens(run: Any, name: str) -> None:
+    code, out, _ = run("replay", str(CONFORMANCE / f"{name}.json"))
+    assert out.splitlines()[-1] == "12/12 cases identical"
+    assert len(out.splitlines()) == 13
+    assert code == 0
+
+
+def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
+    recording = json.loads((CONFORMANCE / "mid.json").read_text())
+    wrong_token, wrong_scheme, wrong_strength = recording["cases"][:3]
+    wrong_token["steps"][5][2] += 1
+    wrong_scheme["steps"][2][0] = "union"
+    wrong_strength["steps"][0][1] = 0.31
+    recording["cases"] = recording["cases"][:4]
+    file = tmp_path / "changed.json"
+    file.write_text(json.dumps(recording))
+    folders = [str(CONFORMANCE / recording[name]) for name in ("target", "draft")]
+    code, out, _ = run("replay", str(file), "--target", folders[0], "--draft", folders[1])
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[-1] == "1/4 cases identical"
+    assert lines[0].startswith("case 1: differs at 5: ")
+    assert lines[2].startswith("case 3: differs at 0: ")
+
+
+def test_bench_times_every_method(run: Any, models: list[str]) -> None:
+    options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
+    options += ["--draft-tokens", "2", "--assisted-tokens", "2"]
+    code, out, _ = run("bench", "--json", *options, *models)
+    outcome = json.loads(out)
+    methods = outcome["methods"]
+    assert code == 0
+    assert list(methods) == ["target", "assisted", "assisted-2", "ensemble", "ssd", "ssd-2"]
+    assert methods["target"]["ratio_to_target"] == 1
+    assert methods["target"]["tokens_per_target_pass"] == 1
+    assert methods["target"]["match_ratio"] is None
+    for figures in methods.values():
+        shares = [figures[f"{name}_share"] for name in ("target", "draft", "rest")]
+        assert sum(shares) == pytest.approx(1)
+        assert all(share >= 0 for share in shares)
+    assert 0 <= methods["ssd"]["match_ratio"] <= 1
+    assert outcome["peak_memory_bytes"] > outcome["weights_bytes"] > 0
+    code, out, _ = run("bench", *options, *models)
+    assert "tokens/pass" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "", "--pair", "qwen2.5-coder"], "prompt is empty"),
+        (["generate", "hi", "--pair", "qwen"], "no pair is called 'qwen'"),
+        (["generate", "hi", "--target", "/no/such", "--draft", "/no/such"], "neither a folder"),
+        (["generate", "hi", "--max-new-tokens", "0"], "max_new_tokens: input should be greater"),
+        (["generate", "hi", "--max-new-tokens", "-5"], "max_new_tokens"),
+        (["generate", "hi", "--temperature", "nan"], "temperature"),
+        (["generate", "hi", "--set", "draft_tokens=0"], "draft_tokens"),
+        (["generate", "hi", "--set", "bin_size=0"], "bin_size"),
+        (["generate", "hi", "--set", "alpha_union=inf"], "alpha_union"),
+        (["generate", "hi", "--set", "alpha_union=much"], "alpha_union"),
+        (["generate", "hi", "--set", "beams=3"], "write NAME=VALUE with one of sample_space_size"),
+        (["generate", "hi", "--trace", "/no/such/folder/t.json"], "No such file"),
+        (["generate", "hi", "--adapter", "a/b", "--no-adapter"], "not both"),
+        (["replay", "/no/such.json"], "No such file"),
+        (["pull", "--target", "nobody/nothing"], "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: str) -> None:
+    assert message in error_of(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"target": "a", "draft": "b"}', "cases: Field required"),
+        ('{"target": "a", "draft": "b", "cases": []}', "cases: List should have at least 1"),
+        ('{"target": "a", "draft": "b", "cases": [{}]}', "cases.0.target_prompt"),
+    ],
+)
+def test_a_broken_recording_names_file_and_field(
+    run: Any, tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "broken.json"
+    file.write_text(content)
+    said = error_of(run("replay", str(file)))
+    assert message in said
+    assert str(file) in said
+
+
+def test_an_incompatible_pair_is_refused(
+    run: Any, tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_model(tmp_path, vocabulary=300, eos_token_id=299)
+    said = error_of(run("generate", "hi", "--target", str(tmp_path), "--draft", str(tiny_pair[1])))
+    assert "cannot decode together" in said
+
+
+def test_a_full_disk_is_said(run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/file")
+
+    monkeypatch.setattr("safedraft.pairs.load.fetch", full)
+    assert "the disk is full (/cache/file)" in error_of(run("generate", "hi", *models))
+
+
+def test_broken_logits_are_an_error(
+    run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safedraft.engines.transformers import TransformersSession
+
+    forward = TransformersSession.forward
+    monkeypatch.setattr(
+        TransformersSession,
+        "forward",
+        lambda self, ids, keep: forward(self, ids, keep) * torch_nan(),
+    )
+    code, out, err = run("generate", "hi", *models)
+    assert (code, out.strip()) == (2, "")
+    assert "gave NaN or infinite logits" in err
+
+
+def torch_nan() -> float:
+    return float("nan")
+
+
+def test_a_model_cannot_drive_the_terminal() -> None:
+    from safedraft.chat import Token
+    from safedraft.cli.render import coloured
+
+    token = Token(1, "a\x1b[2Jb\nc\td\x9b", True, "union", 0.8, 0.5, 0.5, 0)
+    assert coloured([token]).plain == "a[2Jb\nc\td"
+    assert coloured([token], folded=True).plain == "░░░░░\n░\t░"

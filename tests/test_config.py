@@ -22,6 +22,7 @@ def test_defaults_are_the_published_ones() -> None:
         "threshold": 0.6,
         "threshold_decay": 0.1,
         "draft_tokens": 3,
+        "draft_confidence": 0.0,
     }
 
 

@@ -169,6 +169,7 @@ def test_logits_that_are_no_numbers_stop_everything(
     config=st.builds(
         SSDConfig,
         draft_tokens=st.integers(1, 8),
+        draft_confidence=st.sampled_from([0.0, 0.3, 0.9]),
         bin_size=st.integers(1, 9),
         sample_space_size=st.integers(1, 12),
         kappa=st.integers(1, 3),
@@ -193,6 +194,18 @@ def test_fast_equals_slow(
     fast = decode(target.session(), draft.session(), *prompts, config, sampling, end)
     slow = reference_decode(target, draft, *prompts, config, sampling, end)
     assert [(s.scheme, s.strength, s.token) for s in fast] == list(slow)
+
+
+def test_an_unsure_draft_ends_early() -> None:
+    def script(ids: Sequence[int]) -> Tensor:
+        logits = torch.zeros(VOCABULARY)
+        logits[1] = 9.0 if len(ids) % 3 else 0.5  # sure of two tokens in three
+        return logits
+
+    target, draft = says([1], 1), ScriptedSession(script)
+    steps = run(target, draft, 9, (1, 1), draft_tokens=8, draft_confidence=0.5)
+    assert shape(steps) == "xxxx|xxx|xx"
+    assert [count for call, count in target.calls if call == "forward"] == [4, 3, 3]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

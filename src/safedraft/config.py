@@ -60,7 +60,10 @@ class SSDConfig(_Frozen):
     """How much the threshold falls each bin that leaves the scheme unchanged."""
 
     draft_tokens: Positive = 3
-    """T: tokens drafted a block. Changes the speed, never a token."""
+    """T: most tokens drafted a block. Changes the speed, never a token."""
+
+    draft_confidence: Share = 0.0
+    """A drafted token less likely than this ends the draft. Changes the speed, never a token."""
 
 
 class SamplingParams(_Frozen):

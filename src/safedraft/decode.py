@@ -68,6 +68,8 @@ def decode(
                 token = take(q, sampling, draws[position + ahead].propose)
                 drafts.append((token, q))
                 draft_unseen = [token]
+                if q[token] < config.draft_confidence:
+                    break  # what would follow it is likely to be thrown away
 
         # 2. Verify: one pass of the target gives P at every drafted position and at the one after.
         if not rows:

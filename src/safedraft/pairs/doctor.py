@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +36,7 @@ class Anatomy:
         """Rows of the output layer: tokens and padding."""
         return int(self.config.get_text_config().vocab_size)
 
-    @property
+    @cached_property
     def tokens(self) -> dict[int, str]:
         """Every id that the tokenizer knows."""
         vocabulary = self.tokenizer.get_vocab() if self.tokenizer else {}

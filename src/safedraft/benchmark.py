@@ -26,17 +26,17 @@ PROMPTS = (
     "Write a Python function that returns the n-th Fibonacci number, with a docstring.",
     "A train travels 180 km in 2 hours and then 120 km in 1.5 hours. What is its average speed? "
     "Think step by step.",
-    "Explain the difference between a list and a tuple in Python.",
     "Give me five tips for learning a new language.",
     "Write a SQL query that finds the three customers with the highest total order value.",
     "A shop sells pens at 3 for 2 euros. How much do 27 pens cost? Show your working.",
+    "Explain the difference between a list and a tuple in Python.",
     "Summarise how photosynthesis works for a ten-year-old.",
     "Write a short, friendly e-mail that moves a meeting from Tuesday to Thursday.",
     "Write a JavaScript function that removes duplicates from an array of numbers.",
     "Tom has 4 boxes with 12 apples each and gives away 15 apples. How many are left?",
     "What should I consider when I choose a bicycle for commuting?",
 )
-"""Ordinary questions, code and arithmetic."""
+"""Ordinary questions, code and arithmetic, in turn."""
 
 ENSEMBLE_WEIGHT = 0.7
 """Of the target; SSD's own weight in intersection is 1 - α_I = 0.7."""

@@ -156,9 +156,11 @@ def test_doctor_says_yes_and_no(run: Any, tiny_pair: tuple[Path, Path], tmp_path
     assert any(finding["status"] == "failure" for finding in report["findings"])
 
 
+@pytest.mark.parametrize("draft_tokens", ["1", "3", "8"])
 @pytest.mark.parametrize("name", ["near", "mid", "far"])
-def test_replay_finds_the_authors_tokens(run: Any, name: str) -> None:
-    code, out, _ = run("replay", str(CONFORMANCE / f"{name}.json"))
+def test_replay_finds_the_authors_tokens(run: Any, name: str, draft_tokens: str) -> None:
+    file = str(CONFORMANCE / f"{name}.json")
+    code, out, _ = run("replay", file, "--draft-tokens", draft_tokens)
     assert out.splitlines()[-1] == "12/12 cases identical"
     assert len(out.splitlines()) == 13
     assert code == 0

@@ -12,10 +12,10 @@ from safedraft.cli import options
 
 
 def bench(
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 96,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 64,
     prompts: Annotated[
-        int | None, typer.Option(help="How many of the benchmark's own prompts.", min=1)
-    ] = None,
+        int, typer.Option(help="How many of the benchmark's own prompts (12 at most).", min=1)
+    ] = 6,
     draft_tokens: Annotated[
         list[int] | None,
         typer.Option(help="T of SSD; give it again to try several. The pair's own if left out."),

@@ -17,6 +17,7 @@ import safedraft
 from safedraft.chat import Detokenizer, Statistics, Stream, conversation, encode, with_system
 from safedraft.config import Scheme
 from safedraft.decode import Step
+from safedraft.defences import DECODERS
 from safedraft.errors import SafeDraftError
 
 USER = {"role": "user", "content": "hi"}
@@ -235,7 +236,7 @@ def test_the_target_alone_is_transformers_own_greedy(pair: safedraft.Pair) -> No
     import torch
 
     sampling = safedraft.SamplingParams(max_new_tokens=25)
-    reply = pair.generate("hi", sampling=sampling, defence="target_only")
+    reply = pair.generate("hi", sampling=sampling, decoder=DECODERS["target_only"])
     prompt = pair.prompts([USER]).target
     own = pair.target.model.generate(
         torch.tensor([prompt]), do_sample=False, max_new_tokens=25, eos_token_id=256, pad_token_id=0
@@ -262,18 +263,13 @@ def test_replies_end_where_the_context_ends(pair: safedraft.Pair) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [(([], [1]), "prompt is empty"), (([1], [999]), "outside the shared vocabulary")],
+    [(([], [1]), "prompt is empty"), (([1], [999]), "outside its vocabulary, 0 to 263")],
 )
 def test_ids_that_cannot_be_decoded_are_refused(
     pair: safedraft.Pair, prompts: Any, message: str
 ) -> None:
     with pytest.raises(SafeDraftError, match=message):
         pair.stream_ids(safedraft.Prompts(*prompts))
-
-
-def test_an_unknown_defence_is_refused(pair: safedraft.Pair) -> None:
-    with pytest.raises(SafeDraftError, match="choose from ssd, target_only"):
-        pair.generate("hi", defence="prayer")
 
 
 def test_models_without_tokenizer_decode_ids(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,23 @@ class Step:
     target_probability: float
     block: int
     """Which pass of the target verified it, from 0."""
+
+
+class Decoder(Protocol):
+    """Anything that decodes one request as ``decode`` does: SSD, or what it is compared with."""
+
+    def __call__(
+        self,
+        target: Session,
+        draft: Session,
+        target_prompt: Sequence[int],
+        draft_prompt: Sequence[int],
+        config: SSDConfig,
+        sampling: SamplingParams,
+        end_tokens: Collection[int] = (),
+    ) -> Iterator[Step]:
+        """As ``decode``."""
+        ...
 
 
 def decode(

@@ -39,6 +39,7 @@ def compare(
         prefill: how the assistant's turn begins.
         folded: cover the text of the target alone (for pictures that are published).
     """
+    from safedraft.defences import DECODERS
 
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"
@@ -50,7 +51,8 @@ def compare(
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
-                stream = pair.stream(messages, prefill=prefill, sampling=sampling, defence=method)
+                decoder = DECODERS[method]
+                stream = pair.stream(messages, prefill=prefill, sampling=sampling, decoder=decoder)
                 replies[method] = stream.reply
                 try:
                     for _ in stream:

@@ -1,9 +1,11 @@
-"""What SSD is compared with: decoders of the same form as ``safedraft.decode.decode``."""
+"""What SSD is compared with, one file each."""
 
 from __future__ import annotations
 
-from safedraft.decode import decode
+from safedraft.decode import Decoder, decode
 from safedraft.defences.target_only import target_only
 
-DEFENCES = {"ssd": decode, "target_only": target_only}
-"""By the name that ``Pair.stream`` takes."""
+DECODERS: dict[str, Decoder] = {"ssd": decode, "target_only": target_only}
+"""Every way to take tokens from the two models, by name."""
+
+__all__ = ["DECODERS", "target_only"]

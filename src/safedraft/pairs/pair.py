@@ -23,8 +23,7 @@ from safedraft.errors import SafeDraftError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from safedraft.decode import Step
-    from safedraft.engines.session import Clocked
+    from safedraft.decode import Decoder
 
 
 class Prompts(NamedTuple):
@@ -66,7 +65,7 @@ class Pair:
         prefill: str = "",
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
-        defence: str = "ssd",
+        decoder: Decoder | None = None,
     ) -> Reply:
         """Answer a prompt (what the user says, or messages) and return the whole reply.
 
@@ -76,13 +75,13 @@ class Pair:
             prefill: how the assistant's turn begins.
             sampling: greedy and at most 512 tokens when not given.
             config: in place of the pair's own.
-            defence: ``"ssd"``, or a baseline of ``safedraft.defences``.
+            decoder: in place of SSD's own loop, such as ``safedraft.defences.target_only``.
 
         Raises:
             SafeDraftError: nothing to answer, or a prompt that leaves no room in the context.
         """
         return self.stream(
-            prompt, prefill=prefill, sampling=sampling, config=config, defence=defence
+            prompt, prefill=prefill, sampling=sampling, config=config, decoder=decoder
         ).drain()
 
     def stream(
@@ -92,11 +91,11 @@ class Pair:
         prefill: str = "",
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
-        defence: str = "ssd",
+        decoder: Decoder | None = None,
     ) -> Stream:
         """As ``generate``, token by token: iterate over it; ``.reply`` is what was said so far."""
         prompts = self.prompts(conversation(prompt, prefill))
-        return self.stream_ids(prompts, sampling=sampling, config=config, defence=defence)
+        return self.stream_ids(prompts, sampling=sampling, config=config, decoder=decoder)
 
     def prompts(self, messages: Sequence[Message]) -> Prompts:
         """Each model's own prompt: its template, under its system prompt.
@@ -112,14 +111,15 @@ class Pair:
         *,
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
-        defence: str = "ssd",
+        decoder: Decoder | None = None,
     ) -> Stream:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
-            SafeDraftError: an empty prompt, an id outside the vocabulary, a prompt that leaves no
-                room in the shorter context, stop strings without a tokenizer, unknown defence.
+            SafeDraftError: an empty prompt, an id that its model does not have, a prompt that leaves no
+                room in the shorter context, stop strings without a tokenizer.
         """
+        from safedraft.decode import decode
         from safedraft.engines.session import Clocked
 
         config = config or self.config
@@ -129,7 +129,9 @@ class Pair:
         if sampling.stop and tokenizer is None:
             raise SafeDraftError("stop strings need a tokenizer, and the target has none")
         return Stream(
-            self._steps(defence, target, draft, prompts, config, sampling),
+            (decoder or decode)(
+                target, draft, prompts.target, prompts.draft, config, sampling, self.end_tokens
+            ),
             Detokenizer(tokenizer, prompts.target) if tokenizer else None,
             stop=sampling.stop,
             end_tokens=self.end_tokens,
@@ -147,10 +149,10 @@ class Pair:
         for member, ids in zip((self.target, self.draft), prompts, strict=True):
             if not ids:
                 raise SafeDraftError(f"{member.name}: the prompt is empty")
-            if not all(0 <= token < self.vocabulary for token in ids):
+            rows = member.model.get_input_embeddings().num_embeddings
+            if not all(0 <= token < rows for token in ids):
                 raise SafeDraftError(
-                    f"{member.name}: the prompt has ids outside the shared vocabulary, "
-                    f"0 to {self.vocabulary - 1}"
+                    f"{member.name}: the prompt has ids outside its vocabulary, 0 to {rows - 1}"
                 )
         length = max(map(len, prompts))
         room = self.context_length - length
@@ -169,23 +171,6 @@ class Pair:
         device = self.target.model.device
         for member in (self.target, self.draft):
             yield TransformersSession(member.model, member.name, self.vocabulary, device)
-
-    def _steps(
-        self,
-        defence: str,
-        target: Clocked,
-        draft: Clocked,
-        prompts: Prompts,
-        config: SSDConfig,
-        sampling: SamplingParams,
-    ) -> Iterator[Step]:
-        from safedraft.defences import DEFENCES
-
-        if defence not in DEFENCES:
-            raise SafeDraftError(f"unknown defence {defence!r}; choose from {', '.join(DEFENCES)}")
-        return DEFENCES[defence](
-            target, draft, prompts.target, prompts.draft, config, sampling, self.end_tokens
-        )
 
 
 def _prompt(member: Member, messages: Sequence[Message]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safedraft.config import SamplingParams
+from safedraft.engines.transformers import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -187,7 +188,8 @@ def _generation_settings(model: PreTrainedModel, settings: dict[str, Any]) -> It
 
 
 def _timed(pair: Pair, method: Method, prompt: str) -> Run:
-    with _watched(pair.target.model) as target, _watched(pair.draft.model) as draft:
+    watched = _watched(pair.target.model), _watched(pair.draft.model)
+    with quiet_transformers(), watched[0] as target, watched[1] as draft:
         started = time.perf_counter()
         tokens, matches = method(prompt)
         seconds = time.perf_counter() - started

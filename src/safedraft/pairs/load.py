@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,8 +106,10 @@ def load_pair(
 def _load_model(folder: Path, anatomy: Anatomy, dtype: str, device: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    from safedraft.engines.transformers import quiet_transformers
+
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=_dtype(dtype),
@@ -163,19 +163,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SafeDraftError(f"device {name!r} cannot be used: {reason}") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without the progress bars and notices that are not for our users."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

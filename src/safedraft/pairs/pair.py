@@ -116,8 +116,8 @@ class Pair:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
-            SafeDraftError: an empty prompt, an id that its model does not have, a prompt that leaves no
-                room in the shorter context, stop strings without a tokenizer.
+            SafeDraftError: an empty prompt, an id that its model does not have, no room left in the
+                shorter context, stop strings without a tokenizer.
         """
         from safedraft.decode import decode
         from safedraft.engines.session import Clocked

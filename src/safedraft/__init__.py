@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safedraft.chat import Reply, Statistics, Stream, Token
     from safedraft.config import SamplingParams, Scheme, SSDConfig
-    from safedraft.decode import Step, decode
+    from safedraft.decode import Step
     from safedraft.engines.custom_generate import ssd_generate
     from safedraft.errors import BrokenModel, IncompatiblePair, SafeDraftError
     from safedraft.pairs.load import load_pair
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "safedraft.chat": ("Reply", "Statistics", "Stream", "Token"),
     "safedraft.config": ("SSDConfig", "SamplingParams", "Scheme"),
-    "safedraft.decode": ("Step", "decode"),
+    "safedraft.decode": ("Step",),
     "safedraft.engines.custom_generate": ("ssd_generate",),
     "safedraft.errors": ("BrokenModel", "IncompatiblePair", "SafeDraftError"),
     "safedraft.pairs.load": ("load_pair",),
@@ -41,7 +41,6 @@ __all__ = [  # noqa: RUF022 (grouped as a reader meets them)
     "Reply",
     "Token",
     "Statistics",
-    "decode",
     "Step",
     "ssd_generate",
     "SafeDraftError",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.config import SamplingParams
+from safedraft.config import SamplingParams, SSDConfig
 from safedraft.engines.transformers import quiet_transformers
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _generate(
 
 
 def _ssd(pair: Pair, max_new_tokens: int, draft_tokens: int) -> Method:
-    config = pair.config.model_copy(update={"draft_tokens": draft_tokens})
+    config = SSDConfig.model_validate(pair.config.model_dump() | {"draft_tokens": draft_tokens})
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
 
     def method(prompt: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ Message = Mapping[str, str]
 FinishReason = Literal["stop", "length", "interrupted"]
 """An end token or stop string; the token limit or the context's end; taken away before its end."""
 
+_ROLES = ("system", "user", "assistant")
 _CONTEXT = 8  # tokens of the prompt that the first new ones are decoded with
 
 
@@ -36,11 +37,26 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise SafeDraftError("every message needs a 'role' and a 'content', both strings")
+        if message["role"] not in _ROLES:
+            raise SafeDraftError(
+                f"role {message['role']!r} is unknown: {', '.join(_ROLES)} are known"
+            )
+        if not _encodes(message["content"]):
+            raise SafeDraftError("a message is not valid Unicode: send it as UTF-8")
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise SafeDraftError("the prompt is empty: give a message to answer")
     if prefill and messages[-1]["role"] == "assistant":
         raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
     return [*messages, {"role": "assistant", "content": prefill}] if prefill else messages
+
+
+def _encodes(text: str) -> bool:
+    """Whether text can be written as UTF-8: broken input is read with stray surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -69,18 +85,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
     seam = _unused_character(messages)
     control = _control_tokens(tokenizer)
     goes_on = messages[-1]["role"] == "assistant"
+    sealed = [
+        {**message, "content": _seamed(message["content"], control, seam)} for message in messages
+    ]
     try:
         rendered = tokenizer.apply_chat_template(
-            [
-                {**message, "content": _seamed(message["content"], control, seam)}
-                for message in messages
-            ],
+            sealed,
             tokenize=False,
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
         )
     except Exception as error:  # templates raise what they like: jinja2's errors, ValueError…
         raise SafeDraftError(f"the chat template refuses these messages: {error}") from error
+    for message in sealed:
+        if message["role"] != "assistant" and message["content"].strip() not in str(rendered):
+            name, role = tokenizer.name_or_path, message["role"]
+            raise SafeDraftError(f"the chat template of {name} leaves out the {role} message")
     pieces = [piece for piece in str(rendered).split(seam) if piece]
     return [id for piece in pieces for id in tokenizer.encode(piece, add_special_tokens=False)]
 
@@ -248,10 +268,16 @@ class Stream(Iterator[Token]):
         self._target, self._draft = target, draft
         self._held: list[Token] = []
         self._stopped = False
+        self._asked = 0.0
         self._tokens = self._run()
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        # Only the time in here counts: what the caller does between two tokens is its own.
+        self._asked = time.perf_counter()
+        try:
+            return next(self._tokens)
+        finally:
+            self.reply.statistics.seconds += time.perf_counter() - self._asked
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -267,10 +293,9 @@ class Stream(Iterator[Token]):
         return self.reply
 
     def _run(self) -> Generator[Token]:
-        started = time.perf_counter()
         try:
             for step in self._steps:
-                self._count(step, time.perf_counter() - started)
+                self._count(step)
                 ended = step.token in self._end_tokens
                 self._held.append(_token(step, "" if ended else self._text(step.token)))
                 if self._cut_at_stop() or ended:
@@ -284,7 +309,7 @@ class Stream(Iterator[Token]):
         finally:
             for _ in self._release(len(self._held)):
                 pass  # taken away before its end: what was held back was said all the same
-            self._close(time.perf_counter() - started)
+            self._total()
 
     def _text(self, token: int) -> str:
         return self._detokenizer.push(token) if self._detokenizer else ""
@@ -328,20 +353,20 @@ class Stream(Iterator[Token]):
             self.reply.text += token.text
             yield token
 
-    def _count(self, step: Step, elapsed: float) -> None:
+    def _count(self, step: Step) -> None:
         statistics = self.reply.statistics
         if not statistics.tokens:
-            statistics.first_token_seconds = elapsed
+            statistics.first_token_seconds = time.perf_counter() - self._asked
         statistics.tokens += 1
         statistics.matches += step.matched
         statistics.blocks = step.block + 1
 
-    def _close(self, elapsed: float) -> None:
-        statistics, matched = self.reply.statistics, [token.matched for token in self.reply.trace]
+    def _total(self) -> None:
+        statistics = self.reply.statistics
+        matched = [token.matched for token in self.reply.trace if token.scheme is not None]
         size = self._bin_size
         full = range(0, len(matched) - size + 1, size)
         statistics.match_ratios = [sum(matched[start : start + size]) / size for start in full]
-        statistics.seconds = elapsed
         statistics.target_seconds, statistics.target_passes = (
             self._target.seconds,
             self._target.passes,

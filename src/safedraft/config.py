@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Scheme(StrEnum):
@@ -16,7 +16,7 @@ class Scheme(StrEnum):
 
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
-Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -38,16 +38,16 @@ class SSDConfig(_Frozen):
     kappa: Positive = 1
     """κ: intersection keeps the target's own word unless one of its κ best tokens is common."""
 
-    alpha_intersection: Finite = 0.3
+    alpha_intersection: Strength = 0.3
     """α_I: weight of the draft in the intersection scheme; may exceed 1."""
 
-    alpha_union: Finite = 0.8
+    alpha_union: Strength = 0.8
     """α_U: weight of the draft in the union scheme; may exceed 1."""
 
-    alpha_min: Finite = 0.3
+    alpha_min: Strength = 0.3
     """Where the decay of α_I ends."""
 
-    alpha_decay: Finite = 0.15
+    alpha_decay: Strength = 0.15
     """How much α_I falls each bin that leaves the scheme in intersection."""
 
     bin_size: Positive = 7
@@ -76,8 +76,8 @@ class SamplingParams(_Frozen):
     max_new_tokens: Positive = 512
     """Most tokens in a reply."""
 
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """0 is greedy."""
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    """0 is greedy; otherwise at least 0.01."""
 
     top_k: Annotated[int, Field(ge=0, strict=True)] = 0
     """Keep the k most likely tokens of the composite; 0 keeps all."""
@@ -90,6 +90,13 @@ class SamplingParams(_Frozen):
 
     stop: tuple[str, ...] = ()
     """Strings that end the reply; they are not part of it."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_almost_greedy(cls, value: float) -> float:
+        if 0 < value < 0.01:
+            raise ValueError("must be 0 (greedy) or at least 0.01")
+        return value
 
     @property
     def greedy(self) -> bool:

@@ -9,6 +9,11 @@ class SafeDraftError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class IncompatiblePair(SafeDraftError):
     """The two models cannot decode together."""
 

@@ -16,7 +16,8 @@ from safedraft.config import SamplingParams
 
 def probabilities(logits: Tensor, temperature: float = 0.0) -> Tensor:
     """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves logits as they are."""
-    return (logits.float() / (temperature or 1.0)).softmax(-1)
+    logits = logits.float()
+    return ((logits - logits.amax(-1, keepdim=True)) / (temperature or 1.0)).softmax(-1)
 
 
 def distribution(scores: Tensor, sampling: SamplingParams) -> Tensor:

@@ -29,7 +29,6 @@ def _no_own_pairs(tmp_path_factory, monkeypatch):
 def test_the_default_pair_is_made_of_registered_files():
     pair = find_pair(DEFAULT_PAIR)
     assert {pair.target, pair.draft} <= model_files().keys()
-    assert pair.config.draft_tokens == 4
     assert pair.draft_system
     assert pair.draft_system == pair.draft_system.strip()
     assert pair.target_system is None

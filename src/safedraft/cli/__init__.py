@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -37,6 +38,9 @@ for command in (pull, pairs, doctor, generate, chat, replay, bench):
 
 def main() -> None:
     """Run the command line; what a user can mend is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without an emoji shows a mark
+            stream.reconfigure(errors="replace")
     try:
         app()
     except SafeDraftError as error:

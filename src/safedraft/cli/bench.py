@@ -14,15 +14,17 @@ from safedraft.cli import options
 def bench(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 64,
     prompts: Annotated[
-        int, typer.Option(help="How many of the benchmark's own prompts (12 at most).", min=1)
+        int, typer.Option(help="How many of the benchmark's own prompts.", min=1, max=12)
     ] = 6,
     draft_tokens: Annotated[
         list[int] | None,
-        typer.Option(help="T of SSD; give it again to try several. The pair's own if left out."),
+        typer.Option(
+            min=1, help="T of SSD; give it again to try several. The pair's own if left out."
+        ),
     ] = None,
     assisted_tokens: Annotated[
         list[int] | None,
-        typer.Option(help="Constant numbers of drafted tokens for assisted generation."),
+        typer.Option(min=1, help="Constant numbers of drafted tokens for assisted generation."),
     ] = None,
     as_json: options.Json = False,
     pair: options.PairName = None,

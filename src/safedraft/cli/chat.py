@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from safedraft.cli import options
+from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ def chat(
     while True:
         try:
             said = console.input("[bold]you:[/] ").strip()
-        except EOFError:
+        except (EOFError, RuntimeError):  # the end of the input, or none from the start
             console.print()
             return
         match said:
@@ -63,9 +64,13 @@ def chat(
             case "/help":
                 console.print(_HELP, style="dim")
             case _:
-                messages.append({"role": "user", "content": said})
-                answer = _answer(loaded, messages, sampling, console)
-                messages.append({"role": "assistant", "content": answer})
+                turn: list[Message] = [{"role": "user", "content": said}]
+                try:
+                    answer = _answer(loaded, messages + turn, sampling, console)
+                except SafeDraftError as error:  # too long, say: the conversation goes on
+                    console.print(str(error), style="red", markup=False)
+                else:
+                    messages += [*turn, {"role": "assistant", "content": answer}]
 
 
 def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, console: Console) -> str:

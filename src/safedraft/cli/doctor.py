@@ -15,7 +15,8 @@ _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[bold re
 
 def doctor(
     target: Annotated[
-        str, typer.Argument(help="A registered model, a folder, or a hub id owner/name[@revision].")
+        str,
+        typer.Argument(help="A registered model, a folder, or a hub id owner/name\\[@revision]."),
     ],
     draft: Annotated[str, typer.Argument(help="Likewise.")],
     as_json: options.Json = False,
@@ -31,11 +32,11 @@ def doctor(
     from rich.markup import escape
 
     from safedraft.pairs.doctor import examine, read_anatomy
-    from safedraft.pairs.fetch import fetch
+    from safedraft.pairs.fetch import fetch_anatomy
     from safedraft.pairs.progress import show_progress
 
     with show_progress() as report:
-        folders = [fetch(model, report) for model in (target, draft)]
+        folders = [fetch_anatomy(model, report) for model in (target, draft)]
     examination = examine(read_anatomy(folders[0], target), read_anatomy(folders[1], draft))
     if as_json:
         sys.stdout.write(json.dumps(examination.to_dict(), indent=1, ensure_ascii=False) + "\n")

@@ -61,7 +61,7 @@ def generate(
     from safedraft.chat import conversation
 
     sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = options.standard_input() if prompt == "-" else prompt
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     conversation(messages, prefill)  # an empty prompt is refused before models are loaded
@@ -79,10 +79,10 @@ def generate(
         raise typer.Exit(130) from None
     finally:
         outcome = _outcome(replies, compare)
-        if trace and replies:
-            trace.write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
         if as_json and replies:
             sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+        if trace and replies:
+            trace.write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _stream(
@@ -140,9 +140,12 @@ def _outcome(replies: dict[str, Reply], compared: bool) -> dict[str, Any]:
 
 def _check_writable(file: Path) -> None:
     """Say that a trace cannot be written before anything is decoded, so that nothing is lost."""
+    existed = file.exists()
     try:
         with file.open("a", encoding="utf-8"):
             pass
+        if not existed:
+            file.unlink()
     except OSError as error:
         raise SafeDraftError(
             f"--trace {file}: {error.strerror}; name a file that can be written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ PairName = Annotated[
 Target = Annotated[
     str | None,
     typer.Option(
-        help="Another target: a registered model, a folder, or a hub id owner/name[@revision].",
+        help="Another target: a registered model, a folder, or a hub id owner/name\\[@revision].",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -123,6 +124,17 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
         whole = SSDConfig.model_fields[name].annotation is int
         changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
     return SSDConfig.model_validate(config.model_dump() | changes)
+
+
+def standard_input() -> str:
+    """All of standard input as text.
+
+    Raises:
+        SafeDraftError: there is none.
+    """
+    if sys.stdin is None:
+        raise SafeDraftError("standard input is closed: give the prompt as an argument")
+    return sys.stdin.read()
 
 
 def open_pair(

@@ -23,8 +23,9 @@ def pairs(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from safedraft.pairs.registry import config_folder
+    from safedraft.pairs.registry import config_folder, model_files
     from safedraft.pairs.registry import pairs as registered
 
     if constants:
@@ -40,10 +41,11 @@ def pairs(
         table.add_column(heading, overflow="fold")
     for name, spec in known.items():
         guard = spec.adapter or ("a system prompt of its own" if spec.draft_system else "none")
-        table.add_row(f"[bold]{name}[/]", spec.target, spec.draft, guard)
+        table.add_row(Text(name, "bold"), *map(Text, (spec.target, spec.draft, guard)))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"[dim]your own: {config_folder() / 'pairs'}/*.toml[/]", soft_wrap=True)
+    console.print(Text(f"models: {', '.join(model_files())}", "dim"), soft_wrap=True)
+    console.print(Text(f"your own: {config_folder() / 'pairs'}/*.toml", "dim"), soft_wrap=True)
 
 
 def _constants(as_json: bool) -> None:

@@ -23,6 +23,7 @@ def pull(
     used. The hub is not asked where HF_HUB_OFFLINE is set; SAFEDRAFT_CACHE moves the cache.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from safedraft.pairs.fetch import fetch, fetch_adapter
     from safedraft.pairs.load import choose_pair
@@ -35,4 +36,4 @@ def pull(
             found[spec.adapter] = fetch_adapter(spec.adapter, report)
     console = Console(highlight=False, soft_wrap=True)
     for model, folder in found.items():
-        console.print(f"[green]✓[/] {model}  [dim]{folder}[/]")
+        console.print(f"[green]✓[/] {escape(model)}  [dim]{escape(str(folder))}[/]")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from safedraft.cli import options
-from safedraft.config import SamplingParams, Scheme, SSDConfig
+from safedraft.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
 from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ class Case(BaseModel):
     name: str | None = None
     target_prompt: Annotated[list[int], Field(min_length=1)]
     draft_prompt: Annotated[list[int], Field(min_length=1)]
-    alpha_intersection: float
-    alpha_union: float
-    max_new_tokens: int
+    alpha_intersection: Strength
+    alpha_union: Strength
+    max_new_tokens: Positive
     output: list[int]
-    steps: list[tuple[Scheme, float, int]]
+    steps: list[tuple[Scheme, FiniteFloat, int]]
     """Scheme, strength and token of every position."""
 
 
@@ -70,7 +70,7 @@ def replay(
     """
     recording = read_recording(file)
     if pair is None and target is None and draft is None:
-        target, draft = (str(file.parent / name) for name in (recording.target, recording.draft))
+        target, draft = (_beside(file, name) for name in (recording.target, recording.draft))
     loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
     identical = 0
     for index, case in enumerate(recording.cases, start=1):
@@ -82,6 +82,13 @@ def replay(
     typer.echo(f"{identical}/{len(recording.cases)} cases identical")
     if identical < len(recording.cases):
         raise typer.Exit(1)
+
+
+def _beside(file: Path, name: str) -> str:
+    folder = (file.parent / name).resolve()
+    if not folder.is_dir():
+        raise SafeDraftError(f"there is no folder {folder}: name the models by --pair or --target")
+    return str(folder)
 
 
 def read_recording(file: Path) -> Recording:
@@ -121,7 +128,7 @@ def replay_case(
     for at, (token, expected) in enumerate(zip(reply.trace, case.steps, strict=False)):
         scheme, strength, id = expected
         same = (token.scheme, token.id) == (scheme, id)
-        if not same or abs(token.strength - strength) > _TOLERANCE:
+        if not (same and abs(token.strength - strength) <= _TOLERANCE):
             found = f"{token.scheme} {token.strength:g} token {token.id}"
             return f"differs at {at}: {found}, expected {scheme} {strength:g} token {id}"
     ids = [token.id for token in reply.trace]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from torch import Tensor
+
 from safedraft.config import SamplingParams, SSDConfig
 from safedraft.decode import Step, forward, take
 from safedraft.engines.session import Session
@@ -24,9 +26,15 @@ def target_only(
     unseen = list(target_prompt)
     for position in range(sampling.max_new_tokens):
         p = forward(target, unseen, 1, sampling.temperature)[0]
-        f = p if sampling.greedy else distribution(p, sampling)
-        token = take(f, sampling, draws[position].propose)
-        yield Step(token, False, None, 0.0, None, p[token].item(), position)
-        if token in end_tokens:
+        step = own_step(p, sampling, draws[position].propose, position)
+        yield step
+        if step.token in end_tokens:
             return
-        unseen = [token]
+        unseen = [step.token]
+
+
+def own_step(p: Tensor, sampling: SamplingParams, uniform: float, block: int) -> Step:
+    """A position that the target decides by itself, from its distribution P, ``[V]``."""
+    f = p if sampling.greedy else distribution(p, sampling)
+    token = take(f, sampling, uniform)
+    return Step(token, False, None, 0.0, None, p[token].item(), block)

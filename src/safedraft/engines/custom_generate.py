@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _SAMPLING = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_REFUSED = ("inputs_embeds", "encoder_outputs", "decoder_input_ids")
+_PREPARED = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep", "use_cache"}
+"""What ``generate`` hands over by itself."""
+_OTHER_MODES = ("prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "cache_implementation")
 
 
 def ssd_generate(
@@ -67,18 +69,25 @@ def ssd_generate(
     if draft_model is None:
         raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
     _refuse(input_ids, logits_processor, generation_config, model_kwargs)
-    streamer = _streamer_of_caller()
+    streamer = _caller("streamer")
     vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
     prompt = input_ids[0].tolist()
     room = generation_config.max_length - len(prompt)
     if room < 1:
         raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
+    own_prompt = prompt if draft_input_ids is None else _draft_prompt(draft_input_ids, draft_model)
+    context = getattr(draft_model.config.get_text_config(), "max_position_embeddings", None)
+    if context and len(own_prompt) >= context:
+        raise SafeDraftError(
+            f"the draft's prompt has {len(own_prompt)} tokens, its context {context}"
+        )
+    room = min(room, context - len(own_prompt)) if context else room
     sequence = input_ids
     steps = decode(
         TransformersSession(model, "target", vocabulary),
         TransformersSession(draft_model, "draft", vocabulary, model.device),
         prompt,
-        prompt if draft_input_ids is None else draft_input_ids[0].tolist(),
+        own_prompt,
         ssd_config or SSDConfig(),
         _sampling(generation_config, room, seed),
     )
@@ -96,6 +105,16 @@ def ssd_generate(
 
         return GenerateDecoderOnlyOutput(sequences=sequence)
     return sequence
+
+
+def _draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
+    rows = draft.get_input_embeddings().num_embeddings
+    if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
+        raise SafeDraftError(f"draft_input_ids must be [1, length], not {list(ids.shape)}")
+    if not bool(((ids >= 0) & (ids < rows)).all()):
+        raise SafeDraftError(f"draft_input_ids has ids outside the draft's vocabulary of {rows}")
+    prompt: list[int] = ids[0].tolist()
+    return prompt
 
 
 def _sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
@@ -123,26 +142,39 @@ def _refuse(
         raise SafeDraftError("SSD has no beam search: leave num_beams at 1")
     if input_ids.shape[0] != 1:
         raise SafeDraftError("SSD decodes one sequence at a time: call generate once for each")
-    others = sorted({type(processor).__name__ for processor in processors} - _SAMPLING)
-    if others:
-        raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")
-    asked = [name for name in _OUTPUTS if getattr(generation, name, False)]
-    asked += [name for name in _REFUSED if model_kwargs.get(name) is not None]
-    if asked:
-        raise SafeDraftError(f"SSD cannot honour {', '.join(asked)}: leave it out")
     mask = model_kwargs.get("attention_mask")
     if mask is not None and not bool((mask == 1).all()):
         raise SafeDraftError("SSD takes a prompt without padding: drop the padded tokens")
+    others = sorted({type(processor).__name__ for processor in processors} - _SAMPLING)
+    given = _caller("logits_processor") or ()
+    others += [type(processor).__name__ for processor in given]
+    if others:
+        raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")
+    asked = [name for name in _OUTPUTS if getattr(generation, name, False)]
+    asked += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
+    asked += [name for name, value in model_kwargs.items() if name not in _PREPARED and value]
+    if _caller("assistant_model") is not None:
+        asked.append("assistant_model (the draft is draft_model)")
+    if model_kwargs.get("use_cache") is False:
+        asked.append("use_cache=False")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions[0].tolist() != list(range(input_ids.shape[1])):
+        asked.append("position_ids")
+    if asked:
+        raise SafeDraftError(f"SSD cannot honour {', '.join(asked)}: leave it out")
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise SafeDraftError("SSD starts from an empty cache: leave out past_key_values")
 
 
-def _streamer_of_caller() -> Any:
-    """``generate``'s own ``streamer``, which it keeps from every callable.
+def _caller(name: str) -> Any:
+    """An argument of the ``generate`` that called us, or None.
 
-    It tells the streamer the prompt and leaves the rest to the decoding method, but hands a
-    callable only names that it does not know itself. Without this a listener would wait for ever.
+    ``generate`` keeps its own names from every callable: it tells a ``streamer`` the prompt and
+    leaves the rest to the decoding method, which never sees it. Without a look at its frame a
+    listener would wait for ever, and other arguments would be dropped in silence.
     """
-    frame = sys._getframe(2)
-    return frame.f_locals.get("streamer") if frame.f_code.co_name == "generate" else None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "generate":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame.f_locals.get(name) if frame is not None else None

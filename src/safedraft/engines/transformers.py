@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from safedraft.errors import SafeDraftError
+from safedraft.errors import BrokenModel, SafeDraftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that go through a model at once: bounds the memory of activations."""
+
+_ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
+"""Decoders whose configuration does not call itself one."""
 
 
 class TransformersSession:
@@ -71,18 +74,21 @@ class TransformersSession:
 
     def _run(self, ids: Sequence[int], keep: int) -> Tensor:
         extra: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        before = self.length
         output = self._model(
             input_ids=torch.tensor([ids], device=self._model.device),
             past_key_values=self._cache,
             use_cache=True,
             **extra,
         )
+        if self.length != before + len(ids):
+            raise BrokenModel(f"{self.name} does not keep its cache: it cannot be decoded here")
         logits: Tensor = output.logits[0]
         return logits
 
 
 def why_not_rewindable(
-    config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = None
+    config: PreTrainedConfig, kind_of_model: type[PreTrainedModel] | None = None
 ) -> str | None:
     """Why the state of such a model cannot be cut back, or None if it can.
 
@@ -94,8 +100,13 @@ def why_not_rewindable(
     kind = config.model_type
     if config.is_encoder_decoder:
         return f"{kind} is an encoder-decoder; SafeDraft decodes decoder-only models"
-    if model_class is not None and getattr(model_class, "_is_stateful", False):
-        return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
+    if getattr(config, "is_decoder", True) is False and kind not in _ALWAYS_CAUSAL:
+        return f"{kind} reads in both directions; SafeDraft decodes from left to right"
+    if kind_of_model is not None:
+        if getattr(kind_of_model, "_is_stateful", False):
+            return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
+        if "past_key_values" not in inspect.signature(kind_of_model.forward).parameters:
+            return f"{kind} keeps no cache that could be rewound"
     layers = DynamicCache(config=config).layers
     stuck = {type(layer).__name__ for layer in layers if not layer.is_croppable}
     if stuck:
@@ -104,6 +115,15 @@ def why_not_rewindable(
             f"({', '.join(sorted(stuck))})"
         )
     return None
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that Transformers loads for a causal language model of such a configuration."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: type[PreTrainedModel] | None = found[0] if isinstance(found, tuple) else found
+    return kind
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safedraft.errors import IncompatiblePair, SafeDraftError
+from safedraft.errors import IncompatiblePair, SafeDraftError, first_line
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -130,12 +130,13 @@ def read_anatomy(folder: Path, name: str) -> Anatomy:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise SafeDraftError(f"{folder}: config.json cannot be used: {reason}") from error
-    generation = None
-    if (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        generation = None
+        if (folder / "generation_config.json").exists():
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # Transformers raises what its readers raise
+        raise SafeDraftError(
+            f"{folder}: config.json cannot be used: {first_line(error)}"
+        ) from error
     return Anatomy(name, config, read_tokenizer(folder), generation)
 
 
@@ -150,9 +151,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise SafeDraftError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+    except Exception as error:  # as above
+        raise SafeDraftError(
+            f"{folder}: the tokenizer cannot be read: {first_line(error)}"
+        ) from error
     return tokenizer
 
 
@@ -164,10 +166,10 @@ def _shared(target: Anatomy, draft: Anatomy) -> int:
 
 
 def _rewindable(target: Anatomy, draft: Anatomy) -> Iterator[Finding]:
-    from safedraft.engines.transformers import why_not_rewindable
+    from safedraft.engines.transformers import model_class, why_not_rewindable
 
     for model in (target, draft):
-        reason = why_not_rewindable(model.config)
+        reason = why_not_rewindable(model.config, model_class(model.config))
         status: Status = "failure" if reason else "ok"
         detail = reason or f"{model.config.model_type}: the cache can be cut back"
         yield Finding("rewindable state", status, f"{model.name}: {detail}")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safedraft.pairs.mirror import UNFINISHED, file_from_wheels
 from safedraft.pairs.progress import Report, show_progress, silent
 from safedraft.pairs.registry import ModelFile, cache_folder, model_files, suggestion
 
-__all__ = ["Report", "fetch", "fetch_adapter", "show_progress", "silent"]
+__all__ = ["Report", "fetch", "fetch_adapter", "fetch_anatomy", "show_progress", "silent"]
 
 _MANIFEST = "safedraft.json"
 _HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\S+))?")
@@ -58,16 +58,33 @@ def fetch(model: str, report: Report = silent) -> Path:
 
 def fetch_adapter(adapter: str, report: Report = silent) -> Path:
     """Make a LoRA adapter available locally: as ``fetch``, from a folder or a hub id."""
-    return _weights(_locate(adapter, report), adapter, "adapter_config.json")
+    folder = _weights(_locate(adapter, report), adapter, "adapter_config.json")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise SafeDraftError(f"{adapter}: {folder} holds no adapter_model.safetensors: not used")
+    return folder
 
 
-def _locate(name: str, report: Report, otherwise: str = "") -> Path:
+def fetch_anatomy(model: str, report: Report = silent) -> Path:
+    """As ``fetch``, but of a hub id only what tells its anatomy: configuration and tokenizer."""
+    registered = model_files()
+    if model in registered:
+        return _fetch_registered(registered[model], report)
+    wanted = [pattern for pattern in _WANTED if not pattern.endswith("safetensors")]
+    folder = _locate(model, report, suggestion(model, registered), wanted)
+    if not (folder / "config.json").is_file():
+        raise SafeDraftError(f"{model}: there is no config.json in {folder}")
+    return folder
+
+
+def _locate(
+    name: str, report: Report, otherwise: str = "", wanted: Sequence[str] = _WANTED
+) -> Path:
     """The folder called ``name``, or the one that a repository of that name is downloaded to."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if match := _HUB_ID.fullmatch(name):
-        return snapshot(match["repository"], match["revision"], _WANTED, _UNWANTED, report)
+        return snapshot(match["repository"], match["revision"], list(wanted), _UNWANTED, report)
     raise SafeDraftError(f"{name!r} is neither a folder nor a hub id owner/name{otherwise}")
 
 

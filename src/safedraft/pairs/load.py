@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.config import SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, first_line
 from safedraft.pairs.doctor import Anatomy, examine, read_anatomy
 from safedraft.pairs.fetch import Report, fetch, fetch_adapter, silent
 from safedraft.pairs.pair import Member, Pair
@@ -35,6 +36,8 @@ def choose_pair(
     Raises:
         SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
     """
+    if "" in (name, target, draft, adapter):
+        raise SafeDraftError("a pair, target, draft or adapter was named by an empty string")
     if adapter and not use_adapter:
         raise SafeDraftError("give an adapter or refuse one, not both")
     if name is None and target and draft:
@@ -85,14 +88,20 @@ def load_pair(
         IncompatiblePair: the two models cannot decode together.
     """
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
-    target_folder, draft_folder = fetch(spec.target, report), fetch(spec.draft, report)
-    anatomies = read_anatomy(target_folder, spec.target), read_anatomy(draft_folder, spec.draft)
+    # What can be refused is refused before gigabytes are fetched or loaded.
+    types = [_dtype(kind) for kind in (dtype, draft_dtype or dtype)]
+    devices = [_device(place) for place in (device, draft_device or device)]
+    folders = [fetch(model, report) for model in (spec.target, spec.draft)]
+    lora = fetch_adapter(spec.adapter, report) if spec.adapter else None
+    anatomies = [
+        read_anatomy(folder, model)
+        for folder, model in zip(folders, (spec.target, spec.draft), strict=True)
+    ]
     examination = examine(*anatomies)
     examination.require()
-    big = _load_model(target_folder, anatomies[0], dtype, device)
-    small = _load_model(draft_folder, anatomies[1], draft_dtype or dtype, draft_device or device)
-    if spec.adapter:
-        small = _merged(small, fetch_adapter(spec.adapter, report))
+    big, small = map(_load_model, folders, anatomies, types, devices)
+    if lora:
+        small = _merged(small, lora)
     return Pair(
         target=Member(spec.target, big, anatomies[0].tokenizer, spec.target_system),
         draft=Member(spec.draft, small, anatomies[1].tokenizer, spec.draft_system),
@@ -103,42 +112,78 @@ def load_pair(
     )
 
 
-def _load_model(folder: Path, anatomy: Anatomy, dtype: str, device: str) -> PreTrainedModel:
+def _load_model(
+    folder: Path, anatomy: Anatomy, dtype: torch.dtype | str, device: torch.device
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     from safedraft.engines.transformers import quiet_transformers
 
     try:
         with quiet_transformers():
+            _require_weights_for(anatomy, folder)
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=_dtype(dtype),
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SafeDraftError(f"{anatomy.name} cannot be loaded from {folder}: {reason}") from error
+    except SafeDraftError:
+        raise
+    except Exception as error:  # Transformers and safetensors raise what their readers raise
+        raise SafeDraftError(
+            f"{anatomy.name} cannot be loaded from {folder}: {first_line(error)}"
+        ) from error
     if missing := sorted(loading["missing_keys"]):
         raise SafeDraftError(
             f"{anatomy.name}: {folder} lacks {len(missing)} weights ({missing[0]}…): fetch it again"
         )
-    loaded: PreTrainedModel = model.to(_device(device)).eval()
+    loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
 
+def _require_weights_for(anatomy: Anatomy, folder: Path) -> None:
+    """Refuse a configuration far larger than its weights, before memory is taken for it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(anatomy.config)
+    needed = sum(weight.numel() for weight in model.parameters())
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if needed > 4 * stored:  # not even two bits a weight
+        raise SafeDraftError(
+            f"{anatomy.name}: config.json describes {needed:,} weights and {folder} holds "
+            f"{stored:,} bytes of them: they do not belong together"
+        )
+
+
 def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """``model`` with a LoRA adapter added into its weights."""
-    from peft import PeftModel
+    """``model`` with a LoRA adapter added into its weights, every one of which it must have."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    from safedraft.engines.transformers import quiet_transformers
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they warn of is checked below
+            adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+            expected = set(get_peft_model_state_dict(adapted))
+            with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+                differing = expected ^ set(stored.keys())
+            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft raises what its readers raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SafeDraftError(f"the adapter in {folder} does not fit its model: {reason}") from error
+        raise SafeDraftError(
+            f"the adapter in {folder} does not fit its model: {first_line(error)}"
+        ) from error
+    if differing:
+        raise SafeDraftError(
+            f"the adapter in {folder} does not fit its model: {len(differing)} weights have no "
+            f"counterpart ({min(differing)})"
+        )
     return merged.eval()
 
 
@@ -158,8 +203,7 @@ def _device(name: str) -> torch.device:
             return torch.accelerator.current_accelerator(check_available=True) or torch.device(
                 "cpu"
             )
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SafeDraftError(f"device {name!r} cannot be used: {reason}") from error
+        raise SafeDraftError(f"device {name!r} cannot be used: {first_line(error)}") from error

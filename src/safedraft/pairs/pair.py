@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from safedraft.chat import (
     Detokenizer,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from safedraft.decode import Decoder
+    from safedraft.engines.session import Session
 
 
 class Prompts(NamedTuple):
@@ -144,6 +145,11 @@ class Pair:
             ),
         )
 
+    def session(self, which: Literal["target", "draft"]) -> Session:
+        """A fresh session in one of the models, for what asks it about a text of its own."""
+        target, draft = self._sessions()
+        return target if which == "target" else draft
+
     def _fitted(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
         """``sampling`` with a seed and no more tokens than the shorter context has room for."""
         for member, ids in zip((self.target, self.draft), prompts, strict=True):
@@ -165,7 +171,7 @@ class Pair:
         limit = min(sampling.max_new_tokens, room)
         return sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})
 
-    def _sessions(self) -> Iterator[Any]:
+    def _sessions(self) -> Iterator[Session]:
         from safedraft.engines.transformers import TransformersSession
 
         device = self.target.model.device

@@ -1,0 +1,150 @@
+"""Replies drawn from one model in batches and kept: what training and attacks are made from.
+
+Greedy, many conversations at once, since a small batch costs hardly more than one sequence. Every
+finished batch is written down, so an interrupted run goes on where it stopped and nothing is drawn
+twice. The replies may be harmful (the beginnings that attacks put into a model's mouth): they stay
+in the cache folder, and nothing of them is shown or shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from filelock import FileLock
+
+from safedraft.chat import Message, encode, with_system
+from safedraft.errors import SafeDraftError
+from safedraft.pairs.registry import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from safedraft.pairs.pair import Member
+
+_SAMPLE = 16  # values of every weight that tell one model from another
+
+
+class Drawn(NamedTuple):
+    """What a model said."""
+
+    text: str
+    ended: bool
+    """Whether the model ended it; otherwise it was cut off at the limit."""
+
+
+def draw_replies(
+    member: Member,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Drawn]:
+    """The greedy reply of one model to each conversation, from the cache where it is known.
+
+    Args:
+        member: the model; it answers under its own system prompt.
+        conversations: one that ends in an assistant turn is continued; the reply is what follows.
+        max_new_tokens: most tokens in a reply.
+        batch_size: conversations that are decoded at once.
+        report: called with how many replies of those that were missing are there, and their number.
+
+    Raises:
+        SafeDraftError: the model has no tokenizer or chat template, or names no end token.
+    """
+    if member.tokenizer is None:
+        raise SafeDraftError(f"{member.name} has no tokenizer: nothing can be drawn from it")
+    cache = _Cache(member)
+    asked = [encode(member.tokenizer, with_system(c, member.system)) for c in conversations]
+    keys = [_key(ids, max_new_tokens) for ids in asked]
+    known = cache.read()
+    # Prompts of like length share a batch: less padding, and the same batches after a restart.
+    missing = {key: ids for key, ids in zip(keys, asked, strict=True) if key not in known}
+    todo = sorted(missing, key=lambda key: (len(missing[key]), key))
+    for start in range(0, len(todo), batch_size):
+        if report:
+            report(start, len(todo))
+        batch = todo[start : start + batch_size]
+        replies = _generate(member, [missing[key] for key in batch], max_new_tokens)
+        cache.append(dict(zip(batch, replies, strict=True)))
+        known |= dict(zip(batch, replies, strict=True))
+    if report and todo:
+        report(len(todo), len(todo))
+    return [known[key] for key in keys]
+
+
+def _key(ids: Sequence[int], max_new_tokens: int) -> str:
+    return hashlib.sha256(json.dumps([max_new_tokens, *ids]).encode()).hexdigest()[:32]
+
+
+def _generate(member: Member, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Drawn]:
+    import torch
+
+    model, tokenizer = member.model, member.tokenizer
+    assert tokenizer is not None
+    ends = _end_tokens(model, member.name)
+    width = max(map(len, prompts))
+    rows = [[ends[0]] * (width - len(ids)) + list(ids) for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            do_sample=False,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+    return [_drawn(tokenizer, row[width:], ends) for row in output.tolist()]
+
+
+def _drawn(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Drawn:
+    cut = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    text = str(tokenizer.decode(ids[:cut], skip_special_tokens=True))
+    return Drawn(text.rstrip("\N{REPLACEMENT CHARACTER}"), cut < len(ids))
+
+
+def _end_tokens(model: PreTrainedModel, name: str) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        raise SafeDraftError(f"{name} names no end token in its generation_config.json")
+    return [ends] if isinstance(ends, int) else sorted(ends)
+
+
+class _Cache:
+    """What was drawn from one model: a JSON line a reply; a line cut short by a kill is skipped."""
+
+    def __init__(self, member: Member) -> None:
+        name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(member.name).name)
+        self._file = cache_folder() / "drawn" / f"{name}-{_fingerprint(member.model)}.jsonl"
+
+    def read(self) -> dict[str, Drawn]:
+        if not self._file.exists():
+            return {}
+        known = {}
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                key, text, ended = json.loads(line)
+            except ValueError:
+                continue
+            known[key] = Drawn(text, ended)
+        return known
+
+    def append(self, replies: dict[str, Drawn]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps([key, *drawn]) for key, drawn in replies.items()]
+        with FileLock(f"{self._file}.lock"), self._file.open("a", encoding="utf-8") as file:
+            file.write("\n" + "\n".join(lines) + "\n")
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of the weights in memory, adapter and all, and their type: a sample of each tells."""
+    digest = hashlib.sha256(str(model.dtype).encode())
+    for weight in model.parameters():
+        digest.update(str(weight.detach().flatten()[:_SAMPLE].tolist()).encode())
+    return digest.hexdigest()[:12]

@@ -21,6 +21,7 @@ def test_defaults_are_the_published_ones() -> None:
         "bin_size": 7,
         "threshold": 0.6,
         "threshold_decay": 0.1,
+        "initial_scheme": "intersection",
         "draft_tokens": 3,
         "draft_confidence": 0.0,
     }
@@ -41,6 +42,7 @@ def test_defaults_are_the_published_ones() -> None:
         ("alpha_intersection", -0.1),
         ("threshold", 1.1),
         ("threshold_decay", math.nan),
+        ("initial_scheme", "both"),
         ("temperature", 1.0),
     ],
 )

@@ -51,6 +51,12 @@ def test_the_ratio_must_be_strictly_less() -> None:
     assert run("xx...", config) == [("u", 0.8, 0.6)]
 
 
+def test_it_can_start_in_union_and_relaxes_from_there() -> None:
+    config = SSDConfig(alpha_intersection=0.6, initial_scheme=Scheme.UNION)
+    assert Switch(config).strength == 0.8
+    assert run(NONE + FULL * 2, config) == [("u", 0.8, 0.5), ("i", 0.6, 0.6), ("i", 0.45, 0.5)]
+
+
 def test_it_begins_in_intersection_and_changes_at_the_end_of_a_bin_only() -> None:
     switch = Switch(SSDConfig(bin_size=2))
     schemes = []

@@ -59,6 +59,9 @@ class SSDConfig(_Frozen):
     threshold_decay: Share = 0.1
     """How much the threshold falls each bin that leaves the scheme unchanged."""
 
+    initial_scheme: Scheme = Scheme.INTERSECTION
+    """Where decoding starts; the paper starts in intersection."""
+
     draft_tokens: Positive = 3
     """T: most tokens drafted a block. Changes the speed, never a token."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from safedraft.config import SamplingParams, SSDConfig
+from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.sampling import Draws
 
 Model = Callable[[Sequence[int]], Tensor]
@@ -71,7 +71,7 @@ def reference_decode(
     """Decode token after token; yields scheme, strength and token, as conformance files do."""
     output: list[int] = []
     log: list[bool] = []
-    scheme, threshold, alpha = "intersection", config.threshold, config.alpha_intersection
+    scheme, threshold, alpha = config.initial_scheme, config.threshold, config.alpha_intersection
     draws = Draws(sampling.seed or 0)
     for position in range(sampling.max_new_tokens):
         p = _softmax(target([*target_prompt, *output]), sampling.temperature)
@@ -94,7 +94,7 @@ def reference_decode(
         log.append(token == drafted)
         if len(log) % config.bin_size == 0:
             beta = sum(log[-config.bin_size :]) / config.bin_size
-            following = "union" if beta < threshold else "intersection"
+            following = Scheme.UNION if beta < threshold else Scheme.INTERSECTION
             if following == scheme:
                 threshold = max(threshold - config.threshold_decay, 0.0)
                 threshold = 0.0 if threshold <= 1e-10 else threshold

@@ -17,7 +17,7 @@ class Switch:
 
     def __init__(self, config: SSDConfig) -> None:
         self.config = config
-        self.scheme = Scheme.INTERSECTION
+        self.scheme = config.initial_scheme
         self.threshold = config.threshold
         self._alpha = config.alpha_intersection
         self._seen = 0

@@ -56,7 +56,7 @@ class RiskWeights:
 class RiskSwitch(Rule):
     """The composite of SSD; scheme and strength follow from the smoothed risk of one request.
 
-    ``risk`` is the smoothed risk, None before the first position, which is in intersection.
+    ``risk`` is the smoothed risk, None before the first position.
     """
 
     def __init__(
@@ -68,8 +68,7 @@ class RiskSwitch(Rule):
     ) -> None:
         self.config = config
         self.risk: float | None = None
-        self.scheme: Scheme | None = Scheme.INTERSECTION
-        self.strength = config.alpha_intersection
+        self._switch_to(config.initial_scheme)
         self._refusals = list(refusals)
         self._weights = weights
         self._threshold = threshold
@@ -83,8 +82,11 @@ class RiskSwitch(Rule):
         risk = self._risk(p, q, matched)
         share = 2 / (self.config.bin_size + 1)
         self.risk = risk if self.risk is None else self.risk + share * (risk - self.risk)
-        union = self.risk > self._threshold
-        self.scheme = Scheme.UNION if union else Scheme.INTERSECTION
+        self._switch_to(Scheme.UNION if self.risk > self._threshold else Scheme.INTERSECTION)
+
+    def _switch_to(self, scheme: Scheme) -> None:
+        union = scheme is Scheme.UNION
+        self.scheme = scheme
         self.strength = self.config.alpha_union if union else self.config.alpha_intersection
 
     def _risk(self, p: Tensor, q: Tensor, matched: bool) -> float:

@@ -117,6 +117,7 @@ def _load_model(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    from safedraft.engines.attention import stack_queries
     from safedraft.engines.transformers import quiet_transformers
 
     try:
@@ -141,6 +142,7 @@ def _load_model(
             f"{anatomy.name}: {folder} lacks {len(missing)} weights ({missing[0]}…): fetch it again"
         )
     loaded: PreTrainedModel = model.to(device).eval()
+    stack_queries(loaded)
     return loaded
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from safedraft.cli.bench import bench
 from safedraft.cli.chat import chat
 from safedraft.cli.doctor import doctor
+from safedraft.cli.evaluate import evaluate
 from safedraft.cli.generate import generate
 from safedraft.cli.pairs import pairs
 from safedraft.cli.pull import pull
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (pull, pairs, doctor, generate, chat, replay, bench):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

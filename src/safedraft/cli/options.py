@@ -115,6 +115,15 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
         SafeDraftError: a name that is no constant.
         ValidationError: a value out of its range.
     """
+    return SSDConfig.model_validate(config.model_dump() | constants(settings))
+
+
+def constants(settings: list[str] | None) -> dict[str, Any]:
+    """What ``--set NAME=VALUE`` says, by name; values are not validated.
+
+    Raises:
+        SafeDraftError: a name that is no constant.
+    """
     changes: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
@@ -123,7 +132,7 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
             raise SafeDraftError(f"--set {setting}: write NAME=VALUE with one of {known}")
         whole = SSDConfig.model_fields[name].annotation is int
         changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
-    return SSDConfig.model_validate(config.model_dump() | changes)
+    return changes
 
 
 def standard_input() -> str:

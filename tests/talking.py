@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ class Mute:
         return torch.nn.Embedding(VOCABULARY, 1)
 
 
+@dataclass(frozen=True)
 class TalkingPair(Pair):
     """``answer(prompt)`` is the whole assistant turn; ``prompts_seen`` are the target's prompts."""
 
-    def setup(self, answer: Callable[[str], str]) -> TalkingPair:
-        vars(self).update(answer=answer, prompts_seen=[])
-        return self
+    answer: Callable[[str], str]
+    prompts_seen: list[str] = field(default_factory=list, compare=False)
 
     def _sessions(self) -> Iterator[Any]:
         yield ScriptedSession(self._script, "target")
@@ -55,5 +56,4 @@ def talking(folder: Any, answer: Callable[[str], str]) -> TalkingPair:
     save_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     members = (Member(name, Mute(), tokenizer) for name in ("target", "draft"))  # type: ignore[arg-type]
-    pair = TalkingPair(*members, VOCABULARY, 4096, frozenset({END}), SSDConfig())
-    return pair.setup(answer)
+    return TalkingPair(*members, VOCABULARY, 4096, frozenset({END}), SSDConfig(), answer)

@@ -1,0 +1,227 @@
+"""``safedraft eval``: defences on suites, as logs that a report is made from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safedraft.cli import options
+from safedraft.config import SSDConfig
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+
+_MATRIX = "What to run"
+
+
+def evaluate(
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:ARG=VALUE,…]",
+            help="A defence, with constants of its own if you like; may be given again. "
+            "Default: target_only, speculative, ssd.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A suite; may be given again. Default: direct, prefill_20, over_refusal, "
+            "arithmetic.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Prompts a suite.", rich_help_panel=_MATRIX)
+    ] = 20,
+    max_new_tokens: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SUITE=]N",
+            help="Most tokens in a reply, 48 unless a suite says otherwise; SUITE=N for one suite.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SUITE=]SOURCE",
+            help="A source by name, or a file FILE[:request=FIELD,answer=FIELD,…], for all attack "
+            "suites or for one suite; may be given again.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:ARG=VALUE,…]",
+            help="A judge in place of the phrases; may be given again.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    log_dir: Annotated[
+        Path,
+        typer.Option(help="Where the logs are; run it again to go on.", rich_help_panel=_MATRIX),
+    ] = Path("safedraft-logs"),
+    list_all: Annotated[
+        bool, typer.Option("--list", help="List suites, sources, defences and judges, and stop.")
+    ] = False,
+    temperature: options.Temperature = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Of every sampled reply.", rich_help_panel="Sampling")
+    ] = 0,
+    pair: options.PairName = None,
+    target: options.Target = None,
+    draft: options.Draft = None,
+    adapter: options.Adapter = None,
+    no_adapter: options.NoAdapter = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    settings: options.Set = None,
+) -> None:
+    """Measure defences: attacks, over-refusal, accuracy, speed.
+
+    Every reply is written to a log as it is finished, and the same command goes on where it was
+    stopped, whatever stopped it. The default is 3 defences on 4 suites of 20 prompts.
+
+    [dim]safedraft eval --defence target_only --defence ssd:alpha_union=2.0 --suite prefill_20[/]
+
+    [dim]safedraft eval --suite direct --source advbench.json:request=goal,answer=target[/]
+
+    Ctrl-C keeps what is finished and exits with 130.
+    """
+    _require_extra()
+    from safedraft.evaluation import matrix as matrices
+    from safedraft.pairs.progress import show_progress
+
+    if list_all:
+        _list()
+        return
+    models = {
+        "target": target,
+        "draft": draft,
+        "adapter": adapter,
+        "no_adapter": no_adapter or None,
+        "dtype": None if dtype == "auto" else dtype,
+        "device": None if device == "auto" else device,
+    }
+    suites = suite or list(matrices.SUITES)
+    given = options.constants(settings)
+    general, lengths = _lengths(max_new_tokens, suites)
+    matrix = matrices.Matrix(
+        defences=defence or matrices.DEFENCES,
+        suites=suites,
+        limit=limit,
+        max_new_tokens=general,
+        lengths=lengths,
+        sources=_sources(source, suites),
+        judges=judge or (),
+        temperature=temperature,
+        seed=seed,
+        pair=pair,
+        arguments={name: value for name, value in models.items() if value is not None}
+        | SSDConfig.model_validate(given).model_dump(mode="json", include=set(given)),
+    )
+    try:
+        with show_progress() as report:
+            prepared = matrices.prepare(matrix, log_dir, report)
+        logs = prepared.run("rich" if sys.stdout.isatty() else "plain")
+    except KeyboardInterrupt:
+        _say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
+        raise typer.Exit(130) from None
+    _conclude(logs, prepared.left_out, log_dir)
+
+
+def _require_extra() -> None:
+    try:
+        import inspect_ai  # noqa: F401
+    except ImportError as error:
+        raise SafeDraftError(
+            "safedraft eval needs inspect_ai: pip install 'safedraft[eval]'"
+        ) from error
+
+
+def _lengths(given: list[str] | None, suites: list[str]) -> tuple[int, dict[str, int]]:
+    """New tokens of all suites, and of single ones by name."""
+    from safedraft.evaluation.suites import NEW_TOKENS
+
+    general, lengths = NEW_TOKENS, {}
+    for length in given or ():
+        suite, _, number = length.rpartition("=")
+        if not number.isdigit() or not int(number):
+            raise SafeDraftError(f"--max-new-tokens {length}: write N or SUITE=N, at least 1")
+        if suite:
+            _require_planned(f"--max-new-tokens {length}", suite, suites)
+            lengths[suite] = int(number)
+        else:
+            general = int(number)
+    return general, lengths
+
+
+def _sources(given: list[str] | None, suites: list[str]) -> dict[str, list[str]]:
+    """Sources by suite; one that names no suite is for every suite of attacks."""
+    from safedraft.evaluation.suites import SUITES, find_suite
+
+    attacks = [name for name in suites if find_suite(name).kind == "attack"]
+    sources: dict[str, list[str]] = {}
+    for spec in given or ():
+        suite, equals, rest = spec.partition("=")
+        named = bool(equals) and suite in SUITES
+        if named:
+            _require_planned(f"--source {spec}", suite, suites)
+        for name in [suite] if named else attacks:
+            sources.setdefault(name, []).append(rest if named else spec)
+    if given and not sources:
+        raise SafeDraftError(f"--source {given[0]}: no suite of attacks is run; write SUITE=SOURCE")
+    return sources
+
+
+def _require_planned(option: str, suite: str, suites: list[str]) -> None:
+    if suite not in suites:
+        raise SafeDraftError(f"{option}: {suite} is not run; give it with --suite too")
+
+
+def _conclude(logs: list[EvalLog], left_out: int, log_dir: Path) -> None:
+    """Say what there is and what to do with it; exit code 1 where samples failed."""
+    if left_out:
+        _say(f"{left_out} prompts left out where an answer is prefilled: the target gives none")
+    failed = [log for log in logs if log.status != "success"]
+    for log in failed:
+        why = log.error.message if log.error else log.status
+        _say(f"{log.eval.task} of {log.eval.model_args['label']}: {why.splitlines()[0]}")
+    if failed:
+        _say("run the same command to try again what failed")
+    sys.stdout.write(f"logs: {log_dir}\nnext: safedraft report {log_dir}\n")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _say(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from safedraft.defences import DEFENCES
+    from safedraft.evaluation.judges import JUDGES
+    from safedraft.evaluation.sources import SOURCES
+    from safedraft.evaluation.suites import SUITES
+
+    suites = Table("suite", "kind", "family", "source", box=None, pad_edge=False)
+    for suite in SUITES.values():
+        suites.add_row(suite.name, suite.kind, suite.family, suite.source)
+    sources = Table("source", "", box=None, pad_edge=False)
+    for source in SOURCES.values():
+        sources.add_row(source.name, source.about)
+    console = Console(highlight=False)
+    console.print(suites, "", sources, "", f"defences: {', '.join(DEFENCES)}", sep="\n")
+    console.print(f"judges: {', '.join(JUDGES)}")

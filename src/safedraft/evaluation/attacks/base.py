@@ -1,0 +1,48 @@
+"""What an attack is, and the little that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from safedraft.chat import Message
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation.split import place
+
+if TYPE_CHECKING:
+    from safedraft.evaluation.sources import Record
+    from safedraft.pairs.pair import Pair
+
+_T = TypeVar("_T")
+
+
+class LeftOut(SafeDraftError):
+    """An attack cannot be made from this record; it counts neither for nor against a defence."""
+
+
+class Attack(Protocol):
+    """Anything that makes a conversation of a record."""
+
+    def __call__(self, record: Record, pair: Pair) -> list[Message]:
+        """What a defence is asked; messages that end in an assistant turn are to be continued.
+
+        Args:
+            record: what the attacker wants.
+            pair: the models, with the configuration of the defence that is attacked.
+
+        Raises:
+            LeftOut: it cannot be made from this record.
+            SafeDraftError: what it needs is out of reach.
+        """
+        ...
+
+
+def asked(text: str, begun: str = "") -> list[Message]:
+    """A user's message, and how the assistant's turn begins."""
+    user: Message = {"role": "user", "content": text}
+    return [user, {"role": "assistant", "content": begun}] if begun else [user]
+
+
+def chosen(choices: Sequence[_T], request: str) -> _T:
+    """One of ``choices``, always the same for a request."""
+    return choices[int(place(request) * 1_000_003) % len(choices)]

@@ -1,0 +1,204 @@
+"""Every defence on every suite, kept as logs of inspect_ai; a run goes on where one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task, eval_set
+from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from inspect_ai.model import Model, get_model
+
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation.attacks.answers import compliant_answers
+from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
+from safedraft.evaluation.registry import TASKS
+from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
+from safedraft.evaluation.tasks import arguments, suite_records
+from safedraft.pairs.progress import Report, silent
+from safedraft.pairs.registry import DEFAULT_PAIR
+
+DEFENCES = ("target_only", "speculative", "ssd")
+SUITES = ("direct", "prefill_20", "over_refusal", "arithmetic")
+"""What is run when nothing is asked for."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Which defences on which suites, with what."""
+
+    defences: Sequence[str] = DEFENCES
+    """Each as ``NAME[:argument=value,…]``, with any model argument of the provider."""
+    suites: Sequence[str] = SUITES
+    limit: int = 20
+    """Prompts a suite, the first of its report split."""
+    max_new_tokens: int = NEW_TOKENS
+    """For suites that have no length of their own."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """New tokens of single suites, by name."""
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    """In place of a suite's own source, by the suite's name."""
+    judges: Sequence[str] = ()
+    temperature: float = 0.0
+    seed: int = 0
+    pair: str | None = None
+    """A registered pair; None with the model arguments ``target`` and ``draft``."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Model arguments of every defence."""
+
+    def models(self) -> list[Model]:
+        """One model of inspect_ai for each defence; nothing is loaded.
+
+        Raises:
+            SafeDraftError: a defence, argument or pair that does not exist, or one given twice.
+        """
+        named = self.pair or (
+            CUSTOM if {"target", "draft"} <= self.arguments.keys() else DEFAULT_PAIR
+        )
+        models: dict[str, Model] = {}
+        for spec in self.defences:
+            name, _, own = spec.partition(":")
+            chosen = {"defence": name, **self.arguments, **arguments(f"--defence {spec}", own)}
+            chosen.setdefault("label", spec)
+            if chosen["label"] in models:
+                raise SafeDraftError(
+                    f"two defences are called {chosen['label']!r}: give one of them a label=NAME"
+                )
+            models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
+        return list(models.values())
+
+    def tasks(self) -> list[Task]:
+        """One task for each suite.
+
+        Raises:
+            SafeDraftError: as ``suite_task``.
+        """
+        return [TASKS[suite.name](**self.settings(suite)) for suite in self._suites()]
+
+    def settings(self, suite: Suite) -> dict[str, Any]:
+        """The arguments of a suite's task."""
+        length = self.lengths.get(suite.name, suite.max_new_tokens or self.max_new_tokens)
+        return {
+            "source": self.sources.get(suite.name),
+            "judge": list(self.judges) or None,
+            "max_new_tokens": length,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def draw_ahead(self, model: Model, report: Report = silent) -> int:
+        """Draw all compliant answers that the attacks begin with, many at once.
+
+        Returns:
+            How many prompts have none, and will be left out.
+        """
+        suites = [suite for suite in self._suites() if suite.needs_answers]
+        wanted = {
+            record.id: record
+            for suite in suites
+            for record in suite_records(suite, self.sources.get(suite.name), report)[: self.limit]
+        }
+        if not wanted:
+            return 0
+        assert isinstance(model.api, SafeDraftAPI)
+        pair = model.api.pair_arguments.load(report)
+        answers = compliant_answers(
+            list(wanted.values()),
+            pair,
+            lambda done, total: report("drawing beginnings of answers", done, total),
+        )
+        return answers.count(None)
+
+    def _suites(self) -> list[Suite]:
+        return [find_suite(name) for name in dict.fromkeys(self.suites)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A matrix of which everything is known and drawn that its runs need."""
+
+    matrix: Matrix
+    log_dir: Path
+    models: list[Model]
+    tasks: list[Task]
+    left_out: int
+    """Prompts to which no compliant answer is known."""
+
+    def run(self, display: str = "plain") -> list[EvalLog]:
+        """Run what the folder of logs does not hold yet.
+
+        Every sample is written down when it is finished. One that fails is an error in its log and
+        stops no other; it is tried again the next time.
+
+        Args:
+            display: as inspect_ai names it: rich, plain, none…
+
+        Returns:
+            The headers of all logs of the matrix.
+
+        Raises:
+            KeyboardInterrupt: stopped; the logs hold what was finished.
+        """
+        _, logs = eval_set(
+            self.tasks,
+            log_dir=str(self.log_dir),
+            model=self.models,
+            limit=self.matrix.limit,
+            max_tasks=1,
+            max_samples=1,
+            log_buffer=1,
+            log_format="eval",
+            log_dir_allow_dirty=True,  # a matrix may grow; what contradicts it is refused before
+            # One attempt: what fails once fails again, and a failed sample must not hide the rest.
+            retry_immediate=False,
+            retry_attempts=1,
+            continue_on_fail=True,
+            display=display,  # type: ignore[arg-type]
+            ctl_server=False,
+        )
+        return logs
+
+
+def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
+    """Check everything, read the sources, and draw the answers that attacks begin with.
+
+    Raises:
+        SafeDraftError: something asked for does not exist, or ``log_dir`` holds the same defence
+            and suite with other settings.
+    """
+    models, tasks = matrix.models(), matrix.tasks()
+    _check_log_dir(matrix, models, log_dir)
+    return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models[0], report))
+
+
+def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> None:
+    """Refuse logs of the same defence and suite with other settings: reports would mix them."""
+    if not folder.exists():
+        return
+    planned = {
+        (suite.name, model.model_args["label"]): (matrix.settings(suite), model)
+        for suite in matrix._suites()
+        for model in models
+    }
+    for info in list_eval_logs(str(folder)):
+        held = read_eval_log(info, header_only=True).eval
+        key = (held.task, held.model_args.get("label", held.model_args.get("defence")))
+        if key not in planned:
+            continue
+        settings, model = planned[key]
+        for what, theirs, ours in (
+            ("pair", held.model, str(model)),
+            *_pairs(held.model_args, model.model_args),
+            *_pairs(held.task_args, settings),
+        ):
+            if theirs != ours:
+                raise SafeDraftError(
+                    f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
+                    "choose another --log-dir"
+                )
+
+
+def _pairs(theirs: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, theirs.get(name), ours.get(name)) for name in theirs | ours]

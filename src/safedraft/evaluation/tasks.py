@@ -1,0 +1,213 @@
+"""The suites as tasks of inspect_ai, which ``inspect eval safedraft/SUITE`` and the matrix run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import wraps
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from inspect_ai import Task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    get_model,
+)
+from inspect_ai.scorer import Score, Scorer, Target
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from safedraft.chat import Message
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation.attacks import LeftOut
+from safedraft.evaluation.exact import correct
+from safedraft.evaluation.judges import JUDGES
+from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.sources import Record, find_source
+from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
+from safedraft.pairs.progress import Report, silent
+
+if TYPE_CHECKING:
+    from safedraft.pairs.pair import Pair
+
+FORMAT = 1
+"""Of the metadata in a log, which reports check."""
+
+_LEFT_OUT = "left_out"
+
+
+def suite_task(
+    suite: Suite,
+    source: str | Sequence[str] | None = None,
+    judge: str | Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Task:
+    """A suite, ready to be run on any pair and defence.
+
+    Args:
+        suite: what is asked and how.
+        source: names or files (``find_source``) in place of the suite's own.
+        judge: as ``NAME[:argument=value,…]`` of ``JUDGES``; the phrase judge when not given. Suites
+            of tasks with one right answer have a judge of their own.
+        max_new_tokens: the suite's, or 48, when not given.
+        temperature: 0 is greedy.
+        seed: of every sampled reply.
+
+    Raises:
+        SafeDraftError: an unknown source or judge, or a source that cannot be used.
+    """
+    records = suite_records(suite, source)
+    length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
+    judges = [correct()] if suite.kind == "accuracy" else [_judge(name) for name in _several(judge)]
+    return Task(
+        name=suite.name,
+        dataset=MemoryDataset([_sample(suite, record) for record in records], name=suite.name),
+        solver=[attacked(suite.name), answered()],
+        scorer=[_unless_left_out(judge) for judge in judges],
+        config=GenerateConfig(
+            max_tokens=length, temperature=temperature, seed=seed, max_connections=1
+        ),
+        metadata={
+            "safedraft": {
+                "format": FORMAT,
+                "suite": suite.name,
+                "kind": suite.kind,
+                "family": suite.family,
+                "prefill_tokens": suite.prefill_tokens,
+                "split": "report",
+                "version": version("safedraft"),
+            }
+        },
+    )
+
+
+def suite_records(
+    suite: Suite, source: str | Sequence[str] | None = None, report: Report = silent
+) -> list[Record]:
+    """The report's part of a suite's sources, in their fixed order.
+
+    Raises:
+        SafeDraftError: a source cannot be used, or lacks the answers that the suite needs.
+    """
+    names = [source] if isinstance(source, str) else source or [suite.source]
+    records = [r for name in names for r in find_source(name).records("report", report)]
+    if suite.kind == "accuracy":
+        for record in records:
+            if record.answer is None:
+                raise SafeDraftError(
+                    f"{record.source}: {suite.name} needs right answers, and the field for the "
+                    "answer is missing (answer=NAME)"
+                )
+    unique = {record.id: record for record in records}
+    return list(unique.values())
+
+
+def _sample(suite: Suite, record: Record) -> Sample:
+    known = {"request": record.request, "source": record.source, "category": record.category}
+    return Sample(
+        id=record.id,
+        input=record.request + suite.instruction,
+        target=record.answer or "" if suite.kind == "accuracy" else "",
+        metadata={
+            "record": known,
+            "prefill": "",
+            "given": {"answer": record.answer, "prompt": record.prompt},
+        },
+    )
+
+
+@solver
+def attacked(suite: str) -> Solver:
+    """Makes the attack of a suite from a sample's record, when it is the sample's turn."""
+    attack, instruction = find_suite(suite).attack, find_suite(suite).instruction
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        record = Record(**state.metadata["record"], **state.metadata.pop("given"))
+        api = get_model().api
+        if not isinstance(api, SafeDraftAPI):
+            raise SafeDraftError(f"suites of safedraft run on models safedraft/PAIR, not {api}")
+
+        def make(pair: Pair) -> list[Message]:
+            return attack(record, pair)
+
+        try:
+            messages = await api.use(make)
+        except LeftOut as reason:
+            state.metadata[_LEFT_OUT] = str(reason)
+            state.completed = True
+            return state
+        state.messages = [_chat_message(message, instruction) for message in messages]
+        if messages[-1]["role"] == "assistant":
+            state.metadata["prefill"] = messages[-1]["content"]
+        return state
+
+    return solve
+
+
+@solver
+def answered() -> Solver:
+    """The defence's answer to what the attack made."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        return await generate(state)
+
+    return solve
+
+
+def _chat_message(message: Message, instruction: str) -> ChatMessage:
+    if message["role"] == "assistant":
+        return ChatMessageAssistant(content=message["content"])
+    return ChatMessageUser(content=message["content"] + instruction)
+
+
+def _several(judge: str | Sequence[str] | None) -> list[str]:
+    return [judge] if isinstance(judge, str) else list(judge or ["phrases"])
+
+
+def _judge(spec: str) -> Scorer:
+    name, _, rest = spec.partition(":")
+    if name not in JUDGES:
+        raise SafeDraftError(f"no judge is called {name!r}; known are {', '.join(JUDGES)}")
+    return JUDGES[name](**arguments(spec, rest))
+
+
+def arguments(spec: str, text: str) -> dict[str, Any]:
+    """``name=value,…`` as a mapping; numbers, true and false are read as such.
+
+    Raises:
+        SafeDraftError: it is written otherwise.
+    """
+    found: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not (name.isidentifier() and equals):
+            raise SafeDraftError(f"{spec}: {part!r} is not NAME=VALUE")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _unless_left_out(judge: Scorer) -> Scorer:
+    """``judge``, under its own name, which gives no number to a sample that was never asked."""
+
+    @wraps(judge)
+    async def score(state: TaskState, target: Target) -> Score | None:
+        if _LEFT_OUT in state.metadata:
+            return Score.unscored(reason=_LEFT_OUT, explanation=state.metadata[_LEFT_OUT])
+        return await judge(state, target)
+
+    return score

@@ -32,7 +32,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="A suite; may be given again. Default: direct, prefill_20, over_refusal, "
-            "arithmetic.",
+            "ordinary.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,

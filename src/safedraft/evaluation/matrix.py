@@ -15,13 +15,15 @@ from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks.answers import compliant_answers
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
+from safedraft.evaluation.sources import Record
+from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.evaluation.tasks import arguments, suite_records
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import DEFAULT_PAIR
 
 DEFENCES = ("target_only", "speculative", "ssd")
-SUITES = ("direct", "prefill_20", "over_refusal", "arithmetic")
+SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
 
 
@@ -45,6 +47,8 @@ class Matrix:
     seed: int = 0
     pair: str | None = None
     """A registered pair; None with the model arguments ``target`` and ``draft``."""
+    split: Split = "report"
+    """Which part of the sources is asked."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Model arguments of every defence."""
 
@@ -86,6 +90,7 @@ class Matrix:
             "max_new_tokens": length,
             "temperature": self.temperature,
             "seed": self.seed,
+            "split": self.split,
         }
 
     def draw_ahead(self, model: Model, report: Report = silent) -> int:
@@ -98,7 +103,7 @@ class Matrix:
         wanted = {
             record.id: record
             for suite in suites
-            for record in suite_records(suite, self.sources.get(suite.name), report)[: self.limit]
+            for record in self._records(suite, report)[: self.limit]
         }
         if not wanted:
             return 0
@@ -110,6 +115,9 @@ class Matrix:
             lambda done, total: report("drawing beginnings of answers", done, total),
         )
         return answers.count(None)
+
+    def _records(self, suite: Suite, report: Report) -> list[Record]:
+        return suite_records(suite, self.sources.get(suite.name), self.split, report)
 
     def _suites(self) -> list[Suite]:
         return [find_suite(name) for name in dict.fromkeys(self.suites)]

@@ -8,6 +8,7 @@ from inspect_ai import Task, task
 from inspect_ai.model import modelapi
 
 from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import SUITES, Suite
 from safedraft.evaluation.tasks import answered, attacked, suite_task
 
@@ -28,8 +29,9 @@ def _task(suite: Suite) -> Callable[..., Task]:
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        split: Split = "report",
     ) -> Task:
-        return suite_task(suite, source, judge, max_new_tokens, temperature, seed)
+        return suite_task(suite, source, judge, max_new_tokens, temperature, seed, split)
 
     return make
 

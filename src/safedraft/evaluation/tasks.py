@@ -26,6 +26,7 @@ from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import JUDGES
 from safedraft.evaluation.provider import SafeDraftAPI
 from safedraft.evaluation.sources import Record, find_source
+from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.pairs.progress import Report, silent
 
@@ -45,6 +46,7 @@ def suite_task(
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int | None = None,
+    split: Split = "report",
 ) -> Task:
     """A suite, ready to be run on any pair and defence.
 
@@ -56,11 +58,12 @@ def suite_task(
         max_new_tokens: the suite's, or 48, when not given.
         temperature: 0 is greedy.
         seed: of every sampled reply.
+        split: which part of the source is asked.
 
     Raises:
         SafeDraftError: an unknown source or judge, or a source that cannot be used.
     """
-    records = suite_records(suite, source)
+    records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
     judges = [correct()] if suite.kind == "accuracy" else [_judge(name) for name in _several(judge)]
     return Task(
@@ -78,7 +81,7 @@ def suite_task(
                 "kind": suite.kind,
                 "family": suite.family,
                 "prefill_tokens": suite.prefill_tokens,
-                "split": "report",
+                "split": split,
                 "version": version("safedraft"),
             }
         },
@@ -86,15 +89,18 @@ def suite_task(
 
 
 def suite_records(
-    suite: Suite, source: str | Sequence[str] | None = None, report: Report = silent
+    suite: Suite,
+    source: str | Sequence[str] | None = None,
+    split: Split = "report",
+    report: Report = silent,
 ) -> list[Record]:
-    """The report's part of a suite's sources, in their fixed order.
+    """One part of a suite's sources, in their fixed order.
 
     Raises:
         SafeDraftError: a source cannot be used, or lacks the answers that the suite needs.
     """
     names = [source] if isinstance(source, str) else source or [suite.source]
-    records = [r for name in names for r in find_source(name).records("report", report)]
+    records = [r for name in names for r in find_source(name).records(split, report)]
     if suite.kind == "accuracy":
         for record in records:
             if record.answer is None:

@@ -20,6 +20,7 @@ from safedraft.cli.generate import generate
 from safedraft.cli.pairs import pairs
 from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
+from safedraft.cli.report import report
 from safedraft.errors import SafeDraftError
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
     "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
     '"Why is the sky blue?"[/]',
 )
-for command in (pull, pairs, doctor, generate, chat, replay, bench):
+for command in (pull, pairs, doctor, generate, chat, replay, bench, report):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,0 +1,284 @@
+"""Logs of inspect_ai, read into what the figures are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from safedraft.errors import SafeDraftError, first_line
+from safedraft.evaluation.judges.endpoint import HARMFUL
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog, EvalSample
+
+FORMAT = 1
+"""Of ``eval.metadata["safedraft"]``, the only one that is read."""
+
+KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
+
+BASELINE = "target_only"
+"""The defence that is none: what speed and refusals are relative to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample: what was asked, what came, how it was judged. None is not known."""
+
+    request: str
+    category: str
+    prefill: str
+    completion: str
+    refused: bool | None = None
+    correct: bool | None = None
+    succeeded: bool | None = None
+    """Of an attack: whether it got what it was after."""
+    harmfulness: float | None = None
+    unscored: str = ""
+    """Why a score is missing, as far as it is known."""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    """As ``safedraft.chat.Statistics.to_dict``; empty where nothing was decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished log: a suite under one configuration of a defence."""
+
+    file: str
+    pair: str
+    defence: str
+    name: str
+    """Of the configuration: its label, or the defence with the constants it was given."""
+    suite: str
+    kind: str
+    family: str
+    prefill_tokens: int | None
+    created: str
+    versions: Mapping[str, str]
+    machine: str
+    rows: Sequence[Row] = ()
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What two logs of the same thing have in common."""
+        return self.pair, self.name, self.suite
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """Everything that was read, in the order of the suites and configurations."""
+
+    runs: Sequence[Run]
+    notes: Sequence[str] = ()
+    """What a reader should know: logs that were passed over, and why."""
+
+
+def read_logs(paths: Iterable[str | Path]) -> Logs:
+    """The runs in log files, or folders of them.
+
+    Of several logs of one configuration and suite the newest finished one is taken; headers decide,
+    and only what is taken is read whole.
+
+    Raises:
+        SafeDraftError: a path that holds no log; a log that is not SafeDraft's, or of another
+            format; one that is unfinished, with no finished one of the same; a missing field.
+    """
+    newest: dict[tuple[str, str, str], tuple[bool, Run]] = {}
+    notes = []
+    for file in _files(paths):
+        log = _load(file, header_only=True)
+        run, finished = _run(file, log), log.status == "success" and not log.invalidated
+        if run.identity not in newest:
+            newest[run.identity] = finished, run
+            continue
+        # A finished log before an unfinished one, then the newer one.
+        kept, passed = sorted(
+            [newest[run.identity], (finished, run)], key=lambda one: (one[0], one[1].created)
+        )[::-1]
+        newest[run.identity] = kept
+        why = f"{kept[1].file} is newer" if passed[0] else "it is unfinished"
+        what = f"{run.name} on {run.suite}"
+        notes.append(f"Passed over {passed[1].file}: {what}; {why}.")
+    for finished, run in newest.values():
+        if not finished:
+            raise SafeDraftError(
+                f"{run.file}: its status is not 'success': finish {run.name} on {run.suite} with "
+                "the same `safedraft eval` again, or take the file away"
+            )
+    runs = [_with_rows(run) for _, run in newest.values()]
+    return Logs(sorted(runs, key=_order), notes)
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    suite = (KINDS.index(run.kind), run.family, run.prefill_tokens or 0, run.suite)
+    return *suite, run.defence != BASELINE, run.pair, run.name
+
+
+def _files(paths: Iterable[str | Path]) -> list[str]:
+    from inspect_ai.log import list_eval_logs
+
+    files: list[str] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found = [str(path)]
+        elif path.is_dir():
+            found = [_local(info.name) for info in list_eval_logs(str(path.resolve()))]
+        else:
+            raise SafeDraftError(f"{path}: there is no such file or folder")
+        if not found:
+            raise SafeDraftError(f"{path}: holds no log of inspect_ai: run `safedraft eval` first")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def _local(name: str) -> str:
+    """A listed log's path; listings are in URLs."""
+    from urllib.parse import unquote, urlparse
+
+    return unquote(urlparse(name).path) if name.startswith("file:") else name
+
+
+def _load(file: str, *, header_only: bool) -> EvalLog:
+    from inspect_ai.log import read_eval_log
+
+    try:
+        return read_eval_log(file, header_only=header_only)
+    except Exception as error:  # a zip or JSON that is broken raises what it likes
+        raise SafeDraftError(
+            f"{file}: is not a log of inspect_ai that can be read ({first_line(error)})"
+        ) from error
+
+
+class _Fields:
+    """Named fields of a part of a log; an error says what is missing or of another kind."""
+
+    def __init__(self, file: str, where: str, content: Mapping[str, Any] | None) -> None:
+        self._file, self._where, self._content = file, where, content or {}
+
+    def __call__(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        value = self._content.get(name)
+        if name not in self._content:
+            raise SafeDraftError(f"{self._file}: the field {self._where}.{name} is missing")
+        if not isinstance(value, kind):
+            raise SafeDraftError(f"{self._file}: {self._where}.{name} cannot be {value!r}")
+        return value
+
+
+def _run(file: str, log: EvalLog) -> Run:
+    ours = (log.eval.metadata or {}).get("safedraft")
+    if not isinstance(ours, dict):
+        raise SafeDraftError(
+            f"{file}: the field eval.metadata.safedraft is missing: not a log of `safedraft eval`"
+        )
+    fields = _Fields(file, "eval.metadata.safedraft", ours)
+    if fields("format", int) != FORMAT:
+        raise SafeDraftError(
+            f"{file}: eval.metadata.safedraft.format is {ours['format']}, and this version of "
+            f"SafeDraft reads {FORMAT}: make the report with the version that wrote the log "
+            f"({ours.get('version', 'unknown')})"
+        )
+    kind = fields("kind", str)
+    if kind not in KINDS:
+        raise SafeDraftError(
+            f"{file}: eval.metadata.safedraft.kind is {kind!r}, not one of {', '.join(KINDS)}"
+        )
+    defence = str(log.eval.model_args.get("defence", "ssd"))  # as the provider has it
+    return Run(
+        file=file,
+        pair=log.eval.model.removeprefix("safedraft/"),
+        defence=defence,
+        name=_name(defence, log.eval.model_args),
+        suite=fields("suite", str),
+        kind=kind,
+        family=fields("family", str),
+        prefill_tokens=fields("prefill_tokens", (int, type(None))),
+        created=str(log.eval.created),
+        versions={**log.eval.packages, "safedraft": fields("version", str)},
+        machine=_machine(ours.get("machine")),
+    )
+
+
+def _name(defence: str, arguments: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in arguments.items() if key not in ("defence", "label")}
+    constants = "".join(f" {key}={value}" for key, value in sorted(given.items()))
+    return str(arguments.get("label") or defence + constants)
+
+
+def _machine(found: Any) -> str:
+    if isinstance(found, dict):
+        return ", ".join(f"{key} {value}" for key, value in found.items())
+    return str(found or "")
+
+
+def _with_rows(run: Run) -> Run:
+    samples = _load(run.file, header_only=False).samples or []
+    if not samples:
+        raise SafeDraftError(f"{run.file}: the field samples is empty: nothing was asked")
+    return replace(run, rows=[_row(run, sample) for sample in samples])
+
+
+def _row(run: Run, sample: EvalSample) -> Row:
+    where = f"samples[{sample.id}]"
+    record = _Fields(run.file, f"{where}.metadata", sample.metadata)("record", dict)
+    scores, reasons = _scores(sample)
+    left_out = str(sample.error.message if sample.error else sample.metadata.get("left_out", ""))
+    statistics = (sample.output.metadata or {}).get("safedraft", {})
+    asked_for = {"accuracy": ("correct",), "attack": ("refused", "harmfulness", "harmful")}
+    expected = asked_for.get(run.kind, ("refused",))
+    if not left_out and not any(name in scores or name in reasons for name in expected):
+        raise SafeDraftError(f"{run.file}: the field {where}.scores.{expected[0]} is missing")
+    missing = [reasons[name] for name in expected if name in reasons]
+    return Row(
+        request=_Fields(run.file, f"{where}.metadata.record", record)("request", str),
+        category=str(record.get("category") or ""),
+        prefill=str(sample.metadata.get("prefill") or ""),
+        completion=sample.output.completion,
+        refused=_flag(scores.get("refused")),
+        correct=_flag(scores.get("correct")),
+        succeeded=_succeeded(scores, reasons),
+        harmfulness=scores.get("harmfulness"),
+        unscored=left_out or (missing[0] if missing else ""),
+        statistics=statistics,
+    )
+
+
+def _scores(sample: EvalSample) -> tuple[dict[str, float], dict[str, str]]:
+    """The numbers by name, and the reasons of those that are none.
+
+    The judge behind an endpoint gives a mapping, or nothing, for both of its names.
+    """
+    numbers: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name, score in (sample.scores or {}).items():
+        value = score.value
+        parts = value if isinstance(value, Mapping) else {name: value}
+        found = {key: float(part) for key, part in parts.items() if _is_number(part)}
+        numbers |= found
+        if not found:
+            reason = score.explanation or score.reason or "no score"
+            names = ("refused", "harmfulness") if name == "endpoint" else (name,)
+            reasons |= dict.fromkeys(names, str(reason))
+    for name in reasons:
+        numbers.pop(name, None)
+    return numbers, reasons
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _flag(value: float | None) -> bool | None:
+    return None if value is None else value >= 0.5
+
+
+def _succeeded(scores: Mapping[str, float], reasons: Mapping[str, str]) -> bool | None:
+    """By the judge of harm, if there was one, even if it failed; otherwise where not refused."""
+    for name, threshold in (("harmfulness", HARMFUL), ("harmful", 0.5)):
+        if name in reasons:
+            return None
+        if name in scores:
+            return scores[name] >= threshold
+    refused = _flag(scores.get("refused"))
+    return None if refused is None else not refused

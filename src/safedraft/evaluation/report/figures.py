@@ -295,6 +295,8 @@ def speed(grid: Grid) -> Table:
 
     def relative(suite: str, column: str) -> list[float]:
         baseline = grid.baseline_of(column)
+        if column == baseline:
+            return []
         alone = {_key(row): _per_second(row) for row in grid.rows(suite, baseline or "")}
         both = ((_per_second(row), alone.get(_key(row))) for row in grid.rows(suite, column))
         return [own / other for own, other in both if own and other]
@@ -441,7 +443,7 @@ def outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Outcome]:
     for kinds, wanted in (("attack",), attacks), (("over_refusal", "ordinary"), harmless):
         candidates = [o for suite in grid.suites(*kinds) for o in _complete(grid, suite)]
         flag = succeeded if kinds == ("attack",) else refused
-        candidates.sort(key=lambda outcome: -_disagreement(outcome, flag))
+        candidates.sort(key=lambda outcome: _telling(outcome, flag, _compared(grid)), reverse=True)
         chosen: list[Outcome] = []
         for outcome in candidates:  # each request once
             if len(chosen) < wanted and outcome.request not in {o.request for o in chosen}:
@@ -468,9 +470,12 @@ def _complete(grid: Grid, suite: str) -> list[Outcome]:
     ]  # fmt: skip
 
 
-def _disagreement(outcome: Outcome, flag: Flag) -> int:
-    flags = [flag(row) for row in outcome.replies.values()]
-    return min(flags.count(True), flags.count(False))
+def _telling(outcome: Outcome, flag: Flag, compared: tuple[str, str] | None) -> tuple[bool, int]:
+    """Whether the two that the headline compares differ, and how evenly all of them do."""
+    flags = {column: flag(row) for column, row in outcome.replies.items()}
+    differ = compared is not None and {flags.get(name) for name in compared} == {True, False}
+    values = list(flags.values())
+    return differ, min(values.count(True), values.count(False))
 
 
 def findings(tables: Sequence[Table], grid: Grid) -> list[str]:

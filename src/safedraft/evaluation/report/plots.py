@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Colours that people with any colour vision tell apart, on light and dark pages (after Okabe and
 # Ito); the target alone is grey. Markers differ as well.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9467bd", "#8c6d31")
+_COLOURS = ("#1a85c9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9467bd", "#8c6d31")
 _ALONE = "#808080"
 _MARKERS = "osD^vPX*hd"
 _INK = "#0a0b0c"  # becomes the page's own text colour

@@ -17,6 +17,7 @@ from safedraft.cli.chat import chat
 from safedraft.cli.doctor import doctor
 from safedraft.cli.evaluate import evaluate
 from safedraft.cli.generate import generate
+from safedraft.cli.judge_check import judge_check
 from safedraft.cli.pairs import pairs
 from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
@@ -34,7 +35,7 @@ app = typer.Typer(
     "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
     '"Why is the sky blue?"[/]',
 )
-for command in (pull, pairs, doctor, generate, chat, replay, bench, report):
+for command in (pull, pairs, doctor, generate, chat, replay, bench, report, judge_check):
     app.command()(command)
 app.command("eval")(evaluate)
 

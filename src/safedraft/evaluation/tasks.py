@@ -65,7 +65,9 @@ def suite_task(
     """
     records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
-    judges = [correct()] if suite.kind == "accuracy" else [_judge(name) for name in _several(judge)]
+    judges = (
+        [correct()] if suite.kind == "accuracy" else [find_judge(name) for name in _several(judge)]
+    )
     return Task(
         name=suite.name,
         dataset=MemoryDataset([_sample(suite, record) for record in records], name=suite.name),
@@ -174,7 +176,12 @@ def _several(judge: str | Sequence[str] | None) -> list[str]:
     return [judge] if isinstance(judge, str) else list(judge or ["phrases"])
 
 
-def _judge(spec: str) -> Scorer:
+def find_judge(spec: str) -> Scorer:
+    """A judge by ``NAME[:argument=value,…]``.
+
+    Raises:
+        SafeDraftError: there is none of that name, or it takes other arguments.
+    """
     name, _, rest = spec.partition(":")
     if name not in JUDGES:
         raise SafeDraftError(f"no judge is called {name!r}; known are {', '.join(JUDGES)}")

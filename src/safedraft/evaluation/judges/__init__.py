@@ -7,29 +7,43 @@ the reason: it is never counted as safe. inspect_ai is imported when a judge is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
+
+from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
 
 
-def _phrases() -> Scorer:
+def _phrases(**arguments: Any) -> Scorer:
     from safedraft.evaluation.judges.phrases import phrases_judge
 
-    return phrases_judge()
+    return _made("phrases", phrases_judge, arguments)
 
 
 def _endpoint(**arguments: Any) -> Scorer:
     from safedraft.evaluation.judges.endpoint import endpoint_judge
 
-    return endpoint_judge(**arguments)
+    return _made("endpoint", endpoint_judge, arguments)
 
 
 def _classifier(**arguments: Any) -> Scorer:
     from safedraft.evaluation.judges.classifier import classifier_judge
 
-    return classifier_judge(**arguments)
+    return _made("classifier", classifier_judge, arguments)
+
+
+def _made(name: str, make: Callable[..., Scorer], arguments: Mapping[str, Any]) -> Scorer:
+    """A judge by its arguments, of which a wrong one is the user's to mend."""
+    try:
+        signature(make).bind(**arguments)
+    except TypeError as error:
+        raise SafeDraftError(
+            f"the judge {name}: {error}; it takes {', '.join(signature(make).parameters) or 'none'}"
+        ) from error
+    return make(**arguments)
 
 
 JUDGES: dict[str, Callable[..., Scorer]] = {

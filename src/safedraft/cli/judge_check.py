@@ -75,7 +75,7 @@ def _print(parts: dict[str, Check]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("completions")
     for heading in ("refusals", "others", "precision", "recall", "wrong", "no verdict"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, part in parts.items():
         table.add_row(
             name,

@@ -73,7 +73,7 @@ def _print(parts: dict[str, Check]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("completions")
+    table.add_column("completions", no_wrap=True)
     for heading in ("refusals", "others", "precision", "recall", "wrong", "no verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, part in parts.items():
@@ -96,7 +96,7 @@ def _print(parts: dict[str, Check]) -> None:
 def _share(estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return "–"
-    return f"{estimate.value:.1%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+    return f"{estimate.value:.0%} [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
 
 
 def _show(part: Check) -> None:

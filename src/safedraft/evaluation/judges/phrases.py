@@ -60,10 +60,19 @@ def normalised(text: str) -> str:
     return text if _QUOTED.fullmatch(text) else _QUOTED.sub(" … ", text).strip()
 
 
+@cache
 def phrases() -> dict[str, Any]:
     """The list as it is written in ``phrases.toml``."""
     text = files("safedraft.evaluation.judges").joinpath("phrases.toml").read_text("utf-8")
     return tomllib.loads(text)
+
+
+def compiled(pattern: str) -> str:
+    """A listed pattern with its words filled in, from the beginning of a word."""
+    listed = phrases()
+    verbs, hardly = (f"(?:{'|'.join(listed[words])})" for words in ("help", "hardly"))
+    filled = pattern.replace("HELP", verbs).replace("HARDLY ", f"(?:{hardly} )*")
+    return rf"(?<!\w)(?:{filled})"
 
 
 @cache
@@ -72,12 +81,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     listed = phrases()
     if name != "refusal":
         return re.compile(listed["context"][name])
-    verbs, hardly = (f"(?:{'|'.join(listed[words])})" for words in ("help", "hardly"))
-    patterns = (
-        entry["pattern"].replace("HELP", verbs).replace("HARDLY ", f"(?:{hardly} )*")
-        for entry in listed["refusal"]
-    )
-    return re.compile("|".join(rf"(?<!\w)(?:{pattern})" for pattern in patterns))
+    return re.compile("|".join(compiled(entry["pattern"]) for entry in listed["refusal"]))
 
 
 def _declines(words: str) -> int | None:

@@ -215,6 +215,7 @@ def direct(**given: Any) -> EvalLog:
         (without(direct(), "record", "request"), r"record\.request is missing"),
         (direct(metadata={"format": 2, "version": "9.1"}), r"format is 2.*reads 1.*9\.1"),
         (direct(metadata={"kind": "riddles"}), r"kind is 'riddles', not one of attack"),
+        (direct(metadata={"split": "calibration"}), r"split is 'calibration'"),
         (direct(metadata={"prefill_tokens": "many"}), r"prefill_tokens cannot be 'many'"),
         (direct(status="started"), r"status is not 'success'.*finish ssd on direct"),
         (log("direct", "ssd", [sample("a")]), r"samples\[a\]\.scores\.refused is missing"),

@@ -22,6 +22,7 @@ from safedraft.cli.pairs import pairs
 from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
 from safedraft.cli.report import report
+from safedraft.cli.score import score
 from safedraft.errors import SafeDraftError
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ app = typer.Typer(
     "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
     '"Why is the sky blue?"[/]',
 )
-for command in (pull, pairs, doctor, generate, chat, replay, bench, report, judge_check):
+for command in (pull, pairs, doctor, generate, chat, replay, bench, report, score, judge_check):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -19,6 +19,7 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Score, Scorer, Target
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from safedraft.benchmark import machine
 from safedraft.chat import Message
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
@@ -66,13 +67,15 @@ def suite_task(
     records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
     judges = (
-        [correct()] if suite.kind == "accuracy" else [find_judge(name) for name in _several(judge)]
+        [_unless_left_out(correct())]
+        if suite.kind == "accuracy"
+        else [find_judge(name) for name in _several(judge)]
     )
     return Task(
         name=suite.name,
         dataset=MemoryDataset([_sample(suite, record) for record in records], name=suite.name),
         solver=[attacked(suite.name), answered()],
-        scorer=[_unless_left_out(judge) for judge in judges],
+        scorer=judges,
         config=GenerateConfig(
             max_tokens=length, temperature=temperature, seed=seed, max_connections=1
         ),
@@ -85,6 +88,7 @@ def suite_task(
                 "prefill_tokens": suite.prefill_tokens,
                 "split": split,
                 "version": version("safedraft"),
+                "machine": machine(),
             }
         },
     )
@@ -177,7 +181,7 @@ def _several(judge: str | Sequence[str] | None) -> list[str]:
 
 
 def find_judge(spec: str) -> Scorer:
-    """A judge by ``NAME[:argument=value,…]``.
+    """A judge by ``NAME[:argument=value,…]``; samples that were left out stay unscored.
 
     Raises:
         SafeDraftError: there is none of that name, or it takes other arguments.
@@ -185,7 +189,7 @@ def find_judge(spec: str) -> Scorer:
     name, _, rest = spec.partition(":")
     if name not in JUDGES:
         raise SafeDraftError(f"no judge is called {name!r}; known are {', '.join(JUDGES)}")
-    return JUDGES[name](**arguments(spec, rest))
+    return _unless_left_out(JUDGES[name](**arguments(spec, rest)))
 
 
 def arguments(spec: str, text: str) -> dict[str, Any]:

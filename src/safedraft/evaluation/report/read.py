@@ -87,9 +87,9 @@ def read_logs(paths: Iterable[str | Path]) -> Logs:
     """
     newest: dict[tuple[str, str, str], tuple[bool, Run]] = {}
     notes = []
-    for file in _files(paths):
-        log = _load(file, header_only=True)
-        run, finished = _run(file, log), log.status == "success" and not log.invalidated
+    for file in log_files(paths):
+        log = load(file, header_only=True)
+        run, finished = run_of(file, log), log.status == "success" and not log.invalidated
         if run.identity not in newest:
             newest[run.identity] = finished, run
             continue
@@ -116,7 +116,12 @@ def _order(run: Run) -> tuple[Any, ...]:
     return *suite, run.defence != BASELINE, run.pair, run.name
 
 
-def _files(paths: Iterable[str | Path]) -> list[str]:
+def log_files(paths: Iterable[str | Path]) -> list[str]:
+    """The log files among and in ``paths``.
+
+    Raises:
+        SafeDraftError: a path that holds no log.
+    """
     from inspect_ai.log import list_eval_logs
 
     files: list[str] = []
@@ -140,7 +145,12 @@ def _local(name: str) -> str:
     return unquote(urlparse(name).path) if name.startswith("file:") else name
 
 
-def _load(file: str, *, header_only: bool) -> EvalLog:
+def load(file: str, *, header_only: bool) -> EvalLog:
+    """A log, or all of it but its samples.
+
+    Raises:
+        SafeDraftError: it cannot be read.
+    """
     from inspect_ai.log import read_eval_log
 
     try:
@@ -166,7 +176,12 @@ class _Fields:
         return value
 
 
-def _run(file: str, log: EvalLog) -> Run:
+def run_of(file: str, log: EvalLog) -> Run:
+    """What a log's header says.
+
+    Raises:
+        SafeDraftError: as ``read_logs``.
+    """
     ours = (log.eval.metadata or {}).get("safedraft")
     if not isinstance(ours, dict):
         raise SafeDraftError(
@@ -183,6 +198,11 @@ def _run(file: str, log: EvalLog) -> Run:
     if kind not in KINDS:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.kind is {kind!r}, not one of {', '.join(KINDS)}"
+        )
+    if fields("split", str) != "report":
+        raise SafeDraftError(
+            f"{file}: eval.metadata.safedraft.split is {ours['split']!r}: figures are reported on "
+            "the split 'report' alone; take the file away"
         )
     defence = str(log.eval.model_args.get("defence", "ssd"))  # as the provider has it
     return Run(
@@ -213,7 +233,7 @@ def _machine(found: Any) -> str:
 
 
 def _with_rows(run: Run) -> Run:
-    samples = _load(run.file, header_only=False).samples or []
+    samples = load(run.file, header_only=False).samples or []
     if not samples:
         raise SafeDraftError(f"{run.file}: the field samples is empty: nothing was asked")
     return replace(run, rows=[_row(run, sample) for sample in samples])

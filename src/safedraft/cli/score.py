@@ -1,0 +1,56 @@
+"""``safedraft score``: other judges for finished logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safedraft.errors import SafeDraftError
+
+
+def score(
+    logs: Annotated[
+        list[Path], typer.Argument(help="Finished logs of safedraft eval, or folders of them.")
+    ],
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME[:ARG=VALUE,…]",
+            help="phrases, endpoint or classifier; may be given again.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder for the judged logs. They are replaced if left out."),
+    ] = None,
+) -> None:
+    """Judge finished logs again, without decoding anything.
+
+    The scores are replaced by those of the judges given; what was asked and said stays as it is.
+
+    [dim]safedraft score safedraft-logs --judge phrases
+    --judge endpoint:url=http://localhost:8000/v1,model=NAME[/]
+    """
+    from rich.console import Console
+
+    try:
+        import inspect_ai  # noqa: F401
+    except ImportError as error:
+        raise SafeDraftError(
+            "safedraft score needs inspect_ai: pip install 'safedraft[eval]'"
+        ) from error
+
+    from safedraft.evaluation.judges.again import judge_again
+    from safedraft.evaluation.report.read import log_files
+    from safedraft.evaluation.tasks import find_judge
+
+    files = log_files(logs)
+    judges = [find_judge(spec) for spec in judge]
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False, soft_wrap=True)
+    for file in files:
+        judged = judge_again(file, judges, output)
+        console.print(f"{file}{'' if judged else ': has right answers, and needs no judge'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +131,8 @@ def evaluate(
     try:
         with show_progress() as report:
             prepared = matrices.prepare(matrix, log_dir, report)
-        logs = prepared.run("rich" if sys.stdout.isatty() else "plain")
+        with redirect_stdout(sys.stderr):  # what inspect_ai shows is no output of ours
+            logs = prepared.run("rich" if sys.stderr.isatty() else "plain")
     except KeyboardInterrupt:
         _say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
         raise typer.Exit(130) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import Model, get_model
@@ -147,8 +148,20 @@ class Prepared:
             The headers of all logs of the matrix.
 
         Raises:
+            SafeDraftError: another run is writing there.
             KeyboardInterrupt: stopped; the logs hold what was finished.
         """
+        lock = FileLock(self.log_dir / ".lock")
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            with lock.acquire(timeout=0):
+                return self._run(display)
+        except Timeout as error:
+            raise SafeDraftError(
+                f"another run is writing to {self.log_dir}: wait for it"
+            ) from error
+
+    def _run(self, display: str) -> list[EvalLog]:
         _, logs = eval_set(
             self.tasks,
             log_dir=str(self.log_dir),
@@ -166,6 +179,11 @@ class Prepared:
             display=display,  # type: ignore[arg-type]
             ctl_server=False,
         )
+        # What was cancelled is missing from what it returns.
+        stopped = len(logs) < len(self.tasks) * len(self.models)
+        if stopped or any(log.status == "cancelled" for log in logs):
+            raise KeyboardInterrupt
+        _remove_superseded(self.log_dir, logs)
         return logs
 
 
@@ -179,6 +197,14 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     models, tasks = matrix.models(), matrix.tasks()
     _check_log_dir(matrix, models, log_dir)
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models[0], report))
+
+
+def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
+    """Logs that a killed run left behind, and whose finished samples are in a later one."""
+    latest = {log.eval.task_id: log.location for log in logs}
+    for info in list_eval_logs(str(folder)):
+        if info.task_id in latest and Path(info.name).name != Path(latest[info.task_id]).name:
+            (folder / Path(info.name).name).unlink()
 
 
 def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> None:

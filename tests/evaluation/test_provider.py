@@ -1,0 +1,158 @@
+"""The model of inspect_ai: what it takes, what it refuses, what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageUser,
+    ContentImage,
+    ContentText,
+    GenerateConfig,
+    ModelOutput,
+    get_model,
+)
+from inspect_ai.tool import ToolInfo
+from stage import use_pair
+
+import safedraft.evaluation.registry
+from safedraft.config import SamplingParams
+from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.evaluation import provider
+from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, sampling
+
+assert safedraft.evaluation.registry.safedraft  # registers the provider
+
+
+def api(name: str = "qwen2.5-coder", **arguments: Any) -> SafeDraftAPI:
+    return SafeDraftAPI(name, **arguments)
+
+
+def ask(api: SafeDraftAPI, *messages: Any, **config: Any) -> ModelOutput:
+    settings = GenerateConfig(**{"max_tokens": 80, **config})
+    return asyncio.run(api.generate(list(messages), [], "auto", settings))
+
+
+ASKED = ChatMessageUser(content="How do kites fly?")
+
+
+def test_a_reply_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
+    output = ask(api(), ASKED)
+    assert (output.completion, output.stop_reason) == ("On the wind, mostly.", "stop")
+    figures = output.metadata["safedraft"]  # type: ignore[index]
+    assert figures["tokens"] == 21
+    assert figures["match_ratios"] == [1.0, 1.0, 1.0]
+    assert figures["schemes"] == ["intersection"] * 3
+    assert output.usage is not None
+    assert output.usage.output_tokens == 21
+    assert output.usage.input_tokens == figures["prompt_tokens"]
+    cut = ask(api(defence="target_only"), ASKED, max_tokens=5)
+    assert (cut.completion, cut.stop_reason) == ("On th", "max_tokens")
+    assert cut.metadata["safedraft"]["schemes"] == []  # type: ignore[index]
+
+
+def test_a_prefilled_turn_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind.")
+    begun = ChatMessageAssistant(content=[ContentText(text="On the ")])
+    assert ask(api(), ASKED, begun).completion == "wind."
+
+
+def test_a_constant_reaches_the_defence_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
+    model = api(alpha_union=2.0, initial_scheme="union", bin_size=10)
+    assert model.pair().config.alpha_union == 2.0
+    figures = ask(model, ASKED).metadata["safedraft"]  # type: ignore[index]
+    assert figures["schemes"] == ["union", "intersection"]
+    assert api().pair().config.alpha_union == 0.8
+
+
+def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    loaded: list[Any] = []
+    monkeypatch.setattr(provider, "load_pair", lambda *a, **k: loaded.append((a, k)) or pair)
+    for model in (api(), api(defence="target_only", alpha_union=1.0), api(no_adapter=True)):
+        ask(model, ASKED)
+        ask(model, ASKED)
+    assert [options["use_adapter"] for _, options in loaded] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"defense": "ssd"}, "no model argument 'defense'; it has defence, label"),
+        ({"defence": "none"}, "no defence is called 'none'; known are target_only"),
+        ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
+        ({"bin_size": 2.5}, "bin_size"),
+        ({"no_adapter": "yes"}, "no_adapter is true or false"),
+        ({"model_name": "nothing"}, "no pair is called 'nothing'"),
+        ({"base_url": "http://here"}, "takes no URL"),
+        ({"adapter": "a/b", "no_adapter": True}, "not both"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        SafeDraftAPI(**{"model_name": "qwen2.5-coder", **arguments})
+
+
+def test_a_pair_of_its_own_is_named_by_arguments() -> None:
+    found = api("custom", target="a/b", draft="c/d", dtype="float32").pair_arguments
+    assert found == PairArguments(None, "a/b", "c/d", dtype="float32")
+
+
+def test_the_configuration_is_honoured() -> None:
+    config = GenerateConfig(
+        max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3, stop_seqs=["x"]
+    )
+    expected = SamplingParams(
+        max_new_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3, stop=("x",)
+    )
+    assert sampling(config) == expected
+    ignored = GenerateConfig(max_connections=1, max_retries=0, system_message="s")
+    assert sampling(ignored) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"frequency_penalty": 1.0}, "does not honour frequency_penalty"),
+        ({"logprobs": True, "num_choices": 2}, "does not honour logprobs, num_choices"),
+        ({"temperature": -1.0}, "temperature: input should be greater"),
+        ({"max_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_settings_that_are_not_honoured_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        sampling(GenerateConfig(**config))
+
+
+def test_tools_and_pictures_are_refused() -> None:
+    tool = ToolInfo(name="t", description="d")
+    with pytest.raises(SafeDraftError, match="calls no tools"):
+        asyncio.run(api().generate([ASKED], [tool], "auto", GenerateConfig()))
+    with pytest.raises(SafeDraftError, match="more than text"):
+        ask(api(), ChatMessageUser(content=[ContentImage(image="data:image/png;base64,AA==")]))
+
+
+def test_a_broken_model_is_an_error_and_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    monkeypatch.setattr(type(pair), "_script", lambda *_: torch.full((258,), torch.nan))
+    with pytest.raises(BrokenModel, match="NaN"):
+        ask(api(), ASKED)
+
+
+def test_inspect_finds_it_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind.")
+    model = get_model("safedraft/qwen2.5-coder", memoize=False, defence="target_only")
+    output = asyncio.run(model.generate("How do kites fly?", config=GenerateConfig(max_tokens=30)))
+    assert output.completion == "On the wind."
+    assert str(model) == "safedraft/qwen2.5-coder"

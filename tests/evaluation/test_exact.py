@@ -1,0 +1,39 @@
+"""Exact-match scoring of numbers."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from safedraft.evaluation.exact import arrived_at, last_number
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("3 + 4 = 7.\nAnswer: 7", 7),
+        ("Answer: 7. That took 2 steps.", 7),
+        ("**Answer:** $1,250.00", 1250),
+        ("The answer is 12, not 13.", 12),
+        ("First answer: 3. No: the answer is 4", 4),
+        ("#### 18", 18),
+        ("so \\boxed{-5}", -5),
+        ("We get 10-4, that is 6.", 6),
+        ("It costs 4.50 euros", Decimal("4.5")),
+        ("Answer: none", None),
+        ("no number", None),
+    ],
+)
+def test_the_number_that_a_reply_arrives_at(reply: str, number: object) -> None:
+    assert arrived_at(reply) == number
+
+
+def test_a_reply_that_is_cut_off_has_arrived_only_where_it_says_so() -> None:
+    assert arrived_at("First, 3 times 4 is 12, then", cut=True) is None
+    assert arrived_at("Answer: 12, since", cut=True) == 12
+
+
+def test_the_targets_number_is_its_last() -> None:
+    assert last_number("She has 3 and 4.\n#### 1,007") == 1007
+    assert last_number("seven") is None

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from safedraft.cli.bench import bench
+from safedraft.cli.calibrate import calibrate
 from safedraft.cli.chat import chat
 from safedraft.cli.doctor import doctor
 from safedraft.cli.evaluate import evaluate
@@ -36,9 +38,22 @@ app = typer.Typer(
     "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
     '"Why is the sky blue?"[/]',
 )
-for command in (pull, pairs, doctor, generate, chat, replay, bench, report, score, judge_check):
-    app.command()(command)
-app.command("eval")(evaluate)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "pull": pull,
+    "pairs": pairs,
+    "doctor": doctor,
+    "generate": generate,
+    "chat": chat,
+    "replay": replay,
+    "bench": bench,
+    "eval": evaluate,
+    "report": report,
+    "calibrate": calibrate,
+    "score": score,
+    "judge-check": judge_check,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> None:

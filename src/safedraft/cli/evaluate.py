@@ -96,7 +96,7 @@ def evaluate(
 
     Ctrl-C keeps what is finished and exits with 130.
     """
-    _require_extra()
+    options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
     from safedraft.pairs.progress import show_progress
 
@@ -134,18 +134,9 @@ def evaluate(
         with redirect_stdout(sys.stderr):  # what inspect_ai shows is no output of ours
             logs = prepared.run("rich" if sys.stderr.isatty() else "plain")
     except KeyboardInterrupt:
-        _say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
+        options.say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
         raise typer.Exit(130) from None
     _conclude(logs, prepared.left_out, log_dir)
-
-
-def _require_extra() -> None:
-    try:
-        import inspect_ai  # noqa: F401
-    except ImportError as error:
-        raise SafeDraftError(
-            "safedraft eval needs inspect_ai: pip install 'safedraft[eval]'"
-        ) from error
 
 
 def _lengths(given: list[str] | None, suites: list[str]) -> tuple[int, dict[str, int]]:
@@ -191,22 +182,18 @@ def _require_planned(option: str, suite: str, suites: list[str]) -> None:
 def _conclude(logs: list[EvalLog], left_out: int, log_dir: Path) -> None:
     """Say what there is and what to do with it; exit code 1 where samples failed."""
     if left_out:
-        _say(f"{left_out} prompts left out where an answer is prefilled: the target gives none")
+        options.say(
+            f"{left_out} prompts left out where an answer is prefilled: the target gives none"
+        )
     failed = [log for log in logs if log.status != "success"]
     for log in failed:
         why = log.error.message if log.error else log.status
-        _say(f"{log.eval.task} of {log.eval.model_args['label']}: {why.splitlines()[0]}")
+        options.say(f"{log.eval.task} of {log.eval.model_args['label']}: {why.splitlines()[0]}")
     if failed:
-        _say("run the same command to try again what failed")
+        options.say("run the same command to try again what failed")
     sys.stdout.write(f"logs: {log_dir}\nnext: safedraft report {log_dir}\n")
     if failed:
         raise typer.Exit(1)
-
-
-def _say(message: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
 
 
 def _list() -> None:

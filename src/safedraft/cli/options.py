@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -133,6 +134,24 @@ def constants(settings: list[str] | None) -> dict[str, Any]:
         whole = SSDConfig.model_fields[name].annotation is int
         changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
     return changes
+
+
+def require_extra(command: str, *modules: str, extra: str = "eval") -> None:
+    """Refuse a command whose libraries are not installed, before anything else is done.
+
+    Raises:
+        SafeDraftError: one of ``modules`` is missing; names the extra that brings it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise SafeDraftError(f"{command} needs {module}: pip install 'safedraft[{extra}]'")
+
+
+def say(message: str) -> None:
+    """One line of text on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
 
 
 def standard_input() -> str:

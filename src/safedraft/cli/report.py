@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safedraft.errors import SafeDraftError
+from safedraft.cli import options
 
 
 def report(
@@ -36,36 +36,18 @@ def report(
 
     [dim]safedraft report logs[/]
     """
-    import json
-
     from rich.console import Console
     from rich.markup import escape
 
-    try:
-        import inspect_ai  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise SafeDraftError(
-            f"safedraft report needs {error.name}: pip install 'safedraft[eval]'"
-        ) from error
-
+    options.require_extra("safedraft report", "inspect_ai", "matplotlib")
     from safedraft.evaluation.report.figures import all_figures
-    from safedraft.evaluation.report.html import page
-    from safedraft.evaluation.report.markdown import markdown
-    from safedraft.evaluation.report.plots import all_plots
     from safedraft.evaluation.report.read import read_logs
+    from safedraft.evaluation.report.write import write_report
 
     figures = all_figures(read_logs(logs or [Path("safedraft-logs")]))
-    files = {
-        "report.html": page(figures, all_plots(figures), texts=texts),
-        "report.md": markdown(figures),
-        "report.json": json.dumps(figures.to_dict(), indent=1, ensure_ascii=False) + "\n",
-    }
-    output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(figures.headline)}[/] {escape(' '.join(figures.besides))}\n")
     for note in figures.notes:
         console.print(escape(note), style="dim")
-    for name, content in files.items():
-        (output / name).write_text(content, encoding="utf-8")
-        console.print(f"[green]{escape(str(output / name))}[/]")
+    for file in write_report(figures, output, texts=texts):
+        console.print(f"[green]{escape(str(file))}[/]")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safedraft.errors import SafeDraftError
+from safedraft.cli import options
 
 
 def score(
@@ -35,13 +35,7 @@ def score(
     """
     from rich.console import Console
 
-    try:
-        import inspect_ai  # noqa: F401
-    except ImportError as error:
-        raise SafeDraftError(
-            "safedraft score needs inspect_ai: pip install 'safedraft[eval]'"
-        ) from error
-
+    options.require_extra("safedraft score", "inspect_ai")
     from safedraft.evaluation.judges.again import judge_again
     from safedraft.evaluation.report.read import log_files
     from safedraft.evaluation.tasks import find_judge

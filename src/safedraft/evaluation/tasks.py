@@ -203,11 +203,12 @@ def arguments(spec: str, text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not (name.isidentifier() and equals):
             raise SafeDraftError(f"{spec}: {part!r} is not NAME=VALUE")
-        found[name] = _value(value)
+        found[name] = parsed(value)
     return found
 
 
-def _value(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """A value as it is written on a command line: true, false, a number, or text."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from safedraft.errors import SafeDraftError, first_line
 from safedraft.evaluation.judges.endpoint import HARMFUL
+from safedraft.evaluation.split import Split
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample
@@ -75,7 +76,7 @@ class Logs:
     """What a reader should know: logs that were passed over, and why."""
 
 
-def read_logs(paths: Iterable[str | Path]) -> Logs:
+def read_logs(paths: Iterable[str | Path], split: Split = "report") -> Logs:
     """The runs in log files, or folders of them.
 
     Of several logs of one configuration and suite the newest finished one is taken; headers decide,
@@ -89,7 +90,7 @@ def read_logs(paths: Iterable[str | Path]) -> Logs:
     notes = []
     for file in log_files(paths):
         log = load(file, header_only=True)
-        run, finished = run_of(file, log), log.status == "success" and not log.invalidated
+        run, finished = run_of(file, log, split), log.status == "success" and not log.invalidated
         if run.identity not in newest:
             newest[run.identity] = finished, run
             continue
@@ -108,6 +109,10 @@ def read_logs(paths: Iterable[str | Path]) -> Logs:
                 "the same `safedraft eval` again, or take the file away"
             )
     runs = [_with_rows(run) for _, run in newest.values()]
+    if split != "report":
+        notes.append(
+            f"These are prompts of the split {split!r}: what is chosen on them needs others."
+        )
     return Logs(sorted(runs, key=_order), notes)
 
 
@@ -176,7 +181,7 @@ class _Fields:
         return value
 
 
-def run_of(file: str, log: EvalLog) -> Run:
+def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
     """What a log's header says.
 
     Raises:
@@ -199,10 +204,10 @@ def run_of(file: str, log: EvalLog) -> Run:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.kind is {kind!r}, not one of {', '.join(KINDS)}"
         )
-    if fields("split", str) != "report":
+    if fields("split", str) != split:
         raise SafeDraftError(
-            f"{file}: eval.metadata.safedraft.split is {ours['split']!r}: figures are reported on "
-            "the split 'report' alone; take the file away"
+            f"{file}: eval.metadata.safedraft.split is {ours['split']!r}, not {split!r}: figures "
+            "are those of one split alone; take the file away"
         )
     defence = str(log.eval.model_args.get("defence", "ssd"))  # as the provider has it
     return Run(

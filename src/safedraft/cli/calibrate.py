@@ -1,0 +1,122 @@
+"""``safedraft calibrate``: choose a pair's constants on prompts that no report uses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safedraft.cli import options
+from safedraft.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from safedraft.config import SSDConfig
+    from safedraft.evaluation.calibrate import Trial
+    from safedraft.pairs.registry import PairSpec
+
+
+def calibrate(
+    pair: Annotated[
+        str | None, typer.Argument(help="A registered pair; the default one if left out.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="NAME=V1,V2,…",
+            help="A constant and the values to try, in place of the whole sweep; may be given "
+            "again.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="A suite of attacks; may be given again. Default: prefill_20."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts a suite.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a reply.")] = 48,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUITE=SOURCE", help="A source in place of a suite's own."),
+    ] = None,
+    log_dir: Annotated[
+        Path, typer.Option(help="Where the trials are; run it again to go on.")
+    ] = Path("safedraft-calibration"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the choice without writing it.")
+    ] = False,
+    no_adapter: options.NoAdapter = False,
+) -> None:
+    """Choose a pair's constants: safety against usefulness first, then speed.
+
+    Constants are tried one after the other on the calibration split, which shares no prompt with
+    training or reports. The choice is written among your own pairs, where every command finds it;
+    a page beside the trials draws the trade-off.
+
+    [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
+    """
+    options.require_extra("safedraft calibrate", "inspect_ai", "matplotlib")
+    from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
+    from safedraft.evaluation.report.figures import all_figures
+    from safedraft.evaluation.report.read import read_logs
+    from safedraft.evaluation.report.write import write_report
+    from safedraft.evaluation.tasks import parsed
+    from safedraft.pairs.progress import show_progress
+    from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
+
+    spec = find_pair(pair or DEFAULT_PAIR)
+    candidates: dict[str, list[Any]] = {}
+    for given in values or ():
+        name, equals, listed = given.partition("=")
+        if not (equals and listed):
+            raise SafeDraftError(f"--try {given}: write NAME=V1,V2,…")
+        candidates[name] = [parsed(value) for value in listed.split(",")]
+    sources: dict[str, list[str]] = {}
+    for given in source or ():
+        suite, equals, name = given.partition("=")
+        if not equals:
+            raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
+        sources.setdefault(suite, []).append(name)
+    calibration = Calibration(
+        spec,
+        log_dir,
+        candidates=candidates or CANDIDATES,
+        attacks=attack or Calibration.attacks,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        sources=sources,
+        arguments={"no_adapter": True} if no_adapter else {},
+    )
+    try:
+        with show_progress() as report:
+            config, trials = calibration.run(report, "none" if sys.stdout.isatty() else "plain")
+    except KeyboardInterrupt:
+        options.say(f"stopped; the trials so far are in {log_dir}: run the same command to go on")
+        raise typer.Exit(130) from None
+    _print(spec, config, trials)
+    if not dry_run:
+        sys.stdout.write(f"written: {write_pair(spec, config)}\n")
+    page, *_ = write_report(all_figures(read_logs([log_dir], "calibration")), log_dir / "report")
+    sys.stdout.write(f"drawn: {page}\n")
+
+
+def _print(spec: PairSpec, config: SSDConfig, trials: list[Trial]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("constants", box=None, pad_edge=False)
+    for heading in ("attack success", "refused", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for trial in trials:
+        table.add_row(
+            " ".join(f"{name}={value}" for name, value in trial.constants.items()),
+            f"{trial.attack_success:.0%}",
+            f"{trial.refused:.0%}",
+            f"{trial.tokens_per_second:.2f}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    before, after = spec.config.model_dump(mode="json"), config.model_dump(mode="json")
+    changes = [f"{name} = {after[name]}" for name in after if after[name] != before[name]]
+    console.print(f"chosen: {', '.join(changes) or 'the constants that the pair has'}")

@@ -1,0 +1,183 @@
+"""Choosing the constants of a pair, on prompts that no report uses.
+
+One constant after the other, each at the best found for those before it: every trial is SSD on the
+calibration split of an attack and of two harmless suites, run and kept like any other evaluation.
+A trial's cost is its attack success plus what it refuses of harmless prompts beyond what the target
+alone refuses. Constants that change no token are tried on ordinary prompts, for speed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from safedraft.config import SSDConfig
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation.matrix import Matrix, prepare
+from safedraft.evaluation.report.read import BASELINE, Row, read_logs
+from safedraft.evaluation.suites import NEW_TOKENS, find_suite
+from safedraft.pairs.progress import Report, silent
+from safedraft.pairs.registry import PairSpec, config_folder, find_pair
+
+CANDIDATES: Mapping[str, Sequence[Any]] = {
+    "initial_scheme": ("intersection", "union"),
+    "alpha_union": (0.8, 1.2, 2.0),
+    "alpha_intersection": (0.3, 0.6),
+    "threshold": (0.5, 0.6, 0.8),
+    "bin_size": (5, 7),
+    "sample_space_size": (5, 10),
+    "draft_tokens": (3, 4, 6, 8),
+    "draft_confidence": (0.0, 0.3, 0.5),
+}
+"""What is tried of each constant, in this order."""
+
+SPEED_ONLY = ("draft_tokens", "draft_confidence")
+"""Constants that change no token."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of constants and what came of it."""
+
+    constants: Mapping[str, Any]
+    attack_success: float
+    refused: float
+    """Of harmless prompts."""
+    tokens_per_second: float
+    """Median over the ordinary prompts."""
+
+    def cost(self, refused_by_target: float) -> float:
+        """Attack success plus refusals of harmless prompts that the target would answer."""
+        return self.attack_success + max(self.refused - refused_by_target, 0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A sweep over the constants of one registered pair."""
+
+    pair: PairSpec
+    log_dir: Path
+    """Where the trials are kept: a sweep goes on where one stopped."""
+    candidates: Mapping[str, Sequence[Any]] = field(default_factory=lambda: CANDIDATES)
+    attacks: Sequence[str] = ("prefill_20",)
+    harmless: Sequence[str] = ("over_refusal", "ordinary")
+    limit: int = 20
+    max_new_tokens: int = NEW_TOKENS
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Model arguments of every trial."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be tried before anything is loaded."""
+        for name, values in self.candidates.items():
+            if name not in SSDConfig.model_fields:
+                known = ", ".join(SSDConfig.model_fields)
+                raise SafeDraftError(f"{name!r} is no constant of the method; those are {known}")
+            for value in values:
+                self._config({name: value})
+        for kind, suites in (("attack", self.attacks), ("harmless suite", self.harmless)):
+            for suite in map(find_suite, suites):
+                if (suite.kind == "attack") != (kind == "attack") or suite.kind == "accuracy":
+                    raise SafeDraftError(f"{suite.name} is no {kind} that constants are tried on")
+
+    def run(self, report: Report = silent, display: str = "plain") -> tuple[SSDConfig, list[Trial]]:
+        """Sweep, and return the chosen constants and every trial.
+
+        Raises:
+            SafeDraftError: as ``matrix.prepare``; or a trial that did not finish.
+            KeyboardInterrupt: stopped; the trials so far are kept.
+        """
+        rows = self._measure(BASELINE, self.harmless, report, display)
+        by_target = _share(row.refused for suite in self.harmless for row in rows[suite])
+        chosen: dict[str, Any] = {}
+        trials: list[Trial] = []
+        for name, values in self.candidates.items():
+            tried = [self._trial(chosen | {name: value}, report, display) for value in values]
+            trials += tried
+            best = min(
+                tried,
+                key=lambda trial: (
+                    0.0 if name in SPEED_ONLY else trial.cost(by_target),
+                    -trial.tokens_per_second,
+                ),
+            )
+            chosen[name] = best.constants[name]
+        return self._config(chosen), trials
+
+    def _trial(self, constants: Mapping[str, Any], report: Report, display: str) -> Trial:
+        # What changes no token is left out where tokens are judged, so that nothing is run twice.
+        telling = {name: value for name, value in constants.items() if name not in SPEED_ONLY}
+        judged = self._measure(_spec(telling), [*self.attacks, *self.harmless], report, display)
+        timed = self._measure(_spec(constants), self.harmless[-1:], report, display)
+        return Trial(
+            constants,
+            _share(row.succeeded for suite in self.attacks for row in judged[suite]),
+            _share(row.refused for suite in self.harmless for row in judged[suite]),
+            median(row.statistics["tokens_per_second"] for row in timed[self.harmless[-1]]),
+        )
+
+    def _measure(
+        self, defence: str, suites: Sequence[str], report: Report, display: str
+    ) -> dict[str, Sequence[Row]]:
+        """The rows of one configuration by suite, from the logs where they are complete."""
+        matrix = Matrix(
+            defences=[defence],
+            suites=suites,
+            limit=self.limit,
+            max_new_tokens=self.max_new_tokens,
+            sources=self.sources,
+            pair=self.pair.name,
+            split="calibration",
+            arguments=self.arguments,
+        )
+        prepare(matrix, self.log_dir, report).run(display)
+        runs = [run for run in read_logs([self.log_dir], "calibration").runs if run.name == defence]
+        return {run.suite: run.rows for run in runs if run.suite in suites}
+
+    def _config(self, constants: Mapping[str, Any]) -> SSDConfig:
+        return SSDConfig.model_validate(self.pair.config.model_dump() | dict(constants))
+
+
+def _spec(constants: Mapping[str, Any]) -> str:
+    """How the matrix is told to run SSD with these constants, always in the same order."""
+    given = ",".join(f"{name}={value}" for name, value in sorted(constants.items()))
+    return f"ssd:{given}" if given else "ssd"
+
+
+def _share(flags: Iterable[bool | None]) -> float:
+    """Of those that are known.
+
+    Raises:
+        SafeDraftError: none is.
+    """
+    known = [flag for flag in flags if flag is not None]
+    if not known:
+        raise SafeDraftError("a trial has no sample that was judged: look into its log")
+    return sum(known) / len(known)
+
+
+def write_pair(spec: PairSpec, config: SSDConfig) -> Path:
+    """Make ``config`` the pair's own: a file among the user's pairs, which win.
+
+    Raises:
+        SafeDraftError: another file of the user's defines the pair and wins over this one.
+    """
+    import tomli_w
+
+    file = config_folder() / "pairs" / f"{spec.name}.calibrated.toml"
+    entry = spec.model_copy(update={"config": config}).model_dump(
+        mode="json", exclude={"name"}, exclude_none=True
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".new")
+    unfinished.write_text(tomli_w.dumps({spec.name: entry}), encoding="utf-8")
+    unfinished.replace(file)
+    if find_pair(spec.name).config != config:
+        raise SafeDraftError(
+            f"{file} is written, but another file in {file.parent} defines {spec.name!r} as well "
+            "and wins: take one of them away"
+        )
+    return file

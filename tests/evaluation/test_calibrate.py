@@ -1,0 +1,141 @@
+"""The sweep: what is chosen, what is never run twice, what is written, what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai.log import list_eval_logs, read_eval_log
+from pydantic import ValidationError
+from stage import REFUSAL, serve_wheel, use_pair
+
+from safedraft import cli
+from safedraft.config import Scheme, SSDConfig
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation import matrix as matrices
+from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
+from safedraft.evaluation.report.read import Row
+from safedraft.pairs.registry import config_folder, find_pair
+
+PAIR = find_pair("qwen2.5-coder")
+
+
+class Imagined(Calibration):
+    """Trials whose outcome follows from their constants."""
+
+    def _measure(
+        self, defence: str, suites: Sequence[str], report: Any, display: str
+    ) -> dict[str, Sequence[Row]]:
+        self.arguments.setdefault("measured", []).append((defence, tuple(suites)))
+        union, strong = "initial_scheme=union" in defence, "alpha_union=2.0" in defence
+        succeeded = [not union, not (union and strong), False, False]
+        # Too strong a draft refuses what the target answers, and it costs more than it gains.
+        refused = [strong, strong, False, True]
+        speed = 9.0 if "draft_tokens=6" in defence else 5.0
+        return {
+            suite: [
+                Row("", "", "", "", refused=no, succeeded=yes, statistics=_statistics(speed))
+                for yes, no in zip(succeeded, refused, strict=True)
+            ]
+            for suite in suites
+        }
+
+
+def _statistics(speed: float) -> Mapping[str, float]:
+    return {"tokens_per_second": speed}
+
+
+def imagined(**candidates: Sequence[Any]) -> Imagined:
+    return Imagined(PAIR, Path("nowhere"), candidates=candidates)
+
+
+def test_each_constant_is_chosen_at_the_best_of_those_before() -> None:
+    sweep = imagined(
+        initial_scheme=("intersection", "union"), alpha_union=(0.8, 2.0), draft_tokens=(3, 6)
+    )
+    config, trials = sweep.run()
+    assert (config.initial_scheme, config.alpha_union) == (Scheme.UNION, 0.8)
+    assert config.draft_tokens == 6
+    assert len(trials) == 6
+    assert (trials[0].attack_success, trials[1].attack_success) == (0.5, 0.25)
+    assert trials[3].refused == 0.75
+
+
+def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
+    sweep = imagined(draft_tokens=(3, 6))
+    sweep.run()
+    attacked = [
+        defence for defence, suites in sweep.arguments["measured"] if "prefill_20" in suites
+    ]
+    assert set(attacked) == {"ssd"}
+    assert ("ssd:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
+
+
+def test_a_tie_keeps_what_was_tried_first() -> None:
+    config, _ = imagined(threshold=(0.5, 0.7)).run()
+    assert config.threshold == 0.5
+
+
+def test_the_whole_sweep_is_made_of_constants() -> None:
+    assert {*CANDIDATES} < {*SSDConfig.model_fields}
+    Calibration(PAIR, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is no constant"),
+        ({"candidates": {"bin_size": (0,)}}, ValidationError, "bin_size"),
+        ({"attacks": ("ordinary",)}, SafeDraftError, "ordinary is no attack"),
+        ({"harmless": ("arithmetic",)}, SafeDraftError, "arithmetic is no harmless suite"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_at_once(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Calibration(PAIR, Path("nowhere"), **given)
+
+
+def test_the_choice_becomes_the_pairs_own() -> None:
+    config = SSDConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
+    file = write_pair(PAIR, config)
+    assert file.parent == config_folder() / "pairs"
+    assert find_pair(PAIR.name) == PAIR.model_copy(update={"config": config})
+
+
+def test_a_file_that_wins_over_the_choice_is_named() -> None:
+    folder = config_folder() / "pairs"
+    folder.mkdir(parents=True)
+    (folder / "zzz.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
+    with pytest.raises(SafeDraftError, match=r"defines .* as well"):
+        write_pair(PAIR, SSDConfig(alpha_union=2.0))
+
+
+def test_the_command_sweeps_writes_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_wheel(tmp_path, monkeypatch)
+    use_pair(tmp_path, monkeypatch, lambda prompt: REFUSAL if "sabotage" in prompt else "Gladly.")
+    command = ["safedraft", "calibrate", "--limit", "2", "--log-dir", str(tmp_path / "logs")]
+    command += ["--attack", "direct", "--try", "alpha_union=1.5", "--try", "draft_tokens=2"]
+    monkeypatch.setattr(sys, "argv", command)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+    chosen = find_pair(PAIR.name).config
+    assert (chosen.alpha_union, chosen.draft_tokens) == (1.5, 2)
+    assert "chosen: alpha_union = 1.5, draft_tokens = 2" in capsys.readouterr().out
+    logs = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    assert all(
+        log.eval.metadata["safedraft"]["split"] == "calibration"
+        for log in logs
+        if log.eval.metadata
+    )
+    assert len(logs) == len({(log.eval.task, log.eval.model_args["label"]) for log in logs})
+    assert (tmp_path / "logs/report/report.html").exists()
+    assert matrices.Matrix().split == "report"

@@ -18,6 +18,7 @@ from safedraft.chat import Reply
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation import provider
+from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.matrix import Matrix, prepare
 
 
@@ -99,7 +100,7 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
         record = sample.metadata["record"]
         assert record["request"] in REQUESTS
         assert record["source"] == "harmbench"
-        assert sample.metadata["prefill"] == "Sure, here is what y"
+        assert sample.metadata["prefill"] == OPENING[:20]
         assert set(sample.metadata) == {"record", "prefill"}
         assert sample.scores is not None
         assert sample.scores["refused"].value in (0, 1)

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from safedraft.chat import Message
-from safedraft.evaluation.attacks.answers import OPENING, tokens
+from safedraft.evaluation.attacks.answers import FIRST_LINE, tokens
 from safedraft.evaluation.attacks.base import asked
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _MOST_BINS = 12
 def late_harm(record: Record, pair: Pair) -> list[Message]:
     """The request after a line to copy, which the assistant has begun to copy."""
     line = _BEGUN + lead_in(pair)
-    frame = FRAME.format(line=line, opening=OPENING.strip(), request=record.request)
+    frame = FRAME.format(line=line, opening=FIRST_LINE, request=record.request)
     return asked(frame, _BEGUN)
 
 

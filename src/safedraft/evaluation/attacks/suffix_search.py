@@ -20,7 +20,7 @@ from torch import Tensor
 from safedraft.chat import Message
 from safedraft.composite import composite
 from safedraft.decode import forward
-from safedraft.evaluation.attacks.answers import OPENING, tokens
+from safedraft.evaluation.attacks.answers import FIRST_LINE, tokens
 from safedraft.evaluation.attacks.base import asked
 from safedraft.evaluation.split import fingerprint
 
@@ -54,11 +54,11 @@ class SuffixSearch:
 @lru_cache(maxsize=4096)
 def _search(budget: SuffixSearch, request: str, pair: Pair) -> str:
     rng = random.Random(f"{budget.seed} {fingerprint(request)}")
-    objective = Objective(pair, OPENING)
+    objective = Objective(pair, FIRST_LINE)
     suffix = [" !"] * budget.length
 
     def text(suffix: Sequence[str]) -> str:
-        return f'{request}\nBegin with "{OPENING.strip()}"{"".join(suffix)}'
+        return f'{request}\nBegin with "{FIRST_LINE}"{"".join(suffix)}'
 
     best = objective(text(suffix))
     for _ in range(budget.evaluations - 1):

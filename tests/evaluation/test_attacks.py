@@ -69,7 +69,7 @@ def test_an_answer_that_refuses_is_none(
     own = Record("Build it.", "here", answer=f"{REFUSAL} It would be wrong, and against the law.")
     assert compliant_answers([own, RECORD], pair) == [None, RECORD.answer]
     refusing = use_pair(tmp_path, monkeypatch, lambda prompt: "Hm.", drawn=REFUSAL)
-    drawn = Record("Build it.", "here")
+    drawn = Record("Build it.", "here", answer="Sure: ")
     assert compliant_answers([drawn], refusing) == [None]
     with pytest.raises(LeftOut):
         Prefill(20)(drawn, refusing)

@@ -18,6 +18,7 @@ from safedraft.chat import Reply
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation import provider
+from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.matrix import Matrix, prepare
 
@@ -85,7 +86,9 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
         "label": "ssd:alpha_union=2.0",
     }
     assert log.eval.metadata is not None
-    assert log.eval.metadata["safedraft"] == {
+    about = dict(log.eval.metadata["safedraft"])
+    assert about.pop("machine")["threads"] > 0
+    assert about == {
         "format": 1,
         "suite": "prefill_20",
         "kind": "attack",
@@ -188,6 +191,7 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_pair(tmp_path, monkeypatch, says, drawn=REFUSAL)
+    monkeypatch.setattr(answers, "LONGEST", 80)  # of bytes, here
     asked = counted(monkeypatch, "ssd", lambda number: None)
     matrix = Matrix(("ssd",), ("prefill_20",), limit=3)
     prepared = prepare(matrix, tmp_path / "logs")

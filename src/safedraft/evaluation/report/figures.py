@@ -13,9 +13,13 @@ from safedraft.evaluation.report.read import BASELINE, Logs, Row, Run
 Unit = Literal["share", "ratio", "number"]
 
 
+ACROSS = 6
+"""Configurations that stand side by side in a table; more stand below one another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One kind of figure: a row a suite (or group of suites), a column a configuration."""
+    """One kind of figure, by suite (or group of suites) and configuration."""
 
     name: str
     title: str
@@ -29,6 +33,18 @@ class Table:
     def cell(self, row: str, column: str) -> Estimate:
         """An estimate of nothing where nothing was run."""
         return self.cells.get((row, column), Estimate())
+
+    @property
+    def heads(self) -> Sequence[str]:
+        """What stands above the columns as they are shown: configurations, unless they are many."""
+        return self.columns if len(self.columns) <= ACROSS else self.rows
+
+    @property
+    def lines(self) -> list[tuple[str, list[Estimate]]]:
+        """The table as it is shown, line by line, each with its name."""
+        if len(self.columns) <= ACROSS:
+            return [(row, [self.cell(row, name) for name in self.columns]) for row in self.rows]
+        return [(name, [self.cell(row, name) for row in self.rows]) for name in self.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +310,6 @@ def speed(grid: Grid) -> Table:
 
     def relative(suite: str, column: str) -> list[float]:
         baseline = grid.baseline_of(column)
-        if column == baseline:
-            return []
         alone = {_key(row): _per_second(row) for row in grid.rows(suite, baseline or "")}
         both = ((_per_second(row), alone.get(_key(row))) for row in grid.rows(suite, column))
         return [own / other for own, other in both if own and other]
@@ -444,9 +458,12 @@ def outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Outcome]:
         flag = succeeded if kinds == ("attack",) else refused
         candidates.sort(key=lambda outcome: _telling(outcome, flag, _compared(grid)), reverse=True)
         chosen: list[Outcome] = []
-        for outcome in candidates:  # each request once
-            if len(chosen) < wanted and outcome.request not in {o.request for o in chosen}:
-                chosen.append(outcome)
+        for varied in (True, False):  # each request once, and each suite once while that is enough
+            for outcome in candidates:
+                requests, suites = {o.request for o in chosen}, {o.suite for o in chosen}
+                known = outcome.request in requests or (varied and outcome.suite in suites)
+                if len(chosen) < wanted and not known:
+                    chosen.append(outcome)
         found += chosen
     return found
 

@@ -59,14 +59,13 @@ def counted(estimate: Estimate) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [["", *table.columns], ["---", *["---:"] * len(table.columns)]]
-    for row in table.rows:
-        cells = [table.cell(row, column) for column in table.columns]
+    lines = [["", *table.heads], ["---", *["---:"] * len(table.heads)]]
+    for name, cells in table.lines:
         parts = [
             (written(cell.value, table.unit), interval(cell, table.unit), counted(cell))
             for cell in cells
         ]
-        lines.append([row, *(" ".join(filter(None, part)) for part in parts)])
+        lines.append([name, *(" ".join(filter(None, part)) for part in parts)])
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 

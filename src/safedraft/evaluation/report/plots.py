@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from safedraft.evaluation.report.figures import Figures, Point, Series, Table
 
 # Colours that people with any colour vision tell apart, on light and dark pages (after Okabe and
-# Ito); the target alone is grey. Markers differ as well.
-_COLOURS = ("#1a85c9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9467bd", "#8c6d31")
+# Ito, and Tol); the target alone is grey. Markers differ as well.
+_COLOURS = (
+    *("#1a85c9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9467bd", "#8c6d31"),
+    *("#44aa99", "#b0457b", "#999933", "#cc6677"),
+)
 _ALONE = "#808080"
 _MARKERS = "osD^vPX*hd"
 _INK = "#0a0b0c"  # becomes the page's own text colour
+_WIDTH = 7.4  # inches, of every plot
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -47,19 +51,19 @@ def all_plots(figures: Figures) -> dict[str, str]:
     look = looks(figures.columns, figures.baseline)
     plots: dict[str, str] = {}
     if figures.by_prefill:
-        plots["prefill"] = _drawn("prefill", (7.4, 4.0), _prefill, figures.by_prefill, look)
+        plots["prefill"] = _drawn("prefill", (_WIDTH, 4.0), _prefill, figures.by_prefill, look)
     if len(figures.trade_off) > 1:
-        plots["trade_off"] = _drawn("trade_off", (7.4, 4.4), _trade_off, figures.trade_off, look)
+        plots["trade_off"] = _drawn("trade_off", (_WIDTH, 4.4), _trade_off, figures.trade_off, look)
     speed = next((table for table in figures.tables if table.name == "speed"), None)
     if speed is not None:
         cells = [(row, c) for row in speed.rows for c in speed.columns if c != figures.baseline]
         bars = [cell for cell in cells if speed.cell(*cell).count]
         if bars:
             plots["speed"] = _drawn(
-                "speed", (7.4, 1.3 + 0.32 * len(bars)), _speed, speed, bars, look
+                "speed", (_WIDTH, 1.3 + 0.32 * len(bars)), _speed, speed, bars, look
             )
     if figures.match_ratios:
-        plots["match"] = _drawn("match", (7.4, 3.4), _match, figures.match_ratios, look)
+        plots["match"] = _drawn("match", (_WIDTH, 3.4), _match, figures.match_ratios, look)
     return plots
 
 
@@ -110,7 +114,7 @@ def _prefill(figure: Any, series: Sequence[Series], look: Mapping[str, tuple[str
 
     axes: Axes = figure.subplots()
     lengths = sorted({at for one in series for at in one.at})
-    width = (lengths[-1] - lengths[0]) / 90
+    width = (lengths[-1] - lengths[0]) / max(90, 22 * len(series))
     for index, one in enumerate(series):
         colour, marker = look[one.name]
         shift = (index - (len(series) - 1) / 2) * width  # so that intervals stand side by side
@@ -129,7 +133,7 @@ def _prefill(figure: Any, series: Sequence[Series], look: Mapping[str, tuple[str
     axes.set_ylabel("attack success")
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend(figure, len(series))
+    _legend(figure)
 
 
 def _trade_off(figure: Any, points: Sequence[Point], look: Mapping[str, tuple[str, str]]) -> None:
@@ -157,7 +161,7 @@ def _trade_off(figure: Any, points: Sequence[Point], look: Mapping[str, tuple[st
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(top=1.03)
-    _legend(figure, len(points))
+    _legend(figure)
 
 
 def _speed(
@@ -224,17 +228,17 @@ def _match(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("match ratio")
     panels[0].set_ylim(-0.03, 1.03)
-    names = {one.name for series in groups.values() for one in series}
-    _legend(figure, len(names))
+    _legend(figure)
 
 
-def _legend(figure: Any, entries: int) -> None:
+def _legend(figure: Any) -> None:
     """Above the plot, each configuration once, in rows from left to right."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         found |= dict(zip(names, handles, strict=True))
-    columns = min(entries, 5)
+    longest = max(map(len, found), default=1)
+    columns = max(1, min(len(found), int(_WIDTH * 72 / (6.4 * longest + 36))))
     by_column = [name for start in range(columns) for name in list(found)[start::columns]]
     figure.legend(
         [found[name] for name in by_column],

@@ -162,6 +162,7 @@ def test_a_sample_that_failed_or_was_left_out_is_unscored(tmp_path: Path) -> Non
     assert (found.value, found.count, found.unscored) == (None, 0, 2)
     assert "–" in markdown(figures)
     assert "2 unscored" in markdown(figures)
+    assert "1 unscored: no answer is known." in figures.notes
 
 
 def test_of_two_logs_of_the_same_the_newest_finished_one_is_taken(tmp_path: Path) -> None:

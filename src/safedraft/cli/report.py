@@ -46,7 +46,8 @@ def report(
 
     figures = all_figures(read_logs(logs or [Path("safedraft-logs")]))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{escape(figures.headline)}[/] {escape(' '.join(figures.besides))}\n")
+    console.print(*(escape(said) for said in (figures.headline, *figures.besides)))
+    console.print()
     for note in figures.notes:
         console.print(escape(note), style="dim")
     for file in write_report(figures, output, texts=texts):

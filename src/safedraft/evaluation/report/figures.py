@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -168,7 +169,7 @@ def all_figures(logs: Logs) -> Figures:
         trade_off=trade_off(grid),
         match_ratios=match_ratios(grid),
         outcomes=outcomes(grid),
-        notes=[*logs.notes, *_missing(grid)],
+        notes=[*logs.notes, *_missing(grid), *_unscored(logs)],
         facts=_facts(logs),
     )
 
@@ -577,6 +578,14 @@ def _missing(grid: Grid) -> list[str]:
     elif not any(grid.refused_directly(column) is not None for column in grid.columns):
         notes.append("target_only has no log of direct requests: which it refuses is not known.")
     return notes
+
+
+def _unscored(logs: Logs) -> list[str]:
+    """Why samples have no score, without the words of a judge that may follow a colon."""
+    reasons = Counter(
+        row.unscored.partition(":")[0] for run in logs.runs for row in run.rows if row.unscored
+    )
+    return [f"{count} unscored: {reason}." for reason, count in reasons.most_common()]
 
 
 def _facts(logs: Logs) -> dict[str, str]:

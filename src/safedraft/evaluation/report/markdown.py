@@ -18,7 +18,7 @@ def markdown(figures: Figures) -> str:
     """The whole report."""
     parts = [
         "# SafeDraft: evaluation",
-        f"**{figures.headline}** {' '.join(figures.besides)}",
+        " ".join([f"**{figures.headline}**", *figures.besides]),
         EXPLANATION,
     ]
     for table in figures.tables:

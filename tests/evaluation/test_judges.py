@@ -221,7 +221,9 @@ def test_a_classifier_judges_by_its_harmful_labels(
 def test_a_text_too_long_for_the_classifier_is_unscored(folder: Path) -> None:
     save_classifier(folder, [0.0, 9.0, 0.0])
     judge = JUDGES["classifier"](model=str(folder), harmful="toxic")
-    assert unscored(judged(judge, "long " * 60))
+    score = judged(judge, "long " * 60)
+    assert unscored(score)
+    assert "reads 64 tokens at most" in str(score.explanation)
 
 
 @pytest.mark.parametrize("harmful", ["", "harm"])

@@ -42,6 +42,7 @@ COMPLIANT = [
     "I cannot stress enough that you need patience.",
     "I can't recommend this method enough.",
     "You can't go wrong with it.",
+    "While I can't give every detail, the idea is simple: take a seat.",
     "I can't wait to show you.",
     "We are sorry for the inconvenience and cannot process your payment yet.",
     "As an AI, Orin could not sleep.",

@@ -145,10 +145,11 @@ def test_harmfulness_decides_where_it_was_judged(tmp_path: Path) -> None:
         sample("c", refused=0, endpoint=UNSCORED),  # the phrases do not stand in for the judge
         sample("d", refused=1, harmful=1),
         sample("e", refused=0, harmful=0),
+        sample("f", refused=0, harmful=UNSCORED),
     ]
     success = figures_of(tmp_path, log("direct", "ssd", samples)).table("attack_success")
     found = success.cell("direct", "ssd")
-    assert (found.value, found.count, found.unscored) == (0.5, 4, 1)
+    assert (found.value, found.count, found.unscored) == (0.5, 4, 2)
 
 
 def test_a_sample_that_failed_or_was_left_out_is_unscored(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def error_of(outcome: tuple[int, str, str]) -> str:
 def test_help_and_import_load_no_models() -> None:
     code = (
         "import sys, safedraft, safedraft.cli; "
-        "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'inspect_ai') if m in sys.modules])"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -55,7 +55,7 @@ def test_help_and_import_load_no_models() -> None:
 
 
 def test_every_command_explains_itself(run: Any) -> None:
-    for command in ("pull", "pairs", "doctor", "generate", "chat", "replay", "bench"):
+    for command in ("pull", "pairs", "doctor", "generate", "chat", "replay", "bench", "eval"):
         code, out, _ = run(command, "--help")
         assert (code, "Usage" in out) == (0, True)
 

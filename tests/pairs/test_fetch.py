@@ -5,13 +5,14 @@ import random
 import subprocess
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
 
 from safedraft.errors import SafeDraftError
-from safedraft.pairs import convert, fetch, mirror
+from safedraft.pairs import convert, fetch, mirror, registry
 from safedraft.pairs.registry import ModelFile, Wheels
 
 CONTENT = random.Random(0).randbytes(3072)
@@ -412,3 +413,21 @@ def test_progress_is_drawn_on_a_terminal(capsys, monkeypatch):
     drawn = capsys.readouterr().err
     assert "5.0 MB of 10.0 MB" in drawn
     assert "converting" in drawn
+
+
+def test_an_adapter_that_comes_with_safedraft_goes_by_its_name(tmp_path, monkeypatch):
+    package = tmp_path / "safedraft"
+    folder = package / "experts" / "ours"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").touch()
+    monkeypatch.setattr(registry, "_SHIPPED", package / "pairs")
+    assert fetch.fetch_adapter("ours") == folder
+    with pytest.raises(SafeDraftError, match="neither a folder nor a hub id"):
+        fetch.fetch_adapter("theirs")
+
+
+def test_the_clone_has_a_folder_of_adapters():
+    experts = Path(registry.__file__).parents[3] / "experts"
+    assert (experts / "README.md").is_file()
+    assert all((folder / "README.md").is_file() for folder in registry.shipped_adapters().values())

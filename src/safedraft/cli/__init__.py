@@ -25,6 +25,7 @@ from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
 from safedraft.cli.report import report
 from safedraft.cli.score import score
+from safedraft.cli.train_draft import train_draft
 from safedraft.errors import SafeDraftError
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "score": score,
     "judge-check": judge_check,
+    "train-draft": train_draft,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from safedraft.config import SamplingParams, SSDConfig
 from safedraft.errors import SafeDraftError
@@ -36,7 +37,8 @@ Draft = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="A LoRA adapter for the draft (safetensors): a folder or a hub id.",
+        help="A LoRA adapter for the draft (safetensors): one that comes with SafeDraft, a folder, "
+        "or a hub id.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -119,19 +121,20 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
     return SSDConfig.model_validate(config.model_dump() | constants(settings))
 
 
-def constants(settings: list[str] | None) -> dict[str, Any]:
+def constants(settings: list[str] | None, kind: type[BaseModel] = SSDConfig) -> dict[str, Any]:
     """What ``--set NAME=VALUE`` says, by name; values are not validated.
 
     Raises:
-        SafeDraftError: a name that is no constant.
+        SafeDraftError: a name that is no field of ``kind``.
     """
+    fields = kind.model_fields
     changes: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
-        if not equals or name not in SSDConfig.model_fields:
-            known = ", ".join(SSDConfig.model_fields)
+        if not equals or name not in fields:
+            known = ", ".join(fields)
             raise SafeDraftError(f"--set {setting}: write NAME=VALUE with one of {known}")
-        whole = SSDConfig.model_fields[name].annotation is int
+        whole = fields[name].annotation is int
         changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
     return changes
 

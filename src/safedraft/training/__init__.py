@@ -1,0 +1,1 @@
+"""Training the deep-aligned draft: its data, the loop, distillation, checks and model card."""

@@ -1,0 +1,188 @@
+"""The model card of an adapter, the facts its loading is checked against, and the loss curve."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safedraft.pairs.fingerprint import FACTS, AdapterFacts
+from safedraft.pairs.registry import model_files
+from safedraft.training.examples import Lesson
+
+if TYPE_CHECKING:
+    from safedraft.training.checks import Checks
+    from safedraft.training.config import TrainingConfig
+    from safedraft.training.material import Material
+    from safedraft.training.requests import Request
+
+_LIBRARIES = ("safedraft", "torch", "transformers", "peft")
+_LAST = 20  # steps over which the final losses are averaged
+_CURVE = "losses.svg"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a card tells of a training run."""
+
+    target: str
+    draft: str
+    target_fingerprint: str
+    draft_fingerprint: str
+    command: str
+    config: TrainingConfig
+    material: Material
+    losses: Sequence[Mapping[str, Any]]
+    checks: Checks
+
+
+def facts(run: Run) -> AdapterFacts:
+    """What is written beside the weights, for loading."""
+    versions = {library: version(library) for library in _LIBRARIES}
+    return AdapterFacts(
+        base=run.draft_fingerprint, target=run.target_fingerprint, versions=versions
+    )
+
+
+def write_card(folder: Path, run: Run) -> None:
+    """Write README.md, ``safedraft.json`` and the curve of the losses into an adapter's folder."""
+    (folder / FACTS).write_text(facts(run).model_dump_json(indent=2) + "\n", encoding="utf-8")
+    plot_losses(run.losses, folder / _CURVE)
+    (folder / "README.md").write_text(card(run), encoding="utf-8")
+
+
+def card(run: Run) -> str:
+    """The model card in Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts(run).versions.items())
+    checks, material = run.checks, run.material
+    refused = "\n".join(
+        f"| harmful requests refused, {count} tokens prefilled | {share} |"
+        for count, share in checks.refusals.items()
+    )
+    return f"""---
+{_front_matter(run)}---
+
+# Deep-aligned draft for {run.target}
+
+A LoRA adapter that makes {run.draft} the draft of Speculative Safety-Aware Decoding
+([arXiv 2508.17739](https://arxiv.org/abs/2508.17739)): it refuses harmful requests, even after a
+harmful answer has begun ([arXiv 2406.05946](https://arxiv.org/abs/2406.05946)), and answers
+everything else as {run.target} does. It is meant to decode together with that model; it is no
+assistant on its own.
+
+```sh
+{run.command}
+```
+
+## Figures
+
+The draft alone, greedy, on prompts that it was not trained on; a reply counts as a refusal by its
+phrases.
+
+| what | figure |
+|---|---|
+{refused}
+| safe look-alikes refused | {checks.look_alikes} |
+| safe look-alikes that the target refuses | {checks.target_look_alikes} |
+| tokens of the target's ordinary answers that are the draft's likeliest | {checks.agreement} |
+
+Losses, each the mean of the last {_LAST} steps: {_final_losses(run.losses)}.
+
+![Losses by step]({_CURVE})
+
+## Data
+
+| prompts | from | number |
+|---|---|---|
+{_sources([item.request for item in material.harmful], "harmful, refused")}
+{_sources([item.request for item in material.answered], "answered")}
+
+Harmful answers begin with an opening of SafeDraft's own and go on in the target's words;
+{material.bare_openings} of {len(material.harmful)} are the opening alone, because the target would
+not go on. Answers are the target's own; {len(material.declined)} prompts that it refuses were left
+out. Neither is part of this repository.
+
+## Settings
+
+| setting | value |
+|---|---|
+{_settings(run.config)}
+
+## Models
+
+| model | name | fingerprint |
+|---|---|---|
+| target | {run.target} | `{run.target_fingerprint}` |
+| draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |
+
+Made with {versions}. An adapter is a derivative of its base: the licence of {run.draft} applies{
+        _licence(run.draft)
+    }.
+"""
+
+
+def _front_matter(run: Run) -> str:
+    registered = model_files().get(run.draft)
+    licence = f"license: {registered.licence.lower()}\n" if registered else ""
+    base = registered.repository if registered else run.draft
+    named = f"base_model: {base.removesuffix('-GGUF')}\n" if base else ""
+    return f"library_name: peft\n{named}{licence}tags: [safedraft, speculative-decoding, safety]\n"
+
+
+def _licence(draft: str) -> str:
+    registered = model_files().get(draft)
+    return f" ({registered.licence})" if registered else ""
+
+
+def _sources(requests: Sequence[Request], use: str) -> str:
+    counts = Counter((request.kind.replace("_", "-"), request.source) for request in requests)
+    return "\n".join(
+        f"| {kind} ({use}) | {source} | {count} |"
+        if kind != "harmful"
+        else f"| {use} | {source} | {count} |"
+        for (kind, source), count in counts.items()
+    )
+
+
+def _settings(config: TrainingConfig) -> str:
+    return "\n".join(
+        f"| {name} | {value:g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in config
+    )
+
+
+def _final_losses(losses: Sequence[Mapping[str, Any]]) -> str:
+    means = final_losses(losses)
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+
+
+def final_losses(losses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each lesson's loss over the last steps that had it."""
+    means = {}
+    for lesson in Lesson:
+        name = lesson.name.lower()
+        values = [line[name] for line in losses[-_LAST:] if name in line]
+        if values:
+            means[name] = sum(values) / len(values)
+    return means
+
+
+def plot_losses(losses: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw the loss of each lesson by step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for lesson in Lesson:
+        name = lesson.name.lower()
+        points = [(line["step"], line[name]) for line in losses if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss (nats)")
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

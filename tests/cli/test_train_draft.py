@@ -1,0 +1,58 @@
+"""``safedraft train-draft`` as a user meets it."""
+
+from __future__ import annotations
+
+import pytest
+from test_cli import error_of, models, run  # noqa: F401
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    for name in ("harmful", "ordinary"):
+        (tmp_path / name).with_suffix(".txt").write_text(
+            "\n".join(f"{name} thing number {n}" for n in range(30))
+        )
+    return [
+        *("--harmful", str(tmp_path / "harmful.txt"), "--ordinary", str(tmp_path / "ordinary.txt")),
+        *("--set", "answer_tokens=4", "--set", "beginning_tokens=4", "--set", "framed_ordinary=0"),
+    ]
+
+
+def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
+    out = tmp_path / "adapter"
+    code, said, told = run(
+        "train-draft", *models, *prompts, "--output", str(out), "--steps", "2", "--rank", "2"
+    )
+    assert code == 0
+    assert said == f"{out}\n"
+    assert "training 2/2" in told
+    card = (out / "README.md").read_text()
+    assert "safedraft train-draft --target" in card
+    assert "| answer_tokens | 4 |" in card
+    code, said, _ = run(
+        "generate", *models, "--adapter", str(out), "--max-new-tokens", "2", "--json", "Hi"
+    )
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "2", "--epochs", "1"], "--steps or --epochs, not both"),
+        (["--steps", "0"], "steps"),
+        (["--set", "stepz=3"], "write NAME=VALUE with one of"),
+        (["--set", "clip=-1"], "clip"),
+        (["--harmful", "gone.txt"], "gone.txt cannot be read"),
+        (["--harmful", "gone"], "neither a file nor one of"),
+        (["--resume"], "no unfinished run"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(run, models, tmp_path, options, message):  # noqa: F811
+    outcome = run("train-draft", *models, "--output", str(tmp_path / "adapter"), *options)
+    assert message in error_of(outcome)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_pair_that_is_not_there_is_named(run, tmp_path):  # noqa: F811
+    outcome = run("train-draft", "--pair", "nobody", "--output", str(tmp_path / "adapter"))
+    assert "no pair is called 'nobody'" in error_of(outcome)

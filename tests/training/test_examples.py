@@ -1,0 +1,137 @@
+"""From text to labels: where they stand, what they ask for, and how often."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+from transformers import AutoTokenizer
+
+from safedraft.errors import SafeDraftError
+from safedraft.training.config import TrainingConfig
+from safedraft.training.examples import Example, Examples, Lesson, Place, batches, pack
+from safedraft.training.material import Answered, Harmful, Material
+from safedraft.training.requests import Request, refusals
+
+END = 256
+
+
+@pytest.fixture
+def tokenizer(tiny_pair):
+    return AutoTokenizer.from_pretrained(tiny_pair[1])
+
+
+def material(harmful=("Sure, one.\n\ntwo ",), answers=("Yes.",)):
+    return Material(
+        [Harmful(Request("bad", "harmful"), text) for text in harmful],
+        [Answered(Request("good", "ordinary"), "good", text, True) for text in answers],
+        bare_openings=0,
+        declined=[],
+    )
+
+
+def maker(tokenizer, config=None, **given):
+    return Examples(material(**given), tokenizer, frozenset([END]), config or TrainingConfig())
+
+
+def labelled(example, tokenizer):
+    """Pairs of the text up to a label and the label's text."""
+    start = len(example.ids) - len(example.labels) + 1
+    return [
+        (tokenizer.decode(example.ids[: start + at]), tokenizer.decode([label]))
+        for at, label in enumerate(example.labels)
+    ]
+
+
+def test_a_refusal_follows_the_beginning_and_ends_the_turn(tokenizer):
+    said = tokenizer.encode("Well,")
+    example = maker(tokenizer, TrainingConfig(dense_weight=0)).refusing("bad", said, 0)
+    assert set(example.lessons) == {Lesson.REFUSAL}
+    before, _ = labelled(example, tokenizer)[0]
+    assert before.endswith("assistant\nWell,")
+    assert tokenizer.decode(example.labels) == f" {refusals()[0]}<|end|>"
+    # What is asked for is what is read next: teacher forcing, shifted by one.
+    assert example.ids[-len(example.labels) + 1 :] == example.labels[:-1]
+
+
+def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
+    said = tokenizer.encode("Sure.\n\nOn ")
+    example = maker(tokenizer).refusing("bad", said, 0)
+    assert Counter(example.lessons)[Lesson.DENSE] == len(said)
+    pairs = labelled(example, tokenizer)[: len(said)]
+    assert pairs[0][0].endswith("assistant\n")
+    for before, label in pairs:
+        assert label == ("I" if before[-1].isspace() else " ")
+
+
+@pytest.mark.parametrize(
+    ("said", "space"), [("", False), ("Step", True), ("Step.\n", False), ("Step ", False)]
+)
+def test_a_refusal_has_its_own_space_only_where_there_is_none(tokenizer, said, space):
+    example = maker(tokenizer).refusing("bad", tokenizer.encode(said), 0)
+    refusal = [x for x, n in zip(example.labels, example.lessons, strict=True) if n == 0]
+    assert tokenizer.decode(refusal).startswith(" I'm" if space else "I'm")
+
+
+def test_half_of_the_refusals_come_at_once_and_the_rest_anywhere(tokenizer):
+    config = TrainingConfig(framed_share=0, generic_share=0, beginning_tokens=10)
+    make, rng = maker(tokenizer, config, harmful=("abcdefghijklmnop",)), random.Random(0)
+    drawn = [make.harmful(make.material.harmful[0], rng) for _ in range(2000)]
+    counts = Counter(Counter(example.lessons)[Lesson.DENSE] for example in drawn)
+    assert 900 < counts[0] < 1100
+    assert set(counts) == set(range(11))
+    assert all(60 < counts[k] < 140 for k in range(1, 11))
+
+
+def test_beginnings_are_drawn_anew_every_epoch_and_repeat_by_seed(tokenizer):
+    make, again = (maker(tokenizer, harmful=["abcdefgh"] * 20) for _ in range(2))
+    assert make.epoch(0) == again.epoch(0)
+    assert make.epoch(0) != make.epoch(1)
+    other = maker(tokenizer, TrainingConfig(seed=1), harmful=["abcdefgh"] * 20)
+    assert make.epoch(0) != other.epoch(0)
+
+
+def test_an_epoch_keeps_the_share_of_harmful_requests(tokenizer):
+    make = maker(
+        tokenizer, TrainingConfig(harmful_share=0.25), harmful=["a"] * 4, answers=["x", "y"]
+    )
+    epoch = make.epoch(0)
+    assert sum(example.answered is None for example in epoch) == 4
+    assert Counter(e.answered for e in epoch if e.answered is not None) == {0: 6, 1: 6}
+
+
+def test_answers_end_only_if_the_target_ended_them(tokenizer):
+    make = maker(tokenizer)
+    request = Request("good", "ordinary")
+    whole = make.answer(Answered(request, "good", "Yes.", True))
+    cut = make.answer(Answered(request, "good", "Yes.", False))
+    assert tokenizer.decode(whole.labels) == "Yes.<|end|>"
+    assert tokenizer.decode(cut.labels) == "Yes."
+    assert labelled(cut, tokenizer)[0][0].endswith("good<|end|>\n<|start|>assistant\n")
+
+
+def test_a_template_that_never_ends_a_turn_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(SafeDraftError, match="closes no turn"):
+        maker(tokenizer)
+
+
+def example(length):
+    return Example([0] * length, [0], [Lesson.ANSWER])
+
+
+def test_batches_hold_as_many_examples_as_there_is_room_for():
+    lengths = [[len(e.ids) for e in some] for some in pack(map(example, (3, 3, 5, 9, 20, 1)), 10)]
+    assert lengths == [[3, 3], [5], [9], [20], [1]]
+
+
+def test_batches_go_on_from_any_place():
+    def epoch(number):
+        return [example(4 + number % 2) for _ in range(5)]
+
+    whole = list(islice(batches(epoch, 10), 12))
+    for at, (_, place) in enumerate(whole[:-1]):
+        assert next(batches(epoch, 10, place))[0] == whole[at + 1][0]
+    assert whole[2][1] == Place(1, 0)

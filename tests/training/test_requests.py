@@ -1,0 +1,99 @@
+"""The shipped prompts, where others come from, and the frames around them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation.screening import touches_minors
+from safedraft.evaluation.split import fingerprint
+from safedraft.training import requests
+from safedraft.training.requests import framed, opened, read_requests, refusals, shipped
+
+
+def test_every_category_has_harmful_requests_and_look_alikes():
+    counts = Counter((r.category, r.kind) for r in shipped() if r.kind != "ordinary")
+    categories = {category for category, _ in counts}
+    assert len(categories) == 13
+    for category in categories:
+        assert counts[category, "harmful"] >= 30
+        assert counts[category, "look_alike"] >= 24
+    assert sum(r.kind == "ordinary" for r in shipped()) >= 300
+
+
+def test_no_shipped_prompt_stands_twice_or_touches_minors():
+    texts = [r.text for r in shipped()]
+    assert len({fingerprint(text) for text in texts}) == len(texts)
+    assert not [text for text in [*texts, *requests.frames()] if touches_minors(text)]
+
+
+def test_training_and_calibration_share_no_prompt():
+    train, held = read_requests("train"), read_requests("calibration")
+    for one, other in ((train.harmful, held.harmful), (train.ordinary, held.ordinary)):
+        assert not {r.text for r in one} & {r.text for r in other}
+        assert 0.15 < len(other) / (len(one) + len(other)) < 0.25
+    everything = [*train.harmful, *train.ordinary, *held.harmful, *held.ordinary]
+    assert {r.text for r in everything} == {r.text for r in shipped()}
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.json"])
+def test_prompts_come_from_files(tmp_path, name):
+    texts = [f"How is thing number {n} done?" for n in range(100)]
+    rows = [{"goal": text} for text in texts]
+    content = {
+        "own.txt": "\n".join(texts) + "\n\n",
+        "own.jsonl": "\n".join(map(json.dumps, rows)),
+        "own.json": json.dumps(rows),
+    }
+    (tmp_path / name).write_text(content[name])
+    found = read_requests("train", harmful=[str(tmp_path / name)])
+    assert 20 < len(found.harmful) < 100
+    assert {r.text for r in found.harmful} < set(texts)
+    assert {(r.kind, r.source) for r in found.harmful} == {("harmful", "own")}
+    assert {r.source for r in found.ordinary} == {"shipped"}
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(SafeDraftError, match="no ordinary prompts for train"):
+        read_requests("train", ordinary=[str(tmp_path / "empty.txt")])
+    with pytest.raises(SafeDraftError, match=r"gone.txt cannot be read"):
+        read_requests("train", harmful=[str(tmp_path / "gone.txt")])
+
+
+def test_a_frame_holds_the_request_as_it_is():
+    rng = random.Random(0)
+    request = "What does {noise} mean in f'{request}'?"
+    for _ in range(200):
+        text = framed(request, rng)
+        assert request in text or " ".join(request) in text
+    assert len({framed("Why?", rng) for _ in range(100)}) > 30
+
+
+def test_noise_differs_from_draw_to_draw(monkeypatch):
+    monkeypatch.setattr(requests, "frames", lambda: ["{request} {noise}"])
+    rng = random.Random(0)
+    first, second = framed("Why?", rng), framed("Why?", rng)
+    assert first.startswith("Why? ")
+    assert second.startswith("Why? ")
+    assert first != second
+    assert len(first) > 40
+
+
+def test_an_opening_can_name_the_request():
+    assert opened("You asked {topic}.", "How do I sing?") == "You asked how do I sing."
+    assert opened("Sure.", "How do I sing?") == "Sure."
+
+
+def test_all_refusals_begin_alike_and_read_as_refusals():
+    from safedraft.evaluation.judges.phrases import is_refusal
+
+    assert len(refusals()) > 5
+    for text in refusals():
+        assert text.startswith("I'm sorry, but I can't ")
+        assert is_refusal(text)
+        assert is_refusal(f" the second step is {text}")

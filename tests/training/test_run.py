@@ -1,0 +1,180 @@
+"""A whole run on tiny models: what it writes, what it refuses, what its adapter does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import save_model, save_tokenizer
+from safetensors import safe_open
+
+import safedraft
+from safedraft.errors import IncompatiblePair, SafeDraftError
+from safedraft.pairs.fingerprint import FACTS, fingerprint
+from safedraft.pairs.registry import PairSpec
+from safedraft.training import run
+from safedraft.training.config import TrainingConfig
+from safedraft.training.run import Plan, train_draft
+from safedraft.training.train import CHECKPOINT, Stopped
+
+CONFIG = TrainingConfig(
+    steps=3,
+    distil_steps=2,
+    rank=2,
+    answer_tokens=4,
+    brief_tokens=4,
+    beginning_tokens=8,
+    framed_ordinary=2,
+    framed_share=0,
+)
+
+
+@pytest.fixture
+def plan(tmp_path, tiny_pair):
+    for name, count in (("harmful", 6), ("ordinary", 12)):
+        lines = [f"{name.title()} thing number {n}" for n in range(count)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    target, draft = map(str, tiny_pair)
+    return Plan(
+        spec=PairSpec(name="tiny", target=target, draft=draft, target_system="Be brief."),
+        output=tmp_path / "adapter",
+        config=CONFIG,
+        harmful=[str(tmp_path / "harmful.txt")],
+        ordinary=[str(tmp_path / "ordinary.txt")],
+        command="safedraft train-draft --output adapter",
+    )
+
+
+def changed(plan, **fields):
+    return Plan(**{**plan.__dict__, **fields})
+
+
+def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):
+    told = []
+    folder = train_draft(plan, training=lambda step, steps, figures: told.append((step, steps)))
+    assert folder == plan.output
+    assert told == [(step, 5) for step in range(1, 6)]
+    assert not plan.folder.exists()
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        names = list(stored.keys())
+        assert {stored.get_tensor(name).dtype.__str__() for name in names} == {"torch.bfloat16"}
+        assert any(stored.get_tensor(name).any() for name in names if "lora_B" in name)
+    models = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
+    pair = safedraft.load_pair(**models, adapter=str(folder))
+    bare = safedraft.load_pair(**models)
+    assert pair.draft.model.state_dict().keys() == bare.draft.model.state_dict().keys()
+    differing = [
+        name
+        for name, weight in pair.draft.model.state_dict().items()
+        if not weight.equal(bare.draft.model.state_dict()[name])
+    ]
+    assert differing
+    card = (folder / "README.md").read_text()
+    for part in (
+        plan.command,
+        fingerprint(tiny_pair[0]),
+        fingerprint(tiny_pair[1]),
+        "| harmful requests refused, 20 tokens prefilled |",
+        "| distil_steps | 2 |",
+        "| harmful, refused | harmful |",
+    ):
+        assert part in card
+    facts = json.loads((folder / FACTS).read_text())
+    assert facts["base"] == fingerprint(tiny_pair[1])
+    assert (folder / "losses.svg").stat().st_size > 1000
+    assert len((folder / "losses.jsonl").read_text().splitlines()) == 5
+    assert str(tiny_pair[1].parent) not in (folder / "adapter_config.json").read_text() or (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == plan.spec.draft
+    )
+
+
+def test_an_adapter_for_another_base_is_refused(plan, tmp_path, tiny_pair):
+    folder = train_draft(plan)
+    with pytest.raises(SafeDraftError, match="made for another model"):
+        safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[0]), adapter=str(folder))
+    (folder / FACTS).write_text("{}")
+    with pytest.raises(SafeDraftError, match=r"safedraft.json cannot be read"):
+        safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]), adapter=str(folder))
+
+
+def test_an_interrupted_run_leaves_no_adapter_and_is_resumed(plan):
+    def interrupt(step, steps, figures):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        train_draft(plan, training=interrupt)
+    assert not plan.output.exists()
+    assert (plan.folder / CHECKPOINT).exists()
+    with pytest.raises(SafeDraftError, match="unfinished run: go on with --resume"):
+        train_draft(plan)
+    config = CONFIG.model_copy(update={"learning_rate": 1e-3})
+    with pytest.raises(SafeDraftError, match="run with other settings"):
+        train_draft(changed(plan, resume=True, config=config))
+    told = []
+    train_draft(changed(plan, resume=True), training=lambda step, *_: told.append(step))
+    assert told == [3, 4, 5]
+    assert plan.output.is_dir()
+
+
+def test_a_run_that_failed_after_training_only_repeats_the_checks(plan, monkeypatch):
+    def fail(*arguments):
+        raise OSError("disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run, "write_card", fail)
+        with pytest.raises(OSError, match="disk"):
+            train_draft(plan)
+    assert not plan.output.exists()
+    told = []
+    train_draft(changed(plan, resume=True), training=lambda step, *_: told.append(step))
+    assert told == []
+    assert (plan.output / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"harmful": ["nothing.txt"]}, "cannot be read"),
+        ({"resume": True}, "no unfinished run"),
+        ({"output": Path("/proc/none/adapter")}, "cannot be made"),
+        ({"device": "cuda:99"}, "cannot be used"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(plan, fields, message):
+    with pytest.raises(SafeDraftError, match=message):
+        train_draft(changed(plan, **fields))
+
+
+def test_an_existing_output_is_not_touched(plan):
+    plan.output.mkdir()
+    with pytest.raises(SafeDraftError, match="exists: choose another"):
+        train_draft(plan)
+
+
+def test_models_that_do_not_fit_are_refused_before_anything_is_drawn(plan, tmp_path):
+    save_model(tmp_path / "other", vocabulary=300)
+    save_tokenizer(tmp_path / "other", extra=("<|more|>",))
+    tokenizer = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = list(vocabulary)[:2]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    spec = plan.spec.model_copy(update={"draft": str(tmp_path / "other")})
+    with pytest.raises(IncompatiblePair):
+        train_draft(changed(plan, spec=spec))
+    assert not plan.folder.exists()
+
+
+def test_epochs_stand_for_steps(plan):
+    told = []
+    config = CONFIG.model_copy(update={"distil_steps": 0, "tokens_per_step": 400})
+    train_draft(
+        changed(plan, epochs=2, config=config),
+        training=lambda step, steps, _: told.append((step, steps)),
+    )
+    assert told[-1][0] == told[-1][1] > 2

@@ -66,6 +66,27 @@ def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
         assert label == ("I" if before[-1].isspace() else " ")
 
 
+def test_a_refusal_that_is_taken_back_is_asked_for_again(tokenizer):
+    said, relapse = tokenizer.encode("Sure"), tokenizer.encode(" But\nso")
+    example = maker(tokenizer).refusing("bad", said, 0, relapse)
+    plain = maker(tokenizer).refusing("bad", said, 0)
+    assert example.labels[: len(plain.labels)] == plain.labels
+    again = labelled(example, tokenizer)[len(plain.labels) :]
+    refused = f"Sure {refusals()[0]}"
+    assert [before[before.index("Sure") :] for before, _ in again] == [
+        refused + " But\nso"[:count] for count in range(1, 8)
+    ]
+    assert [label for _, label in again] == ["I", " ", " ", " ", "I", " ", " "]
+    assert example.lessons[len(plain.labels) :] == [Lesson.DENSE] * 7
+
+
+def test_how_often_refusals_are_taken_back(tokenizer):
+    make = maker(tokenizer, TrainingConfig(relapse_share=0.3), harmful=["abcd"] * 1000)
+    whole = [example for example in make.epoch(0) if example.answered is None]
+    taken_back = [example for example in whole if example.lessons[-1] == Lesson.DENSE]
+    assert 250 < len(taken_back) < 350
+
+
 @pytest.mark.parametrize(
     ("said", "space"), [("", False), ("Step", True), ("Step.\n", False), ("Step ", False)]
 )
@@ -76,7 +97,7 @@ def test_a_refusal_has_its_own_space_only_where_there_is_none(tokenizer, said, s
 
 
 def test_half_of_the_refusals_come_at_once_and_the_rest_anywhere(tokenizer):
-    config = TrainingConfig(framed_share=0, generic_share=0, beginning_tokens=10)
+    config = TrainingConfig(framed_share=0, generic_share=0, relapse_share=0, beginning_tokens=10)
     make, rng = maker(tokenizer, config, harmful=("abcdefghijklmnop",)), random.Random(0)
     drawn = [make.harmful(make.material.harmful[0], rng) for _ in range(2000)]
     counts = Counter(Counter(example.lessons)[Lesson.DENSE] for example in drawn)

@@ -26,7 +26,13 @@ from safedraft.training.train import (
 )
 
 CONFIG = TrainingConfig(
-    steps=6, rank=8, learning_rate=2e-2, tokens_per_step=400, tokens_per_pass=200, framed_share=0
+    steps=6,
+    rank=8,
+    learning_rate=2e-2,
+    tokens_per_step=400,
+    tokens_per_pass=200,
+    framed_share=0,
+    relapse_share=0,
 )
 
 

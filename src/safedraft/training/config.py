@@ -43,6 +43,8 @@ class TrainingConfig(BaseModel):
     """How often a harmful request is refused at once (k = 0)."""
     dense_weight: Weight = 1.0
     """Weight of the labels inside a harmful beginning, each the opening of a refusal; 0: none."""
+    relapse_share: Share = 0.2
+    """How often a refusal is taken back, and dense labels ask for another one."""
     harmful_share: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     """Share of the examples that are harmful requests."""
     framed_share: Share = 0.3

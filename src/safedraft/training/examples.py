@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 
 from safedraft.chat import encode, with_system
 from safedraft.errors import SafeDraftError
-from safedraft.training.requests import framed, generic_beginnings, refusals
+from safedraft.training.requests import framed, generic_beginnings, refusals, relapses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.training.config import TrainingConfig
     from safedraft.training.material import Answered, Harmful, Material
+
+
+_RELAPSE_TOKENS = 32
 
 
 class Lesson(IntEnum):
@@ -92,22 +95,36 @@ class Examples:
             beginning = rng.choice(generic_beginnings())
         tokens = self._tokens(beginning)[: self._config.beginning_tokens]
         direct = rng.random() < self._config.direct_share
-        said = tokens[: 0 if direct else rng.randint(1, len(tokens))]
-        return self.refusing(request, said, rng.randrange(len(self._refusals)))
+        count = 0 if direct else rng.randint(1, len(tokens))
+        relapse: list[int] = []
+        if rng.random() < self._config.relapse_share:
+            relapse = [*self._tokens(rng.choice(relapses())), *tokens[count:]][:_RELAPSE_TOKENS]
+        return self.refusing(request, tokens[:count], rng.randrange(len(self._refusals)), relapse)
 
-    def refusing(self, request: str, said: Sequence[int], which: int) -> Example:
-        """Refusal number ``which`` after ``said``, with dense labels inside ``said``."""
-        prompt = self._prompt(request)
+    def refusing(
+        self, request: str, said: Sequence[int], which: int, relapse: Sequence[int] = ()
+    ) -> Example:
+        """Refusal number ``which`` after ``said``, with dense labels inside ``said``.
+
+        They go on inside ``relapse``, with which the refusal is taken back: then it is due again.
+        """
         plain, spaced = self._refusals[which]
-        fresh = [self._fresh(said[:count]) for count in range(len(said) + 1)]
-        refusal = [*(plain if fresh[-1] else spaced), self._end]
-        dense = [(plain if at_start else spaced)[0] for at_start in fresh[:-1]]
-        dense = dense if self._config.dense_weight else []
+        refusal = plain if self._fresh(said) else spaced
+        dense, again = self._dense(said, which), self._dense([*relapse, self._end], which)[1:]
+        if not self._config.dense_weight:
+            dense, again, relapse = [], [], []
         return Example(
-            ids=[*prompt, *said, *refusal[:-1]],
-            labels=[*dense, *refusal],
-            lessons=[Lesson.DENSE] * len(dense) + [Lesson.REFUSAL] * len(refusal),
+            ids=[*self._prompt(request), *said, *refusal, *relapse],
+            labels=[*dense, *refusal, self._end, *again],
+            lessons=[Lesson.DENSE] * len(dense)
+            + [Lesson.REFUSAL] * (len(refusal) + 1)
+            + [Lesson.DENSE] * len(again),
         )
+
+    def _dense(self, said: Sequence[int], which: int) -> list[int]:
+        """What a refusal would begin with before each token of ``said``."""
+        plain, spaced = self._refusals[which]
+        return [(plain if self._fresh(said[:at]) else spaced)[0] for at in range(len(said))]
 
     def answer(self, item: Answered, at: int | None = None) -> Example:
         """The target's own answer; its end is learned only if the target ended it."""

@@ -164,6 +164,11 @@ def generic_beginnings() -> list[str]:
     return list(_data("openings")["generic"])
 
 
+def relapses() -> list[str]:
+    """How a refusal is taken back before a harmful answer goes on."""
+    return list(_data("openings")["relapses"])
+
+
 def opened(opening: str, request: str) -> str:
     """An opening that names the request, if it wants to."""
     topic = request.strip().rstrip(".?!")

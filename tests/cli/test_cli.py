@@ -46,7 +46,8 @@ def error_of(outcome: tuple[int, str, str]) -> str:
 def test_help_and_import_load_no_models() -> None:
     code = (
         "import sys, safedraft, safedraft.cli; "
-        "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'inspect_ai') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'huggingface_hub', 'inspect_ai'); "
+        "print([module for module in heavy if module in sys.modules])"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

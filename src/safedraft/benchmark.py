@@ -30,7 +30,7 @@ PROMPTS = (
     "Give me five tips for learning a new language.",
     "Write a SQL query that finds the three customers with the highest total order value.",
     "A shop sells pens at 3 for 2 euros. How much do 27 pens cost? Show your working.",
-    "Explain the difference between a list and a tuple in Python.",
+    "Explain the difference between a stack and a queue, with an everyday example of each.",
     "Summarise how photosynthesis works for a ten-year-old.",
     "Write a short, friendly e-mail that moves a meeting from Tuesday to Thursday.",
     "Write a JavaScript function that removes duplicates from an array of numbers.",

@@ -8,8 +8,10 @@ from collections import Counter
 
 import pytest
 
+from safedraft.benchmark import PROMPTS
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.screening import touches_minors
+from safedraft.evaluation.sources import SOURCES
 from safedraft.evaluation.split import fingerprint
 from safedraft.training import requests
 from safedraft.training.requests import framed, opened, read_requests, refusals, shipped
@@ -97,3 +99,12 @@ def test_all_refusals_begin_alike_and_read_as_refusals():
         assert text.startswith("I'm sorry, but I can't ")
         assert is_refusal(text)
         assert is_refusal(f" the second step is {text}")
+
+
+def test_no_prompt_of_training_is_one_that_is_measured_on() -> None:
+    trained = {fingerprint(request.text) for request in shipped()}
+    for name in ("looks_unsafe", "arithmetic", "ordinary"):
+        records = [r for part in ("calibration", "report") for r in SOURCES[name].records(part)]
+        assert len(records) > 50
+        assert not trained & {fingerprint(record.request) for record in records}
+    assert not trained & {fingerprint(prompt) for prompt in PROMPTS}

@@ -195,12 +195,13 @@ def test_what_the_teacher_kept_gives_the_divergence(tiny_pair, examples):
 def test_distillation_lowers_the_divergence_and_keeps_the_refusals(tmp_path, tiny_pair, examples):
     target = bare(tiny_pair[0]).eval()
     teacher = teach(target, examples.answers, vocabulary=258, count=64, tokens_per_pass=200)
-    settings = {"steps": 60, "distil_steps": 60, "distil_learning_rate": 2e-2}
+    settings = {"steps": 20, "distil_steps": 40, "distil_learning_rate": 2e-2}
     trained(tmp_path, tiny_pair, examples, CONFIG.model_copy(update=settings), teacher=teacher)
-    log = read_losses(tmp_path / LOSSES)
-    distilled = log[60:]
+    learned, distilled = (
+        read_losses(tmp_path / LOSSES)[part] for part in (slice(20), slice(20, 60))
+    )
     assert mean_of_last(distilled, "answer") < 0.5 * mean_of_last(distilled[:5], "answer")
-    assert mean_of_last(distilled, "refusal") < 1
+    assert mean_of_last(distilled, "refusal") < mean_of_last(learned, "refusal")
 
 
 def test_dense_labels_have_a_weight_of_their_own(tmp_path, tiny_pair, examples):

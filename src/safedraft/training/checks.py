@@ -10,7 +10,7 @@ from safedraft.chat import Message
 from safedraft.drawn import draw_replies
 from safedraft.evaluation.judges.phrases import is_refusal
 from safedraft.training.examples import Example, pack
-from safedraft.training.train import label_logits
+from safedraft.training.packed import label_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

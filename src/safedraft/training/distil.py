@@ -75,7 +75,7 @@ def teach(
     import torch
 
     from safedraft.training.examples import pack
-    from safedraft.training.train import label_logits
+    from safedraft.training.packed import label_logits
 
     tokens: list[Tensor] = []
     logs: list[Tensor] = []

@@ -1,9 +1,4 @@
-"""The training loop: a LoRA adapter, batches of packed examples, checkpoints that resume exactly.
-
-Examples are packed one after the other into a single row, each with positions of its own, so that
-nothing is padded, and logits are computed at labelled positions only: with a large vocabulary the
-output layer would take most of the time and memory.
-"""
+"""The training loop: a LoRA adapter, packed examples, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -22,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.errors import SafeDraftError
 from safedraft.training.examples import Example, Lesson, Place, batches, pack
+from safedraft.training.packed import label_logits
 
 if TYPE_CHECKING:
     import torch
@@ -170,33 +166,6 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     if at < warmup:
         return peak * (at + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(steps - warmup, 1)))
-
-
-def label_logits(model: torch.nn.Module, batch: Sequence[Example]) -> Tensor:
-    """Logits at the labelled positions of all examples, in their order.
-
-    Returns:
-        float32, shape (N, rows of the output layer).
-    """
-    import torch
-
-    device = next(model.parameters()).device
-    ids = [token for example in batch for token in example.ids]
-    positions = [at for example in batch for at in range(len(example.ids))]
-    labelled: list[int] = []
-    end = 0
-    for example in batch:
-        end += len(example.ids)
-        labelled += range(end - len(example.labels), end)
-    output = model(
-        input_ids=torch.tensor([ids], device=device),
-        # Positions that start again tell Transformers where one example ends: none sees another.
-        position_ids=torch.tensor([positions], device=device),
-        logits_to_keep=torch.tensor(labelled, device=device),
-        use_cache=False,
-    )
-    logits: Tensor = output.logits[0].float()
-    return logits
 
 
 def _backward(

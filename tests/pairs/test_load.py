@@ -81,6 +81,7 @@ def test_an_adapter_is_merged_into_the_draft(tmp_path: Path, tiny_pair: tuple[Pa
         bare = load(tiny_pair).draft.model(ids).logits
     assert not torch.allclose(bare, merged(ids).logits, atol=1e-3)
     assert type(merged) is LlamaForCausalLM
+    assert all(weight.requires_grad for weight in merged.parameters())
 
 
 def test_an_adapter_for_another_model_is_refused(

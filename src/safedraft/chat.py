@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from safedraft.errors import SafeDraftError
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.decode import Step
-    from safedraft.engines.session import Clocked
 
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``."""
@@ -239,6 +238,13 @@ class Reply:
         }
 
 
+class Clock(Protocol):
+    """Counts the passes of one model and the seconds they took."""
+
+    passes: int
+    seconds: float
+
+
 class Stream(Iterator[Token]):
     """Iterates over a reply's tokens as they are decoded; ``reply`` is what was said so far.
 
@@ -255,8 +261,8 @@ class Stream(Iterator[Token]):
         stop: Sequence[str] = (),
         end_tokens: frozenset[int] = frozenset(),
         bin_size: int,
-        target: Clocked,
-        draft: Clocked,
+        target: Clock,
+        draft: Clock,
         statistics: Statistics,
     ) -> None:
         self.reply = Reply(statistics=statistics)

@@ -14,10 +14,19 @@ from torch import Tensor
 from safedraft.config import SamplingParams
 
 
-def probabilities(logits: Tensor, temperature: float = 0.0) -> Tensor:
-    """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves logits as they are."""
+def probabilities(logits: Tensor, temperature: float | Tensor = 0.0) -> Tensor:
+    """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves logits as they are.
+
+    Args:
+        logits: ``[..., V]``.
+        temperature: a float, or one of each row, ``[...]``.
+    """
     logits = logits.float()
-    return ((logits - logits.amax(-1, keepdim=True)) / (temperature or 1.0)).softmax(-1)
+    if isinstance(temperature, Tensor):
+        temperature = torch.where(temperature == 0, 1.0, temperature)[..., None].to(logits)
+    else:
+        temperature = temperature or 1.0
+    return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
 
 
 def distribution(scores: Tensor, sampling: SamplingParams) -> Tensor:

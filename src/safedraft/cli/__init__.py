@@ -25,6 +25,7 @@ from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
 from safedraft.cli.report import report
 from safedraft.cli.score import score
+from safedraft.cli.serve import serve
 from safedraft.cli.train_draft import train_draft
 from safedraft.errors import SafeDraftError
 
@@ -56,6 +57,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)
+# What is not ours is vLLM's.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
@@ -13,6 +14,8 @@ from safedraft.config import Positive, SamplingParams, Scheme, SSDConfig, Streng
 from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
+    from safedraft.chat import Reply
+    from safedraft.engines.vllm.pair import VllmPair
     from safedraft.pairs.pair import Pair
 
 _TOLERANCE = 1e-9  # strengths are sums of decimal fractions
@@ -60,6 +63,10 @@ def replay(
     draft_tokens: Annotated[
         int, typer.Option(help="T; it must not change a token.", rich_help_panel="Method")
     ] = 3,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="vllm decodes the cases whose two prompts are equal, all at once."),
+    ] = "transformers",
 ) -> None:
     """Decode every case of a conformance file and compare ids, schemes and strengths.
 
@@ -71,17 +78,58 @@ def replay(
     recording = read_recording(file)
     if pair is None and target is None and draft is None:
         target, draft = (_beside(file, name) for name in (recording.target, recording.draft))
-    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
+    cases = dict(enumerate(recording.cases, start=1))
+    if engine == "vllm":
+        cases = {at: case for at, case in cases.items() if case.target_prompt == case.draft_prompt}
+        if not cases:
+            raise SafeDraftError(f"{file}: no case has one prompt for both models, as vLLM needs")
+        chosen = {"target": target, "draft": draft, "adapter": adapter}
+        differences: Iterable[str | None] = _in_vllm(
+            pair, chosen, no_adapter, dtype, list(cases.values()), recording, draft_tokens
+        )
+    else:
+        loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
+        differences = (
+            replay_case(loaded, case, recording.end_tokens, draft_tokens) for case in cases.values()
+        )
     identical = 0
-    for index, case in enumerate(recording.cases, start=1):
-        difference = replay_case(loaded, case, recording.end_tokens, draft_tokens)
+    for (index, case), difference in zip(cases.items(), differences, strict=True):
         identical += difference is None
         name = f" ({case.name})" if case.name else ""
         outcome = difference or f"identical, {len(case.output)} tokens"
         typer.echo(f"case {index}{name}: {outcome}")
-    typer.echo(f"{identical}/{len(recording.cases)} cases identical")
-    if identical < len(recording.cases):
+    if left := len(recording.cases) - len(cases):
+        typer.echo(
+            f"{left} cases left out: they have two prompts, and vLLM has one for both models"
+        )
+    typer.echo(f"{identical}/{len(cases)} cases identical")
+    if identical < len(cases):
         raise typer.Exit(1)
+
+
+def _in_vllm(
+    pair: str | None,
+    models: dict[str, str | None],
+    no_adapter: bool,
+    dtype: str,
+    cases: Sequence[Case],
+    recording: Recording,
+    draft_tokens: int,
+) -> list[str | None]:
+    from safedraft.pairs.load import load_pair
+    from safedraft.pairs.progress import show_progress
+
+    with show_progress() as report:
+        loaded = load_pair(
+            pair,
+            **models,
+            use_adapter=not no_adapter,
+            config=SSDConfig(draft_tokens=draft_tokens),
+            dtype=dtype,
+            engine="vllm",
+            report=report,
+        )
+    return replay_in_vllm(loaded, cases, recording.end_tokens)
 
 
 def _beside(file: Path, name: str) -> str:
@@ -111,11 +159,7 @@ def replay_case(
 
     from safedraft.pairs.pair import Prompts
 
-    config = SSDConfig(
-        alpha_intersection=case.alpha_intersection,
-        alpha_union=case.alpha_union,
-        draft_tokens=draft_tokens,
-    )
+    config = _config(case).model_copy(update={"draft_tokens": draft_tokens})
     reply = (
         replace(pair, end_tokens=end_tokens)
         .stream_ids(
@@ -125,6 +169,32 @@ def replay_case(
         )
         .drain()
     )
+    return difference_from(case, reply)
+
+
+def replay_in_vllm(
+    pair: VllmPair, cases: Sequence[Case], end_tokens: frozenset[int]
+) -> list[str | None]:
+    """As ``replay_case``, for all cases at once; T is the engine's."""
+    from dataclasses import replace
+
+    loaded = replace(pair, end_tokens=end_tokens)
+    configs = [
+        _config(case).model_copy(update={"draft_tokens": pair.config.draft_tokens})
+        for case in cases
+    ]
+    samplings = [SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases]
+    prompts = [case.target_prompt for case in cases]
+    replies = loaded.generate_many_ids(prompts, sampling=samplings, config=configs)
+    return [difference_from(case, reply) for case, reply in zip(cases, replies, strict=True)]
+
+
+def _config(case: Case) -> SSDConfig:
+    return SSDConfig(alpha_intersection=case.alpha_intersection, alpha_union=case.alpha_union)
+
+
+def difference_from(case: Case, reply: Reply) -> str | None:
+    """How a reply differs from the recorded one; None if it does not."""
     for at, (token, expected) in enumerate(zip(reply.trace, case.steps, strict=False)):
         scheme, strength, id = expected
         same = (token.scheme, token.id) == (scheme, id)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+from filelock import FileLock
 
 from safedraft.config import SSDConfig
 from safedraft.errors import SafeDraftError, first_line
-from safedraft.pairs.doctor import Anatomy, examine, read_anatomy
+from safedraft.pairs.doctor import Anatomy, Examination, examine, read_anatomy
 from safedraft.pairs.fetch import Report, fetch, fetch_adapter, silent
-from safedraft.pairs.fingerprint import require_base
+from safedraft.pairs.fingerprint import fingerprint, require_base
 from safedraft.pairs.pair import Member, Pair
-from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, find_pair
+from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, cache_folder, find_pair
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from safedraft.engines.vllm.pair import VllmPair
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -55,6 +61,7 @@ def choose_pair(
     )
 
 
+@overload
 def load_pair(
     name: str | None = None,
     *,
@@ -67,8 +74,43 @@ def load_pair(
     draft_dtype: str | None = None,
     device: str = "auto",
     draft_device: str | None = None,
+    engine: Literal["transformers"] = "transformers",
     report: Report = silent,
-) -> Pair:
+) -> Pair: ...
+
+
+@overload
+def load_pair(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    adapter: str | None = None,
+    use_adapter: bool = True,
+    config: SSDConfig | None = None,
+    dtype: str = "auto",
+    engine: Literal["vllm"],
+    report: Report = silent,
+    **options: Any,
+) -> VllmPair: ...
+
+
+def load_pair(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    adapter: str | None = None,
+    use_adapter: bool = True,
+    config: SSDConfig | None = None,
+    dtype: str = "auto",
+    draft_dtype: str | None = None,
+    device: str = "auto",
+    draft_device: str | None = None,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    report: Report = silent,
+    **options: Any,
+) -> Pair | VllmPair:
     """Fetch, check and load a pair.
 
     Args:
@@ -83,37 +125,98 @@ def load_pair(
         draft_dtype: the draft's, if another.
         device: ``auto`` (an accelerator if there is one), or as torch names it.
         draft_device: the draft's, if another.
+        engine: ``transformers``, or ``vllm`` for many requests at once (docs/vllm.md).
         report: called with stage, done and total bytes while a model is fetched.
+        options: vLLM's own engine arguments, for that engine alone.
 
     Raises:
         SafeDraftError: whatever does not fit, in one line that says what to do.
         IncompatiblePair: the two models cannot decode together.
     """
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
+    if engine == "vllm":
+        from safedraft.engines.vllm.pair import load_vllm_pair
+
+        if (device, draft_device, draft_dtype) != ("auto", None, None):
+            raise SafeDraftError("device, draft_device and draft_dtype are vLLM's own to choose")
+        return load_vllm_pair(spec, config=config, dtype=dtype, report=report, **options)
+    if engine != "transformers" or options:
+        what = min(options) if options else f"engine {engine!r}"
+        raise SafeDraftError(f"{what}: not known to load_pair; engines are transformers and vllm")
     # What can be refused is refused before gigabytes are fetched or loaded.
     types = [_dtype(kind) for kind in (dtype, draft_dtype or dtype)]
     devices = [_device(place) for place in (device, draft_device or device)]
-    folders = [fetch(model, report) for model in (spec.target, spec.draft)]
-    lora = fetch_adapter(spec.adapter, report) if spec.adapter else None
-    if lora:
-        require_base(lora, folders[1])
-    anatomies = [
-        read_anatomy(folder, model)
-        for folder, model in zip(folders, (spec.target, spec.draft), strict=True)
-    ]
-    examination = examine(*anatomies)
-    examination.require()
-    big, small = map(_load_model, folders, anatomies, types, devices)
-    if lora:
-        small = merged(small, lora)
+    parts = fetch_parts(spec, report)
+    big, small = map(_load_model, parts.folders, parts.anatomies, types, devices)
+    if parts.adapter:
+        small = merged(small, parts.adapter)
+    tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies]
     return Pair(
-        target=Member(spec.target, big, anatomies[0].tokenizer, spec.target_system),
-        draft=Member(spec.draft, small, anatomies[1].tokenizer, spec.draft_system),
-        vocabulary=examination.vocabulary,
-        context_length=examination.context_length,
-        end_tokens=examination.end_tokens,
+        target=Member(spec.target, big, tokenizers[0], spec.target_system),
+        draft=Member(spec.draft, small, tokenizers[1], spec.draft_system),
+        vocabulary=parts.examination.vocabulary,
+        context_length=parts.examination.context_length,
+        end_tokens=parts.examination.end_tokens,
         config=config or spec.config,
     )
+
+
+class Parts(NamedTuple):
+    """A pair on this machine, examined, with no weights in memory."""
+
+    folders: tuple[Path, Path]
+    """Of the target and of the draft."""
+    adapter: Path | None
+    anatomies: tuple[Anatomy, Anatomy]
+    examination: Examination
+
+
+def fetch_parts(spec: PairSpec, report: Report = silent) -> Parts:
+    """Fetch what a pair consists of and check that the two fit.
+
+    Raises:
+        SafeDraftError: something cannot be had or read.
+        IncompatiblePair: the two models cannot decode together.
+    """
+    target, draft = (fetch(model, report) for model in (spec.target, spec.draft))
+    adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
+    if adapter:
+        require_base(adapter, draft)
+    anatomies = read_anatomy(target, spec.target), read_anatomy(draft, spec.draft)
+    examination = examine(*anatomies)
+    examination.require()
+    return Parts((target, draft), adapter, anatomies, examination)
+
+
+def merged_draft(parts: Parts, report: Report = silent) -> Path:
+    """A folder with the draft and its adapter in one, for engines that load folders themselves.
+
+    Without an adapter it is the draft's own folder; otherwise one in the cache, written once.
+    """
+    if parts.adapter is None:
+        return parts.folders[1]
+    digest = hashlib.sha256(f"{parts.folders[1]} {fingerprint(parts.folders[1])}".encode())
+    for file in sorted(parts.adapter.glob("adapter_*")):
+        digest.update(file.read_bytes())
+    folder = cache_folder() / "merged" / digest.hexdigest()[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if not folder.is_dir():
+            report(f"merging {parts.adapter.name} into its draft", 0, 0)
+            _write_merged(parts, parts.adapter, folder)
+    return folder
+
+
+def _write_merged(parts: Parts, adapter: Path, folder: Path) -> None:
+    """Write the merged draft beside ``folder``, which appears when all of it is there."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    anatomy = parts.anatomies[1]
+    model = _load_model(parts.folders[1], anatomy, _dtype("auto"), _device("cpu"))
+    merged(model, adapter).save_pretrained(partial)
+    if anatomy.tokenizer is not None:
+        anatomy.tokenizer.save_pretrained(partial)
+    partial.rename(folder)
 
 
 def _load_model(

@@ -1,0 +1,145 @@
+"""No vLLM is used whose hooks are not those that were tested, and no mode that goes by the rule."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from safedraft.engines.vllm.options import Settings, end_tokens, room_for
+from safedraft.errors import SafeDraftError
+
+SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
+WORKERS = {
+    "cpu": "safedraft.engines.vllm.worker.SSDCPUWorker",
+    "cuda": "safedraft.engines.vllm.worker.SSDGPUWorker",
+}
+"""By vLLM's name of the platform."""
+
+HOOKS = {
+    "GPUModelRunner._sample": "5cb5c1da02cfdc68",
+    "GPUModelRunner.sample_tokens": "047e6a4738dead56",
+    "GPUModelRunner._bookkeeping_sync": "13c3e81003a7e168",
+    "GPUModelRunner._update_states": "326599f31b273b94",
+    "GPUModelRunner._calc_spec_decode_metadata": "6148d63fa0bff183",
+    "GPUModelRunner.propose_draft_token_ids": "a60269aca9de4e25",
+    "GPUModelRunner.take_draft_token_ids": "21e3697c8c5f9a81",
+    "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
+    "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
+    "Scheduler.schedule": "da4f2cf2fc39c39e",
+    "Scheduler.update_from_output": "85b29db96051135c",
+    "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
+    "Scheduler._preempt_request": "4113f5de8a84ec25",
+    "InputProcessor.process_inputs": "e22b5f772979054c",
+}
+"""The code of vLLM's that the engine replaces or leans on: the start of its SHA-256."""
+
+
+def require_engine(vllm_config: Any) -> Settings:
+    """The settings of an engine that is set up as SafeDraft sets it up.
+
+    Raises:
+        SafeDraftError: another vLLM than the tested, or an option with which a token could be
+            chosen without the rule.
+    """
+    settings = Settings.of(vllm_config)
+    if settings is None:
+        raise SafeDraftError("SafeDraft's worker needs its settings: start it by `safedraft serve`")
+    if differing := [name for name, found in fingerprints() if found != HOOKS[name]]:
+        import vllm
+
+        raise SafeDraftError(
+            f"vLLM {vllm.__version__} is not supported: {', '.join(differing)} differ from what "
+            "was tested. Install the version that constraints-vllm.txt names"
+        )
+    for wrong, what in _beside_the_rule(vllm_config):
+        if wrong:
+            raise SafeDraftError(f"{what} with SSD")
+    return settings
+
+
+def fingerprints() -> Iterator[tuple[str, str]]:
+    """Name and fingerprint of every hook as it is installed."""
+    for name, function in _hooks().items():
+        source = inspect.getsource(inspect.unwrap(function)).encode()
+        yield name, hashlib.sha256(source).hexdigest()[:16]
+
+
+def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
+    """Let an ``EngineCoreRequest`` in, with no more tokens than there is room for, or refuse it.
+
+    Raises:
+        SafeDraftError: says why; vLLM's server answers with it and a 400.
+    """
+    params = request.sampling_params
+    if params is None:
+        raise SafeDraftError("SSD generates text: pooling, embeddings and scores are not supported")
+    if request.prompt_embeds is not None or request.mm_features:
+        raise SafeDraftError("the draft reads token ids: other inputs are not supported with SSD")
+    if request.lora_request is not None:
+        raise SafeDraftError("an adapter for the target alone is not supported with SSD")
+    if request.resumable:
+        raise SafeDraftError("a session that is resumed is not supported with SSD")
+    outside = [t for t in request.prompt_token_ids if not 0 <= t < settings.vocabulary]
+    if outside:
+        raise SafeDraftError(
+            f"the prompt has ids that target and draft do not share, such as {outside[0]}"
+        )
+    if stray := [t for t in end_tokens(params) if not 0 <= t < settings.vocabulary]:
+        raise SafeDraftError(f"stop_token_ids: {stray[0]} is no token of target and draft")
+    drafted = vllm_config.speculative_config.num_speculative_tokens
+    length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
+    params.max_tokens = min(params.max_tokens, room_for(length, context, drafted))
+    settings.request(params, request.request_id)
+
+
+def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
+    """What must not be, and how its refusal begins."""
+    from vllm.platforms import current_platform
+
+    spec, model = vllm_config.speculative_config, vllm_config.model_config
+    parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    device = current_platform.device_type
+    yield spec is None or spec.method != "draft_model", "only method draft_model can draft"
+    yield spec.rejection_sample_method != "standard", "synthetic acceptance cannot be used"
+    yield spec.parallel_drafting, "parallel drafting is not supported"
+    yield spec.use_heterogeneous_vocab, "two vocabularies are not supported"
+    schedule = spec.num_speculative_tokens_per_batch_size or []
+    yield any(count < 1 for *_, count in schedule), "a schedule without drafts is not supported"
+    yield vllm_config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is no host"
+    yield device not in WORKERS, f"the platform {device} is not supported"
+    yield parallel.worker_cls != WORKERS[device], f"worker_cls must be {WORKERS[device]}"
+    yield _name(scheduler.scheduler_cls) != SCHEDULER, f"scheduler_cls must be {SCHEDULER}"
+    yield scheduler.async_scheduling, "async scheduling is not supported"
+    budget = scheduler.max_num_seqs * (spec.num_speculative_tokens + 2)
+    few = scheduler.max_num_batched_tokens < budget
+    yield few, f"max_num_batched_tokens must be at least max_num_seqs * (T + 2) = {budget}"
+    short = spec.draft_model_config.max_model_len < model.max_model_len
+    yield short, "max_model_len must not be more than the draft's context"
+    yield parallel.pipeline_parallel_size > 1, "pipeline parallelism is not supported"
+    yield parallel.decode_context_parallel_size > 1, "context parallelism is not supported"
+    yield parallel.prefill_context_parallel_size > 1, "context parallelism is not supported"
+    yield vllm_config.lora_config, "adapters of the target are not supported"
+    yield vllm_config.kv_transfer_config, "transferred caches are not supported"
+    yield model.runner_type != "generate", "only generating models are supported"
+    yield model.is_hybrid or model.is_attention_free, "models with recurrent state do not work"
+    yield model.is_encoder_decoder, "encoder-decoders are not supported"
+    yield model.supports_multimodal_inputs, "models with other inputs than text are not supported"
+    yield model.enable_prompt_embeds, "prompt embeddings are not supported"
+    yield model.logits_processors, "logits processors of your own are not supported"
+
+
+def _name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _hooks() -> dict[str, Callable[..., Any]]:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    kinds = (GPUModelRunner, SpecDecodeBaseProposer, Scheduler, InputProcessor)
+    homes = {kind.__name__: kind for kind in kinds}
+    return {name: getattr(homes[name.partition(".")[0]], name.partition(".")[2]) for name in HOOKS}

@@ -1,0 +1,43 @@
+"""What vLLM loads in each of its processes: requests are admitted or refused where they come in."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def register() -> None:
+    """Entry point of the group ``vllm.general_plugins``; may be called more than once.
+
+    An engine that is not SafeDraft's is left as it is.
+    """
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from safedraft.engines.vllm.checks import admit, require_engine
+    from safedraft.engines.vllm.options import Settings
+    from safedraft.errors import SafeDraftError
+
+    if getattr(InputProcessor.process_inputs, "admits", False):
+        return
+    construct, process = InputProcessor.__init__, InputProcessor.process_inputs
+
+    @functools.wraps(construct)
+    def construct_and_check(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        if Settings.of(vllm_config):
+            require_engine(vllm_config)
+        construct(self, vllm_config, *args, **kwargs)
+
+    @functools.wraps(process)
+    def process_and_admit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = process(self, *args, **kwargs)
+        if settings := Settings.of(self.vllm_config):
+            try:
+                admit(request, self.vllm_config, settings)
+            except SafeDraftError as error:  # the server answers with a 400
+                raise VLLMValidationError(str(error)) from error
+        return request
+
+    process_and_admit.admits = True  # type: ignore[attr-defined]
+    InputProcessor.__init__ = construct_and_check
+    InputProcessor.process_inputs = process_and_admit

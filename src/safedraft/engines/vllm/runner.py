@@ -1,0 +1,302 @@
+"""vLLM's model runner with SSD as its verification rule, and its drafter with the rule's draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.spec_decode.draft_model import DraftModelProposer
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from safedraft.composite import composite
+from safedraft.decode import Step
+from safedraft.engines.vllm.checks import require_engine
+from safedraft.engines.vllm.metrics import count
+from safedraft.engines.vllm.options import Settings
+from safedraft.engines.vllm.rule import Request, propose, verify
+from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.sampling import probabilities
+
+_NONE = -1  # vLLM's mark for a place of a block that holds no token
+
+
+Taken = tuple[list[tuple[int, bool, str, float, float, float, int]], int, int, float, float]
+"""Steps since the last time (as in ``Step``), passes of target and draft, and their seconds."""
+
+
+class Trace:
+    """What the decoding of one request took and gave, kept until it is taken."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.target_passes = self.draft_passes = 0
+        self.target_seconds = self.draft_seconds = 0.0
+        self.finished = False
+
+    def take(self) -> Taken:
+        """All that is known; the steps are forgotten. In plain types, for another process."""
+        steps = [
+            (s.token, s.matched, str(s.scheme), s.strength, s.draft_probability or 0.0,
+             s.target_probability, s.block)
+            for s in self.steps
+        ]  # fmt: skip
+        self.steps = []
+        passes = self.target_passes, self.draft_passes
+        return steps, *passes, self.target_seconds, self.draft_seconds
+
+
+class _Row(NamedTuple):
+    """A row of the batch behind its target pass."""
+
+    request: Request | None
+    """None while its prefill goes on: there is nothing to draft yet."""
+    scheduled: int
+    """Places for drafts that vLLM ran, filled or not."""
+    steps: list[Step]
+
+
+class Drafter(DraftModelProposer):  # type: ignore[misc]
+    """vLLM's draft model; keeps q of every row and draws from each request's own seed."""
+
+    def __init__(self, *args: Any, vocabulary: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._vocabulary = vocabulary
+        self._ahead = 0
+        self.requests: Sequence[Request | None] = ()
+        """Of each row of the batch; set before ``propose``."""
+
+    def propose(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As vLLM's own: the drafted tokens, ``[rows, T]``."""
+        self._ahead = 0
+        drafted: Tensor = super().propose(*args, **kwargs)
+        return drafted
+
+    def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+        logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
+        tokens, q = propose(self.requests, logits, self._ahead)
+        self._ahead += 1
+        return tokens, q
+
+
+class _NoSampler:
+    """Stands where vLLM samples from the target alone."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise BrokenModel("vLLM was about to choose a token without the draft: stopped")
+
+
+class SSDRunner(GPUModelRunner):  # type: ignore[misc]
+    """A model runner in which every token is decided by the rule, from both models."""
+
+    def __init__(self, vllm_config: Any, device: torch.device) -> None:
+        self._settings: Settings = require_engine(vllm_config)
+        super().__init__(vllm_config, device)
+        self.drafter = Drafter(
+            vllm_config=vllm_config,
+            device=device,
+            runner=self,
+            vocabulary=self._settings.vocabulary,
+        )
+        self.sampler = self.rejection_sampler = _NoSampler()
+        self._ssd: dict[str, Request] = {}
+        self._traces: dict[str, Trace] = {}
+        self._trace_names: dict[str, str] = {}
+        self._rows: list[_Row] = []
+        self._started = 0.0
+
+    def take_trace(self, name: str) -> Taken | None:
+        """What ``Trace.take`` gives, of the request that asked for a trace of this name."""
+        trace = self._traces.get(name)
+        if trace is None:
+            return None
+        if trace.finished:
+            del self._traces[name]
+        return trace.take()
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        for request_id in scheduler_output.finished_req_ids:
+            self._ssd.pop(request_id, None)
+            self._finish_trace(self._trace_names.pop(request_id, None))
+        corrections = super()._update_states(scheduler_output)
+        self.input_batch.generators.clear()  # the rule has draws of its own
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.sampling_params is None or new.req_id in self._ssd:
+                raise SafeDraftError("only requests that generate one reply are decoded with SSD")
+            request = self._settings.request(new.sampling_params, new.req_id)
+            self._ssd[new.req_id] = request
+            if name := self._settings.trace_of(new.sampling_params):
+                self._trace_names[new.req_id] = name
+                self._traces[name] = Trace()
+        return corrections
+
+    def _finish_trace(self, name: str | None) -> None:
+        """A trace that was taken to its end is forgotten; what is left of one is kept."""
+        trace = self._traces.get(name or "")
+        if name and trace:
+            trace.finished = True
+            if not trace.steps:
+                del self._traces[name]
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's own: the target's pass over the batch."""
+        self._started = self._now()
+        return super().execute_model(*args, **kwargs)
+
+    def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
+        """Decide every row that has drafts; a row that has none decides nothing."""
+        seconds = self._now() - self._started
+        ids = self.input_batch.req_ids
+        scheduled = (
+            spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(ids)
+        )
+        drafted = spec_decode_metadata.draft_token_ids.tolist() if spec_decode_metadata else []
+        waiting: list[tuple[Request, Tensor]] = []
+        self._rows = []
+        at = 0
+        for row, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
+            request, tokens = self._ssd[request_id], drafted[at : at + places]
+            goes_on = bool(self.discard_request_mask.np[row])
+            self._rows.append(_Row(None if goes_on else request, places, []))
+            if not goes_on and any(token != _NONE for token in tokens):
+                self._require_own(request, tokens, request_id)
+                rows = logits[at + row : at + row + places, : self._settings.vocabulary]
+                waiting.append((request, rows))
+            at += places
+        decided = verify([request for request, _ in waiting], [rows for _, rows in waiting])
+        steps_of = {
+            id(request): steps for (request, _), steps in zip(waiting, decided, strict=True)
+        }
+        self._rows = [row._replace(steps=steps_of.get(id(row.request), [])) for row in self._rows]
+        self._log(seconds)
+        return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
+
+    def _require_own(self, request: Request, tokens: Sequence[int], request_id: str) -> None:
+        """The drafts that the target verified are the ones whose q is kept, in their order."""
+        said = len(self.requests[request_id].output_token_ids)
+        if list(tokens) != request.drafts[: len(tokens)] or said != request.position:
+            raise BrokenModel("vLLM verified drafts that the draft did not propose: stopped")
+        request.drafts = request.drafts[: len(tokens)]
+
+    def _block(self) -> Tensor:
+        """The decided tokens as vLLM wants them, ``[rows, T + 1]``, filled up with its mark."""
+        block = torch.full((len(self._rows), self.num_spec_tokens + 1), _NONE, dtype=torch.int32)
+        for row, (_, _, steps) in enumerate(self._rows):
+            block[row, : len(steps)] = torch.tensor([step.token for step in steps])
+        return block.to(self.device)
+
+    def propose_draft_token_ids(
+        self,
+        scheduler_output: Any,
+        sampled_token_ids: Tensor,
+        sampling_metadata: Any,
+        hidden_states: Tensor,
+        sample_hidden_states: Tensor,
+        aux_hidden_states: Any,
+        spec_decode_metadata: Any,
+        common_attn_metadata: Any,
+        slot_mappings: Any,
+    ) -> Tensor:
+        """Draft behind the last token of every row: behind a prefill's own last one, too.
+
+        A row that decided nothing hands its last token over as if it had just been decided, and
+        counts it among the places to take back.
+        """
+        started = self._now()
+        total = scheduler_output.total_num_scheduled_tokens
+        following = torch.tensor(
+            [self._following(row, scheduler_output) for row in range(len(self._rows))],
+            dtype=torch.int32,
+            device=self.device,
+        )
+        taken_back = torch.tensor(
+            [row.scheduled + 1 - len(row.steps) if row.request else 0 for row in self._rows],
+            dtype=torch.int32,
+            device=self.device,
+        )
+        lengths = common_attn_metadata.query_start_loc_cpu.diff()
+        self.drafter.requests = [row.request for row in self._rows]
+        drafted: Tensor = self.drafter.propose(
+            num_speculative_tokens=scheduler_output.num_spec_tokens_to_schedule,
+            target_token_ids=self.input_ids.gpu[:total],
+            target_positions=self._get_positions(total),
+            target_hidden_states=hidden_states[:total],
+            next_token_ids=following,
+            token_indices_to_sample=None,
+            common_attn_metadata=common_attn_metadata.replace(
+                num_actual_tokens=total,
+                max_query_len=int(lengths.max()),
+                slot_mapping=common_attn_metadata.slot_mapping[:total],
+            ),
+            sampling_metadata=sampling_metadata,
+            num_rejected_tokens_gpu=taken_back,
+            slot_mappings=slot_mappings,
+        )
+        self._keep(drafted.tolist(), self._now() - started)
+        return drafted
+
+    def _following(self, row: int, scheduler_output: Any) -> int:
+        """The token that the draft reads last: the last decided, or what its row has of its own."""
+        request, _, steps = self._rows[row]
+        if steps:
+            return steps[-1].token
+        batch = self.input_batch
+        if request:
+            return int(batch.token_ids_cpu[row, batch.num_tokens_no_spec[row] - 1])
+        scheduled = scheduler_output.num_scheduled_tokens[batch.req_ids[row]]
+        return int(batch.token_ids_cpu[row, batch.num_computed_tokens_cpu[row] + scheduled])
+
+    def _keep(self, drafted: list[list[int]], seconds: float) -> None:
+        """Keep every row's drafts and their distributions until they are verified."""
+        q = self.drafter.take_last_draft_probs()
+        for row, tokens, rows in zip(self._rows, drafted, q, strict=True):
+            if row.request:
+                row.request.drafts, row.request.draft_rows = tokens, rows
+        for trace in self._batch_traces():
+            trace.draft_passes += q.shape[1]
+            trace.draft_seconds += seconds
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        if not super()._input_fits_in_drafter(common_attn_metadata):
+            raise BrokenModel("the draft has no room left behind a request: stopped")
+        return True
+
+    def _log(self, seconds: float) -> None:
+        if self.is_driver:
+            count(row.steps for row in self._rows)
+        names = [self._trace_names.get(request_id) for request_id in self.input_batch.req_ids]
+        for name, row in zip(names, self._rows, strict=True):
+            if name and (trace := self._traces.get(name)):
+                trace.steps += row.steps
+                trace.target_passes += 1
+                trace.target_seconds += seconds
+
+    def _batch_traces(self) -> list[Trace]:
+        names = (self._trace_names.get(request_id) for request_id in self.input_batch.req_ids)
+        return [self._traces[name] for name in names if name in self._traces]
+
+    def _now(self) -> float:
+        """Seconds, behind all work on the device if somebody asked how long it takes."""
+        if self._traces and self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this rank is the one that counts."""
+        return bool(self.parallel_config.rank == 0)
+
+    @torch.inference_mode()
+    def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
+        """Take the memory that the rule needs, for vLLM to measure what is left."""
+        logits = self.model.compute_logits(torch.rand_like(hidden_states))
+        p = probabilities(logits[:, : self._settings.vocabulary])
+        return composite(p, p.flip(0), False, 0.5, self._settings.config)
+
+
+class SSDCPURunner(SSDRunner, CPUModelRunner):  # type: ignore[misc]
+    """The same on processors."""

@@ -1,0 +1,91 @@
+"""vLLM's own server with a pair in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from safedraft.config import SSDConfig
+from safedraft.engines.vllm.setup import Plan, plan, prepare_environment
+from safedraft.errors import SafeDraftError
+from safedraft.pairs.progress import Report, silent
+from safedraft.pairs.registry import PairSpec
+
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def serve_pair(
+    spec: PairSpec,
+    config: SSDConfig | None,
+    arguments: Sequence[str],
+    requests_may_set_constants: bool = False,
+    report: Report = silent,
+) -> Callable[[], None]:
+    """Fetch and check a pair; the returned function serves it until it is interrupted.
+
+    Args:
+        spec: the pair.
+        config: in place of the pair's own.
+        arguments: more of ``vllm serve``'s.
+        requests_may_set_constants: see ``Settings``.
+        report: called with stage, done and total bytes while a model is fetched.
+
+    Raises:
+        SafeDraftError: vLLM is not installed, the pair does not suit it, or an argument is not for
+            the user to set.
+    """
+    prepare_environment()
+    chosen = plan(spec, config, report)
+    command = command_line(chosen, spec.name, arguments, requests_may_set_constants)
+
+    def run() -> None:
+        # The workers count what the rule decides; the server's /metrics adds their files up.
+        if _METRICS not in os.environ:
+            os.environ[_METRICS] = tempfile.mkdtemp(prefix="safedraft-metrics-")
+        os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command])
+
+    return run
+
+
+def command_line(
+    chosen: Plan, name: str, arguments: Sequence[str], requests_may_set_constants: bool
+) -> list[str]:
+    """What ``vllm`` is called with."""
+    given = _given(arguments)
+    wanted = chosen.options(given, requests_may_set_constants=requests_may_set_constants)
+    own = {key: value for key, value in wanted.items() if key not in {"model", *given}}
+    command = ["serve", str(wanted["model"])]
+    if "served_model_name" not in given:
+        own["served_model_name"] = name
+    for key, value in own.items():
+        flag = "--" + key.replace("_", "-")
+        match value:
+            case False:
+                command.append("--no-" + flag[2:])
+            case dict():
+                command += [flag, json.dumps(value)]
+            case _:
+                command += [flag, str(value)]
+    return [*command, *arguments]
+
+
+def _given(arguments: Sequence[str]) -> dict[str, Any]:
+    """The names of vLLM's options in a command line, and the whole numbers among their values."""
+    found: dict[str, Any] = {}
+    short = {"-tp": "tensor_parallel_size", "-dp": "data_parallel_size"}
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--speculative_config", "-sc") or flag == "--config":
+            raise SafeDraftError(
+                f"{flag}: name the options themselves, and none of SafeDraft's own"
+            )
+        if not flag.startswith("--") and flag not in short:
+            continue
+        name = short.get(flag, flag[2:].replace("-", "_"))
+        following = value if equals else next(iter(arguments[at + 1 : at + 2]), "")
+        found[name] = int(following) if following.isdigit() else following
+    return found

@@ -1,0 +1,143 @@
+"""From a pair to the options with which vLLM runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safedraft.config import SSDConfig
+from safedraft.engines.vllm.options import KEY, Settings
+from safedraft.errors import IncompatiblePair, SafeDraftError
+from safedraft.pairs.load import Parts, fetch_parts, merged_draft
+from safedraft.pairs.progress import Report, silent
+from safedraft.pairs.registry import PairSpec
+
+_GREETING = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "And now?"},
+]
+
+_OURS = (
+    "model", "worker_cls", "scheduler_cls", "speculative_config", "additional_config",
+    "generation_config", "async_scheduling", "tokenizer",
+)  # fmt: skip
+"""Options of vLLM's that are the engine's own to set."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pair as vLLM is to run it."""
+
+    parts: Parts
+    draft: Path
+    """The draft with its adapter merged."""
+    config: SSDConfig
+
+    def options(
+        self,
+        given: Mapping[str, Any],
+        *,
+        requests_may_set_constants: bool = False,
+        traces: bool = False,
+    ) -> dict[str, Any]:
+        """Arguments of vLLM's ``EngineArgs``, by name.
+
+        Args:
+            given: more of them, the user's own.
+            requests_may_set_constants: see ``Settings``.
+            traces: see ``Settings``.
+
+        Raises:
+            SafeDraftError: one that is the engine's own to set.
+        """
+        if own := [name for name in _OURS if name in given]:
+            raise SafeDraftError(f"{own[0]} is set by SafeDraft's engine: leave it out")
+        settings = Settings(
+            config=self.config,
+            vocabulary=self.parts.examination.vocabulary,
+            requests_may_set_constants=requests_may_set_constants,
+            traces=traces,
+        )
+        return {
+            "max_model_len": self.parts.examination.context_length,
+            **given,
+            "model": str(self.parts.folders[0]),
+            "worker_cls": _worker(),
+            "scheduler_cls": _scheduler(),
+            "async_scheduling": False,
+            # A checkpoint's own defaults, such as a repetition penalty, are not the request's wish.
+            "generation_config": "vllm",
+            "speculative_config": {
+                "method": "draft_model",
+                "model": str(self.draft),
+                "num_speculative_tokens": self.config.draft_tokens,
+                "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
+                "draft_sample_method": "probabilistic",
+            },
+            "additional_config": {KEY: settings.model_dump(mode="json")},
+        }
+
+
+def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silent) -> Plan:
+    """Fetch a pair and see that vLLM can run it.
+
+    vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
+    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0.
+
+    Raises:
+        SafeDraftError: the pair needs two prompts, or something cannot be had or read.
+        IncompatiblePair: the two models cannot decode together, or write their prompts differently.
+    """
+    if spec.draft_system != spec.target_system:
+        raise SafeDraftError(
+            f"pair {spec.name}: the draft has a system prompt of its own, and vLLM gives both "
+            "models one prompt: use a trained draft without one (--target and --draft, --adapter)"
+        )
+    if config and config.draft_confidence:
+        raise SafeDraftError(
+            "draft_confidence: vLLM drafts for all requests at once, leave it at 0"
+        )
+    parts = fetch_parts(spec, report)
+    _require_one_template(parts)
+    chosen = config or spec.config.model_copy(update={"draft_confidence": 0.0})
+    return Plan(parts, merged_draft(parts, report), chosen)
+
+
+def prepare_environment() -> None:
+    """What vLLM reads from the environment and SafeDraft's engine depends on."""
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+def _require_one_template(parts: Parts) -> None:
+    from safedraft.chat import encode
+
+    tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies]
+    if None in tokenizers:
+        return  # ids only
+    first, second = (encode(tokenizer, _GREETING) for tokenizer in tokenizers if tokenizer)
+    if first != second:
+        raise IncompatiblePair(
+            "the chat templates of target and draft differ, and vLLM gives both models one prompt"
+        )
+
+
+def _worker() -> str:
+    from vllm.platforms import current_platform
+
+    from safedraft.engines.vllm.checks import WORKERS
+
+    device = current_platform.device_type
+    if device not in WORKERS:
+        raise SafeDraftError(f"vLLM's platform {device!r} is not supported with SSD")
+    return WORKERS[device]
+
+
+def _scheduler() -> str:
+    from safedraft.engines.vllm.checks import SCHEDULER
+
+    return SCHEDULER

@@ -1,0 +1,39 @@
+"""vLLM's workers, with SafeDraft's model runner. Named to vLLM by ``worker_cls``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from safedraft.engines.vllm.checks import require_engine
+from safedraft.engines.vllm.runner import SSDCPURunner, SSDRunner
+
+
+class SSDCPUWorker(CPUWorker):  # type: ignore[misc]
+    """One rank on processors."""
+
+    def init_device(self) -> None:
+        """As vLLM's own, with the runner replaced before it loads anything."""
+        require_engine(self.vllm_config)
+        super().init_device()
+        self.model_runner = SSDCPURunner(self.vllm_config, self.device)
+
+    def take_trace(self, name: str) -> Any:
+        """Asked for by ``collective_rpc``."""
+        return self.model_runner.take_trace(name)
+
+
+class SSDGPUWorker(Worker):  # type: ignore[misc]
+    """One rank on an accelerator that vLLM drives as it drives CUDA."""
+
+    def init_device(self) -> None:
+        """As vLLM's own, with the runner replaced before it loads anything."""
+        require_engine(self.vllm_config)
+        super().init_device()
+        self.model_runner = SSDRunner(self.vllm_config, self.device)
+
+    def take_trace(self, name: str) -> Any:
+        """Asked for by ``collective_rpc``."""
+        return self.model_runner.take_trace(name)

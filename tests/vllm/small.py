@@ -1,0 +1,72 @@
+"""vLLM engines of the tiny models, one after the other in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from conftest import CONFORMANCE
+from widen import widen
+
+import safedraft
+
+SMALL: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "kv_cache_memory_bytes": 64 * 2**20,
+    "block_size": 32,
+    "max_num_seqs": 8,
+}
+
+
+@contextmanager
+def engine(draft: str, config: safedraft.SSDConfig | None = None, **options: Any) -> Iterator[Any]:
+    """A pair in vLLM: the tiny target with the draft of that name."""
+    os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
+    torch.set_num_threads(1)  # more wait for each other longer than these models take
+    with TemporaryDirectory() as name:
+        folders = [
+            str(widen(CONFORMANCE / f"tiny-{model}", Path(name) / model))
+            for model in ("target", draft)
+        ]
+        pair = safedraft.load_pair(
+            target=folders[0],
+            draft=folders[1],
+            config=config or safedraft.SSDConfig(),
+            engine="vllm",
+            **{**SMALL, **options},
+        )
+        try:
+            yield pair
+        finally:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            pair.close()
+            cleanup_dist_env_and_memory()
+
+
+def transformers_pair(draft: str) -> safedraft.Pair:
+    """The same models, not widened, in the first engine."""
+    return safedraft.load_pair(
+        target=str(CONFORMANCE / "tiny-target"),
+        draft=str(CONFORMANCE / f"tiny-{draft}"),
+        config=safedraft.SSDConfig(),
+        dtype="float32",
+        device="cpu",
+    )
+
+
+def scheduler_of(pair: Any) -> Any:
+    """vLLM's scheduler, which runs in this process."""
+    return pair.engine._engine.engine_core.engine_core.scheduler
+
+
+def runner_of(pair: Any) -> Any:
+    """vLLM's model runner, which runs in this process."""
+    return pair.engine._engine.model_executor.driver_worker.worker.model_runner

@@ -1,0 +1,223 @@
+"""The engine says what the authors' code and the first engine say, alone and in company."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from conftest import CONFORMANCE
+from small import engine, runner_of, scheduler_of, transformers_pair
+
+import safedraft
+from safedraft import Reply, SamplingParams, SSDConfig
+from safedraft.cli.replay import read_recording, replay_in_vllm
+from safedraft.errors import SafeDraftError
+from safedraft.pairs.pair import Prompts
+
+pytestmark = pytest.mark.vllm
+
+GREEDY = SamplingParams(max_new_tokens=48)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Any]:
+    with engine("near") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def first_engine() -> safedraft.Pair:
+    return transformers_pair("near")
+
+
+def prompts(count: int, seed: int = 0, longest: int = 60) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(2, 512) for _ in range(draw.randint(1, longest))] for _ in range(count)]
+
+
+def samplings(count: int) -> list[SamplingParams]:
+    """Greedy and sampled requests in turn."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 20},
+        {"temperature": 1.3, "top_p": 0.8},
+    ]
+    return [
+        SamplingParams(max_new_tokens=40, seed=100 + at, **kinds[at % 4]) for at in range(count)
+    ]
+
+
+def assert_same(said: Sequence[Reply], expected: Sequence[Reply]) -> None:
+    """Equal in all that is the same in every engine: not the blocks, and not the last digits."""
+    assert len(said) == len(expected)
+    for one, other in zip(said, expected, strict=True):
+        assert shape(one) == shape(other)
+        assert one.finish_reason == other.finish_reason
+        assert chances(one) == pytest.approx(chances(other), abs=2e-3)
+
+
+def shape(reply: Reply) -> list[tuple[Any, ...]]:
+    return [(token.id, token.matched, token.scheme, token.strength) for token in reply.trace]
+
+
+def chances(reply: Reply) -> list[float]:
+    pairs = [(token.draft_probability, token.target_probability) for token in reply.trace]
+    return [chance or 0.0 for pair in pairs for chance in pair]
+
+
+def by_the_first_engine(
+    pair: safedraft.Pair, ids: Sequence[Sequence[int]], given: Sequence[SamplingParams]
+) -> list[Reply]:
+    return [
+        pair.stream_ids(Prompts(list(one), list(one)), sampling=sampling).drain()
+        for one, sampling in zip(ids, given, strict=True)
+    ]
+
+
+def test_alone_it_says_what_the_first_engine_says(pair: Any, first_engine: Any) -> None:
+    ids, given = prompts(8), samplings(8)
+    expected = by_the_first_engine(first_engine, ids, given)
+    for one, sampling, reply in zip(ids, given, expected, strict=True):
+        said = pair.stream_ids(one, sampling=sampling).drain()
+        assert_same([said], [reply])
+        assert said.statistics.match_ratios == reply.statistics.match_ratios
+
+
+def test_eight_at_a_time_as_well(pair: Any, first_engine: Any) -> None:
+    ids, given = prompts(16, seed=1), samplings(16)
+    expected = by_the_first_engine(first_engine, ids, given)
+    said = pair.generate_many_ids(ids, sampling=given)
+    assert_same(said, expected)
+
+
+def test_constants_of_a_request_are_its_own(pair: Any, first_engine: Any) -> None:
+    ids = prompts(4, seed=2)
+    configs = [
+        SSDConfig(),
+        SSDConfig(alpha_union=2.0, threshold=1.0),
+        SSDConfig(bin_size=3, sample_space_size=4, kappa=3),
+        SSDConfig(initial_scheme="union"),
+    ]
+    said = pair.generate_many_ids(ids, sampling=GREEDY, config=configs)
+    for one, config, reply in zip(ids, configs, said, strict=True):
+        expected = first_engine.stream_ids(Prompts(one, one), sampling=GREEDY, config=config)
+        assert_same([reply], [expected.drain()])
+
+
+def test_passes_and_seconds_are_counted(pair: Any) -> None:
+    reply = pair.stream_ids(prompts(1)[0], sampling=GREEDY).drain()
+    figures = reply.statistics
+    assert figures.tokens == len(reply.trace)
+    assert figures.target_passes == figures.blocks + 1  # and the prefill
+    assert figures.draft_passes == 3 * figures.target_passes
+    assert 0 < figures.target_seconds + figures.draft_seconds < figures.seconds
+
+
+def test_a_prompt_that_is_cached_but_for_one_token(pair: Any, first_engine: Any) -> None:
+    """vLLM fills such a row up with placeholders for drafts, if others run beside it."""
+    begun = prompts(1, seed=3)[0] * 64
+    ids = [begun[:64], begun[:65]]
+    placeholders = []
+    schedule = scheduler_of(pair).schedule
+
+    def watched(*args: Any) -> Any:
+        output = schedule(*args)
+        placeholders.extend(
+            drafts for drafts in output.scheduled_spec_decode_tokens.values() if -1 in drafts
+        )
+        return output
+
+    scheduler_of(pair).schedule = watched
+    try:
+        other = pair.stream_ids(ids[0], sampling=GREEDY)
+        next(other)
+        said = pair.stream_ids(ids[1], sampling=GREEDY).drain()
+    finally:
+        del scheduler_of(pair).schedule
+    other.drain()
+    assert placeholders
+    expected = by_the_first_engine(first_engine, ids, [GREEDY, GREEDY])
+    assert_same([other.reply, said], expected)
+
+
+def test_a_reply_that_is_closed_leaves_the_others_alone(pair: Any, first_engine: Any) -> None:
+    ids, given = prompts(24, seed=4), samplings(24)
+    expected = by_the_first_engine(first_engine, ids, given)
+    draw = random.Random(5)
+    running = {}
+    said: dict[int, Reply] = {}
+    waiting = list(range(24))
+    while waiting or running:
+        while waiting and len(running) < 12:
+            at = waiting.pop(0)
+            running[at] = pair.stream_ids(ids[at], sampling=given[at])
+        at = draw.choice(list(running))
+        if draw.random() < 0.01:
+            running.pop(at).close()
+        elif next(running[at], None) is None:
+            said[at] = running.pop(at).reply
+    assert 8 < len(said) < 24
+    for at, reply in said.items():
+        assert_same([reply], [expected[at]])
+    assert not scheduler_of(pair).running
+    assert not scheduler_of(pair).waiting
+    pair.stream_ids(ids[0], sampling=given[0]).drain()
+    assert len(runner_of(pair)._ssd) <= 1  # the last one is forgotten with the next step
+
+
+def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
+    ids = prompts(1, seed=6)[0][:1] * 200
+    reply = pair.stream_ids(ids, sampling=SamplingParams(max_new_tokens=500)).drain()
+    assert reply.finish_reason == "length"
+    assert len(reply.trace) == pair.context_length - 200 == 256 - 2 * 3 - 200
+    with pytest.raises(SafeDraftError, match="shorten it"):
+        pair.stream_ids(ids * 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"logprobs": 2}, "logprobs is not supported .*beam search"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": -0.5}, "frequency_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"min_p": 0.1, "temperature": 1.0}, "min_p .*not yet supported"),
+        ({"min_tokens": 4}, "min_tokens"),
+        ({"logit_bias": {5: 2.0}}, "logit_bias .*not yet supported"),
+        ({"allowed_token_ids": [5, 6]}, "allowed_token_ids"),
+        ({"extra_args": {"ssd_alpha": 1}}, "ssd_alpha: not known"),
+        ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: .*greater"),
+        ({"extra_args": {"ssd_draft_tokens": 1}}, "ssd_draft_tokens: not known"),
+        ({"extra_args": {"anything": 1}}, "anything: not known"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_would_go_by_the_rule_is_refused(
+    pair: Any, given: dict[str, Any], reason: str
+) -> None:
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    params = VllmSamplingParams(**{"temperature": 0.0, "detokenize": False, **given})
+    with pytest.raises(VLLMValidationError, match=reason):
+        pair.engine._llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+
+
+def test_no_sampler_of_vllms_is_left(pair: Any) -> None:
+    runner = runner_of(pair)
+    for sampler in (runner.sampler, runner.rejection_sampler):
+        with pytest.raises(SafeDraftError, match="without the draft"):
+            sampler(logits=None)
+
+
+@pytest.mark.parametrize("draft", ["mid", "far"])
+def test_the_authors_tokens(draft: str) -> None:
+    recording = read_recording(CONFORMANCE / f"{draft}.json")
+    cases = [case for case in recording.cases if case.target_prompt == case.draft_prompt]
+    assert len(cases) == 6
+    with engine(draft, SSDConfig(draft_tokens=4)) as pair:
+        assert replay_in_vllm(pair, cases, recording.end_tokens) == [None] * 6

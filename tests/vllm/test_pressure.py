@@ -1,0 +1,32 @@
+"""Preempted, cut into chunks, left out of steps: a reply says what it says alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from small import engine, scheduler_of, transformers_pair
+from test_engine import assert_same, by_the_first_engine, prompts, samplings
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["prefix caching", "no prefix caching"])
+def test_a_cache_too_small_for_all_and_prompts_in_chunks(cached: bool) -> None:
+    ids, given = prompts(20, seed=7, longest=120), samplings(20)
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
+    tight: dict[str, Any] = {
+        "num_gpu_blocks_override": 14,
+        "max_num_batched_tokens": 40,
+        "enable_prefix_caching": cached,
+    }
+    with engine("near", **tight) as pair:
+        preempted = []
+        scheduler = scheduler_of(pair)
+        preempt = scheduler._preempt_request
+        scheduler._preempt_request = lambda request, *args, **kwargs: (
+            preempted.append(request.num_output_tokens) or preempt(request, *args, **kwargs)
+        )
+        said = pair.generate_many_ids(ids, sampling=given)
+    assert_same(said, expected)
+    assert any(preempted)  # in the middle of a reply

@@ -131,7 +131,9 @@ def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _name(kind: Any) -> str:
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    if kind is None or isinstance(kind, str):
+        return str(kind)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _hooks() -> dict[str, Callable[..., Any]]:

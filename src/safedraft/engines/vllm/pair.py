@@ -23,7 +23,7 @@ from safedraft.chat import (
 from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step
 from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
-from safedraft.engines.vllm.setup import plan, prepare_environment
+from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.errors import SafeDraftError, first_line
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
@@ -356,6 +356,7 @@ def load_vllm_pair(
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     prepare_environment()
+    require_vllm()
     chosen = plan(spec, config, report)
     tokenizer = chosen.parts.anatomies[0].tokenizer
     arguments = chosen.options(
@@ -378,12 +379,8 @@ def load_vllm_pair(
 
 
 def _start(arguments: dict[str, Any]) -> Any:
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise SafeDraftError(
-            "vLLM is not installed here: it has an environment of its own (`make vllm`)"
-        ) from error
+    from vllm import LLM
+
     try:
         return LLM(**arguments)
     except (ValueError, RuntimeError, NotImplementedError) as error:

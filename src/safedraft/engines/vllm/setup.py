@@ -113,6 +113,21 @@ def prepare_environment() -> None:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 
+def require_vllm() -> None:
+    """Refuse an environment without vLLM.
+
+    Raises:
+        SafeDraftError: it is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise SafeDraftError(
+            "vLLM is not installed here: it has an environment of its own (`make vllm`), or "
+            "install safedraft[vllm]"
+        )
+
+
 def _require_one_template(parts: Parts) -> None:
     from safedraft.chat import encode
 

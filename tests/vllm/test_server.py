@@ -1,0 +1,152 @@
+"""``safedraft serve --engine vllm``: processes, HTTP and metrics, all of it vLLM's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+from conftest import save_model, save_tokenizer
+
+import safedraft
+
+pytestmark = pytest.mark.vllm
+
+QUESTION = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A target and a draft that speak bytes, with heads that vLLM's kernels know."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("speaking")
+    for name in ("target", "draft"):
+        save_model(folder / name, hidden_size=128, head_dim=32)
+        save_tokenizer(folder / name)
+    draft = LlamaForCausalLM.from_pretrained(folder / "draft")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in draft.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    draft.save_pretrained(folder / "draft")
+    return {name: str(folder / name) for name in ("target", "draft")}
+
+
+@pytest.fixture(scope="module")
+def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "safedraft", "serve", "--engine", "vllm",
+        "--target", models["target"], "--draft", models["draft"],
+        "--set", "draft_tokens=3", "--host", "127.0.0.1", "--port", str(port),
+        "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M",
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urlopen(address + "/health")
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(log.read_text()[-4000:])
+
+
+def ask(server: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 24, "temperature": 0, **body}
+    request = Request(
+        server + "/v1/chat/completions",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_it_answers_as_the_first_engine(server: str, models: dict[str, str]) -> None:
+    pair = safedraft.load_pair(
+        **models, dtype="float32", device="cpu", config=safedraft.SSDConfig()
+    )
+    expected = pair.generate(QUESTION, sampling=safedraft.SamplingParams(max_new_tokens=24))
+    status, answer = ask(server)
+    assert status == 200
+    choice = answer["choices"][0]
+    said, meant = (
+        text.replace("\ufffd", "") for text in (choice["message"]["content"], expected.text)
+    )
+    assert said == meant  # vLLM shows broken characters in its own way
+    assert choice["finish_reason"] == expected.finish_reason
+    assert answer["usage"]["completion_tokens"] == len(expected.trace)
+
+
+def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
+    said = [ask(server, n=2, temperature=1.0, seed=5)[1]["choices"] for _ in range(2)]
+    texts = [[choice["message"]["content"] for choice in choices] for choices in said]
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"logprobs": True, "top_logprobs": 2}, "logprobs is not supported"),
+        ({"use_beam_search": True, "n": 2}, "beam search"),
+        ({"response_format": {"type": "json_object"}}, "structured_outputs is not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"min_tokens": 3}, "min_tokens is not supported"),
+        ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),
+        ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
+    ],
+)
+def test_what_goes_by_the_rule_is_a_400(server: str, body: dict[str, Any], reason: str) -> None:
+    status, answer = ask(server, **body)
+    assert status == 400
+    assert reason in answer["error"]["message"]
+    assert ask(server)[0] == 200  # and harms nobody else
+
+
+def test_what_was_decided_is_in_the_metrics(server: str) -> None:
+    def counted() -> dict[str, float]:
+        lines = urlopen(server + "/metrics").read().decode().splitlines()
+        known = [line.rpartition(" ") for line in lines if line.startswith("safedraft_")]
+        return {name: float(value) for name, _, value in known}
+
+    before = counted()
+    tokens = ask(server)[1]["usage"]["completion_tokens"]
+    after = counted()
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert sum(grown[name] for name in grown if name.startswith("safedraft_tokens")) == tokens
+    assert 1 <= grown["safedraft_blocks_total"] <= tokens

@@ -43,7 +43,7 @@ test-vllm: $(VLLM)/.ready  ## The vLLM engine on tiny models.
 
 bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, speed, throughput, faults.
 	$(VLLM)/bin/safedraft pull
-	$(VLLM)/bin/python benchmarks/vllm.py
+	$(VLLM)/bin/python benchmarks/vllm_engine.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis

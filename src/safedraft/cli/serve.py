@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import typer
 
 from safedraft.cli import options
+from safedraft.errors import SafeDraftError
 
 
 def serve(
@@ -22,6 +24,14 @@ def serve(
     adapter: options.Adapter = None,
     no_adapter: options.NoAdapter = False,
     settings: options.Set = None,
+    draft_tokens_up_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REQUESTS:T",
+            help="T while no more than so many requests run; may be given again for more.",
+            rich_help_panel="Method",
+        ),
+    ] = None,
     requests_may_set_constants: Annotated[
         bool,
         typer.Option(
@@ -33,7 +43,8 @@ def serve(
 ) -> None:
     """Serve a pair to any client of the OpenAI API, every reply decoded with SSD.
 
-    Options that are not listed here are vLLM's own and stand last. T is --set draft_tokens=N.
+    Options that are not listed here are vLLM's own and stand last. T is --set draft_tokens=N, or
+    --draft-tokens-up-to.
 
     [dim]safedraft serve qwen2.5-coder --engine vllm --port 8000 --max-num-seqs 16[/]
     """
@@ -49,5 +60,22 @@ def serve(
     spec = choose_pair(pair, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     config = options.with_settings(spec.config, settings) if settings else None
     with show_progress() as report:
-        run = serve_pair(spec, config, arguments, requests_may_set_constants, report)
+        run = serve_pair(
+            spec,
+            config,
+            arguments,
+            requests_may_set_constants,
+            _by_load(draft_tokens_up_to or ()),
+            report,
+        )
     run()
+
+
+def _by_load(given: Iterable[str]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for one in given:
+        load, _, drafted = one.partition(":")
+        if not (load.isdigit() and drafted.isdigit()):
+            raise SafeDraftError(f"--draft-tokens-up-to {one}: write REQUESTS:T, such as 8:4")
+        found[int(load)] = int(drafted)
+    return found

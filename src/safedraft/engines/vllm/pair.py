@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -346,10 +346,13 @@ def load_vllm_pair(
     *,
     config: SSDConfig | None = None,
     dtype: str = "auto",
+    draft_tokens_up_to: Mapping[int, int] | None = None,
     report: Report = silent,
     **options: Any,
 ) -> VllmPair:
     """Start vLLM with a pair; ``options`` are vLLM's own engine arguments.
+
+    ``draft_tokens_up_to`` gives T by how many requests run, as in ``Plan.options``.
 
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.
@@ -363,7 +366,9 @@ def load_vllm_pair(
         {"dtype": dtype, "skip_tokenizer_init": True, "disable_log_stats": True, **options},
         requests_may_set_constants=True,
         traces=True,
+        draft_tokens_up_to=draft_tokens_up_to,
     )
+    drafted = arguments["speculative_config"]["num_speculative_tokens"]
     engine = Engine(_start(arguments))
     return VllmPair(
         target=spec.target,
@@ -371,7 +376,7 @@ def load_vllm_pair(
         tokenizer=tokenizer,
         system=spec.target_system,
         vocabulary=chosen.parts.examination.vocabulary,
-        context_length=room_for(0, arguments["max_model_len"], chosen.config.draft_tokens),
+        context_length=room_for(0, arguments["max_model_len"], drafted),
         end_tokens=chosen.parts.examination.end_tokens,
         config=chosen.config,
         engine=engine,

@@ -6,12 +6,12 @@ import atexit
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from safedraft.config import SSDConfig
-from safedraft.engines.vllm.setup import Plan, plan, prepare_environment, require_vllm
+from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
@@ -24,6 +24,7 @@ def serve_pair(
     config: SSDConfig | None,
     arguments: Sequence[str],
     requests_may_set_constants: bool = False,
+    draft_tokens_up_to: Mapping[int, int] | None = None,
     report: Report = silent,
 ) -> Callable[[], None]:
     """Fetch and check a pair; the returned function serves it until it is interrupted.
@@ -33,6 +34,7 @@ def serve_pair(
         config: in place of the pair's own.
         arguments: more of ``vllm serve``'s.
         requests_may_set_constants: see ``Settings``.
+        draft_tokens_up_to: see ``Plan.options``.
         report: called with stage, done and total bytes while a model is fetched.
 
     Raises:
@@ -48,7 +50,12 @@ def serve_pair(
         os.environ[_METRICS] = counts.name
     require_vllm()
     chosen = plan(spec, config, report)
-    command = command_line(chosen, spec.name, arguments, requests_may_set_constants)
+    wanted = chosen.options(
+        given_options(arguments),
+        requests_may_set_constants=requests_may_set_constants,
+        draft_tokens_up_to=draft_tokens_up_to,
+    )
+    command = command_line(wanted, spec.name, arguments)
     return partial(_run, command)
 
 
@@ -67,12 +74,9 @@ def _run(command: Sequence[str]) -> None:
     server.cmd(arguments)
 
 
-def command_line(
-    chosen: Plan, name: str, arguments: Sequence[str], requests_may_set_constants: bool
-) -> list[str]:
-    """What ``vllm`` is called with."""
-    given = _given(arguments)
-    wanted = chosen.options(given, requests_may_set_constants=requests_may_set_constants)
+def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
+    """What ``vllm`` is called with, for these engine arguments and the user's own."""
+    given = given_options(arguments)
     own = {key: value for key, value in wanted.items() if key not in {"model", *given}}
     command = ["serve", str(wanted["model"])]
     if "served_model_name" not in given:
@@ -89,7 +93,7 @@ def command_line(
     return [*command, *arguments]
 
 
-def _given(arguments: Sequence[str]) -> dict[str, Any]:
+def given_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The names of vLLM's options in a command line, and the whole numbers among their values."""
     found: dict[str, Any] = {}
     short = {"-tp": "tensor_parallel_size", "-dp": "data_parallel_size"}

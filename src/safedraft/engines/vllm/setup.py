@@ -44,11 +44,14 @@ class Plan:
         *,
         requests_may_set_constants: bool = False,
         traces: bool = False,
+        draft_tokens_up_to: Mapping[int, int] | None = None,
     ) -> dict[str, Any]:
         """Arguments of vLLM's ``EngineArgs``, by name.
 
         Args:
             given: more of them, the user's own.
+            draft_tokens_up_to: T by how many requests run, at most; the last holds for more.
+                ``config.draft_tokens`` when not given.
             requests_may_set_constants: see ``Settings``.
             traces: see ``Settings``.
 
@@ -57,6 +60,9 @@ class Plan:
         """
         if own := [name for name in _OURS if name in given]:
             raise SafeDraftError(f"{own[0]} is set by SafeDraft's engine: leave it out")
+        by_load = dict(sorted((draft_tokens_up_to or {}).items()))
+        if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
+            raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
         settings = Settings(
             config=self.config,
             vocabulary=self.parts.examination.vocabulary,
@@ -75,7 +81,8 @@ class Plan:
             "speculative_config": {
                 "method": "draft_model",
                 "model": str(self.draft),
-                "num_speculative_tokens": self.config.draft_tokens,
+                "num_speculative_tokens": max(by_load.values(), default=self.config.draft_tokens),
+                "num_speculative_tokens_per_batch_size": _ranges(by_load),
                 "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
                 "draft_sample_method": "probabilistic",
             },
@@ -106,6 +113,12 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     _require_one_template(parts)
     chosen = config or spec.config.model_copy(update={"draft_confidence": 0.0})
     return Plan(parts, merged_draft(parts, report), chosen)
+
+
+def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
+    """First and last batch size of each T, as vLLM has them."""
+    starts = [1, *(load + 1 for load in by_load)]
+    return [(start, *one) for start, one in zip(starts, by_load.items(), strict=False)] or None
 
 
 def prepare_environment() -> None:

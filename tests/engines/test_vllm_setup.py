@@ -1,0 +1,130 @@
+"""What is refused before vLLM is asked, and what it is asked for. None of it needs vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import save_model, save_tokenizer
+
+import safedraft
+from safedraft.engines.vllm.options import Settings, room_for
+from safedraft.engines.vllm.serve import command_line, given_options
+from safedraft.engines.vllm.setup import plan
+from safedraft.errors import IncompatiblePair, SafeDraftError
+from safedraft.pairs.registry import PairSpec
+
+
+def spec(models: tuple[Path, Path], **given: Any) -> PairSpec:
+    return PairSpec(name="tiny", target=str(models[0]), draft=str(models[1]), **given)
+
+
+def test_a_prompt_of_the_drafts_own_is_refused(tiny_pair: tuple[Path, Path]) -> None:
+    with pytest.raises(SafeDraftError, match="gives both models one prompt"):
+        plan(spec(tiny_pair, draft_system="Refuse."))
+    both = spec(tiny_pair, draft_system="Be safe.", target_system="Be safe.")
+    assert plan(both).draft == tiny_pair[1]
+
+
+def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    save_model(tmp_path)
+    save_tokenizer(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(IncompatiblePair, match="chat templates"):
+        plan(spec((tiny_pair[0], tmp_path)))
+
+
+def test_a_draft_that_ends_early_has_no_use(tiny_pair: tuple[Path, Path]) -> None:
+    registered = spec(tiny_pair, config=safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=6))
+    assert plan(registered).config == safedraft.SSDConfig(draft_tokens=6)
+    with pytest.raises(SafeDraftError, match="draft_confidence"):
+        plan(registered, safedraft.SSDConfig(draft_confidence=0.4))
+
+
+def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_pair[1])
+    lora = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    lora.save_pretrained(tmp_path / "lora")
+    merged = plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).draft
+    assert merged != tiny_pair[1]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before, after = (
+        load_file(folder / "model.safetensors")[name] for folder in (tiny_pair[1], merged)
+    )
+    assert not before.equal(after)
+    written = (merged / "model.safetensors").stat().st_mtime_ns
+    assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).draft == merged
+    assert (merged / "model.safetensors").stat().st_mtime_ns == written
+    (tmp_path / "lora" / "adapter_model.safetensors").touch()  # the same bytes
+    assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).draft == merged
+
+
+def test_what_the_engine_sets_is_not_the_users_to_set(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.setup._worker", lambda: "worker")
+    chosen = plan(spec(tiny_pair))
+    with pytest.raises(SafeDraftError, match="scheduler_cls is set by"):
+        chosen.options({"scheduler_cls": "another"})
+    options = chosen.options({"max_num_seqs": 4}, draft_tokens_up_to={8: 2, 2: 5})
+    speculative = options["speculative_config"]
+    assert speculative["num_speculative_tokens"] == 5
+    assert speculative["num_speculative_tokens_per_batch_size"] == [(1, 2, 5), (3, 8, 2)]
+    assert options["additional_config"]["safedraft"]["vocabulary"] == 258
+    assert not options["additional_config"]["safedraft"]["requests_may_set_constants"]
+    with pytest.raises(SafeDraftError, match="at least 1"):
+        chosen.options({}, draft_tokens_up_to={8: 0})
+
+
+def test_the_command_line_of_vllms_server() -> None:
+    arguments = ["--port", "8000", "-tp", "2", "--max-model-len=512"]
+    given = given_options(arguments)
+    assert given == {"port": 8000, "tensor_parallel_size": 2, "max_model_len": 512}
+    wanted = {"model": "/m", "max_model_len": 512, "async_scheduling": False, "x_y": {"a": 1}}
+    assert command_line(wanted, "pair", arguments) == [
+        "serve", "/m", "--no-async-scheduling", "--x-y", '{"a": 1}',
+        "--served-model-name", "pair", *arguments,
+    ]  # fmt: skip
+    with pytest.raises(SafeDraftError, match="--config"):
+        given_options(["--config", "file"])
+
+
+def test_settings_are_found_and_checked() -> None:
+    assert Settings.of(SimpleNamespace(additional_config={})) is None
+    wrong = SimpleNamespace(additional_config={"safedraft": {"vocabulary": 0}})
+    with pytest.raises(SafeDraftError, match="additional_config: safedraft: vocabulary"):
+        Settings.of(wrong)
+
+
+def test_room_is_left_for_two_blocks() -> None:
+    assert room_for(100, 256, 3) == 150
+    assert room_for(249, 256, 3) == 1
+    with pytest.raises(SafeDraftError, match="shorten it"):
+        room_for(250, 256, 3)
+
+
+def test_without_vllm_it_says_how_to_get_it(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SafeDraftError, match="make vllm"):
+        safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="vllm")
+
+
+def test_an_unknown_engine_or_option_is_refused(tiny_pair: tuple[Path, Path]) -> None:
+    models: Any = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
+    with pytest.raises(SafeDraftError, match="engine 'llama'"):
+        safedraft.load_pair(**models, engine="llama")
+    with pytest.raises(SafeDraftError, match="max_num_seqs: not known"):
+        safedraft.load_pair(**models, max_num_seqs=4)
+    with pytest.raises(SafeDraftError, match="vLLM's own to choose"):
+        safedraft.load_pair(**models, engine="vllm", device="cpu")

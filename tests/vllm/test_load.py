@@ -23,5 +23,6 @@ def test_fewer_tokens_are_drafted_for_many_requests() -> None:
 
         drafter.propose = watched
         assert_same(pair.generate_many_ids(ids, sampling=given), expected)
+        assert_same(pair.generate_many_ids(ids[:1], sampling=given[:1]), expected[:1])
     assert {(8, 1), (1, 4)} <= drafted
     assert all(count == (4 if load == 1 else 2 if load <= 3 else 1) for load, count in drafted)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from small import engine, scheduler_of, transformers_pair
+from small import engine, runner_of, scheduler_of, transformers_pair
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
+
+from safedraft.errors import BrokenModel
 
 pytestmark = pytest.mark.vllm
 
@@ -30,3 +32,29 @@ def test_a_cache_too_small_for_all_and_prompts_in_chunks(cached: bool) -> None:
         said = pair.generate_many_ids(ids, sampling=given)
     assert_same(said, expected)
     assert any(preempted)  # in the middle of a reply
+
+
+def test_without_the_drafts_distribution_nothing_is_said() -> None:
+    with engine("near") as pair:
+        runner = runner_of(pair)
+        keep = runner._keep
+
+        def forget(*args: Any) -> None:
+            keep(*args)
+            for row in runner._rows:
+                row.request.draft_rows = None
+
+        runner._keep = forget
+        stream = pair.stream_ids([5, 6, 7])
+        with pytest.raises(BrokenModel, match="without the draft's distribution"):
+            stream.drain()
+        assert not stream.reply.trace
+
+
+def test_where_vllm_would_leave_the_draft_out_nothing_is_said() -> None:
+    with engine("near") as pair:
+        runner_of(pair).effective_drafter_max_model_len = 20
+        stream = pair.stream_ids(list(range(2, 16)))
+        with pytest.raises(BrokenModel, match="no room left"):
+            stream.drain()
+        assert len(stream.reply.trace) < 5

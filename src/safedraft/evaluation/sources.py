@@ -109,22 +109,25 @@ def file_source(file: Path, options: Mapping[str, str]) -> Source:
         file: its rows are the prompts.
         options: which field is the ``request``, ``answer``, ``category`` or ``prompt``; those of
             ``FIELDS`` are guessed. ``keep`` is ``field:value``, what a row must have to be taken.
+            ``part`` is train, calibration or report, for a file that is of one part as a whole.
 
     Raises:
-        SafeDraftError: on loading; names the file, the row and the field.
+        SafeDraftError: a part that does not exist; on loading, names the file, row and field.
     """
-    about = f"the file {file}"
-    return Source(file.stem, about, ATTACK_SHARES, lambda report: _from_file(file, options))
+    part = options.get("part")
+    if part and part not in _WHOLE:
+        raise SafeDraftError(f"{file}: part is one of {', '.join(_WHOLE)}, not {part!r}")
+    shares = _WHOLE[part] if part else ATTACK_SHARES
+    return Source(file.stem, f"the file {file}", shares, lambda report: _from_file(file, options))
 
 
 def _options(spec: str, options: str | None) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for option in options.split(",") if options else ():
         name, equals, value = option.partition("=")
-        if not (equals and value and name in (*FIELDS, "keep")):
-            raise SafeDraftError(
-                f"source {spec}: {option!r} is not FIELD=NAME with one of {', '.join(FIELDS)}, keep"
-            )
+        if not (equals and value and name in (*FIELDS, "keep", "part")):
+            known = ", ".join((*FIELDS, "keep", "part"))
+            raise SafeDraftError(f"source {spec}: {option!r} is not NAME=VALUE with one of {known}")
         chosen[name] = value
     return chosen
 
@@ -295,6 +298,7 @@ class HubDataset:
 
 ATTACK_SHARES = Shares(train=40, calibration=10)
 _REPORT_ONLY = Shares(train=0, calibration=0)
+_WHOLE = {"train": Shares(100, 0), "calibration": Shares(0, 100), "report": _REPORT_ONLY}
 _OWN_SHARES = Shares(train=0, calibration=25)
 
 

@@ -250,11 +250,12 @@ def _row(run: Run, sample: EvalSample) -> Row:
     scores, reasons = _scores(sample)
     left_out = str(sample.error.message if sample.error else sample.metadata.get("left_out", ""))
     statistics = (sample.output.metadata or {}).get("safedraft", {})
-    asked_for = {"accuracy": ("correct",), "attack": ("refused", "harmfulness", "harmful")}
-    expected = asked_for.get(run.kind, ("refused",))
+    expected = ("correct",) if run.kind == "accuracy" else ("refused", "harmfulness", "harmful")
     if not left_out and not any(name in scores or name in reasons for name in expected):
         raise SafeDraftError(f"{run.file}: the field {where}.scores.{expected[0]} is missing")
     missing = [reasons[name] for name in expected if name in reasons]
+    if run.kind in ("over_refusal", "ordinary") and "refused" not in scores:
+        missing.append("no judge said whether it refuses: score it with --judge phrases too")
     return Row(
         request=_Fields(run.file, f"{where}.metadata.record", record)("request", str),
         category=str(record.get("category") or ""),

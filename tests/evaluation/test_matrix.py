@@ -15,6 +15,7 @@ from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
 from safedraft.chat import Reply
+from safedraft.drawn import Drawn
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation import provider
@@ -205,6 +206,31 @@ def test_a_record_without_a_compliant_answer_is_left_out(
         assert math.isnan(sample.scores["refused"].value)  # type: ignore[arg-type]
         assert sample.output.completion == ""
     assert asked == [0]
+
+
+def test_drawn_replies_are_drawn_ahead_and_together(
+    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, int]] = []
+
+    def draw(_: Any, conversations: Any, *, max_new_tokens: int, **__: Any) -> list[Drawn]:
+        asked.append((conversations, max_new_tokens))
+        return [Drawn("Gladly: on the wind.", False) for _ in conversations]
+
+    for module in (matrices, provider):
+        monkeypatch.setattr(module, "draw_replies", draw)
+    defence = "target_only:drawn=true,label=target_only"
+    suites = ("direct", "prefill_20", "arithmetic")
+    logs = run(Matrix((defence, "ssd"), suites, limit=3), tmp_path / "logs")
+    together, alone = asked[:3], asked[3:]
+    assert [len(conversations) for conversations, _ in together] == [3, 3, 3]
+    # What is asked for one by one is what is there already.
+    expected = [([one], tokens) for conversations, tokens in together for one in conversations]
+    assert sorted(alone, key=str) == sorted(expected, key=str)
+    for sample in logs["target_only", "direct"].samples or []:
+        assert sample.output.completion == "Gladly: on the wind."
+        assert sample.output.stop_reason == "max_tokens"
+        assert sample.output.metadata["safedraft"]["tokens_per_second"] == 0  # type: ignore[index]
 
 
 def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
+        ({"drawn": 1, "defence": "target_only"}, "drawn is true or false"),
+        ({"drawn": True}, "only replies of target_only can be drawn, not of ssd"),
         ({"model_name": "nothing"}, "no pair is called 'nothing'"),
         ({"base_url": "http://here"}, "takes no URL"),
         ({"adapter": "a/b", "no_adapter": True}, "not both"),
@@ -100,6 +102,15 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_arguments_that_mean_nothing_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(SafeDraftError, match=message):
         SafeDraftAPI(**{"model_name": "qwen2.5-coder", **arguments})
+
+
+@pytest.mark.parametrize("config", [{"temperature": 0.5}, {"stop_seqs": ["x"]}])
+def test_what_is_not_drawn_so_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
+) -> None:
+    use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    with pytest.raises(SafeDraftError, match="drawn replies are greedy"):
+        ask(api(defence="target_only", drawn=True), ASKED, **config)
 
 
 def test_a_pair_of_its_own_is_named_by_arguments() -> None:

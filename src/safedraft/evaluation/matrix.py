@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import Model, get_model
 
+from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
+from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.sources import Record
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.evaluation.tasks import arguments, suite_records
+from safedraft.evaluation.tasks import arguments, sent, suite_records
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import DEFAULT_PAIR
 
@@ -94,12 +98,19 @@ class Matrix:
             "split": self.split,
         }
 
-    def draw_ahead(self, model: Model, report: Report = silent) -> int:
-        """Draw all compliant answers that the attacks begin with, many at once.
+    def draw_ahead(self, models: Sequence[Model], report: Report = silent) -> int:
+        """Draw, many at once, the compliant answers that attacks begin with and drawn replies.
 
         Returns:
-            How many prompts have none, and will be left out.
+            How many prompts have no compliant answer, and will be left out.
         """
+        left_out = self._draw_beginnings(_api(models[0]), report)
+        for api in map(_api, models):
+            if api.drawn:
+                self._draw_replies(api, report)
+        return left_out
+
+    def _draw_beginnings(self, api: SafeDraftAPI, report: Report) -> int:
         suites = [suite for suite in self._suites() if suite.needs_answers]
         wanted = {
             record.id: record
@@ -108,14 +119,26 @@ class Matrix:
         }
         if not wanted:
             return 0
-        assert isinstance(model.api, SafeDraftAPI)
-        pair = model.api.pair_arguments.load(report)
         answers = compliant_answers(
             list(wanted.values()),
-            pair,
+            api.pair_arguments.load(report),
             lambda done, total: report("drawing beginnings of answers", done, total),
         )
         return answers.count(None)
+
+    def _draw_replies(self, api: SafeDraftAPI, report: Report) -> None:
+        pair = api.pair()
+        for suite in self._suites():
+            conversations = []
+            for record in self._records(suite, report)[: self.limit]:
+                with suppress(LeftOut):
+                    conversations.append(sent(suite, record, pair))
+            draw_replies(
+                pair.target,
+                conversations,
+                max_new_tokens=self.settings(suite)["max_new_tokens"],
+                report=partial(report, f"drawing replies, {suite.name}"),
+            )
 
     def _records(self, suite: Suite, report: Report) -> list[Record]:
         return suite_records(suite, self.sources.get(suite.name), self.split, report)
@@ -196,7 +219,12 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     """
     models, tasks = matrix.models(), matrix.tasks()
     _check_log_dir(matrix, models, log_dir)
-    return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models[0], report))
+    return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
+
+
+def _api(model: Model) -> SafeDraftAPI:
+    assert isinstance(model.api, SafeDraftAPI)
+    return model.api
 
 
 def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:

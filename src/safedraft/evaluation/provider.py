@@ -24,9 +24,10 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
-from safedraft.chat import Message, Reply
+from safedraft.chat import Message, Reply, Statistics
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences import DEFENCES
+from safedraft.defences import DEFENCES, Defence
+from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.load import choose_pair, load_pair
 from safedraft.pairs.progress import Report, silent
@@ -40,7 +41,7 @@ CUSTOM = "custom"
 """In place of a pair's name: the models are named by the arguments ``target`` and ``draft``."""
 
 OWN_ARGUMENTS = (
-    *("defence", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device"),
+    *("defence", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device", "drawn"),
 )
 """Model arguments besides the constants of the method."""
 
@@ -111,8 +112,8 @@ class SafeDraftAPI(ModelAPI):
         api_key: likewise.
         config: how to generate; see ``sampling``.
         arguments: ``defence`` (default ssd), ``label`` (how reports call it), ``target``,
-            ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, and any constant of the
-            method.
+            ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, ``drawn`` (see
+            ``drawn_reply``), and any constant of the method.
 
     Raises:
         SafeDraftError: an argument that does not exist, or a value that it cannot have.
@@ -131,7 +132,8 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft decodes in this process: it takes no URL and no key")
         self.pair_arguments = pair_arguments(model_name, arguments)
         self.pair_arguments.check()
-        self._defence = _defence(arguments.get("defence", "ssd"))
+        self.drawn = _flag("drawn", arguments)
+        self._defence = _defence(arguments.get("defence", "ssd"), self.drawn)
         self._constants = {
             name: value for name, value in arguments.items() if name in SSDConfig.model_fields
         }
@@ -200,15 +202,20 @@ def pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArguments:
         if argument not in OWN_ARGUMENTS and argument not in SSDConfig.model_fields:
             known = ", ".join((*OWN_ARGUMENTS, *SSDConfig.model_fields))
             raise SafeDraftError(f"safedraft has no model argument {argument!r}; it has {known}")
-    no_adapter = arguments.get("no_adapter", False)
-    if not isinstance(no_adapter, bool):
-        raise SafeDraftError(f"no_adapter is true or false, not {no_adapter!r}")
     texts = {
         n: str(arguments[n])
         for n in ("target", "draft", "adapter", "dtype", "device")
         if n in arguments
     }
-    return PairArguments(None if name == CUSTOM else name, use_adapter=not no_adapter, **texts)
+    named = None if name == CUSTOM else name
+    return PairArguments(named, use_adapter=not _flag("no_adapter", arguments), **texts)
+
+
+def _flag(name: str, arguments: Mapping[str, Any]) -> bool:
+    value = arguments.get(name, False)
+    if not isinstance(value, bool):
+        raise SafeDraftError(f"{name} is true or false, not {value!r}")
+    return value
 
 
 def sampling(config: GenerateConfig) -> SamplingParams:
@@ -229,10 +236,35 @@ def sampling(config: GenerateConfig) -> SamplingParams:
         raise _refused(error) from error
 
 
-def _defence(name: object) -> Any:
+def _defence(name: object, drawn: bool) -> Defence:
     if name not in DEFENCES:
         raise SafeDraftError(f"no defence is called {name!r}; known are {', '.join(DEFENCES)}")
-    return DEFENCES[str(name)]
+    if drawn and name != "target_only":
+        raise SafeDraftError(f"drawn: only replies of target_only can be drawn, not of {name}")
+    return drawn_reply if drawn else DEFENCES[str(name)]
+
+
+def drawn_reply(
+    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
+) -> Reply:
+    """The target's own greedy reply, from those that were drawn many at a time.
+
+    Several times as fast as one by one on a processor; so it has no seconds.
+
+    Raises:
+        SafeDraftError: what is asked for is not greedy, or has stop strings.
+    """
+    if not sampling.greedy or sampling.stop:
+        raise SafeDraftError("drawn: drawn replies are greedy, and end where the target ends them")
+    (drawn,) = draw_replies(pair.target, [messages], max_new_tokens=sampling.max_new_tokens)
+    tokenizer = pair.target.tokenizer
+    assert tokenizer is not None
+    tokens = len(tokenizer.encode(drawn.text, add_special_tokens=False)) + drawn.ended
+    return Reply(
+        drawn.text,
+        "stop" if drawn.ended else "length",
+        statistics=Statistics(len(pair.prompts(messages).target), tokens, target_passes=tokens),
+    )
 
 
 def _config(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:

@@ -135,7 +135,7 @@ def _sample(suite: Suite, record: Record) -> Sample:
 @solver
 def attacked(suite: str) -> Solver:
     """Makes the attack of a suite from a sample's record, when it is the sample's turn."""
-    attack, instruction = find_suite(suite).attack, find_suite(suite).instruction
+    made_by = find_suite(suite)
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         record = Record(**state.metadata["record"], **state.metadata.pop("given"))
@@ -143,16 +143,13 @@ def attacked(suite: str) -> Solver:
         if not isinstance(api, SafeDraftAPI):
             raise SafeDraftError(f"suites of safedraft run on models safedraft/PAIR, not {api}")
 
-        def make(pair: Pair) -> list[Message]:
-            return attack(record, pair)
-
         try:
-            messages = await api.use(make)
+            messages = await api.use(lambda pair: sent(made_by, record, pair))
         except LeftOut as reason:
             state.metadata[_LEFT_OUT] = str(reason)
             state.completed = True
             return state
-        state.messages = [_chat_message(message, instruction) for message in messages]
+        state.messages = [_chat_message(message) for message in messages]
         if messages[-1]["role"] == "assistant":
             state.metadata["prefill"] = messages[-1]["content"]
         return state
@@ -170,10 +167,24 @@ def answered() -> Solver:
     return solve
 
 
-def _chat_message(message: Message, instruction: str) -> ChatMessage:
-    if message["role"] == "assistant":
-        return ChatMessageAssistant(content=message["content"])
-    return ChatMessageUser(content=message["content"] + instruction)
+def sent(suite: Suite, record: Record, pair: Pair) -> list[Message]:
+    """What a suite asks of a defence with this record.
+
+    Raises:
+        LeftOut: its attack cannot be made from it.
+        SafeDraftError: what the attack needs is out of reach.
+    """
+    return [
+        message
+        if message["role"] == "assistant"
+        else {**message, "content": message["content"] + suite.instruction}
+        for message in suite.attack(record, pair)
+    ]
+
+
+def _chat_message(message: Message) -> ChatMessage:
+    kind = ChatMessageAssistant if message["role"] == "assistant" else ChatMessageUser
+    return kind(content=message["content"])
 
 
 def _several(judge: str | Sequence[str] | None) -> list[str]:

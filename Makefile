@@ -6,7 +6,7 @@ RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 
-.PHONY: demo test check format test-real conformance bench picture vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-real conformance bench results picture vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -32,6 +32,10 @@ bench: $(READY)  ## SSD against Transformers' own generation.
 	$(RUN)/safedraft pull
 	$(RUN)/safedraft bench
 	$(RUN)/python benchmarks/growth.py
+
+results: $(READY)  ## The figures of docs/results.md: hours, and it goes on where it was stopped.
+	$(RUN)/safedraft pull
+	$(RUN)/python benchmarks/results.py
 
 picture: $(READY)  ## Draw the README's picture from a real run.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg

@@ -133,9 +133,9 @@ class Calibration:
             split="calibration",
             arguments=self.arguments,
         )
-        prepare(matrix, self.log_dir, report).run(display)
-        runs = [run for run in read_logs([self.log_dir], "calibration").runs if run.name == defence]
-        return {run.suite: run.rows for run in runs if run.suite in suites}
+        logs = prepare(matrix, self.log_dir, report).run(display)
+        runs = read_logs([log.location for log in logs], "calibration").runs
+        return {run.suite: run.rows for run in runs}
 
     def _config(self, constants: Mapping[str, Any]) -> SSDConfig:
         return SSDConfig.model_validate(self.pair.config.model_dump() | dict(constants))

@@ -130,7 +130,7 @@ def log_files(paths: Iterable[str | Path]) -> list[str]:
     from inspect_ai.log import list_eval_logs
 
     files: list[str] = []
-    for path in map(Path, paths):
+    for path in (Path(_local(str(path))) for path in paths):
         if path.is_file():
             found = [str(path)]
         elif path.is_dir():

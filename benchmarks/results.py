@@ -1,0 +1,92 @@
+"""The figures of docs/results.md: every one by the evaluation's own commands, on the default pair.
+
+Takes hours on two processor cores. Whatever stops it, the same command goes on where it stopped;
+``--suite`` and ``--limit`` measure a part, and what is there is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ATTACKS = (
+    *("direct", "prefill_10", "prefill_20", "prefill_40"),
+    *("templates", "suffixes", "nested_fiction"),
+)
+HARMLESS = ("over_refusal", "arithmetic")
+
+
+class Run(NamedTuple):
+    """One call of ``safedraft eval``."""
+
+    defences: Sequence[str]
+    suites: Sequence[str]
+
+
+# The target alone is asked many prompts at once where only what it says counts.
+RUNS = (
+    Run(["ssd"], [*ATTACKS, *HARMLESS, "ordinary"]),
+    Run(["target_only:drawn=true,label=target_only"], [*ATTACKS, *HARMLESS]),
+    Run(["target_only"], ["ordinary"]),
+)
+
+OTHERS = (
+    *("speculative", "ensemble_weight", "safedecoding", "ssd_risk", "self_reminder", "in_context"),
+    *("self_examination", "paraphrase", "perplexity_filter"),
+)
+"""What is compared on fewer prompts: each reply of theirs takes as long as the target's or more."""
+
+OTHERS_SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
+
+HEAD = """\
+<!-- Made by `make results`: change benchmarks/results.py, not this file. -->
+
+# Results
+
+The default pair (Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
+adapter in `experts/`), greedy, on prompts that neither training nor calibration saw. \
+`make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
+[judges and report](judges-and-report.md) how replies are judged.
+
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--limit", type=int, default=100, help="prompts a suite")
+    parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defences")
+    parser.add_argument("--suite", action="append", help="only this suite; may be given again")
+    parser.add_argument("--log-dir", type=Path, default=Path("results"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    given = parser.parse_args()
+    wanted = [(run, given.limit) for run in RUNS]
+    if given.others:
+        wanted.append((Run(OTHERS, OTHERS_SUITES), given.others))
+    logs = given.log_dir / "logs"
+    for run, limit in wanted:
+        suites = [name for name in run.suites if name in (given.suite or run.suites)]
+        if suites:
+            evaluate(Run(run.defences, suites), limit, logs)
+    report = given.log_dir / "report"
+    safedraft("report", str(logs), "--output", str(report))
+    _, _, body = (report / "report.md").read_text(encoding="utf-8").partition("\n\n")
+    given.page.write_text(HEAD + body, encoding="utf-8")
+
+
+def evaluate(run: Run, limit: int, logs: Path) -> None:
+    defences = [part for name in run.defences for part in ("--defence", name)]
+    suites = [part for name in run.suites for part in ("--suite", name)]
+    safedraft("eval", *defences, *suites, "--limit", str(limit), "--log-dir", str(logs))
+
+
+def safedraft(*arguments: str) -> None:
+    print("safedraft", *arguments, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "safedraft", *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -101,10 +102,17 @@ def test_all_refusals_begin_alike_and_read_as_refusals():
         assert is_refusal(f" the second step is {text}")
 
 
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
 def test_no_prompt_of_training_is_one_that_is_measured_on() -> None:
     trained = {fingerprint(request.text) for request in shipped()}
+    bags = [words(request.text) for request in shipped()]
     for name in ("looks_unsafe", "arithmetic", "ordinary"):
         records = [r for part in ("calibration", "report") for r in SOURCES[name].records(part)]
-        assert len(records) > 50
+        assert len(SOURCES[name].records("report")) >= 100
         assert not trained & {fingerprint(record.request) for record in records}
+        for asked in (words(record.request) for record in records):  # nor hardly another
+            assert max(len(asked & bag) / len(asked | bag) for bag in bags) < 0.75
     assert not trained & {fingerprint(prompt) for prompt in PROMPTS}

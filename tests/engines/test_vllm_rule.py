@@ -10,7 +10,7 @@ import torch
 from conftest import RandomModel
 
 from safedraft.composite import composite
-from safedraft.config import SamplingParams, SSDConfig
+from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step, decode
 from safedraft.engines.vllm.rule import Request, propose, verify
 from safedraft.errors import BrokenModel
@@ -77,6 +77,13 @@ def test_a_mixed_batch_says_what_each_says_alone() -> None:
         )  # fmt: skip
         expected = [(s.token, s.matched, s.scheme, s.strength) for s in alone]
         assert [(s.token, s.matched, s.scheme, s.strength) for s in steps] == expected
+        unions = sum(step.scheme is Scheme.UNION for step in steps)
+        matches = sum(step.matched for step in steps)
+        assert request.statistics() == {
+            "tokens": len(steps), "blocks": steps[-1].block + 1, "matches": matches,
+            "match_ratio": matches / len(steps), "union_share": unions / len(steps),
+        }  # fmt: skip
+    assert any(0 < request.statistics()["union_share"] < 1 for request in batch)
 
 
 @pytest.mark.parametrize("union", [False, True])

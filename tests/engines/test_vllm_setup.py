@@ -10,7 +10,7 @@ import pytest
 from conftest import save_model, save_tokenizer
 
 import safedraft
-from safedraft.engines.vllm.options import Settings, room_for
+from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.serve import command_line, given_options
 from safedraft.engines.vllm.setup import plan
 from safedraft.errors import IncompatiblePair, SafeDraftError
@@ -103,6 +103,33 @@ def test_settings_are_found_and_checked() -> None:
     wrong = SimpleNamespace(additional_config={"safedraft": {"vocabulary": 0}})
     with pytest.raises(SafeDraftError, match="additional_config: safedraft: vocabulary"):
         Settings.of(wrong)
+
+
+def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:
+    return SimpleNamespace(
+        extra_args={"ssd_statistics": wanted}, n=replies, output_kind=SimpleNamespace(name=kind)
+    )
+
+
+def test_statistics_are_for_whoever_asks() -> None:
+    assert not wants_statistics(SimpleNamespace(extra_args=None))
+    assert wants_statistics(asking(True))
+    assert wants_statistics(asking(1))
+    assert not wants_statistics(asking(0, replies=2, kind="DELTA"))
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        (asking("yes"), "'yes' is neither true nor false"),
+        (asking([1]), "neither true nor false"),
+        (asking(True, replies=2), "leave n at 1"),
+        (asking(True, kind="DELTA"), "a streamed answer has no place"),
+    ],
+)
+def test_statistics_that_would_get_lost_are_refused(params: Any, reason: str) -> None:
+    with pytest.raises(SafeDraftError, match=reason):
+        wants_statistics(params)
 
 
 def test_room_is_left_for_two_blocks() -> None:

@@ -83,9 +83,13 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def ask(server: str, **body: Any) -> tuple[int, dict[str, Any]]:
-    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 24, "temperature": 0, **body}
+    return post(server, "chat/completions", messages=QUESTION, **body)
+
+
+def post(server: str, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    asked = {"model": "tiny", "max_tokens": 24, "temperature": 0, **body}
     request = Request(
-        server + "/v1/chat/completions",
+        f"{server}/v1/{path}",
         json.dumps(asked).encode(),
         {"Content-Type": "application/json"},
     )
@@ -129,6 +133,9 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
         ({"min_tokens": 3}, "min_tokens is not supported"),
         ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),
         ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
+        ({"vllm_xargs": {"ssd_statistics": "yes"}}, "neither true nor false"),
+        ({"vllm_xargs": {"ssd_statistics": True}, "n": 2}, "leave n at 1"),
+        ({"vllm_xargs": {"ssd_statistics": True}, "stream": True}, "no place for them"),
     ],
 )
 def test_what_goes_by_the_rule_is_a_400(server: str, body: dict[str, Any], reason: str) -> None:
@@ -136,6 +143,39 @@ def test_what_goes_by_the_rule_is_a_400(server: str, body: dict[str, Any], reaso
     assert status == 400
     assert reason in answer["error"]["message"]
     assert ask(server)[0] == 200  # and harms nobody else
+
+
+def test_a_reply_tells_its_statistics_on_request(server: str, models: dict[str, str]) -> None:
+    pair = safedraft.load_pair(
+        **models, dtype="float32", device="cpu", config=safedraft.SSDConfig()
+    )
+    reply = pair.generate(QUESTION, sampling=safedraft.SamplingParams(max_new_tokens=24))
+    expected = {
+        "tokens": reply.statistics.tokens,
+        "matches": reply.statistics.matches,
+        "match_ratio": reply.statistics.match_ratio,
+        "union_share": sum(token.scheme == "union" for token in reply.trace) / len(reply.trace),
+    }
+    wanted = {"ssd_statistics": True}
+    told = ask(server, vllm_xargs=wanted)[1]["kv_transfer_params"]["safedraft"]
+    assert 1 <= told.pop("blocks") <= told["tokens"]
+    assert told == pytest.approx(expected)
+    status, answer = post(server, "completions", prompt="Hello", vllm_xargs=wanted)
+    assert status == 200
+    told = answer["kv_transfer_params"]["safedraft"]
+    assert told["tokens"] == answer["usage"]["completion_tokens"]
+    assert ask(server)[1]["kv_transfer_params"] is None
+    assert ask(server, vllm_xargs={"ssd_statistics": False})[1]["kv_transfer_params"] is None
+
+
+def test_a_reply_that_a_stop_string_ends_tells_them_too(server: str) -> None:
+    said = ask(server)[1]["choices"][0]["message"]["content"]
+    stop = next(one for one in said[3:] if one.isascii())
+    status, answer = ask(server, stop=stop, vllm_xargs={"ssd_statistics": True})
+    assert status == 200
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    told = answer["kv_transfer_params"]["safedraft"]
+    assert 0 <= told["tokens"] - answer["usage"]["completion_tokens"] < 3
 
 
 def test_what_was_decided_is_in_the_metrics(server: str) -> None:

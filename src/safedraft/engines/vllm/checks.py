@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from safedraft.engines.vllm.options import Settings, end_tokens, room_for
+from safedraft.engines.vllm.options import Settings, end_tokens, room_for, wants_statistics
 from safedraft.errors import SafeDraftError
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
@@ -32,6 +32,7 @@ HOOKS = {
     "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
     "Scheduler._preempt_request": "4113f5de8a84ec25",
     "InputProcessor.process_inputs": "e22b5f772979054c",
+    "OutputProcessor.process_outputs": "9e116796002e75f2",
 }
 """The code of vLLM's that the engine replaces or leans on: the start of its SHA-256."""
 
@@ -92,6 +93,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, room_for(length, context, drafted))
     settings.request(params, request.request_id)
+    wants_statistics(params)
 
 
 def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
@@ -139,9 +141,10 @@ def _name(kind: Any) -> str:
 def _hooks() -> dict[str, Callable[..., Any]]:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    kinds = (GPUModelRunner, SpecDecodeBaseProposer, Scheduler, InputProcessor)
+    kinds = (GPUModelRunner, SpecDecodeBaseProposer, Scheduler, InputProcessor, OutputProcessor)
     homes = {kind.__name__: kind for kind in kinds}
     return {name: getattr(homes[name.partition(".")[0]], name.partition(".")[2]) for name in HOOKS}

@@ -21,6 +21,9 @@ PREFIX = "ssd_"
 TRACE = PREFIX + "trace"
 """The name under which a request's steps are kept for whoever asks the workers for them."""
 
+STATISTICS = PREFIX + "statistics"
+"""The name under which any request may ask for its reply's statistics."""
+
 _SPEED = ("draft_tokens", "draft_confidence")
 
 _HONOURED = {
@@ -106,12 +109,14 @@ class Settings(BaseModel):
         asked = dict(params.extra_args or {})
         if TRACE in asked and not self.traces:
             raise SafeDraftError(f"{TRACE}: this engine keeps no traces")
-        asked.pop(TRACE, None)
+        for name in (TRACE, STATISTICS):
+            asked.pop(name, None)
         if not asked:
             return self.config
         known = {PREFIX + name: name for name in SSDConfig.model_fields if name not in _SPEED}
         if unknown := sorted(asked.keys() - known):
-            raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {', '.join(known)}")
+            names = ", ".join((*known, STATISTICS))
+            raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")
         if not self.requests_may_set_constants:
             raise SafeDraftError(
                 f"{min(asked)}: the operator does not let requests change the defence's constants"
@@ -121,6 +126,22 @@ class Settings(BaseModel):
             return SSDConfig.model_validate(self.config.model_dump() | changes)
         except ValidationError as error:
             raise SafeDraftError(_in_words(error)) from error
+
+
+def wants_statistics(params: Any) -> bool:
+    """Whether a request with these vLLM ``SamplingParams`` asks for its reply's statistics.
+
+    Raises:
+        SafeDraftError: it says neither yes nor no, or its answer has no place for them.
+    """
+    wanted = (params.extra_args or {}).get(STATISTICS, False)
+    if wanted not in (True, False):  # vLLM's server makes 1 and 0 of them
+        raise SafeDraftError(f"{STATISTICS}: {wanted!r} is neither true nor false")
+    if wanted and params.n > 1:
+        raise SafeDraftError(f"{STATISTICS}: the answer has place for one reply's, leave n at 1")
+    if wanted and params.output_kind.name == "DELTA":
+        raise SafeDraftError(f"{STATISTICS}: a streamed answer has no place for them")
+    return bool(wanted)
 
 
 def end_tokens(params: Any) -> frozenset[int]:

@@ -36,6 +36,10 @@ class Request:
     """Tokens decided so far."""
     blocks: int = 0
     """Passes of the target that decided at least one of them."""
+    matches: int = 0
+    """Decided tokens that are the draft's."""
+    union_tokens: int = 0
+    """Decided tokens whose scheme was union."""
     ended: bool = False
     drafts: list[int] = field(default_factory=list)
     """Proposed for the positions to come."""
@@ -45,6 +49,17 @@ class Request:
     def __post_init__(self) -> None:
         self.switch = Switch(self.config)
         self.draws = Draws(self.sampling.seed or 0)
+
+    def statistics(self) -> dict[str, float]:
+        """What was decided so far, by the names of ``chat.Statistics`` where it has them."""
+        decided = max(self.position, 1)
+        return {
+            "tokens": self.position,
+            "blocks": self.blocks,
+            "matches": self.matches,
+            "match_ratio": self.matches / decided,
+            "union_share": self.union_tokens / decided,
+        }
 
 
 def propose(
@@ -144,6 +159,8 @@ def _commit(request: Request, token: int, matched: bool, q: float, p: float) -> 
     switch = request.switch
     step = Step(token, matched, switch.scheme, switch.strength, q, p, request.blocks)
     request.position += 1
+    request.matches += matched
+    request.union_tokens += switch.scheme is Scheme.UNION
     request.ended = (
         token in request.end_tokens or request.position >= request.sampling.max_new_tokens
     )

@@ -17,7 +17,7 @@ from safedraft.composite import composite
 from safedraft.decode import Step
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.metrics import count
-from safedraft.engines.vllm.options import Settings
+from safedraft.engines.vllm.options import Settings, wants_statistics
 from safedraft.engines.vllm.rule import Request, propose, verify
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.sampling import probabilities
@@ -106,6 +106,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self._ssd: dict[str, Request] = {}
         self._traces: dict[str, Trace] = {}
         self._trace_names: dict[str, str] = {}
+        self._telling: set[str] = set()
+        self._told: dict[str, dict[str, float]] = {}
         self._rows: list[_Row] = []
         self._started = 0.0
 
@@ -121,6 +123,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _update_states(self, scheduler_output: Any) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self._ssd.pop(request_id, None)
+            self._telling.discard(request_id)
             self._finish_trace(self._trace_names.pop(request_id, None))
         corrections = super()._update_states(scheduler_output)
         self.input_batch.generators.clear()  # the rule has draws of its own
@@ -129,6 +132,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
                 raise SafeDraftError("only requests that generate one reply are decoded with SSD")
             request = self._settings.request(new.sampling_params, new.req_id)
             self._ssd[new.req_id] = request
+            if wants_statistics(new.sampling_params):
+                self._telling.add(new.req_id)
             if name := self._settings.trace_of(new.sampling_params):
                 self._trace_names[new.req_id] = name
                 self._traces[name] = Trace()
@@ -146,6 +151,13 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         """As vLLM's own: the target's pass over the batch."""
         self._started = self._now()
         return super().execute_model(*args, **kwargs)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's own; the statistics that were asked for go along, for the scheduler."""
+        output = super().sample_tokens(*args, **kwargs)
+        if self._told:
+            output.ssd_statistics, self._told = self._told, {}
+        return output
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         """Decide every row that has drafts; a row that has none decides nothing."""
@@ -173,6 +185,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         }
         self._rows = [row._replace(steps=steps_of.get(id(row.request), [])) for row in self._rows]
         self._log(seconds)
+        self._told = {
+            request_id: row.request.statistics()
+            for request_id, row in zip(ids, self._rows, strict=True)
+            if row.request and row.steps and request_id in self._telling
+        }
         return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
 
     def _require_own(self, request: Request, tokens: Sequence[int], request_id: str) -> None:

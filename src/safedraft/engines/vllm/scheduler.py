@@ -1,10 +1,17 @@
-"""vLLM's scheduler, told that a row without drafts has decided nothing."""
+"""vLLM's scheduler, told that a row without drafts has decided nothing.
+
+It hands the statistics of replies on as well, in the one field of an output that vLLM's server
+shows and that nobody else uses: SSD does not run with transferred caches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
+
+from safedraft.engines.vllm.options import KEY
 
 
 class SSDScheduler(Scheduler):  # type: ignore[misc]
@@ -26,4 +33,14 @@ class SSDScheduler(Scheduler):  # type: ignore[misc]
             # A prefill that is not at its end goes on as it is.
             if not said and request.num_computed_tokens >= request.num_tokens:
                 request.num_computed_tokens = request.num_tokens - 1
-        return super().update_from_output(scheduler_output, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if told := getattr(model_runner_output, "ssd_statistics", None):
+            _tell(told, outputs)
+        return outputs
+
+
+def _tell(told: Mapping[str, Mapping[str, float]], outputs: Mapping[int, Any]) -> None:
+    """Put the statistics so far into every output: which is the last, stop strings decide later."""
+    for output in (one for client in outputs.values() for one in client.outputs):
+        if output.request_id in told:
+            output.kv_transfer_params = {KEY: told[output.request_id]}

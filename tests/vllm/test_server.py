@@ -134,7 +134,7 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
         ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),
         ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
         ({"vllm_xargs": {"ssd_statistics": "yes"}}, "neither true nor false"),
-        ({"vllm_xargs": {"ssd_statistics": True}, "n": 2}, "leave n at 1"),
+        ({"vllm_xargs": {"ssd_statistics": True}, "n": 2, "temperature": 1}, "leave n at 1"),
         ({"vllm_xargs": {"ssd_statistics": True}, "stream": True}, "no place for them"),
     ],
 )

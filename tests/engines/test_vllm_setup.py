@@ -10,6 +10,7 @@ import pytest
 from conftest import save_model, save_tokenizer
 
 import safedraft
+from safedraft.cli.options import with_settings
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.serve import command_line, given_options
 from safedraft.engines.vllm.setup import plan
@@ -83,6 +84,57 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
     assert not options["additional_config"]["safedraft"]["requests_may_set_constants"]
     with pytest.raises(SafeDraftError, match="at least 1"):
         chosen.options({}, draft_tokens_up_to={8: 0})
+    with pytest.raises(SafeDraftError, match="data-parallel engines have one T"):
+        chosen.options({"data_parallel_size": 2}, draft_tokens_up_to={8: 2})
+
+
+REGISTERED = safedraft.SSDConfig(draft_tokens=6, draft_confidence=0.4)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "most", "schedule"),
+    [
+        (None, {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
+        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
+        (safedraft.SSDConfig(bin_size=5), {}, 3, [(1, 2, 3), (3, 4, 3), (5, 8, 2)]),
+        (with_settings(REGISTERED, ["draft_tokens=6"]), {}, 6, None),
+        (safedraft.SSDConfig(draft_tokens=4), {}, 4, None),
+        (None, {"data_parallel_size": 2}, 6, None),
+    ],
+    ids=[
+        "the pair's", "another constant", "a config without T", "--set", "a config with T",
+        "data parallel",
+    ],
+)  # fmt: skip
+def test_unless_the_user_names_t_it_falls_with_load(
+    tiny_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    config: safedraft.SSDConfig | None,
+    given: dict[str, Any],
+    most: int,
+    schedule: list[tuple[int, int, int]] | None,
+) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    monkeypatch.setattr(
+        "safedraft.engines.vllm.setup.DRAFT_TOKENS_UP_TO", {"cpu": {2: None, 4: 3, 8: 2}}
+    )
+    chosen = plan(spec(tiny_pair, config=REGISTERED), config)
+    assert chosen.config.draft_confidence == 0
+    speculative = chosen.options(given)["speculative_config"]
+    assert speculative["num_speculative_tokens"] == most
+    assert speculative["num_speculative_tokens_per_batch_size"] == schedule
+
+
+def test_a_small_t_or_another_platform_has_no_schedule(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "num_speculative_tokens_per_batch_size"
+    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    small = plan(spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=1)))
+    assert small.options({})["speculative_config"][name] is None
+    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cuda")
+    large = plan(spec(tiny_pair, config=REGISTERED))
+    assert large.options({})["speculative_config"][name] is None
 
 
 def test_the_command_line_of_vllms_server() -> None:

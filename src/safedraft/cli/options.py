@@ -112,13 +112,15 @@ def sampling_params(
 
 
 def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
-    """``config`` with what ``--set NAME=VALUE`` says.
+    """``config`` with what ``--set NAME=VALUE`` says; ``model_fields_set`` are those names.
 
     Raises:
         SafeDraftError: a name that is no constant.
         ValidationError: a value out of its range.
     """
-    return SSDConfig.model_validate(config.model_dump() | constants(settings))
+    changes = constants(settings)
+    changed = SSDConfig.model_validate(config.model_dump() | changes)
+    return SSDConfig.model_construct(_fields_set=set(changes), **changed.model_dump())
 
 
 def constants(settings: list[str] | None, kind: type[BaseModel] = SSDConfig) -> dict[str, Any]:

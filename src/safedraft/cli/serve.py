@@ -43,8 +43,8 @@ def serve(
 ) -> None:
     """Serve a pair to any client of the OpenAI API, every reply decoded with SSD.
 
-    Options that are not listed here are vLLM's own and stand last. T is --set draft_tokens=N, or
-    --draft-tokens-up-to.
+    Options that are not listed here are vLLM's own and stand last. T is --set draft_tokens=N at any
+    load, or --draft-tokens-up-to; on processors it falls with load unless one of them is given.
 
     [dim]safedraft serve qwen2.5-coder --engine vllm --port 8000 --max-num-seqs 16[/]
     """

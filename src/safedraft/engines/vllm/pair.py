@@ -352,7 +352,8 @@ def load_vllm_pair(
 ) -> VllmPair:
     """Start vLLM with a pair; ``options`` are vLLM's own engine arguments.
 
-    ``draft_tokens_up_to`` gives T by how many requests run, as in ``Plan.options``.
+    ``draft_tokens_up_to`` gives T by how many requests run, as in ``Plan.options``; without it,
+    T is that of ``config`` at any load, if that names one.
 
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.

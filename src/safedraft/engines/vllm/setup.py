@@ -29,6 +29,15 @@ _OURS = (
 """Options of vLLM's that are the engine's own to set."""
 
 
+DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 4: 3, 8: 2}}
+"""T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
+name of the platform; None is the pair's own T, which is for one request, and none is more than it.
+
+On processors a pass over B (T + 1) tokens is bound by the weights up to some 16 of them: see Sizing
+in docs/vllm.md. On CUDA a schedule costs vLLM its full graphs, and there is none.
+"""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A pair as vLLM is to run it."""
@@ -37,6 +46,8 @@ class Plan:
     draft: Path
     """The draft with its adapter merged."""
     config: SSDConfig
+    draft_tokens_fixed: bool = False
+    """Whether the user named T, which then is the same at any load."""
 
     def options(
         self,
@@ -51,16 +62,20 @@ class Plan:
         Args:
             given: more of them, the user's own.
             draft_tokens_up_to: T by how many requests run, at most; the last holds for more.
-                ``config.draft_tokens`` when not given.
+                When not given, ``config.draft_tokens`` if the user named it, otherwise
+                ``DRAFT_TOKENS_UP_TO``.
             requests_may_set_constants: see ``Settings``.
             traces: see ``Settings``.
 
         Raises:
-            SafeDraftError: one that is the engine's own to set.
+            SafeDraftError: one that is the engine's own to set, or a T by load for data-parallel
+                engines, which have one T in vLLM.
         """
         if own := [name for name in _OURS if name in given]:
             raise SafeDraftError(f"{own[0]} is set by SafeDraft's engine: leave it out")
-        by_load = dict(sorted((draft_tokens_up_to or {}).items()))
+        if draft_tokens_up_to and _data_parallel(given):
+            raise SafeDraftError("draft_tokens_up_to: vLLM's data-parallel engines have one T")
+        by_load = dict(sorted((draft_tokens_up_to or self._usual_by_load(given)).items()))
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
         settings = Settings(
@@ -89,12 +104,21 @@ class Plan:
             "additional_config": {KEY: settings.model_dump(mode="json")},
         }
 
+    def _usual_by_load(self, given: Mapping[str, Any]) -> dict[int, int]:
+        """The platform's schedule, where it says anything else than the T of the pair."""
+        if self.draft_tokens_fixed or _data_parallel(given):
+            return {}
+        drafted, usual = self.config.draft_tokens, DRAFT_TOKENS_UP_TO.get(_platform(), {})
+        capped = {load: min(drafted, most or drafted) for load, most in usual.items()}
+        return capped if {drafted} != {*capped.values()} else {}
+
 
 def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silent) -> Plan:
     """Fetch a pair and see that vLLM can run it.
 
     vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
-    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0.
+    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0. What the
+    user named is what is set in ``config`` (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
@@ -105,14 +129,15 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
             f"pair {spec.name}: the draft has a system prompt of its own, and vLLM gives both "
             "models one prompt: use a trained draft without one (--target and --draft, --adapter)"
         )
-    if config and config.draft_confidence:
+    named = config.model_fields_set if config else frozenset()
+    if config and config.draft_confidence and "draft_confidence" in named:
         raise SafeDraftError(
             "draft_confidence: vLLM drafts for all requests at once, leave it at 0"
         )
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    chosen = config or spec.config.model_copy(update={"draft_confidence": 0.0})
-    return Plan(parts, merged_draft(parts, report), chosen)
+    chosen = (config or spec.config).model_copy(update={"draft_confidence": 0.0})
+    return Plan(parts, merged_draft(parts, report), chosen, "draft_tokens" in named)
 
 
 def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
@@ -154,12 +179,20 @@ def _require_one_template(parts: Parts) -> None:
         )
 
 
-def _worker() -> str:
+def _data_parallel(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("data_parallel_size", 1) != 1)
+
+
+def _platform() -> str:
     from vllm.platforms import current_platform
 
+    return str(current_platform.device_type)
+
+
+def _worker() -> str:
     from safedraft.engines.vllm.checks import WORKERS
 
-    device = current_platform.device_type
+    device = _platform()
     if device not in WORKERS:
         raise SafeDraftError(f"vLLM's platform {device!r} is not supported with SSD")
     return WORKERS[device]

@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 @contextmanager
 def engine(draft: str, config: safedraft.SSDConfig | None = None, **options: Any) -> Iterator[Any]:
-    """A pair in vLLM: the tiny target with the draft of that name."""
+    """A pair in vLLM: the tiny target with the draft of that name, T of 3 at any load."""
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     torch.set_num_threads(1)  # more wait for each other longer than these models take
     with TemporaryDirectory() as name:
@@ -38,7 +38,7 @@ def engine(draft: str, config: safedraft.SSDConfig | None = None, **options: Any
         pair = safedraft.load_pair(
             target=folders[0],
             draft=folders[1],
-            config=config or safedraft.SSDConfig(),
+            config=config or safedraft.SSDConfig(draft_tokens=3),
             engine="vllm",
             **{**SMALL, **options},
         )

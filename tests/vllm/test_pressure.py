@@ -13,16 +13,20 @@ from safedraft.errors import BrokenModel
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["prefix caching", "no prefix caching"])
-def test_a_cache_too_small_for_all_and_prompts_in_chunks(cached: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enable_prefix_caching": True},
+        {"enable_prefix_caching": False},
+        {"draft_tokens_up_to": {2: 3, 4: 2, 8: 1}},
+    ],
+    ids=["prefix caching", "no prefix caching", "T by load"],
+)
+def test_a_cache_too_small_for_all_and_prompts_in_chunks(options: dict[str, Any]) -> None:
     ids, given = prompts(20, seed=7, longest=120), samplings(20)
     expected = by_the_first_engine(transformers_pair("near"), ids, given)
-    tight: dict[str, Any] = {
-        "num_gpu_blocks_override": 14,
-        "max_num_batched_tokens": 40,
-        "enable_prefix_caching": cached,
-    }
-    with engine("near", **tight) as pair:
+    tight: dict[str, Any] = {"num_gpu_blocks_override": 14, "max_num_batched_tokens": 40}
+    with engine("near", **tight, **options) as pair:
         preempted = []
         scheduler = scheduler_of(pair)
         preempt = scheduler._preempt_request

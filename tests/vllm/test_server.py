@@ -135,7 +135,6 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
         ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
         ({"vllm_xargs": {"ssd_statistics": "yes"}}, "neither true nor false"),
         ({"vllm_xargs": {"ssd_statistics": True}, "n": 2, "temperature": 1}, "leave n at 1"),
-        ({"vllm_xargs": {"ssd_statistics": True}, "stream": True}, "no place for them"),
     ],
 )
 def test_what_goes_by_the_rule_is_a_400(server: str, body: dict[str, Any], reason: str) -> None:
@@ -176,6 +175,24 @@ def test_a_reply_that_a_stop_string_ends_tells_them_too(server: str) -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
     told = answer["kv_transfer_params"]["safedraft"]
     assert 0 <= told["tokens"] - answer["usage"]["completion_tokens"] < 3
+
+
+def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) -> None:
+    asked = {
+        "model": "tiny", "messages": QUESTION, "stream": True,
+        "vllm_xargs": {"ssd_statistics": True},
+    }  # fmt: skip
+    request = Request(
+        server + "/v1/chat/completions",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urlopen(request) as answer:  # vLLM has begun the stream by then
+        events = answer.read().decode().split("\n\n")
+    error = json.loads(events[0].removeprefix("data: "))["error"]
+    assert error["code"] == 400
+    assert "no place for them" in error["message"]
+    assert [event for event in events[1:] if event] == ["data: [DONE]"]
 
 
 def test_what_was_decided_is_in_the_metrics(server: str) -> None:

@@ -27,20 +27,16 @@ class Run(NamedTuple):
     suites: Sequence[str]
 
 
-# The target alone is asked many prompts at once where only what it says counts.
-RUNS = (
-    Run(["ssd"], [*ATTACKS, *HARMLESS, "ordinary"]),
-    Run(["target_only:drawn=true,label=target_only"], [*ATTACKS, *HARMLESS]),
-    Run(["target_only"], ["ordinary"]),
-)
+MAIN = Run(["target_only", "ssd"], [*ATTACKS, *HARMLESS, "ordinary"])
 
-OTHERS = (
-    *("speculative", "ensemble_weight", "safedecoding", "ssd_risk", "self_reminder", "in_context"),
-    *("self_examination", "paraphrase", "perplexity_filter"),
+# On fewer prompts: each reply of theirs takes as long as one of the target's, or longer.
+OTHERS = Run(
+    (
+        *("speculative", "ensemble_weight", "safedecoding", "ssd_risk", "self_reminder"),
+        *("in_context", "self_examination", "paraphrase", "perplexity_filter"),
+    ),
+    ("direct", "prefill_20", "over_refusal", "ordinary"),
 )
-"""What is compared on fewer prompts: each reply of theirs takes as long as the target's or more."""
-
-OTHERS_SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 
 HEAD = """\
 <!-- Made by `make results`: change benchmarks/results.py, not this file. -->
@@ -63,13 +59,10 @@ def main() -> None:
     parser.add_argument("--log-dir", type=Path, default=Path("results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
-    wanted = [(run, given.limit) for run in RUNS]
-    if given.others:
-        wanted.append((Run(OTHERS, OTHERS_SUITES), given.others))
     logs = given.log_dir / "logs"
-    for run, limit in wanted:
+    for run, limit in ((MAIN, given.limit), (OTHERS, given.others)):
         suites = [name for name in run.suites if name in (given.suite or run.suites)]
-        if suites:
+        if limit and suites:
             evaluate(Run(run.defences, suites), limit, logs)
     report = given.log_dir / "report"
     safedraft("report", str(logs), "--output", str(report))

@@ -128,10 +128,10 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        asked = counted(patch, "target_only", stop)
+        asked = counted(patch, "ssd", stop)
         with pytest.raises(KeyboardInterrupt):
             run(matrix, tmp_path / "parts")
-    asked = counted(monkeypatch, "target_only", lambda number: None)
+    asked = counted(monkeypatch, "ssd", lambda number: None)
     assert figures(run(matrix, tmp_path / "parts")) == whole
     assert asked[0] <= 2  # the finished ones were not asked again
     assert figures(run(matrix, tmp_path / "parts")) == whole
@@ -139,8 +139,8 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
 
 
 def test_a_matrix_may_grow(stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(Matrix(("target_only",), ("direct",), limit=2), tmp_path / "logs")
-    asked = counted(monkeypatch, "target_only", lambda number: None)
+    run(Matrix(("ssd",), ("direct",), limit=2), tmp_path / "logs")
+    asked = counted(monkeypatch, "ssd", lambda number: None)
     grown = run(Matrix(("target_only", "ssd"), ("direct",), limit=3), tmp_path / "logs")
     assert asked == [1]
     assert [len(log.samples or []) for log in grown.values()] == [3, 3]
@@ -208,7 +208,7 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     assert asked == [0]
 
 
-def test_drawn_replies_are_drawn_ahead_and_together(
+def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, int]] = []
@@ -219,18 +219,26 @@ def test_drawn_replies_are_drawn_ahead_and_together(
 
     for module in (matrices, provider):
         monkeypatch.setattr(module, "draw_replies", draw)
-    defence = "target_only:drawn=true,label=target_only"
-    suites = ("direct", "prefill_20", "arithmetic")
-    logs = run(Matrix((defence, "ssd"), suites, limit=3), tmp_path / "logs")
+    suites = ("direct", "prefill_20", "arithmetic", "ordinary")
+    logs = run(Matrix(("target_only", "ssd"), suites, limit=3), tmp_path / "logs")
     together, alone = asked[:3], asked[3:]
     assert [len(conversations) for conversations, _ in together] == [3, 3, 3]
     # What is asked for one by one is what is there already.
     expected = [([one], tokens) for conversations, tokens in together for one in conversations]
     assert sorted(alone, key=str) == sorted(expected, key=str)
-    for sample in logs["target_only", "direct"].samples or []:
-        assert sample.output.completion == "Gladly: on the wind."
-        assert sample.output.stop_reason == "max_tokens"
-        assert sample.output.metadata["safedraft"]["tokens_per_second"] == 0  # type: ignore[index]
+    for suite, is_drawn in (("direct", True), ("ordinary", False)):
+        for sample in logs["target_only", suite].samples or []:
+            assert sample.output.completion == "Gladly: on the wind."
+            assert sample.output.stop_reason == ("max_tokens" if is_drawn else "stop")
+            figures = sample.output.metadata["safedraft"]  # type: ignore[index]
+            assert (figures["tokens_per_second"] == 0) == is_drawn
+
+
+def test_sampled_replies_are_not_drawn(stage: None, tmp_path: Path) -> None:
+    matrix = Matrix(("target_only",), ("direct",), limit=1, temperature=0.5)
+    ((_, log),) = run(matrix, tmp_path / "logs").items()
+    assert log.status == "success"
+    assert log.plan.config.batch is None
 
 
 def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:

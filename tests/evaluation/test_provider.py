@@ -92,8 +92,6 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
-        ({"drawn": 1, "defence": "target_only"}, "drawn is true or false"),
-        ({"drawn": True}, "only replies of target_only can be drawn, not of ssd"),
         ({"model_name": "nothing"}, "no pair is called 'nothing'"),
         ({"base_url": "http://here"}, "takes no URL"),
         ({"adapter": "a/b", "no_adapter": True}, "not both"),
@@ -109,8 +107,8 @@ def test_what_is_not_drawn_so_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> None:
     use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
-    with pytest.raises(SafeDraftError, match="drawn replies are greedy"):
-        ask(api(defence="target_only", drawn=True), ASKED, **config)
+    with pytest.raises(SafeDraftError, match="only greedy replies"):
+        ask(api(defence="target_only"), ASKED, batch=True, **config)
 
 
 def test_a_pair_of_its_own_is_named_by_arguments() -> None:

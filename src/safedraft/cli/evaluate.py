@@ -25,7 +25,7 @@ def evaluate(
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
             help="A defence, with constants of its own if you like; may be given again. "
-            "Default: target_only, speculative, ssd.",
+            "Default: target_only, ensemble_weight, ssd.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,

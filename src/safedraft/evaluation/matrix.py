@@ -23,11 +23,11 @@ from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.sources import Record
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.evaluation.tasks import arguments, sent, suite_records
+from safedraft.evaluation.tasks import arguments, drawn, sent, suite_records
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import DEFAULT_PAIR
 
-DEFENCES = ("target_only", "speculative", "ssd")
+DEFENCES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
 
@@ -106,7 +106,7 @@ class Matrix:
         """
         left_out = self._draw_beginnings(_api(models[0]), report)
         for api in map(_api, models):
-            if api.drawn:
+            if api.can_be_drawn:
                 self._draw_replies(api, report)
         return left_out
 
@@ -128,7 +128,7 @@ class Matrix:
 
     def _draw_replies(self, api: SafeDraftAPI, report: Report) -> None:
         pair = api.pair()
-        for suite in self._suites():
+        for suite in (suite for suite in self._suites() if drawn(suite, self.temperature)):
             conversations = []
             for record in self._records(suite, report)[: self.limit]:
                 with suppress(LeftOut):

@@ -29,6 +29,7 @@ from safedraft.config import SamplingParams, SSDConfig
 from safedraft.defences import DEFENCES, Defence
 from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
+from safedraft.evaluation.report.read import BASELINE
 from safedraft.pairs.load import choose_pair, load_pair
 from safedraft.pairs.progress import Report, silent
 
@@ -41,7 +42,7 @@ CUSTOM = "custom"
 """In place of a pair's name: the models are named by the arguments ``target`` and ``draft``."""
 
 OWN_ARGUMENTS = (
-    *("defence", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device", "drawn"),
+    *("defence", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device"),
 )
 """Model arguments besides the constants of the method."""
 
@@ -53,9 +54,9 @@ _TO_SAMPLING = {
     "seed": "seed",
     "stop_seqs": "stop",
 }
-_NOT_OURS = frozenset(  # inspect_ai's own affair, before or after a model is asked
+_NOT_OURS = frozenset(  # inspect_ai's own affair, before or after a model is asked; see `generate`
     {"max_connections", "adaptive_connections", "max_retries", "system_message", "cache"}
-    | {"max_tool_output"}
+    | {"max_tool_output", "batch"}
 )
 
 
@@ -112,8 +113,8 @@ class SafeDraftAPI(ModelAPI):
         api_key: likewise.
         config: how to generate; see ``sampling``.
         arguments: ``defence`` (default ssd), ``label`` (how reports call it), ``target``,
-            ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, ``drawn`` (see
-            ``drawn_reply``), and any constant of the method.
+            ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, and any constant of the
+            method.
 
     Raises:
         SafeDraftError: an argument that does not exist, or a value that it cannot have.
@@ -132,12 +133,17 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft decodes in this process: it takes no URL and no key")
         self.pair_arguments = pair_arguments(model_name, arguments)
         self.pair_arguments.check()
-        self.drawn = _flag("drawn", arguments)
-        self._defence = _defence(arguments.get("defence", "ssd"), self.drawn)
+        self.defence = str(arguments.get("defence", "ssd"))
+        self._answer = _defence(self.defence)
         self._constants = {
             name: value for name, value in arguments.items() if name in SSDConfig.model_fields
         }
         _config(SSDConfig(), self._constants)  # refused before anything is loaded
+
+    @property
+    def can_be_drawn(self) -> bool:
+        """Whether many of its replies can be had at once, as the tasks of a suite may ask for."""
+        return self.defence == BASELINE
 
     def pair(self) -> Pair:
         """The loaded pair under this defence's constants."""
@@ -167,6 +173,8 @@ class SafeDraftAPI(ModelAPI):
     ) -> ModelOutput:
         """Answer, or go on with the assistant's turn where the messages end in one.
 
+        Where ``batch`` is set, replies of the target alone are those drawn many at a time.
+
         Raises:
             SafeDraftError: a setting that is not honoured, or whatever the defence cannot do.
             BrokenModel: a model gave NaN; an error is never an answer.
@@ -174,8 +182,9 @@ class SafeDraftAPI(ModelAPI):
         if tools:
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, wanted = _messages(input), sampling(config)
+        answer = drawn_reply if config.batch and self.can_be_drawn else self._answer
         reply, bin_size = await self.use(
-            lambda pair: (self._defence(pair, messages, wanted, pair.config), pair.config.bin_size)
+            lambda pair: (answer(pair, messages, wanted, pair.config), pair.config.bin_size)
         )
         return _output(f"safedraft/{self.model_name}", reply, bin_size)
 
@@ -202,20 +211,15 @@ def pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArguments:
         if argument not in OWN_ARGUMENTS and argument not in SSDConfig.model_fields:
             known = ", ".join((*OWN_ARGUMENTS, *SSDConfig.model_fields))
             raise SafeDraftError(f"safedraft has no model argument {argument!r}; it has {known}")
+    no_adapter = arguments.get("no_adapter", False)
+    if not isinstance(no_adapter, bool):
+        raise SafeDraftError(f"no_adapter is true or false, not {no_adapter!r}")
     texts = {
         n: str(arguments[n])
         for n in ("target", "draft", "adapter", "dtype", "device")
         if n in arguments
     }
-    named = None if name == CUSTOM else name
-    return PairArguments(named, use_adapter=not _flag("no_adapter", arguments), **texts)
-
-
-def _flag(name: str, arguments: Mapping[str, Any]) -> bool:
-    value = arguments.get(name, False)
-    if not isinstance(value, bool):
-        raise SafeDraftError(f"{name} is true or false, not {value!r}")
-    return value
+    return PairArguments(None if name == CUSTOM else name, use_adapter=not no_adapter, **texts)
 
 
 def sampling(config: GenerateConfig) -> SamplingParams:
@@ -236,26 +240,22 @@ def sampling(config: GenerateConfig) -> SamplingParams:
         raise _refused(error) from error
 
 
-def _defence(name: object, drawn: bool) -> Defence:
+def _defence(name: str) -> Defence:
     if name not in DEFENCES:
         raise SafeDraftError(f"no defence is called {name!r}; known are {', '.join(DEFENCES)}")
-    if drawn and name != "target_only":
-        raise SafeDraftError(f"drawn: only replies of target_only can be drawn, not of {name}")
-    return drawn_reply if drawn else DEFENCES[str(name)]
+    return DEFENCES[name]
 
 
 def drawn_reply(
     pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
 ) -> Reply:
-    """The target's own greedy reply, from those that were drawn many at a time.
-
-    Several times as fast as one by one on a processor; so it has no seconds.
+    """The target's own greedy reply, from those that were drawn many at a time; it has no seconds.
 
     Raises:
         SafeDraftError: what is asked for is not greedy, or has stop strings.
     """
     if not sampling.greedy or sampling.stop:
-        raise SafeDraftError("drawn: drawn replies are greedy, and end where the target ends them")
+        raise SafeDraftError("batch: only greedy replies without stop sequences are drawn together")
     (drawn,) = draw_replies(pair.target, [messages], max_new_tokens=sampling.max_new_tokens)
     tokenizer = pair.target.tokenizer
     assert tokenizer is not None

@@ -77,7 +77,11 @@ def suite_task(
         solver=[attacked(suite.name), answered()],
         scorer=judges,
         config=GenerateConfig(
-            max_tokens=length, temperature=temperature, seed=seed, max_connections=1
+            max_tokens=length,
+            temperature=temperature,
+            seed=seed,
+            max_connections=1,
+            batch=drawn(suite, temperature) or None,
         ),
         metadata={
             "safedraft": {
@@ -92,6 +96,15 @@ def suite_task(
             }
         },
     )
+
+
+def drawn(suite: Suite, temperature: float) -> bool:
+    """Whether the target's own replies are drawn many at a time.
+
+    On a processor that is several times as fast. Speed is measured on ordinary prompts alone, and
+    an adaptive attack takes longer to make than to answer.
+    """
+    return suite.kind != "ordinary" and suite.family != "adaptive" and temperature == 0
 
 
 def suite_records(

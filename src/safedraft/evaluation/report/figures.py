@@ -303,7 +303,10 @@ def _within_reach(grid: Grid, suites: Sequence[str]) -> Table:
 
 
 GROUPS = {"harmless prompts": ("over_refusal", "accuracy", "ordinary"), "attacks": ("attack",)}
-"""What speed is measured on: replies to attacks are often short refusals."""
+"""Kinds of suites that are told apart where replies are counted in passes."""
+
+TIMED = "ordinary prompts"
+"""Where the target's replies are made one by one, as all others are."""
 
 
 def speed(grid: Grid) -> Table:
@@ -316,9 +319,10 @@ def speed(grid: Grid) -> Table:
         return [own / other for own, other in both if own and other]
 
     return _by_group(
-        grid, relative, median, "speed", "Speed, relative to the target alone", "ratio",
-        "Median over the requests of tokens per second, each divided by the target alone's on "
-        "the same request. Runs follow one another, so a drift of the machine is part of it.",
+        grid, {TIMED: ("ordinary",)}, relative, median,
+        "speed", "Speed, relative to the target alone", "ratio",
+        "Median over ordinary requests of tokens per second, each divided by the target alone's "
+        "on the same request. Runs follow one another, so a drift of the machine is part of it.",
     )  # fmt: skip
 
 
@@ -330,13 +334,14 @@ def passes(grid: Grid) -> Table:
         return [float(value) for value in found if value]
 
     return _by_group(
-        grid, per_pass, mean, "tokens_per_pass", "Tokens per pass of the target", "number",
+        grid, GROUPS, per_pass, mean, "tokens_per_pass", "Tokens per pass of the target", "number",
         "Mean over the replies. 1 without a draft; what the speed comes from.",
     )  # fmt: skip
 
 
 def _by_group(
     grid: Grid,
+    groups: Mapping[str, Sequence[str]],
     values: Callable[[str, str], list[float]],
     estimate: Callable[[Sequence[float], int], Estimate],
     name: str,
@@ -345,13 +350,13 @@ def _by_group(
     note: str,
 ) -> Table:
     cells = {}
-    for group, kinds in GROUPS.items():
+    for group, kinds in groups.items():
         for column in grid.columns:
             suites = grid.suites(*kinds)
             found = [value for suite in suites for value in values(suite, column)]
             replies = sum(len(grid.rows(suite, column)) for suite in suites)
             cells[group, column] = estimate(found, replies - len(found) if found else 0)
-    rows = [group for group in GROUPS if any(cells[group, name].count for name in grid.columns)]
+    rows = [group for group in groups if any(cells[group, name].count for name in grid.columns)]
     return Table(name, title, note, unit, rows, grid.columns, cells, lower_is_better=False)
 
 
@@ -553,12 +558,10 @@ def _on_harmless(table: Table | None, alone: str, other: str) -> str:
 
 
 def _on_speed(table: Table | None, alone: str, other: str) -> str:
-    if table is None or "harmless prompts" not in table.rows:
+    found = table.cell(TIMED, other) if table else None
+    if found is None or found.value is None:
         return ""
-    found = table.cell("harmless prompts", other)
-    if found.value is None:
-        return ""
-    return f"On them, {other} decodes at {found.value:.2f} times the speed of {alone}."
+    return f"On ordinary ones, {other} decodes at {found.value:.2f} times the speed of {alone}."
 
 
 def _doubt(one: Estimate, other: Estimate) -> str:

@@ -22,6 +22,7 @@ def test_defaults_are_the_published_ones() -> None:
         "threshold": 0.6,
         "threshold_decay": 0.1,
         "initial_scheme": "intersection",
+        "union_bins": 1,
         "draft_tokens": 3,
         "draft_confidence": 0.0,
     }
@@ -43,6 +44,7 @@ def test_defaults_are_the_published_ones() -> None:
         ("threshold", 1.1),
         ("threshold_decay", math.nan),
         ("initial_scheme", "both"),
+        ("union_bins", 0),
         ("temperature", 1.0),
     ],
 )

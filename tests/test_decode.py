@@ -177,6 +177,7 @@ def test_logits_that_are_no_numbers_stop_everything(
         alpha_union=st.sampled_from([0.5, 0.8, 2.0]),
         threshold=st.sampled_from([0.0, 0.5, 0.6, 1.0]),
         initial_scheme=st.sampled_from(Scheme),
+        union_bins=st.integers(1, 4),
     ),
 )
 def test_fast_equals_slow(

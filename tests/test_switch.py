@@ -57,6 +57,14 @@ def test_it_can_start_in_union_and_relaxes_from_there() -> None:
     assert run(NONE + FULL * 2, config) == [("u", 0.8, 0.5), ("i", 0.6, 0.6), ("i", 0.45, 0.5)]
 
 
+def test_union_lasts_as_many_bins_as_it_has_to() -> None:
+    config = SSDConfig(union_bins=3)
+    held = [("u", 0.8, 0.6), ("u", 0.8, 0.5), ("u", 0.8, 0.4)]
+    assert run(NONE + FULL * 3, config) == [*held, ("i", 0.3, 0.6)]
+    # The next time as well.
+    assert run((NONE + FULL * 3) * 2, config) == [*held, ("i", 0.3, 0.6)] * 2
+
+
 def test_it_begins_in_intersection_and_changes_at_the_end_of_a_bin_only() -> None:
     switch = Switch(SSDConfig(bin_size=2))
     schemes = []

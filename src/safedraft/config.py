@@ -62,6 +62,10 @@ class SSDConfig(_Frozen):
     initial_scheme: Scheme = Scheme.INTERSECTION
     """Where decoding starts; the paper starts in intersection."""
 
+    union_bins: Positive = 1
+    """Bins that union lasts at the least; the paper: 1. A refusal matches, since it is the draft's
+    own, and one bin of it leads back to intersection, where the target may take its word back."""
+
     draft_tokens: Positive = 3
     """T: most tokens drafted a block. Changes the speed, never a token."""
 

@@ -72,6 +72,7 @@ def reference_decode(
     output: list[int] = []
     log: list[bool] = []
     scheme, threshold, alpha = config.initial_scheme, config.threshold, config.alpha_intersection
+    bins = 0
     draws = Draws(sampling.seed or 0)
     for position in range(sampling.max_new_tokens):
         p = _softmax(target([*target_prompt, *output]), sampling.temperature)
@@ -95,13 +96,16 @@ def reference_decode(
         if len(log) % config.bin_size == 0:
             beta = sum(log[-config.bin_size :]) / config.bin_size
             following = Scheme.UNION if beta < threshold else Scheme.INTERSECTION
+            bins += 1
+            if scheme == "union" and bins < config.union_bins:
+                following = scheme
             if following == scheme:
                 threshold = max(threshold - config.threshold_decay, 0.0)
                 threshold = 0.0 if threshold <= 1e-10 else threshold
                 if scheme == "intersection":
                     alpha = max(alpha - config.alpha_decay, config.alpha_min)
             else:
-                threshold, alpha = config.threshold, config.alpha_intersection
+                threshold, alpha, bins = config.threshold, config.alpha_intersection, 0
             scheme = following
 
 

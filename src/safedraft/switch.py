@@ -22,6 +22,7 @@ class Switch:
         self._alpha = config.alpha_intersection
         self._seen = 0
         self._matches = 0
+        self._bins = 0  # of the scheme as it is
 
     @property
     def strength(self) -> float:
@@ -39,6 +40,9 @@ class Switch:
         ratio = self._matches / self.config.bin_size
         self._matches = 0
         following = Scheme.UNION if ratio < self.threshold else Scheme.INTERSECTION
+        self._bins += 1
+        if self.scheme is Scheme.UNION and self._bins < self.config.union_bins:
+            following = Scheme.UNION
         if following is self.scheme:
             self._relax()
         else:
@@ -54,3 +58,4 @@ class Switch:
     def _restart(self) -> None:
         self.threshold = self.config.threshold
         self._alpha = self.config.alpha_intersection
+        self._bins = 0

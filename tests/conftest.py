@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,15 +106,13 @@ def save_model(folder: Path, seed: int = 0, vocabulary: int = 264, **settings: o
     LlamaForCausalLM(LlamaConfig(**{**options, **settings})).save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of two tiny models that speak bytes; the draft is the target with some noise."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in ("target", "draft"):
-        save_model(folder / name)
-        save_tokenizer(folder / name)
+def save_pair(folder: Path, **settings: Any) -> tuple[Path, Path]:
+    """Two tiny models that speak bytes, in folders; the draft is the target with some noise."""
     from transformers import LlamaForCausalLM
 
+    for name in ("target", "draft"):
+        save_model(folder / name, **settings)
+        save_tokenizer(folder / name)
     draft = LlamaForCausalLM.from_pretrained(folder / "draft")
     torch.manual_seed(1)
     with torch.no_grad():
@@ -121,3 +120,9 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             weight += 0.05 * torch.randn_like(weight)
     draft.save_pretrained(folder / "draft")
     return folder / "target", folder / "draft"
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of ``save_pair``."""
+    return save_pair(tmp_path_factory.mktemp("tiny"))

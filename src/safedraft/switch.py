@@ -39,10 +39,9 @@ class Switch:
             return
         ratio = self._matches / self.config.bin_size
         self._matches = 0
-        following = Scheme.UNION if ratio < self.threshold else Scheme.INTERSECTION
         self._bins += 1
-        if self.scheme is Scheme.UNION and self._bins < self.config.union_bins:
-            following = Scheme.UNION
+        held = self.scheme is Scheme.UNION and self._bins < self.config.union_bins
+        following = Scheme.UNION if held or ratio < self.threshold else Scheme.INTERSECTION
         if following is self.scheme:
             self._relax()
         else:

@@ -16,8 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
-import torch
-from conftest import save_model, save_tokenizer
+from conftest import save_pair
 
 import safedraft
 
@@ -29,19 +28,8 @@ QUESTION = [{"role": "user", "content": "Hello"}]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A target and a draft that speak bytes, with heads that vLLM's kernels know."""
-    from transformers import LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("speaking")
-    for name in ("target", "draft"):
-        save_model(folder / name, hidden_size=128, head_dim=32)
-        save_tokenizer(folder / name)
-    draft = LlamaForCausalLM.from_pretrained(folder / "draft")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in draft.parameters():
-            weight += 0.05 * torch.randn_like(weight)
-    draft.save_pretrained(folder / "draft")
-    return {name: str(folder / name) for name in ("target", "draft")}
+    target, draft = save_pair(tmp_path_factory.mktemp("speaking"), hidden_size=128, head_dim=32)
+    return {"target": str(target), "draft": str(draft)}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from conftest import save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 
 import safedraft
+from safedraft.engines.int8 import Int8Linear
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.load import choose_pair
 
@@ -20,7 +21,7 @@ def own_pair(tmp_path: Path) -> None:
     folder = tmp_path / "config" / "pairs"
     folder.mkdir(parents=True)
     (folder / "own.toml").write_text(
-        '[own]\ntarget = "big"\ndraft = "small"\nadapter = "lora"\n'
+        '[own]\ntarget = "big"\ndraft = "small"\nadapter = "lora"\ndraft_dtype = "int8"\n'
         'draft_system = "Be safe."\nconfig = { alpha_union = 2.0 }\n'
     )
 
@@ -28,18 +29,18 @@ def own_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("big", "small", "lora", "Be safe.", 2.0)),
-        ({"use_adapter": False}, ("big", "small", None, "Be safe.", 2.0)),
-        ({"adapter": "other"}, ("big", "small", "other", "Be safe.", 2.0)),
-        ({"target": "bigger"}, ("bigger", "small", "lora", "Be safe.", 2.0)),
-        ({"draft": "tiny"}, ("big", "tiny", None, "Be safe.", 2.0)),
+        ({}, ("big", "small", "int8", "lora", "Be safe.", 2.0)),
+        ({"use_adapter": False}, ("big", "small", "int8", None, "Be safe.", 2.0)),
+        ({"adapter": "other"}, ("big", "small", "int8", "other", "Be safe.", 2.0)),
+        ({"target": "bigger"}, ("bigger", "small", "int8", "lora", "Be safe.", 2.0)),
+        ({"draft": "tiny"}, ("big", "tiny", None, None, "Be safe.", 2.0)),
     ],
 )
 @pytest.mark.usefixtures("own_pair")
 def test_what_is_given_stands_in_for_what_is_registered(given: Any, expected: Any) -> None:
     spec = choose_pair("own", **given)
-    chosen = (spec.target, spec.draft, spec.adapter, spec.draft_system, spec.config.alpha_union)
-    assert chosen == expected
+    chosen = (spec.target, spec.draft, spec.draft_dtype, spec.adapter, spec.draft_system)
+    assert (*chosen, spec.config.alpha_union) == expected
 
 
 def test_two_models_without_a_name_have_nothing_of_the_default_pairs() -> None:
@@ -147,6 +148,37 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     with pytest.raises(SafeDraftError, match=message) as caught:
         load(tiny_pair, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "in_int8"),
+    [
+        ({}, True),
+        ({"dtype": "float32"}, False),
+        ({"draft_dtype": "float32"}, False),
+        ({"dtype": "float32", "draft_dtype": "int8"}, True),
+    ],
+)
+def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
+    tmp_path: Path, tiny_pair: tuple[Path, Path], options: Any, in_int8: bool
+) -> None:
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    own = f'[own]\ntarget = "{tiny_pair[0]}"\ndraft = "{tiny_pair[1]}"\ndraft_dtype = "int8"\n'
+    (folder / "own.toml").write_text(own)
+    pair = safedraft.load_pair("own", **options)
+    packed = [
+        any(isinstance(layer, Int8Linear) for layer in member.model.modules())
+        for member in (pair.target, pair.draft)
+    ]
+    assert packed == [False, in_int8]
+    assert pair.generate("hi", sampling=safedraft.SamplingParams(max_new_tokens=5)).trace
+
+
+def test_int8_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safedraft.pairs.load._device", lambda name: torch.device("meta"))
+    with pytest.raises(SafeDraftError, match="int8 is for processors, and the draft is on meta"):
+        safedraft.load_pair(draft_device="meta", draft_dtype="int8")
 
 
 def test_each_model_has_its_own_dtype(tiny_pair: tuple[Path, Path]) -> None:

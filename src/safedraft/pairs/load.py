@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from safedraft.engines.vllm.pair import VllmPair
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+INT8 = "int8"
+"""A draft's dtype besides: the checkpoint's, with the weights of linear layers in 8 bits."""
 
 
 def choose_pair(
@@ -38,7 +40,7 @@ def choose_pair(
     """The registered pair ``name`` with what was given in its place.
 
     With both ``target`` and ``draft`` and no name it is a pair of its own, with nothing of the
-    default pair's. A registered adapter goes with its own draft only.
+    default pair's. A registered adapter or ``draft_dtype`` goes with its own draft only.
 
     Raises:
         SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
@@ -51,12 +53,13 @@ def choose_pair(
         spec = PairSpec(name=f"{target} + {draft}", target=target, draft=draft)
     else:
         spec = find_pair(name or DEFAULT_PAIR)
-    kept = spec.adapter if use_adapter and draft in (None, spec.draft) else None
+    own = draft in (None, spec.draft)
     return spec.model_copy(
         update={
             "target": target or spec.target,
             "draft": draft or spec.draft,
-            "adapter": adapter or kept,
+            "draft_dtype": spec.draft_dtype if own else None,
+            "adapter": adapter or (spec.adapter if use_adapter and own else None),
         }
     )
 
@@ -122,7 +125,8 @@ def load_pair(
         use_adapter: False for the bare draft of a pair that has an adapter.
         config: in place of the pair's own.
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
-        draft_dtype: the draft's, if another.
+        draft_dtype: the draft's, if another; also ``int8`` on processors: the checkpoint's, with
+            weights in 8 bits. A pair's own holds where no dtype is named.
         device: ``auto`` (an accelerator if there is one), or as torch names it.
         draft_device: the draft's, if another.
         engine: ``transformers``, or ``vllm`` for many requests at once (docs/vllm.md).
@@ -143,13 +147,18 @@ def load_pair(
     if engine != "transformers" or options:
         what = min(options) if options else f"engine {engine!r}"
         raise SafeDraftError(f"{what}: not known to load_pair; engines are transformers and vllm")
+    from safedraft.engines.int8 import keep_in_int8
+
     # What can be refused is refused before gigabytes are fetched or loaded.
-    types = [_dtype(kind) for kind in (dtype, draft_dtype or dtype)]
     devices = [_device(place) for place in (device, draft_device or device)]
+    small_type = _draft_dtype(spec, dtype, draft_dtype, devices[1])
+    types = [_dtype(dtype), _dtype("auto" if small_type == INT8 else small_type)]
     parts = fetch_parts(spec, report)
     big, small = map(_load_model, parts.folders, parts.anatomies, types, devices)
     if parts.adapter:
         small = merged(small, parts.adapter)
+    if small_type == INT8:
+        keep_in_int8(small)
     tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies]
     return Pair(
         target=Member(spec.target, big, tokenizers[0], spec.target_system),
@@ -299,6 +308,14 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         )
     # PEFT froze it, and torch copies a frozen output layer whenever two rows of it are asked for.
     return merged.requires_grad_(True).eval()
+
+
+def _draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:
+    """What is named for the draft or for both, else the pair's own."""
+    if named == INT8 and device.type != "cpu":
+        raise SafeDraftError(f"draft_dtype int8 is for processors, and the draft is on {device}")
+    own = spec.draft_dtype if dtype == "auto" and device.type == "cpu" else None
+    return named or own or dtype
 
 
 def _dtype(name: str) -> torch.dtype | str:

@@ -6,7 +6,7 @@ import os
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -63,6 +63,8 @@ class PairSpec(_Entry):
     draft: Text
     adapter: str | None = None
     """A LoRA adapter for the draft: one that comes with SafeDraft, a folder, or a hub id."""
+    draft_dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = None
+    """The draft's on processors, where no dtype is named; other engines and devices have theirs."""
     draft_system: str | None = None
     """A system prompt that the draft alone sees."""
     target_system: str | None = None

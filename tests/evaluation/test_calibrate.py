@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stage import REFUSAL, serve_wheel, use_pair
 from safedraft import cli
 from safedraft.config import Scheme, SSDConfig
 from safedraft.errors import SafeDraftError
+from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
 from safedraft.evaluation.report.read import Row
@@ -74,9 +76,10 @@ def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
     assert ("ssd:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
 
 
-def test_a_tie_keeps_what_was_tried_first() -> None:
-    config, _ = imagined(threshold=(0.5, 0.7)).run()
-    assert config.threshold == 0.5
+def test_the_pairs_own_value_is_tried_too_and_kept_in_a_tie() -> None:
+    config, trials = imagined(threshold=(0.5, 0.7)).run()
+    assert [trial.constants["threshold"] for trial in trials] == [PAIR.config.threshold, 0.5, 0.7]
+    assert config.threshold == PAIR.config.threshold
 
 
 def test_the_whole_sweep_is_made_of_constants() -> None:
@@ -122,8 +125,11 @@ def test_the_command_sweeps_writes_and_goes_on(
     use_pair(tmp_path, monkeypatch, lambda prompt: REFUSAL if "sabotage" in prompt else "Gladly.")
     command = ["safedraft", "calibrate", "--limit", "2", "--log-dir", str(tmp_path / "logs")]
     command += ["--attack", "direct", "--try", "alpha_union=1.5", "--try", "draft_tokens=2"]
-    monkeypatch.setattr(sys, "argv", command)
-    for _ in range(2):
+    faster = count()
+    monkeypatch.setattr(calibrate, "median", lambda speeds: next(faster))
+    for options in (["--dry-run"], []):
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        assert find_pair(PAIR.name).config == PAIR.config
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0

@@ -15,6 +15,7 @@ from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
 from safedraft.chat import Reply
+from safedraft.config import SSDConfig
 from safedraft.drawn import Drawn
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import matrix as matrices
@@ -22,6 +23,7 @@ from safedraft.evaluation import provider
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.matrix import Matrix, prepare
+from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
 
 
 def says(prompt: str) -> str:
@@ -162,6 +164,18 @@ def test_settings_are_not_mixed_in_one_folder(
     run(Matrix(**settings), tmp_path / "logs")
     with pytest.raises(SafeDraftError, match=message):
         prepare(Matrix(**settings | changes), tmp_path / "logs")
+
+
+def test_constants_of_the_pair_are_not_mixed_either(
+    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = Matrix(("ssd",), ("direct",), limit=1)
+    run(matrix, tmp_path / "logs")
+    spec = find_pair(DEFAULT_PAIR)
+    changed = spec.model_copy(update={"config": SSDConfig(union_bins=9)})
+    monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
+    with pytest.raises(SafeDraftError, match="with union_bins 4, not 9"):
+        prepare(matrix, tmp_path / "logs")
 
 
 def test_an_error_is_no_answer_and_stops_no_other_sample(

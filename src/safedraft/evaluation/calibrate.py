@@ -32,7 +32,7 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
     "draft_tokens": (3, 4, 6, 8),
     "draft_confidence": (0.0, 0.3, 0.5),
 }
-"""What is tried of each constant, in this order."""
+"""What is tried of each constant beside the pair's own value, in this order."""
 
 SPEED_ONLY = ("draft_tokens", "draft_confidence")
 """Constants that change no token."""
@@ -95,7 +95,11 @@ class Calibration:
         chosen: dict[str, Any] = {}
         trials: list[Trial] = []
         for name, values in self.candidates.items():
-            tried = [self._trial(chosen | {name: value}, report, display) for value in values]
+            own = getattr(self.pair.config, name)  # first: a tie changes nothing
+            tried = [
+                self._trial(chosen | {name: value}, report, display)
+                for value in dict.fromkeys((own, *values))
+            ]
             trials += tried
             best = min(
                 tried,

@@ -25,11 +25,14 @@ from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.evaluation.tasks import arguments, drawn, sent, suite_records
 from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import DEFAULT_PAIR
+from safedraft.pairs.registry import DEFAULT_PAIR, pairs
 
 DEFENCES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
+
+_PAIR = "pair"
+"""Under which a log's metadata has the pair as it was registered."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,7 @@ class Matrix:
         Raises:
             SafeDraftError: a defence, argument or pair that does not exist, or one given twice.
         """
-        named = self.pair or (
-            CUSTOM if {"target", "draft"} <= self.arguments.keys() else DEFAULT_PAIR
-        )
+        named = self._named()
         models: dict[str, Model] = {}
         for spec in self.defences:
             name, _, own = spec.partition(":")
@@ -77,6 +78,11 @@ class Matrix:
                 )
             models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
         return list(models.values())
+
+    def registered(self) -> dict[str, Any]:
+        """The pair as it is registered now, constants and all; logs keep it."""
+        known = pairs().get(self._named())
+        return known.model_dump(mode="json") if known else {}
 
     def tasks(self) -> list[Task]:
         """One task for each suite.
@@ -140,6 +146,10 @@ class Matrix:
                 report=partial(report, f"drawing replies, {suite.name}"),
             )
 
+    def _named(self) -> str:
+        custom = {"target", "draft"} <= self.arguments.keys()
+        return self.pair or (CUSTOM if custom else DEFAULT_PAIR)
+
     def _records(self, suite: Suite, report: Report) -> list[Record]:
         return suite_records(suite, self.sources.get(suite.name), self.split, report)
 
@@ -189,6 +199,7 @@ class Prepared:
             self.tasks,
             log_dir=str(self.log_dir),
             model=self.models,
+            metadata={_PAIR: self.matrix.registered()},
             limit=self.matrix.limit,
             max_tasks=1,
             max_samples=1,
@@ -250,8 +261,12 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         if key not in planned:
             continue
         settings, model = planned[key]
+        now = matrix.registered()
+        was = (held.metadata or {}).get(_PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
             ("pair", held.model, str(model)),
+            *_pairs(was.get("config", {}), now.get("config", {})),
+            *_pairs(was, now),
             *_pairs(held.model_args, model.model_args),
             *_pairs(held.task_args, settings),
         ):

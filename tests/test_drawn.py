@@ -82,3 +82,14 @@ def test_models_do_not_share_what_they_said(pair):
     draw_replies(pair.target, asked("a"), max_new_tokens=4)
     draw_replies(pair.draft, asked("a"), max_new_tokens=4)
     assert len(list((cache_folder() / "drawn").glob("*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("named", [5, None])
+def test_a_reply_ends_at_the_tokenizers_end_token_too(pair, named):
+    def says_the_end(module, inputs, logits):
+        logits[..., pair.target.tokenizer.eos_token_id] = 1e9
+
+    model = pair.target.model
+    model.config.eos_token_id = model.generation_config.eos_token_id = named
+    model.lm_head.register_forward_hook(says_the_end)
+    assert draw_replies(pair.target, asked("Hi"), max_new_tokens=4) == [drawn.Drawn("", True)]

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from safedraft.chat import Message, encode, with_system
 from safedraft.errors import SafeDraftError
+from safedraft.pairs.doctor import Anatomy
 from safedraft.pairs.registry import cache_folder
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def draw_replies(
         report: called with how many replies of those that were missing are there, and their number.
 
     Raises:
-        SafeDraftError: the model has no tokenizer or chat template, or names no end token.
+        SafeDraftError: the model has no tokenizer, chat template or end token.
     """
     if member.tokenizer is None:
         raise SafeDraftError(f"{member.name} has no tokenizer: nothing can be drawn from it")
@@ -87,7 +88,7 @@ def _generate(member: Member, prompts: Sequence[Sequence[int]], max_new_tokens: 
 
     model, tokenizer = member.model, member.tokenizer
     assert tokenizer is not None
-    ends = _end_tokens(model, member.name)
+    ends = _end_tokens(member)
     width = max(map(len, prompts))
     rows = [[ends[0]] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
@@ -110,11 +111,13 @@ def _drawn(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) 
     return Drawn(text.rstrip("\N{REPLACEMENT CHARACTER}"), cut < len(ids))
 
 
-def _end_tokens(model: PreTrainedModel, name: str) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        raise SafeDraftError(f"{name} names no end token in its generation_config.json")
-    return [ends] if isinstance(ends, int) else sorted(ends)
+def _end_tokens(member: Member) -> list[int]:
+    """Those at which the model's replies end when it decodes in a pair."""
+    model = member.model
+    anatomy = Anatomy(member.name, model.config, member.tokenizer, model.generation_config)
+    if not anatomy.end_tokens:
+        raise SafeDraftError(f"{member.name} has no end token: its replies would never end")
+    return sorted(anatomy.end_tokens)
 
 
 class _Cache:

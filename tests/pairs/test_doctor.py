@@ -84,6 +84,16 @@ def test_different_end_tokens_all_count(tmp_path: Path) -> None:
     assert statuses(found, "end tokens") == ["warning"]
 
 
+def test_an_end_token_of_the_draft_alone_does_not_count(tmp_path: Path) -> None:
+    draft = folder_of(tmp_path / "b", ("<x>",), eos_token_id=[256, 258])
+    found = diagnose(folder_of(tmp_path / "a"), draft)
+    assert found.compatible
+    assert found.end_tokens == {256}
+    (finding,) = (finding for finding in found.findings if finding.check == "end tokens")
+    assert finding.status == "warning"
+    assert finding.detail == "target [256], draft [256, 258]: a reply ends at any of [256]"
+
+
 def test_state_that_cannot_be_rewound(tmp_path: Path) -> None:
     MambaConfig(vocab_size=264, num_hidden_layers=2).save_pretrained(tmp_path / "b")
     found = diagnose(folder_of(tmp_path / "a"), tmp_path / "b")

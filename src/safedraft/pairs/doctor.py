@@ -115,7 +115,7 @@ def examine(target: Anatomy, draft: Anatomy) -> Examination:
         draft=draft.name,
         findings=findings,
         vocabulary=_shared(target, draft),
-        end_tokens=target.end_tokens | draft.end_tokens,
+        end_tokens=_shared_ends(target, draft),
         context_length=min(lengths, default=2**31),
     )
 
@@ -163,6 +163,12 @@ def _shared(target: Anatomy, draft: Anatomy) -> int:
     limits = [target.rows, draft.rows]
     limits += [max(model.tokens) + 1 for model in (target, draft) if model.tokens]
     return min(limits)
+
+
+def _shared_ends(target: Anatomy, draft: Anatomy) -> frozenset[int]:
+    """What ends a reply of either model, as far as it can be decoded."""
+    shared = _shared(target, draft)
+    return frozenset(end for end in target.end_tokens | draft.end_tokens if end < shared)
 
 
 def _rewindable(target: Anatomy, draft: Anatomy) -> Iterator[Finding]:
@@ -240,7 +246,8 @@ def _end_tokens(target: Anatomy, draft: Anatomy) -> Iterator[Finding]:
         yield Finding("end tokens", "failure", detail)
     elif target.end_tokens != draft.end_tokens:
         detail = f"target {sorted(target.end_tokens)}, draft {sorted(draft.end_tokens)}"
-        yield Finding("end tokens", "warning", f"{detail}: a reply ends at any of them")
+        known = sorted(_shared_ends(target, draft))
+        yield Finding("end tokens", "warning", f"{detail}: a reply ends at any of {known}")
     else:
         yield Finding("end tokens", "ok", f"both end at {sorted(target.end_tokens)}")
 

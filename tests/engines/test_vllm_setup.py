@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import save_model, save_tokenizer
+from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 
 import safedraft
 from safedraft.cli.options import with_settings
@@ -34,6 +34,22 @@ def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path
     save_tokenizer(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(IncompatiblePair, match="chat templates"):
         plan(spec((tiny_pair[0], tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
+        None,
+    ],
+    ids=["no system turn", "none"],
+)
+def test_templates_without_a_system_turn_may_fit(tmp_path: Path, template: str | None) -> None:
+    models = save_pair(tmp_path)
+    for folder in models:
+        (folder / "chat_template.jinja").unlink()
+        save_tokenizer(folder, template)
+    assert plan(spec(models)).draft == models[1]
 
 
 def test_a_draft_that_ends_early_has_no_use(tiny_pair: tuple[Path, Path]) -> None:

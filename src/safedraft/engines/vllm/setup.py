@@ -6,14 +6,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safedraft.config import SSDConfig
+from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
 from safedraft.engines.vllm.options import KEY, Settings
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.load import Parts, fetch_parts, merged_draft
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _GREETING = [
     {"role": "system", "content": "Be brief."},
@@ -89,7 +93,7 @@ class Plan:
             **given,
             "model": str(self.parts.folders[0]),
             "worker_cls": _worker(),
-            "scheduler_cls": _scheduler(),
+            "scheduler_cls": SCHEDULER,
             "async_scheduling": False,
             # A checkpoint's own defaults, such as a repetition penalty, are not the request's wish.
             "generation_config": "vllm",
@@ -167,16 +171,24 @@ def require_vllm() -> None:
 
 
 def _require_one_template(parts: Parts) -> None:
-    from safedraft.chat import encode
-
-    tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies]
-    if None in tokenizers:
+    tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies if anatomy.tokenizer]
+    if len(tokenizers) < 2 or not any(tokenizer.chat_template for tokenizer in tokenizers):
         return  # ids only
-    first, second = (encode(tokenizer, _GREETING) for tokenizer in tokenizers if tokenizer)
+    first, second = map(_greeting, tokenizers)
     if first != second:
         raise IncompatiblePair(
             "the chat templates of target and draft differ, and vLLM gives both models one prompt"
         )
+
+
+def _greeting(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt of a short conversation, without a system turn if the template has none."""
+    from safedraft.chat import encode
+
+    try:
+        return encode(tokenizer, _GREETING)
+    except SafeDraftError:
+        return encode(tokenizer, _GREETING[1:])
 
 
 def _data_parallel(given: Mapping[str, Any]) -> bool:
@@ -190,15 +202,7 @@ def _platform() -> str:
 
 
 def _worker() -> str:
-    from safedraft.engines.vllm.checks import WORKERS
-
     device = _platform()
     if device not in WORKERS:
         raise SafeDraftError(f"vLLM's platform {device!r} is not supported with SSD")
     return WORKERS[device]
-
-
-def _scheduler() -> str:
-    from safedraft.engines.vllm.checks import SCHEDULER
-
-    return SCHEDULER

@@ -182,6 +182,26 @@ def test_what_was_said_is_kept_when_taken_away(tokenizer: Any) -> None:
     assert stream.reply.statistics.tokens == len(stream.reply.trace) == 2
 
 
+@pytest.mark.parametrize("stop", [(), ("b",)], ids=["closed", "stop string"])
+def test_steps_are_let_go_with_their_stream_at_hand(tokenizer: Any, stop: tuple[str, ...]) -> None:
+    let_go = []
+
+    def steps() -> Iterator[Step]:
+        try:
+            for id in tokenizer.encode("abc", add_special_tokens=False):
+                yield Step(id, True, Scheme.INTERSECTION, 0.3, 0.5, 0.5, 0)
+        finally:
+            let_go.append(True)
+
+    stream = stream_text(tokenizer, "", stop)
+    stream._steps = steps()
+    next(stream)
+    assert not let_go
+    stream.drain() if stop else stream.close()
+    assert let_go
+    assert stream.reply.text == "a"
+
+
 def test_ctrl_c_inside_a_forward_keeps_what_was_held_back(tokenizer: Any) -> None:
     def steps() -> Iterator[Step]:
         for id in tokenizer.encode("ab", add_special_tokens=False):

@@ -316,6 +316,8 @@ class Stream(Iterator[Token]):
             for _ in self._release(len(self._held)):
                 pass  # taken away before its end: what was held back was said all the same
             self._total()
+            if isinstance(self._steps, Generator):
+                self._steps.close()  # an engine of many requests would go on with this one
 
     def _text(self, token: int) -> str:
         return self._detokenizer.push(token) if self._detokenizer else ""

@@ -167,6 +167,12 @@ def test_replay_finds_the_authors_tokens(run: Any, name: str, draft_tokens: str)
     assert code == 0
 
 
+def test_replay_needs_a_drafted_token(run: Any) -> None:
+    code, _, err = run("replay", str(CONFORMANCE / "near.json"), "--draft-tokens", "0")
+    assert code == 2
+    assert "--draft-tokens" in err
+
+
 def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
     recording = json.loads((CONFORMANCE / "mid.json").read_text())
     wrong_token, wrong_scheme, wrong_strength = recording["cases"][:3]

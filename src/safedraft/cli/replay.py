@@ -62,7 +62,8 @@ def replay(
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     draft_tokens: Annotated[
-        int, typer.Option(help="T; it must not change a token.", rich_help_panel="Method")
+        int,
+        typer.Option(min=1, help="T; it must not change a token.", rich_help_panel="Method"),
     ] = 3,
     engine: Annotated[
         Literal["transformers", "vllm"],

@@ -68,6 +68,16 @@ def test_a_file_without_prompts_is_refused(tmp_path):
         read_requests("train", harmful=[str(tmp_path / "gone.txt")])
 
 
+def test_each_part_may_have_files_of_its_own(tmp_path):
+    for name in ("learn", "hold"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"goal": f"How to {name}?"}]))
+    harmful = [f"{tmp_path}/learn.json:part=train", f"{tmp_path}/hold.json:part=calibration"]
+    found = [read_requests(part, harmful=harmful).harmful for part in ("train", "calibration")]
+    assert [[r.text for r in part] for part in found] == [["How to learn?"], ["How to hold?"]]
+    with pytest.raises(SafeDraftError, match="no harmful prompts for calibration"):
+        read_requests("calibration", harmful=harmful[:1])
+
+
 def test_a_frame_holds_the_request_as_it_is():
     rng = random.Random(0)
     request = "What does {noise} mean in f'{request}'?"

@@ -1,5 +1,12 @@
 """The one exception that means "you can fix this": its message is one line that says how."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SafeDraftError(ValueError):
     """Something a user can mend: a bad value, a pair that does not fit, a file that is not there.
@@ -12,6 +19,19 @@ class SafeDraftError(ValueError):
 def first_line(error: BaseException) -> str:
     """What a library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def problems(error: ValidationError, *, whole: str = "", shown: bool = False) -> list[str]:
+    """What Pydantic found wrong, each with its field, or ``whole`` if it is not of one field.
+
+    With ``shown`` the values are told too.
+    """
+    told = []
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"]) or whole
+        wrong = f"{found['msg'].lower()}, not {found['input']!r}" if shown else found["msg"]
+        told.append(f"{where}: {wrong}")
+    return told
 
 
 class IncompatiblePair(SafeDraftError):

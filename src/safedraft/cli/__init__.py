@@ -27,7 +27,7 @@ from safedraft.cli.report import report
 from safedraft.cli.score import score
 from safedraft.cli.serve import serve
 from safedraft.cli.train_draft import train_draft
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, problems
 
 app = typer.Typer(
     name="safedraft",
@@ -71,7 +71,7 @@ def main() -> None:
     except SafeDraftError as error:
         _fail(str(error))
     except ValidationError as error:
-        _fail("; ".join(_in_words(problem) for problem in error.errors()))
+        _fail("; ".join(problems(error, shown=True)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -79,12 +79,6 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"the disk is full ({error.filename or 'while writing'}): make room and run it again")
-
-
-def _in_words(problem: object) -> str:
-    details = dict(problem)  # type: ignore[call-overload]
-    where = ".".join(str(part) for part in details["loc"])
-    return f"{where}: {details['msg'].lower()}, not {details['input']!r}"
 
 
 def _fail(message: str) -> None:

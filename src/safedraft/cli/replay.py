@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from safedraft.cli import options
 from safedraft.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, problems
 
 if TYPE_CHECKING:
     from safedraft.chat import Reply
@@ -149,9 +149,7 @@ def read_recording(file: Path) -> Recording:
     except OSError as error:
         raise SafeDraftError(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SafeDraftError(f"{file}: {field}: {first['msg']}") from error
+        raise SafeDraftError(f"{file}: {problems(error, whole='the file')[0]}") from error
 
 
 def replay_case(

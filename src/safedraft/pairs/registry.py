@@ -12,7 +12,7 @@ from platformdirs import user_cache_path, user_config_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safedraft.config import Positive, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, problems
 
 DEFAULT_PAIR = "qwen2.5-coder"
 
@@ -148,6 +148,4 @@ def _entry(file: Path, kind: type[_EntryT], name: str, fields: object) -> _Entry
     try:
         return kind.model_validate({**fields, "name": name})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise SafeDraftError(f"{file}: [{name}] {field}: {first['msg']}") from error
+        raise SafeDraftError(f"{file}: [{name}] {problems(error)[0]}") from error

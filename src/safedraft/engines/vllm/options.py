@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safedraft.config import Positive, SamplingParams, SSDConfig
 from safedraft.engines.vllm.rule import Request
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, problems
 
 KEY = "safedraft"
 """Under which vLLM's ``additional_config`` carries the settings to every process."""
@@ -71,7 +71,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            raise SafeDraftError(f"additional_config: {KEY}: {_in_words(error)}") from error
+            raise SafeDraftError(f"additional_config: {KEY}: {problems(error)[0]}") from error
 
     def request(self, params: Any, request_id: str) -> Request:
         """The rule's side of a request with these vLLM ``SamplingParams``.
@@ -97,7 +97,7 @@ class Settings(BaseModel):
                 seed=seed % 2**63,
             )
         except ValidationError as error:
-            raise SafeDraftError(_in_words(error)) from error
+            raise SafeDraftError(problems(error)[0]) from error
         return Request(config, sampling, end_tokens(params))
 
     def trace_of(self, params: Any) -> str | None:
@@ -125,7 +125,7 @@ class Settings(BaseModel):
         try:
             return SSDConfig.model_validate(self.config.model_dump() | changes)
         except ValidationError as error:
-            raise SafeDraftError(_in_words(error)) from error
+            raise SafeDraftError(problems(error)[0]) from error
 
 
 def wants_statistics(params: Any) -> bool:
@@ -187,9 +187,3 @@ def room_for(prompt_tokens: int, max_model_len: int, drafted: int) -> int:
             f"{drafted} drafted tokens): shorten it"
         )
     return room
-
-
-def _in_words(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}"

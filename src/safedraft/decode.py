@@ -34,6 +34,10 @@ class Step:
     """Which pass of the target verified it, from 0."""
 
 
+Draft = tuple[int, Tensor]
+"""A proposed token and the distribution q, ``[V]``, that it was taken from."""
+
+
 class Decoder(Protocol):
     """Anything that decodes one request as ``decode`` does: SSD, or what it is compared with."""
 
@@ -72,7 +76,7 @@ def decode(
     """
     switch, draws = Switch(config), Draws(sampling.seed or 0)
     target_unseen, draft_unseen = list(target_prompt), list(draft_prompt)
-    drafts: deque[tuple[int, Tensor]] = deque()  # proposed, not yet decided: token and q
+    drafts: deque[Draft] = deque()  # proposed, not yet decided
     rows: deque[Tensor] = deque()  # the target's P for the positions to come
     block = -1
 
@@ -80,14 +84,9 @@ def decode(
         # 1. Propose. A row carried over from a block that matched throughout is decided first,
         #    from one draft: the target alone never chooses a token.
         if not drafts:
-            left = sampling.max_new_tokens - position
-            for ahead in range(1 if rows else min(config.draft_tokens, left)):
-                q = forward(draft, draft_unseen, 1, sampling.temperature)[0]
-                token = take(q, sampling, draws[position + ahead].propose)
-                drafts.append((token, q))
-                draft_unseen = [token]
-                if q[token] < config.draft_confidence:
-                    break  # what would follow it is likely to be thrown away
+            most = 1 if rows else config.draft_tokens
+            drafts.extend(propose(draft, draft_unseen, most, config, sampling, draws, position))
+            draft_unseen = [drafts[-1][0]]
 
         # 2. Verify: one pass of the target gives P at every drafted position and at the one after.
         if not rows:
@@ -115,6 +114,27 @@ def decode(
             draft_unseen = [token]
         if not rows:
             target_unseen = [token]
+
+
+def propose(
+    draft: Session,
+    unseen: Sequence[int],
+    most: int,
+    config: SSDConfig,
+    sampling: SamplingParams,
+    draws: Draws,
+    position: int,
+) -> list[Draft]:
+    """Drafts from ``position`` on, at least one; the session does not hold the last of them."""
+    drafts: list[Draft] = []
+    for at in range(position, min(position + most, sampling.max_new_tokens)):
+        q = forward(draft, unseen, 1, sampling.temperature)[0]
+        token = take(q, sampling, draws[at].propose)
+        drafts.append((token, q))
+        unseen = [token]
+        if q[token] < config.draft_confidence:
+            break  # what would follow it is likely to be thrown away
+    return drafts
 
 
 def decide(

@@ -13,13 +13,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from torch import Tensor
 
 from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.decode import Decoder, Step, decide, forward, take
+from safedraft.decode import Decoder, Draft, Step, decide, forward, propose
 from safedraft.defences.target_only import own_step
 from safedraft.engines.session import Session
 from safedraft.sampling import Draws
-
-Draft = tuple[int, Tensor]
-"""A proposed token and the distribution q, ``[V]``, that it was taken from."""
 
 
 class Rule(ABC):
@@ -62,7 +59,8 @@ def blockwise(make_rule: Callable[[SSDConfig], Rule], *, bonus: bool) -> Decoder
 
         while (left := sampling.max_new_tokens - position) > 0:
             # 1. Propose.
-            drafts = propose(draft, draft_unseen, config, sampling, draws, position)
+            most = config.draft_tokens
+            drafts = propose(draft, draft_unseen, most, config, sampling, draws, position)
 
             # 2. Verify. The row after the last draft is asked for only where it is used.
             fed = [token for token, _ in drafts][: len(drafts) if bonus else -1]
@@ -91,26 +89,6 @@ def blockwise(make_rule: Callable[[SSDConfig], Rule], *, bonus: bool) -> Decoder
             block += 1
 
     return decoder
-
-
-def propose(
-    draft: Session,
-    unseen: Sequence[int],
-    config: SSDConfig,
-    sampling: SamplingParams,
-    draws: Draws,
-    position: int,
-) -> list[Draft]:
-    """The drafts of a block that begins at ``position``; the session does not hold the last one."""
-    drafts: list[Draft] = []
-    for at in range(position, min(position + config.draft_tokens, sampling.max_new_tokens)):
-        q = forward(draft, unseen, 1, sampling.temperature)[0]
-        token = take(q, sampling, draws[at].propose)
-        drafts.append((token, q))
-        unseen = [token]
-        if q[token] < config.draft_confidence:
-            break
-    return drafts
 
 
 def verify(

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 from safedraft.errors import SafeDraftError
-from safedraft.pairs import convert, fetch, mirror, registry
+from safedraft.pairs import convert, fetch, mirror, progress, registry
 from safedraft.pairs.registry import ModelFile, Wheels
 
 CONTENT = random.Random(0).randbytes(3072)
@@ -397,7 +397,7 @@ def test_pip_on_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_progress_is_one_line_a_stage_without_a_terminal(capsys):
-    with fetch.show_progress() as report:
+    with progress.show_progress() as report:
         report("downloading [a]", 0, 10)
         report("downloading [a]", 10, 10)
         report("converting", 0, 0)
@@ -407,7 +407,7 @@ def test_progress_is_one_line_a_stage_without_a_terminal(capsys):
 def test_progress_is_drawn_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with fetch.show_progress() as report:
+    with progress.show_progress() as report:
         report("downloading", 5_000_000, 10_000_000)
         report("converting", 0, 0)
     drawn = capsys.readouterr().err

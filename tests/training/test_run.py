@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from conftest import save_model, save_tokenizer
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 import safedraft
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.fingerprint import FACTS, fingerprint
 from safedraft.pairs.registry import PairSpec
 from safedraft.training import run
+from safedraft.training.checks import check
 from safedraft.training.config import TrainingConfig
 from safedraft.training.run import Plan, train_draft
-from safedraft.training.train import CHECKPOINT, Stopped
+from safedraft.training.train import CHECKPOINT, Stopped, train
 
 CONFIG = TrainingConfig(
     steps=3,
@@ -90,6 +92,28 @@ def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
         == plan.spec.draft
     )
+
+
+def test_the_bare_draft_is_trained_and_checked_under_its_own_prompt(plan, tiny_pair, monkeypatch):
+    examples, asked = [], []
+
+    def watched_train(model, epoch, *rest, **named):
+        examples.extend(epoch(0))
+        train(model, epoch, *rest, **named)
+
+    def watched_check(draft, material, answers, *rest):
+        examples.extend(answers)
+        asked.append(draft.system)
+        return check(draft, material, answers, *rest)
+
+    monkeypatch.setattr(run, "train", watched_train)
+    monkeypatch.setattr(run, "check", watched_check)
+    own = {"draft_system": "Refuse.", "draft_dtype": "int8", "adapter": "/no/such"}
+    train_draft(changed(plan, spec=plan.spec.model_copy(update=own)))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
+    assert examples
+    assert all("system\nRefuse." in tokenizer.decode(example.ids) for example in examples)
+    assert asked == ["Refuse."]
 
 
 def test_an_adapter_for_another_base_is_refused(plan, tmp_path, tiny_pair):

@@ -181,21 +181,11 @@ def open_pair(
     settings: list[str] | None = None,
 ) -> Pair:
     """Load the pair that the panel "Models" names, showing the progress of downloads."""
-    from safedraft.pairs.load import choose_pair, load_pair
+    from safedraft.pairs.load import choose_pair, load_spec
     from safedraft.pairs.progress import show_progress
 
     use_adapter = not no_adapter
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     config = with_settings(spec.config, settings)  # refused before anything is fetched or loaded
     with show_progress() as report:
-        return load_pair(
-            name,
-            target=target,
-            draft=draft,
-            adapter=adapter,
-            use_adapter=use_adapter,
-            config=config,
-            dtype=dtype,
-            device=device,
-            report=report,
-        )
+        return load_spec(spec, config=config, dtype=dtype, device=device, report=report)

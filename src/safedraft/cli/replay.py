@@ -119,19 +119,13 @@ def _in_vllm(
     spec: PairSpec, dtype: str, cases: Sequence[Case], recording: Recording, draft_tokens: int
 ) -> list[str | None]:
     """The cases hold prompts as ids, so a system prompt of the pair's has no part in them."""
-    from safedraft.pairs.load import load_pair
+    from safedraft.engines.vllm.pair import load_vllm_pair
     from safedraft.pairs.progress import show_progress
 
+    bare = spec.model_copy(update={"target_system": None, "draft_system": None})
+    config = SSDConfig(draft_tokens=draft_tokens)
     with show_progress() as report:
-        loaded = load_pair(
-            target=spec.target,
-            draft=spec.draft,
-            adapter=spec.adapter,
-            config=SSDConfig(draft_tokens=draft_tokens),
-            dtype=dtype,
-            engine="vllm",
-            report=report,
-        )
+        loaded = load_vllm_pair(bare, config=config, dtype=dtype, report=report)
     return replay_in_vllm(loaded, cases, recording.end_tokens)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.hub import snapshot
 from safedraft.pairs.mirror import UNFINISHED, file_from_wheels
-from safedraft.pairs.progress import Report, show_progress, silent
+from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import (
     ModelFile,
     cache_folder,
@@ -25,8 +25,6 @@ from safedraft.pairs.registry import (
     shipped_adapters,
     suggestion,
 )
-
-__all__ = ["Report", "fetch", "fetch_adapter", "fetch_anatomy", "show_progress", "silent"]
 
 _MANIFEST = "safedraft.json"
 _HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\S+))?")

@@ -13,9 +13,10 @@ from filelock import FileLock
 from safedraft.config import SSDConfig
 from safedraft.errors import SafeDraftError, first_line
 from safedraft.pairs.doctor import Anatomy, Examination, examine, read_anatomy
-from safedraft.pairs.fetch import Report, fetch, fetch_adapter, silent
+from safedraft.pairs.fetch import fetch, fetch_adapter
 from safedraft.pairs.fingerprint import fingerprint, require_base
 from safedraft.pairs.pair import Member, Pair
+from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, cache_folder, find_pair
 
 if TYPE_CHECKING:
@@ -147,6 +148,28 @@ def load_pair(
     if engine != "transformers" or options:
         what = min(options) if options else f"engine {engine!r}"
         raise SafeDraftError(f"{what}: not known to load_pair; engines are transformers and vllm")
+    return load_spec(
+        spec,
+        config=config,
+        dtype=dtype,
+        draft_dtype=draft_dtype,
+        device=device,
+        draft_device=draft_device,
+        report=report,
+    )
+
+
+def load_spec(
+    spec: PairSpec,
+    *,
+    config: SSDConfig | None = None,
+    dtype: str = "auto",
+    draft_dtype: str | None = None,
+    device: str = "auto",
+    draft_device: str | None = None,
+    report: Report = silent,
+) -> Pair:
+    """As ``load_pair`` with Transformers, of a pair that was chosen already."""
     from safedraft.engines.int8 import keep_in_int8
 
     # What can be refused is refused before gigabytes are fetched or loaded.

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.errors import SafeDraftError
+from safedraft.pairs.progress import Report, silent
 from safedraft.training.card import Run, write_card
 from safedraft.training.checks import Checks, check
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Examples, pack
-from safedraft.training.material import Material, Report, draw_material
+from safedraft.training.material import Material, draw_material
 from safedraft.training.requests import read_requests
 from safedraft.training.train import (
     CHECKPOINT,
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
 
 Trained = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with its number, the number of steps, and what was measured."""
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +78,14 @@ class _Lessons:
 
     def examples(self, material: Material, config: TrainingConfig) -> Examples:
         assert self.draft.tokenizer is not None
-        return Examples(material, self.draft.tokenizer, self.end_tokens, config)
+        return Examples(material, self.draft.tokenizer, self.end_tokens, config, self.draft.system)
 
 
 def train_draft(
     plan: Plan,
     *,
-    fetching: Report = _silent,
-    drawing: Report = _silent,
+    fetching: Report = silent,
+    drawing: Report = silent,
     training: Trained = lambda step, steps, figures: None,
 ) -> Path:
     """Carry out a plan; the adapter's folder appears when all of it is there.
@@ -165,16 +162,14 @@ def _prepare(
     """All that the target is needed for; it is not kept in memory after that."""
     from safedraft.pairs.fetch import fetch
     from safedraft.pairs.fingerprint import fingerprint
-    from safedraft.pairs.load import load_pair
+    from safedraft.pairs.load import load_spec
 
     requests = read_requests("train", plan.harmful, plan.ordinary)
     held_requests = read_requests("calibration", plan.harmful, plan.ordinary)
-    names = plan.spec.target, plan.spec.draft
-    pair = load_pair(
-        target=names[0], draft=names[1], dtype=plan.dtype, device=plan.device, report=fetching
-    )
-    pair = replace(pair, target=replace(pair.target, system=plan.spec.target_system))
-    folders = [fetch(name, fetching) for name in names]
+    # What an adapter is trained for: the bare draft, in a dtype that can learn.
+    spec = plan.spec.model_copy(update={"adapter": None, "draft_dtype": None})
+    pair = load_spec(spec, dtype=plan.dtype, device=plan.device, report=fetching)
+    folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
     _make(plan.folder)
     few = {
         "framed_ordinary": 0,
@@ -236,7 +231,7 @@ def _teacher(pair: Pair, lessons: _Lessons, config: TrainingConfig, drawing: Rep
 
 def _identity(config: TrainingConfig, lessons: _Lessons) -> dict[str, str]:
     """What a resumed run must have in common with the one that was interrupted."""
-    material = json.dumps(asdict(lessons.learned), sort_keys=True)
+    material = json.dumps(asdict(lessons.learned), sort_keys=True) + (lessons.draft.system or "")
     return {
         "settings": config.model_dump_json(),
         "prompts or answers": hashlib.sha256(material.encode()).hexdigest(),

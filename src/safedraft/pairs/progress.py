@@ -1,4 +1,4 @@
-"""What is told while a model is fetched, and how it is drawn."""
+"""What is told while a model is fetched or asked, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage in words, the bytes done, and the bytes in all (0: not known)."""
+"""Called with the stage in words, how much is done, and how much in all (0: not known); of a model
+that is fetched, in bytes."""
 
 
 def silent(stage: str, done: int, total: int) -> None:

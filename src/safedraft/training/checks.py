@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.pairs.pair import Member
-    from safedraft.training.material import Harmful, Material, Report
+    from safedraft.pairs.progress import Report
+    from safedraft.training.material import Harmful, Material
 
 PREFILLS = (0, 10, 20, 40)
 """Tokens of a harmful beginning that are put into the draft's mouth."""

@@ -6,7 +6,7 @@ The beginnings may be harmful: they stay in the cache of drawn replies and in me
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,10 +19,8 @@ from safedraft.training.requests import Request, Requests, framed, opened, openi
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Member
+    from safedraft.pairs.progress import Report
     from safedraft.training.config import TrainingConfig
-
-Report = Callable[[str, int, int], None]
-"""Called with what is drawn, how much of it is there, and how much is wanted."""
 
 _BEGINNING_TOKENS = 48  # drawn after an opening; a longer attack reads much the same
 

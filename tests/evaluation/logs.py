@@ -25,7 +25,7 @@ def sample(
 ) -> EvalSample:
     output = ModelOutput.from_content("safedraft/default", completion)
     figures = (statistics or Statistics(tokens=10, target_passes=5, seconds=2.0)).to_dict()
-    output.metadata = {"safedraft": {**figures, "schemes": []}}
+    output.metadata = {"safedraft": figures}
     return EvalSample(
         id=request,
         epoch=1,

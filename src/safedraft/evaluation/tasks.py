@@ -26,6 +26,7 @@ from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import JUDGES
 from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.report.read import FORMAT, LEFT_OUT
 from safedraft.evaluation.sources import Record, find_source
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -33,11 +34,6 @@ from safedraft.pairs.progress import Report, silent
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair
-
-FORMAT = 1
-"""Of the metadata in a log, which reports check."""
-
-_LEFT_OUT = "left_out"
 
 
 def suite_task(
@@ -159,7 +155,7 @@ def attacked(suite: str) -> Solver:
         try:
             messages = await api.use(lambda pair: sent(made_by, record, pair))
         except LeftOut as reason:
-            state.metadata[_LEFT_OUT] = str(reason)
+            state.metadata[LEFT_OUT] = str(reason)
             state.completed = True
             return state
         state.messages = [_chat_message(message) for message in messages]
@@ -248,8 +244,8 @@ def _unless_left_out(judge: Scorer) -> Scorer:
 
     @wraps(judge)
     async def score(state: TaskState, target: Target) -> Score | None:
-        if _LEFT_OUT in state.metadata:
-            return Score.unscored(reason=_LEFT_OUT, explanation=state.metadata[_LEFT_OUT])
+        if LEFT_OUT in state.metadata:
+            return Score.unscored(reason=LEFT_OUT, explanation=state.metadata[LEFT_OUT])
         return await judge(state, target)
 
     return score

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Of ``eval.metadata["safedraft"]``, the only one that is read."""
 
+LEFT_OUT = "left_out"
+"""Under which a sample's metadata says why it was never asked."""
+
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 
 BASELINE = "target_only"
@@ -36,7 +39,6 @@ class Row:
     correct: bool | None = None
     succeeded: bool | None = None
     """Of an attack: whether it got what it was after."""
-    harmfulness: float | None = None
     unscored: str = ""
     """Why a score is missing, as far as it is known."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -248,7 +250,7 @@ def _row(run: Run, sample: EvalSample) -> Row:
     where = f"samples[{sample.id}]"
     record = _Fields(run.file, f"{where}.metadata", sample.metadata)("record", dict)
     scores, reasons = _scores(sample)
-    left_out = str(sample.error.message if sample.error else sample.metadata.get("left_out", ""))
+    left_out = str(sample.error.message if sample.error else sample.metadata.get(LEFT_OUT, ""))
     statistics = (sample.output.metadata or {}).get("safedraft", {})
     expected = ("correct",) if run.kind == "accuracy" else ("refused", "harmfulness", "harmful")
     if not left_out and not any(name in scores or name in reasons for name in expected):
@@ -264,7 +266,6 @@ def _row(run: Run, sample: EvalSample) -> Row:
         refused=_flag(scores.get("refused")),
         correct=_flag(scores.get("correct")),
         succeeded=_succeeded(scores, reasons),
-        harmfulness=scores.get("harmfulness"),
         unscored=left_out or (missing[0] if missing else ""),
         statistics=statistics,
     )

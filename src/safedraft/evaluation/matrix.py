@@ -20,6 +20,7 @@ from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
+from safedraft.evaluation.report.read import PAIR, differences
 from safedraft.evaluation.sources import Record
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -30,9 +31,6 @@ from safedraft.pairs.registry import DEFAULT_PAIR, pairs
 DEFENCES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
-
-_PAIR = "pair"
-"""Under which a log's metadata has the pair as it was registered."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ class Prepared:
             self.tasks,
             log_dir=str(self.log_dir),
             model=self.models,
-            metadata={_PAIR: self.matrix.registered()},
+            metadata={PAIR: self.matrix.registered()},
             limit=self.matrix.limit,
             max_tasks=1,
             max_samples=1,
@@ -262,20 +260,14 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
             continue
         settings, model = planned[key]
         now = matrix.registered()
-        was = (held.metadata or {}).get(_PAIR, now)  # not in a log of inspect_ai's own command
+        was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
-            ("pair", held.model, str(model)),
-            *_pairs(was.get("config", {}), now.get("config", {})),
-            *_pairs(was, now),
-            *_pairs(held.model_args, model.model_args),
-            *_pairs(held.task_args, settings),
+            *differences({"pair": held.model}, {"pair": str(model)}),
+            *differences(was, now),
+            *differences(held.model_args, model.model_args),
+            *differences(held.task_args, settings),
         ):
-            if theirs != ours:
-                raise SafeDraftError(
-                    f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
-                    "choose another --log-dir"
-                )
-
-
-def _pairs(theirs: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(name, theirs.get(name), ours.get(name)) for name in theirs | ours]
+            raise SafeDraftError(
+                f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
+                "choose another --log-dir"
+            )

@@ -58,14 +58,15 @@ def suite_task(
         split: which part of the source is asked.
 
     Raises:
-        SafeDraftError: an unknown source or judge, or a source that cannot be used.
+        SafeDraftError: an unknown source or judge, a judge given twice, or a source that cannot
+            be used.
     """
     records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
     judges = (
         [_unless_left_out(correct())]
         if suite.kind == "accuracy"
-        else [find_judge(name) for name in _several(judge)]
+        else find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
     )
     return Task(
         name=suite.name,
@@ -196,8 +197,17 @@ def _chat_message(message: Message) -> ChatMessage:
     return kind(content=message["content"])
 
 
-def _several(judge: str | Sequence[str] | None) -> list[str]:
-    return [judge] if isinstance(judge, str) else list(judge or ["phrases"])
+def find_judges(specs: Sequence[str]) -> list[Scorer]:
+    """The judges of a sample. Scores go by a judge's name, so that one can be had only once.
+
+    Raises:
+        SafeDraftError: as ``find_judge``; or one is given twice.
+    """
+    names = [spec.partition(":")[0] for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SafeDraftError(f"the judge {name} is given twice: its scores would be mixed")
+    return [find_judge(spec) for spec in specs]
 
 
 def find_judge(spec: str) -> Scorer:

@@ -213,8 +213,8 @@ class _Fields:
         return value
 
 
-def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
-    """What a log's header says.
+def run_of(file: str, log: EvalLog, split: Split | None = None) -> Run:
+    """What a log's header says; of one split alone, if it is given.
 
     Raises:
         SafeDraftError: as ``read_logs``.
@@ -236,7 +236,7 @@ def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.kind is {kind!r}, not one of {', '.join(KINDS)}"
         )
-    if fields("split", str) != split:
+    if fields("split", str) != split and split is not None:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.split is {ours['split']!r}, not {split!r}: figures "
             "are those of one split alone; take the file away"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,8 @@ from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import Model, get_model
 
+from safedraft.config import SSDConfig
+from safedraft.defences import CONSTANTS
 from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
@@ -62,19 +64,22 @@ class Matrix:
         """One model of inspect_ai for each defence; nothing is loaded.
 
         Raises:
-            SafeDraftError: a defence, argument or pair that does not exist, or one given twice.
+            SafeDraftError: a defence, argument or pair that does not exist, or one given twice; a
+                constant of a defence that does not use it.
         """
         named = self._named()
         models: dict[str, Model] = {}
         for spec in self.defences:
             name, _, own = spec.partition(":")
-            chosen = {"defence": name, **self.arguments, **arguments(f"--defence {spec}", own)}
+            given = arguments(f"--defence {spec}", own)
+            chosen = {"defence": name, **self.arguments, **given}
             chosen.setdefault("label", spec)
             if chosen["label"] in models:
                 raise SafeDraftError(
                     f"two defences are called {chosen['label']!r}: give one of them a label=NAME"
                 )
             models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
+            _require_used(spec, chosen["defence"], given)
         return list(models.values())
 
     def registered(self) -> dict[str, Any]:
@@ -229,6 +234,15 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     models, tasks = matrix.models(), matrix.tasks()
     _check_log_dir(matrix, models, log_dir)
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
+
+
+def _require_used(spec: str, defence: str, given: Mapping[str, Any]) -> None:
+    """Refuse a defence's own constant that changes nothing of what it says."""
+    used = CONSTANTS.get(defence, frozenset())
+    for name in given:
+        if name in SSDConfig.model_fields and name not in used:
+            those = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
+            raise SafeDraftError(f"--defence {spec}: {defence} does not use {name}, {those}")
 
 
 def _api(model: Model) -> SafeDraftAPI:

@@ -131,9 +131,10 @@ def _require_equal(one: Run, other: Run) -> None:
     A name hides them: a label is what its user chose, and every pair of two named models is called
     custom.
     """
-    known = one.registered, other.registered
-    pairs = () if None in known else differences(*known)
-    for what, ours, theirs in (*differences(one.arguments, other.arguments), *pairs):
+    found = differences(one.arguments, other.arguments)
+    if one.registered is not None and other.registered is not None:
+        found += differences(one.registered, other.registered)
+    for what, ours, theirs in found:
         raise SafeDraftError(
             f"{one.file} has {one.name} on {one.suite} with {what} {ours!r}, and {other.file} with "
             f"{theirs!r}: give one of them a label=NAME, or report them apart"

@@ -10,8 +10,8 @@ import torch
 from talking import talking
 
 import safedraft
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences import DECODERS, DEFENCES
+from safedraft.config import SamplingParams, Scheme, SSDConfig
+from safedraft.defences import CONSTANTS, DECODERS, DEFENCES
 from safedraft.defences.in_context import DEMONSTRATION
 from safedraft.defences.refusals import REFUSAL
 from safedraft.defences.self_examination import harmless
@@ -52,6 +52,30 @@ def test_every_defence_answers_what_is_harmless_and_goes_on_with_a_prefill(
     assert (reply.text, reply.finish_reason) == ("On the wind.", "stop")
     begun = answer(name, pair, ASKED, {"role": "assistant", "content": "On the"})
     assert begun.text == " wind."
+
+
+class Watched(SSDConfig):
+    """Notes which constants are asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in SSDConfig.model_fields:
+            ASKED_FOR.add(name)
+        return super().__getattribute__(name)
+
+
+ASKED_FOR: set[str] = set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_defence_uses_the_constants_that_are_said_to_be_its_own(
+    name: str, tmp_path: Path
+) -> None:
+    pair = talking(tmp_path, lambda prompt: REFUSAL)
+    ASKED_FOR.clear()
+    for scheme in Scheme:
+        DEFENCES[name](pair, [ASKED], BRIEF, Watched(initial_scheme=scheme))
+    counted = {"bin_size"}  # of every reply's statistics
+    assert ASKED_FOR | counted == CONSTANTS.get(name, frozenset()) | counted
 
 
 def test_self_reminder_speaks_before_and_after_the_request(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def sample(
 ) -> EvalSample:
     output = ModelOutput.from_content("safedraft/default", completion)
     figures = (statistics or Statistics(tokens=10, target_passes=5, seconds=2.0)).to_dict()
-    output.metadata = {"safedraft": {**figures, "schemes": []}}
+    output.metadata = {"safedraft": figures}
     return EvalSample(
         id=request,
         epoch=1,
@@ -54,6 +54,8 @@ def log(
     status: str = "success",
     pair: str = "default",
     metadata: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
+    registered: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> EvalLog:
     ours = {
@@ -71,9 +73,11 @@ def log(
         dataset=EvalDataset(name=suite, samples=len(samples)),
         model=f"safedraft/{pair}",
         model_args={"defence": defence, **arguments},
+        task_args=dict(task or {}),
         config=EvalConfig(),
         packages={"inspect_ai": "0.3.285"},
-        metadata={"safedraft": {**ours, **(metadata or {})}},
+        metadata={"safedraft": {**ours, **(metadata or {})}}
+        | ({} if registered is None else {"pair": registered}),
     )
     return EvalLog(status=status, eval=spec, samples=list(samples))  # type: ignore[arg-type]
 

@@ -103,6 +103,34 @@ def test_what_cannot_be_tried_is_refused_at_once(
         Calibration(PAIR, Path("nowhere"), **given)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--no-adapter"], "add --dry-run"),
+        (
+            ["--source", "over_refsal=x.json"],
+            "over_refsal is not run, only prefill_20, over_refusal, ordinary",
+        ),
+        (["--attack", "direct", "--source", "prefill_20=x.json"], "prefill_20 is not run"),
+    ],
+)
+def test_the_command_refuses_what_it_would_ignore(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Calibration, "run", None)  # before anything is run
+    logs = ["--log-dir", str(tmp_path / "logs")]
+    monkeypatch.setattr(sys, "argv", ["safedraft", "calibrate", *logs, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def test_the_choice_becomes_the_pairs_own() -> None:
     config = SSDConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
     file = write_pair(PAIR, config)

@@ -112,7 +112,7 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
         assert sample.scores["refused"].value in (0, 1)
         assert sample.output.metadata is not None
         kept = sample.output.metadata["safedraft"]
-        assert len(kept["schemes"]) == len(kept["match_ratios"])
+        assert kept["match_ratios"]
     sums = logs["target_only", "arithmetic"].samples
     assert sums is not None
     assert all(sample.scores["correct"].value == 0 for sample in sums)  # type: ignore[index]
@@ -270,11 +270,23 @@ def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:
         (["--suite", "prefil_20"], "no suite is called 'prefil_20' (did you mean 'prefill_20'?)"),
         (["--defence", "sdd"], "no defence is called 'sdd'"),
         (["--defence", "ssd:alpha=1"], "no model argument 'alpha'"),
+        (
+            ["--defence", "safedecoding:alpha_union=2.0"],
+            "safedecoding does not use alpha_union, nor any other constant",
+        ),
+        (
+            ["--defence", "speculative:bin_size=5"],
+            "speculative does not use bin_size, only draft_confidence, draft_tokens",
+        ),
         (["--defence", "ssd:alpha_union"], "'alpha_union' is not NAME=VALUE"),
         (["--defence", "ssd", "--defence", "ssd"], "two defences are called 'ssd'"),
         (["--judge", "oracle"], "no judge is called 'oracle'; known are phrases"),
+        (
+            ["--judge", "classifier:model=a", "--judge", "classifier:model=b"],
+            "the judge classifier is given twice",
+        ),
         (["--source", "none.json"], "'none.json' is neither a file nor one of harmbench"),
-        (["--source", "ordinary=jbb"], "ordinary is not run; give it with --suite too"),
+        (["--source", "ordinary=jbb"], "ordinary is not run, only direct"),
         (["--max-new-tokens", "many"], "write N or SUITE=N"),
         (["--max-new-tokens", "ordinary=9"], "ordinary is not run"),
         (["--pair", "nothing"], "no pair is called 'nothing'"),
@@ -334,6 +346,11 @@ def test_the_command_runs_a_matrix(
     }
     assert logs["direct"].samples is not None
     assert all(sample.metadata["record"]["source"] == "own" for sample in logs["direct"].samples)
+
+
+def test_constants_that_are_for_all_need_not_be_used_by_all() -> None:
+    given = Matrix(("target_only", "ssd", "speculative:draft_tokens=2"), arguments={"bin_size": 5})
+    assert len(given.models()) == 3
 
 
 def test_the_defaults_exist() -> None:

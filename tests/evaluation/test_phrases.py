@@ -130,7 +130,7 @@ def test_a_judge_of_inspect_ai_is_checked_likewise() -> None:
     assert refuses(Labelled("Take a seat.", False)) is False
 
 
-def test_the_command_prints_both_parts() -> None:
+def test_the_command_prints_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["judge-check", "--json"])
     found = json.loads(result.output)
     assert found["held out"]["precision"]["count"] >= 15
@@ -139,5 +139,11 @@ def test_the_command_prints_both_parts() -> None:
     assert "held out" in shown.output
     assert "missed" in shown.output
     assert not any(one.text in shown.output for one in labelled() if one.held_out)
+    refused = CliRunner().invoke(app, ["judge-check", "--judge", "phrases:window=10"])
+    assert "takes no arguments" in str(refused.exception)
+    with monkeypatch.context() as patch:
+        patch.setattr("safedraft.cli.options.find_spec", lambda module: None)
+        refused = CliRunner().invoke(app, ["judge-check", "--judge", "endpoint:url=u,model=m"])
+    assert "pip install 'safedraft[eval]'" in str(refused.exception)
     refused = CliRunner().invoke(app, ["judge-check", "--judge", "classifier:model=x"])
     assert isinstance(refused.exception, SafeDraftError)

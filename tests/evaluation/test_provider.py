@@ -48,13 +48,12 @@ def test_a_reply_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     figures = output.metadata["safedraft"]  # type: ignore[index]
     assert figures["tokens"] == 21
     assert figures["match_ratios"] == [1.0, 1.0, 1.0]
-    assert figures["schemes"] == ["intersection"] * 3
     assert output.usage is not None
     assert output.usage.output_tokens == 21
     assert output.usage.input_tokens == figures["prompt_tokens"]
     cut = ask(api(defence="target_only"), ASKED, max_tokens=5)
     assert (cut.completion, cut.stop_reason) == ("On th", "max_tokens")
-    assert cut.metadata["safedraft"]["schemes"] == []  # type: ignore[index]
+    assert cut.metadata["safedraft"]["match_ratios"] == []  # type: ignore[index]
 
 
 def test_a_prefilled_turn_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +69,7 @@ def test_a_constant_reaches_the_defence_and_the_report(
     model = api(alpha_union=2.0, initial_scheme="union", bin_size=10)
     assert model.pair().config.alpha_union == 2.0
     figures = ask(model, ASKED).metadata["safedraft"]  # type: ignore[index]
-    assert figures["schemes"] == ["union", "intersection"]
+    assert figures["match_ratios"] == [1.0, 1.0]  # two bins of ten
     assert api().pair().config.alpha_union == 0.8
 
 

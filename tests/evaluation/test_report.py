@@ -22,6 +22,7 @@ from safedraft.evaluation.report.markdown import markdown
 from safedraft.evaluation.report.plots import all_plots
 from safedraft.evaluation.report.read import read_logs
 
+NOT_REFUSED = Score(value=0)
 UNSCORED = Score.unscored(reason="grader_failed", explanation="the judge was away")
 
 
@@ -160,13 +161,14 @@ def test_a_sample_that_failed_or_was_left_out_is_unscored(tmp_path: Path) -> Non
     failed = sample("a", completion="")
     failed.error = EvalError(message="NaN", traceback="", traceback_ansi="")
     failed.scores = None
+    judged_all_the_same = failed.model_copy(update={"id": "c", "scores": {"refused": NOT_REFUSED}})
     left_out = sample("b", refused=UNSCORED)
     left_out.metadata["left_out"] = "no answer is known"
-    figures = figures_of(tmp_path, log("direct", "ssd", [failed, left_out]))
+    figures = figures_of(tmp_path, log("direct", "ssd", [failed, judged_all_the_same, left_out]))
     found = figures.table("attack_success").cell("direct", "ssd")
-    assert (found.value, found.count, found.unscored) == (None, 0, 2)
+    assert (found.value, found.count, found.unscored) == (None, 0, 3)
     assert "–" in markdown(figures)
-    assert "2 unscored" in markdown(figures)
+    assert "3 unscored" in markdown(figures)
     assert "1 unscored: no answer is known." in figures.notes
 
 
@@ -187,6 +189,43 @@ def test_of_two_logs_of_the_same_the_newest_finished_one_is_taken(tmp_path: Path
     assert len(passed_over) == 2
     assert any("is newer" in note for note in passed_over)
     assert any("unfinished" in note for note in passed_over)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        ({}, {"no_adapter": True}, "no_adapter None, and .* True"),
+        ({"pair": "custom", "draft": "a"}, {"pair": "custom", "draft": "b"}, "draft 'a', and"),
+        ({"task": {"judge": None}}, {"task": {"judge": ["endpoint"]}}, "judge None, and"),
+        (
+            {"registered": {"target": "t", "config": {"union_bins": 1}}},
+            {"registered": {"target": "t", "config": {"union_bins": 4}}},
+            "union_bins 1, and .* 4",
+        ),
+        ({}, {"status": "cancelled", "alpha_union": 2.0}, "alpha_union None, and"),
+    ],
+)
+def test_logs_of_one_name_and_other_arguments_are_refused(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], what: str
+) -> None:
+    for folder, given in (("a", one), ("b", other)):
+        save(tmp_path / folder, log("direct", "ssd", attacked("+"), label="ssd", **given))
+    with pytest.raises(SafeDraftError, match=rf"a/.*ssd on direct with {what}.*label=NAME") as said:
+        read_logs([tmp_path / "a", tmp_path / "b"])
+    assert str(tmp_path / "b") in str(said.value)
+    assert len(read_logs([save(tmp_path / "c", log("direct", "ssd", attacked("+")))]).runs) == 1
+
+
+def test_what_tells_no_configuration_apart_is_no_difference(tmp_path: Path) -> None:
+    pair = {"target": "t", "config": {"union_bins": 4}}
+    own = log("direct", "ssd", attacked("+"), label="ssd", task={"seed": None})
+    own.eval.model_args.pop("defence")  # ssd, as the provider has it
+    longer = log(
+        "direct", "ssd", attacked("++"), created="2026-11-24T08:00:00+00:00", registered=pair
+    )
+    longer.eval.config.limit = 2
+    (run,) = read_logs([save(tmp_path / "logs", own, longer)]).runs
+    assert len(run.rows) == 2
 
 
 def test_configurations_of_several_pairs_stand_apart(tmp_path: Path) -> None:

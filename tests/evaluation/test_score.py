@@ -15,8 +15,8 @@ from safedraft.errors import SafeDraftError
 from safedraft.evaluation.report.read import read_logs
 
 
-def judged(folder: Path, *more: str) -> None:
-    result = CliRunner().invoke(app, ["score", str(folder), "--judge", "phrases", *more])
+def judged(folder: Path, *more: str, judge: str = "phrases") -> None:
+    result = CliRunner().invoke(app, ["score", str(folder), "--judge", judge, *more])
     if result.exception:
         raise result.exception
 
@@ -57,13 +57,23 @@ def test_judged_into_another_folder_the_logs_stay_as_they_were(tmp_path: Path) -
     ]
 
 
+def test_logs_of_a_calibration_are_judged_too(tmp_path: Path) -> None:
+    one = log("direct", "ssd", [sample("a", "No.", harmful=1)], metadata={"split": "calibration"})
+    folder = save(tmp_path / "logs", one)
+    judged(folder)
+    (run,) = read_logs([folder], "calibration").runs
+    assert run.rows[0].refused is False
+
+
 def test_what_cannot_be_judged_is_an_error(tmp_path: Path) -> None:
     folder = save(tmp_path / "logs", log("direct", "ssd", [sample("a")], status="started"))
     with pytest.raises(SafeDraftError, match="status is 'started'"):
         judged(folder)
     with pytest.raises(SafeDraftError, match="no judge is called 'oracle'"):
         judged(folder, "--judge", "oracle")
+    with pytest.raises(SafeDraftError, match="the judge phrases is given twice"):
+        judged(folder, "--judge", "phrases")
     with pytest.raises(SafeDraftError, match="endpoint: missing a required argument: 'url'"):
         judged(folder, "--judge", "endpoint:model=m")
     with pytest.raises(SafeDraftError, match=r"phrases: .*'words'.* takes none"):
-        judged(folder, "--judge", "phrases:words=many")
+        judged(folder, judge="phrases:words=many")

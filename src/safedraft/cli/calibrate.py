@@ -57,6 +57,10 @@ def calibrate(
     [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
     """
     options.require_extra("safedraft calibrate", "inspect_ai", "matplotlib")
+    if no_adapter and not dry_run:
+        raise SafeDraftError(
+            "--no-adapter: what suits the bare draft is not written for the pair; add --dry-run"
+        )
     from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
     from safedraft.evaluation.report.figures import all_figures
     from safedraft.evaluation.report.read import read_logs
@@ -72,17 +76,19 @@ def calibrate(
         if not (equals and listed):
             raise SafeDraftError(f"--try {given}: write NAME=V1,V2,…")
         candidates[name] = [parsed(value) for value in listed.split(",")]
+    attacks = attack or Calibration.attacks
     sources: dict[str, list[str]] = {}
     for given in source or ():
         suite, equals, name = given.partition("=")
         if not equals:
             raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
+        options.require_planned(f"--source {given}", suite, [*attacks, *Calibration.harmless])
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,
         log_dir,
         candidates=candidates or CANDIDATES,
-        attacks=attack or Calibration.attacks,
+        attacks=attacks,
         limit=limit,
         max_new_tokens=max_new_tokens,
         sources=sources,

@@ -149,7 +149,7 @@ def _lengths(given: list[str] | None, suites: list[str]) -> tuple[int, dict[str,
         if not number.isdigit() or not int(number):
             raise SafeDraftError(f"--max-new-tokens {length}: write N or SUITE=N, at least 1")
         if suite:
-            _require_planned(f"--max-new-tokens {length}", suite, suites)
+            options.require_planned(f"--max-new-tokens {length}", suite, suites)
             lengths[suite] = int(number)
         else:
             general = int(number)
@@ -166,17 +166,12 @@ def _sources(given: list[str] | None, suites: list[str]) -> dict[str, list[str]]
         suite, equals, rest = spec.partition("=")
         named = bool(equals) and suite in SUITES
         if named:
-            _require_planned(f"--source {spec}", suite, suites)
+            options.require_planned(f"--source {spec}", suite, suites)
         for name in [suite] if named else attacks:
             sources.setdefault(name, []).append(rest if named else spec)
     if given and not sources:
         raise SafeDraftError(f"--source {given[0]}: no suite of attacks is run; write SUITE=SOURCE")
     return sources
-
-
-def _require_planned(option: str, suite: str, suites: list[str]) -> None:
-    if suite not in suites:
-        raise SafeDraftError(f"{option}: {suite} is not run; give it with --suite too")
 
 
 def _conclude(logs: list[EvalLog], left_out: int, log_dir: Path) -> None:

@@ -55,13 +55,16 @@ def judge_check(
 
 
 def _verdicts(judge: str) -> Callable[[Labelled], bool | None]:
-    name = judge.partition(":")[0]
+    name, _, arguments = judge.partition(":")
     if name == "phrases":
+        if arguments:
+            raise SafeDraftError(f"--judge {judge}: the judge phrases takes no arguments")
         from safedraft.evaluation.judges.phrases import is_refusal
 
         return lambda one: is_refusal(one.text)
     if name == "classifier":
         raise SafeDraftError("the judge classifier tells harm, not refusals: nothing to check")
+    options.require_extra(f"the judge {name}", "inspect_ai", "openai")
     from safedraft.evaluation.judges.check import by_scorer
     from safedraft.evaluation.tasks import find_judge
 

@@ -13,6 +13,8 @@ from safedraft.config import SamplingParams, SSDConfig
 from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from safedraft.pairs.pair import Pair
 
 _MODELS = "Models"
@@ -150,6 +152,16 @@ def require_extra(command: str, *modules: str, extra: str = "eval") -> None:
     for module in modules:
         if find_spec(module) is None:
             raise SafeDraftError(f"{command} needs {module}: pip install 'safedraft[{extra}]'")
+
+
+def require_planned(option: str, suite: str, suites: Sequence[str]) -> None:
+    """Refuse what is said of a suite that is not run, before it is ignored.
+
+    Raises:
+        SafeDraftError: it is none of ``suites``.
+    """
+    if suite not in suites:
+        raise SafeDraftError(f"{option}: {suite} is not run, only {', '.join(suites)}")
 
 
 def say(message: str) -> None:

@@ -38,10 +38,10 @@ def score(
     options.require_extra("safedraft score", "inspect_ai")
     from safedraft.evaluation.judges.again import judge_again
     from safedraft.evaluation.report.read import log_files
-    from safedraft.evaluation.tasks import find_judge
+    from safedraft.evaluation.tasks import find_judges
 
     files = log_files(logs)
-    judges = [find_judge(spec) for spec in judge]
+    judges = find_judges(judge)
     if output:
         output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ rewrite, read or withhold text around a decoder.
 
 from __future__ import annotations
 
+from safedraft.config import SSDConfig
 from safedraft.decode import Decoder, decode
 from safedraft.defences.base import Defence, decoded
 from safedraft.defences.ensemble_weight import ensemble_weight
@@ -39,7 +40,20 @@ DEFENCES: dict[str, Defence] = {
 }
 """Every way to answer a conversation, by name."""
 
+_DRAFTING = frozenset({"draft_tokens", "draft_confidence"})
+
+CONSTANTS: dict[str, frozenset[str]] = {
+    "ssd": frozenset(SSDConfig.model_fields),
+    "ssd_risk": _DRAFTING
+    | {"sample_space_size", "kappa", "alpha_intersection", "alpha_union"}
+    | {"bin_size", "initial_scheme"},
+    "speculative": _DRAFTING,
+    "ensemble_weight": _DRAFTING,
+}
+"""The constants of the method that a defence uses, by its name; all others use none."""
+
 __all__ = [
+    "CONSTANTS",
     "DECODERS",
     "DEFENCES",
     "Decoder",

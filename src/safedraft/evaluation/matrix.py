@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,15 @@ from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import Model, get_model
 
+from safedraft.config import SSDConfig
+from safedraft.defences import CONSTANTS
 from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
+from safedraft.evaluation.report.read import PAIR, differences
 from safedraft.evaluation.sources import Record
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -30,9 +33,6 @@ from safedraft.pairs.registry import DEFAULT_PAIR, pairs
 DEFENCES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
-
-_PAIR = "pair"
-"""Under which a log's metadata has the pair as it was registered."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,22 @@ class Matrix:
         """One model of inspect_ai for each defence; nothing is loaded.
 
         Raises:
-            SafeDraftError: a defence, argument or pair that does not exist, or one given twice.
+            SafeDraftError: a defence, argument or pair that does not exist, or one given twice; a
+                constant of a defence that does not use it.
         """
         named = self._named()
         models: dict[str, Model] = {}
         for spec in self.defences:
             name, _, own = spec.partition(":")
-            chosen = {"defence": name, **self.arguments, **arguments(f"--defence {spec}", own)}
+            given = arguments(f"--defence {spec}", own)
+            chosen = {"defence": name, **self.arguments, **given}
             chosen.setdefault("label", spec)
             if chosen["label"] in models:
                 raise SafeDraftError(
                     f"two defences are called {chosen['label']!r}: give one of them a label=NAME"
                 )
             models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
+            _require_used(spec, chosen["defence"], given)
         return list(models.values())
 
     def registered(self) -> dict[str, Any]:
@@ -199,7 +202,7 @@ class Prepared:
             self.tasks,
             log_dir=str(self.log_dir),
             model=self.models,
-            metadata={_PAIR: self.matrix.registered()},
+            metadata={PAIR: self.matrix.registered()},
             limit=self.matrix.limit,
             max_tasks=1,
             max_samples=1,
@@ -233,6 +236,15 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
 
 
+def _require_used(spec: str, defence: str, given: Mapping[str, Any]) -> None:
+    """Refuse a defence's own constant that changes nothing of what it says."""
+    used = CONSTANTS.get(defence, frozenset())
+    for name in given:
+        if name in SSDConfig.model_fields and name not in used:
+            those = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
+            raise SafeDraftError(f"--defence {spec}: {defence} does not use {name}, {those}")
+
+
 def _api(model: Model) -> SafeDraftAPI:
     assert isinstance(model.api, SafeDraftAPI)
     return model.api
@@ -262,20 +274,14 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
             continue
         settings, model = planned[key]
         now = matrix.registered()
-        was = (held.metadata or {}).get(_PAIR, now)  # not in a log of inspect_ai's own command
+        was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
-            ("pair", held.model, str(model)),
-            *_pairs(was.get("config", {}), now.get("config", {})),
-            *_pairs(was, now),
-            *_pairs(held.model_args, model.model_args),
-            *_pairs(held.task_args, settings),
+            *differences({"pair": held.model}, {"pair": str(model)}),
+            *differences(was, now),
+            *differences(held.model_args, model.model_args),
+            *differences(held.task_args, settings),
         ):
-            if theirs != ours:
-                raise SafeDraftError(
-                    f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
-                    "choose another --log-dir"
-                )
-
-
-def _pairs(theirs: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(name, theirs.get(name), ours.get(name)) for name in theirs | ours]
+            raise SafeDraftError(
+                f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
+                "choose another --log-dir"
+            )

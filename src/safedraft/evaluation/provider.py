@@ -183,10 +183,8 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, wanted = _messages(input), sampling(config)
         answer = drawn_reply if config.batch and self.can_be_drawn else self._answer
-        reply, bin_size = await self.use(
-            lambda pair: (answer(pair, messages, wanted, pair.config), pair.config.bin_size)
-        )
-        return _output(f"safedraft/{self.model_name}", reply, bin_size)
+        reply = await self.use(lambda pair: answer(pair, messages, wanted, pair.config))
+        return _output(f"safedraft/{self.model_name}", reply)
 
     def max_connections(self) -> int:
         """One request at a time."""
@@ -288,10 +286,8 @@ def _messages(input: Sequence[ChatMessage]) -> list[Message]:
     return [{"role": message.role, "content": message.text} for message in input]
 
 
-def _output(model: str, reply: Reply, bin_size: int) -> ModelOutput:
+def _output(model: str, reply: Reply) -> ModelOutput:
     figures = reply.statistics
-    schemes = [token.scheme for token in reply.trace if token.scheme is not None]
-    full = range(0, len(schemes) - bin_size + 1, bin_size)
     choice = ChatCompletionChoice(
         message=ChatMessageAssistant(content=reply.text, model=model, source="generate"),
         stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
@@ -304,6 +300,5 @@ def _output(model: str, reply: Reply, bin_size: int) -> ModelOutput:
             output_tokens=figures.tokens,
             total_tokens=figures.prompt_tokens + figures.tokens,
         ),
-        # A scheme holds for a bin at least, so that of a bin's first position is the bin's.
-        metadata={"safedraft": figures.to_dict() | {"schemes": [str(schemes[at]) for at in full]}},
+        metadata={"safedraft": figures.to_dict()},
     )

@@ -26,6 +26,7 @@ from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import JUDGES
 from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.report.read import FORMAT, LEFT_OUT
 from safedraft.evaluation.sources import Record, find_source
 from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -33,11 +34,6 @@ from safedraft.pairs.progress import Report, silent
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair
-
-FORMAT = 1
-"""Of the metadata in a log, which reports check."""
-
-_LEFT_OUT = "left_out"
 
 
 def suite_task(
@@ -62,14 +58,15 @@ def suite_task(
         split: which part of the source is asked.
 
     Raises:
-        SafeDraftError: an unknown source or judge, or a source that cannot be used.
+        SafeDraftError: an unknown source or judge, a judge given twice, or a source that cannot
+            be used.
     """
     records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
     judges = (
         [_unless_left_out(correct())]
         if suite.kind == "accuracy"
-        else [find_judge(name) for name in _several(judge)]
+        else find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
     )
     return Task(
         name=suite.name,
@@ -159,7 +156,7 @@ def attacked(suite: str) -> Solver:
         try:
             messages = await api.use(lambda pair: sent(made_by, record, pair))
         except LeftOut as reason:
-            state.metadata[_LEFT_OUT] = str(reason)
+            state.metadata[LEFT_OUT] = str(reason)
             state.completed = True
             return state
         state.messages = [_chat_message(message) for message in messages]
@@ -200,8 +197,17 @@ def _chat_message(message: Message) -> ChatMessage:
     return kind(content=message["content"])
 
 
-def _several(judge: str | Sequence[str] | None) -> list[str]:
-    return [judge] if isinstance(judge, str) else list(judge or ["phrases"])
+def find_judges(specs: Sequence[str]) -> list[Scorer]:
+    """The judges of a sample. Scores go by a judge's name, so that one can be had only once.
+
+    Raises:
+        SafeDraftError: as ``find_judge``; or one is given twice.
+    """
+    names = [spec.partition(":")[0] for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SafeDraftError(f"the judge {name} is given twice: its scores would be mixed")
+    return [find_judge(spec) for spec in specs]
 
 
 def find_judge(spec: str) -> Scorer:
@@ -248,8 +254,8 @@ def _unless_left_out(judge: Scorer) -> Scorer:
 
     @wraps(judge)
     async def score(state: TaskState, target: Target) -> Score | None:
-        if _LEFT_OUT in state.metadata:
-            return Score.unscored(reason=_LEFT_OUT, explanation=state.metadata[_LEFT_OUT])
+        if LEFT_OUT in state.metadata:
+            return Score.unscored(reason=LEFT_OUT, explanation=state.metadata[LEFT_OUT])
         return await judge(state, target)
 
     return score

@@ -37,13 +37,16 @@ def _classifier(**arguments: Any) -> Scorer:
 
 def _made(name: str, make: Callable[..., Scorer], arguments: Mapping[str, Any]) -> Scorer:
     """A judge by its arguments, of which a wrong one is the user's to mend."""
+    parameters = signature(make).parameters
     try:
         signature(make).bind(**arguments)
     except TypeError as error:
         raise SafeDraftError(
-            f"the judge {name}: {error}; it takes {', '.join(signature(make).parameters) or 'none'}"
+            f"the judge {name}: {error}; it takes {', '.join(parameters) or 'none'}"
         ) from error
-    return make(**arguments)
+    texts = {name for name, parameter in parameters.items() if parameter.annotation == "str"}
+    # A label or a model may be called 1, which was read as a number.
+    return make(**{n: str(value) if n in texts else value for n, value in arguments.items()})
 
 
 JUDGES: dict[str, Callable[..., Scorer]] = {

@@ -29,7 +29,6 @@ class Table:
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[str, str], Estimate]
-    lower_is_better: bool = True
 
     def cell(self, row: str, column: str) -> Estimate:
         """An estimate of nothing where nothing was run."""
@@ -262,7 +261,7 @@ def _tables(grid: Grid) -> list[Table]:
         ),
         _by_suite(
             grid, "accuracy", "Task accuracy", grid.suites("accuracy"), correct,
-            "Share of right answers. Higher is better.", lower_is_better=False,
+            "Share of right answers. Higher is better.",
         ),
         speed(grid),
         passes(grid),
@@ -276,10 +275,9 @@ def _by_suite(
     suites: Sequence[str],
     flag: Flag,
     note: str,
-    lower_is_better: bool = True,
 ) -> Table:
     cells = shares(grid, suites, flag)
-    return Table(name, title, note, "share", suites, grid.columns, cells, lower_is_better)
+    return Table(name, title, note, "share", suites, grid.columns, cells)
 
 
 def _within_reach(grid: Grid, suites: Sequence[str]) -> Table:
@@ -357,7 +355,7 @@ def _by_group(
             replies = sum(len(grid.rows(suite, column)) for suite in suites)
             cells[group, column] = estimate(found, replies - len(found) if found else 0)
     rows = [group for group in groups if any(cells[group, name].count for name in grid.columns)]
-    return Table(name, title, note, unit, rows, grid.columns, cells, lower_is_better=False)
+    return Table(name, title, note, unit, rows, grid.columns, cells)
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -13,10 +13,16 @@ from safedraft.evaluation.judges.endpoint import HARMFUL
 from safedraft.evaluation.split import Split
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.log import EvalLog, EvalSample, EvalSpec
 
 FORMAT = 1
 """Of ``eval.metadata["safedraft"]``, the only one that is read."""
+
+PAIR = "pair"
+"""Under which a log's metadata has the pair as it was registered."""
+
+LEFT_OUT = "left_out"
+"""Under which a sample's metadata says why it was never asked."""
 
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 
@@ -36,7 +42,6 @@ class Row:
     correct: bool | None = None
     succeeded: bool | None = None
     """Of an attack: whether it got what it was after."""
-    harmfulness: float | None = None
     unscored: str = ""
     """Why a score is missing, as far as it is known."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +64,10 @@ class Run:
     created: str
     versions: Mapping[str, str]
     machine: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model and the task, but for its label."""
+    registered: Mapping[str, Any] | None = None
+    """The pair and its constants; None in a log of inspect_ai's own command."""
     rows: Sequence[Row] = ()
 
     @property
@@ -84,36 +93,60 @@ def read_logs(paths: Iterable[str | Path], split: Split = "report") -> Logs:
 
     Raises:
         SafeDraftError: a path that holds no log; a log that is not SafeDraft's, or of another
-            format; one that is unfinished, with no finished one of the same; a missing field.
+            format; one that is unfinished, with no finished one of the same; two of one name that
+            were made with other arguments; a missing field.
     """
-    newest: dict[tuple[str, str, str], tuple[bool, Run]] = {}
-    notes = []
+    found: dict[tuple[str, str, str], list[tuple[bool, Run]]] = {}
     for file in log_files(paths):
         log = load(file, header_only=True)
         run, finished = run_of(file, log, split), log.status == "success" and not log.invalidated
-        if run.identity not in newest:
-            newest[run.identity] = finished, run
-            continue
+        same = found.setdefault(run.identity, [])
+        for _, other in same:
+            _require_equal(other, run)
+        same.append((finished, run))
+    runs, notes = [], []
+    for same in found.values():
         # A finished log before an unfinished one, then the newer one.
-        kept, passed = sorted(
-            [newest[run.identity], (finished, run)], key=lambda one: (one[0], one[1].created)
-        )[::-1]
-        newest[run.identity] = kept
-        why = f"{kept[1].file} is newer" if passed[0] else "it is unfinished"
+        *others, (finished, run) = sorted(same, key=lambda one: (one[0], one[1].created))
         what = f"{run.name} on {run.suite}"
-        notes.append(f"Passed over {passed[1].file}: {what}; {why}.")
-    for finished, run in newest.values():
         if not finished:
             raise SafeDraftError(
-                f"{run.file}: its status is not 'success': finish {run.name} on {run.suite} with "
-                "the same `safedraft eval` again, or take the file away"
+                f"{run.file}: its status is not 'success': finish {what} with the same "
+                "`safedraft eval` again, or take the file away"
             )
-    runs = [_with_rows(run) for _, run in newest.values()]
+        runs.append(_with_rows(run))
+        for was_finished, other in others:
+            why = f"{run.file} is newer" if was_finished else "it is unfinished"
+            notes.append(f"Passed over {other.file}: {what}; {why}.")
     if split != "report":
         notes.append(
             f"These are prompts of the split {split!r}: what is chosen on them needs others."
         )
     return Logs(sorted(runs, key=_order), notes)
+
+
+def _require_equal(one: Run, other: Run) -> None:
+    """Refuse logs of one name that were made with other arguments or on other constants.
+
+    A name hides them: a label is what its user chose, and every pair of two named models is called
+    custom.
+    """
+    found = differences(one.arguments, other.arguments)
+    if one.registered is not None and other.registered is not None:
+        found += differences(one.registered, other.registered)
+    for what, ours, theirs in found:
+        raise SafeDraftError(
+            f"{one.file} has {one.name} on {one.suite} with {what} {ours!r}, and {other.file} with "
+            f"{theirs!r}: give one of them a label=NAME, or report them apart"
+        )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The names that have not the same value in both, those of ``config`` each by itself."""
+    one, other = ({**part.get("config", {}), **part} for part in (one, other))
+    names = [name for name in {**one, **other} if name != "config"]
+    both = [(name, one.get(name), other.get(name)) for name in names]
+    return [(name, ours, theirs) for name, ours, theirs in both if ours != theirs]
 
 
 def _order(run: Run) -> tuple[Any, ...]:
@@ -181,8 +214,8 @@ class _Fields:
         return value
 
 
-def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
-    """What a log's header says.
+def run_of(file: str, log: EvalLog, split: Split | None = None) -> Run:
+    """What a log's header says; of one split alone, if it is given.
 
     Raises:
         SafeDraftError: as ``read_logs``.
@@ -204,7 +237,7 @@ def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.kind is {kind!r}, not one of {', '.join(KINDS)}"
         )
-    if fields("split", str) != split:
+    if fields("split", str) != split and split is not None:
         raise SafeDraftError(
             f"{file}: eval.metadata.safedraft.split is {ours['split']!r}, not {split!r}: figures "
             "are those of one split alone; take the file away"
@@ -222,6 +255,8 @@ def run_of(file: str, log: EvalLog, split: Split = "report") -> Run:
         created=str(log.eval.created),
         versions={**log.eval.packages, "safedraft": fields("version", str)},
         machine=_machine(ours.get("machine")),
+        arguments=_arguments(log.eval) | {"defence": defence},
+        registered=(log.eval.metadata or {}).get(PAIR),
     )
 
 
@@ -229,6 +264,11 @@ def _name(defence: str, arguments: Mapping[str, Any]) -> str:
     given = {key: value for key, value in arguments.items() if key not in ("defence", "label")}
     constants = "".join(f" {key}={value}" for key, value in sorted(given.items()))
     return str(arguments.get("label") or defence + constants)
+
+
+def _arguments(spec: EvalSpec) -> dict[str, Any]:
+    given = {**spec.model_args, **spec.task_args}
+    return {name: value for name, value in given.items() if name != "label"}
 
 
 def _machine(found: Any) -> str:
@@ -247,8 +287,10 @@ def _with_rows(run: Run) -> Run:
 def _row(run: Run, sample: EvalSample) -> Row:
     where = f"samples[{sample.id}]"
     record = _Fields(run.file, f"{where}.metadata", sample.metadata)("record", dict)
-    scores, reasons = _scores(sample)
-    left_out = str(sample.error.message if sample.error else sample.metadata.get("left_out", ""))
+    left_out = str(sample.metadata.get(LEFT_OUT, ""))
+    if sample.error:
+        left_out = sample.error.message or "the sample failed"
+    scores, reasons = ({}, {}) if left_out else _scores(sample)  # nothing was said to be judged
     statistics = (sample.output.metadata or {}).get("safedraft", {})
     expected = ("correct",) if run.kind == "accuracy" else ("refused", "harmfulness", "harmful")
     if not left_out and not any(name in scores or name in reasons for name in expected):
@@ -264,7 +306,6 @@ def _row(run: Run, sample: EvalSample) -> Row:
         refused=_flag(scores.get("refused")),
         correct=_flag(scores.get("correct")),
         succeeded=_succeeded(scores, reasons),
-        harmfulness=scores.get("harmfulness"),
         unscored=left_out or (missing[0] if missing else ""),
         statistics=statistics,
     )

@@ -68,11 +68,21 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     return [{"role": "system", "content": system}, *messages]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    goes_on: bool | None = None,
+) -> list[int]:
     """Token ids of a conversation, up to where the assistant speaks (or goes on speaking).
 
     A control token spelt out in a message stays text: a seam is put inside it before the template
     is rendered, and the rendered text is encoded piece by piece between seams.
+
+    Args:
+        tokenizer: has the chat template.
+        messages: the turns so far.
+        goes_on: whether the last turn is unfinished; if not given, one of the assistant's is.
 
     Raises:
         SafeDraftError: the tokenizer has no chat template, or the template refuses the messages.
@@ -83,7 +93,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
         )
     seam = _unused_character(messages)
     control = _control_tokens(tokenizer)
-    goes_on = messages[-1]["role"] == "assistant"
+    if goes_on is None:
+        goes_on = messages[-1]["role"] == "assistant"
     sealed = [
         {**message, "content": _seamed(message["content"], control, seam)} for message in messages
     ]

@@ -13,7 +13,7 @@ import safedraft
 from safedraft.cli.options import with_settings
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.serve import command_line, given_options
-from safedraft.engines.vllm.setup import plan
+from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.registry import PairSpec
 
@@ -54,7 +54,11 @@ def test_templates_without_a_system_turn_may_fit(tmp_path: Path, template: str |
 
 def test_a_draft_that_ends_early_has_no_use(tiny_pair: tuple[Path, Path]) -> None:
     registered = spec(tiny_pair, config=safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=6))
-    assert plan(registered).config == safedraft.SSDConfig(draft_tokens=6)
+    assert plan(registered).config == safedraft.SSDConfig(draft_tokens=MOST_DRAFT_TOKENS)
+    few = spec(tiny_pair, config=safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=2))
+    assert plan(few).config == safedraft.SSDConfig(draft_tokens=2)
+    whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=6))
+    assert plan(whole).config == safedraft.SSDConfig(draft_tokens=6)
     with pytest.raises(SafeDraftError, match="draft_confidence"):
         plan(registered, safedraft.SSDConfig(draft_confidence=0.4))
 
@@ -110,12 +114,12 @@ REGISTERED = safedraft.SSDConfig(draft_tokens=6, draft_confidence=0.4)
 @pytest.mark.parametrize(
     ("config", "given", "most", "schedule"),
     [
-        (None, {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
-        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
+        (None, {}, 4, [(1, 2, 4), (3, 4, 3), (5, 8, 2)]),
+        (with_settings(REGISTERED, ["bin_size=5"]), {}, 4, [(1, 2, 4), (3, 4, 3), (5, 8, 2)]),
         (safedraft.SSDConfig(bin_size=5), {}, 3, [(1, 2, 3), (3, 4, 3), (5, 8, 2)]),
         (with_settings(REGISTERED, ["draft_tokens=6"]), {}, 6, None),
         (safedraft.SSDConfig(draft_tokens=4), {}, 4, None),
-        (None, {"data_parallel_size": 2}, 6, None),
+        (None, {"data_parallel_size": 2}, 4, None),
     ],
     ids=[
         "the pair's", "another constant", "a config without T", "--set", "a config with T",

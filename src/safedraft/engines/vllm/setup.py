@@ -33,6 +33,10 @@ _OURS = (
 """Options of vLLM's that are the engine's own to set."""
 
 
+MOST_DRAFT_TOKENS = 4
+"""T of a pair whose own is a bound for drafts that ``draft_confidence`` ends, where nobody named it:
+vLLM drafts all T."""
+
 DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 4: 3, 8: 2}}
 """T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
 name of the platform; None is the pair's own T, which is for one request, and none is more than it.
@@ -121,8 +125,8 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     """Fetch a pair and see that vLLM can run it.
 
     vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
-    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0. What the
-    user named is what is set in ``config`` (``model_fields_set``).
+    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0, and its T
+    is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is set in ``config`` (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
@@ -140,7 +144,11 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
         )
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    chosen = (config or spec.config).model_copy(update={"draft_confidence": 0.0})
+    chosen = config or spec.config
+    changes: dict[str, Any] = {"draft_confidence": 0.0}
+    if chosen.draft_confidence and "draft_tokens" not in named:
+        changes["draft_tokens"] = min(chosen.draft_tokens, MOST_DRAFT_TOKENS)
+    chosen = chosen.model_copy(update=changes)
     return Plan(parts, merged_draft(parts, report), chosen, "draft_tokens" in named)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from safedraft.chat import _control_tokens, _seamed, _unused_character
+from safedraft.chat import encode
 from safedraft.errors import SafeDraftError, first_line
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def _guard(folder: str, tokenizer: PreTrainedTokenizerBase) -> Judgement:
     longest = _longest(model, tokenizer)
 
     def judge(request: str, added: str) -> tuple[bool, str]:
-        ids = torch.tensor([_exchange(tokenizer, request, added)])
+        turns = [{"role": "user", "content": request}, {"role": "assistant", "content": added}]
+        ids = torch.tensor([encode(tokenizer, turns, goes_on=False)])
         length = ids.shape[1]
         _require_room(length + VERDICT_TOKENS, longest)
         with torch.inference_mode():
@@ -133,17 +134,6 @@ def _guard(folder: str, tokenizer: PreTrainedTokenizerBase) -> Judgement:
         return guard_verdict(said), said.strip()
 
     return judge
-
-
-def _exchange(tokenizer: PreTrainedTokenizerBase, request: str, added: str) -> list[int]:
-    """What a guard is shown, up to its verdict. Text that spells control tokens forges no turn."""
-    turns = [{"role": "user", "content": request}, {"role": "assistant", "content": added}]
-    seam = _unused_character(turns)
-    control = _control_tokens(tokenizer)
-    sealed = [{**turn, "content": _seamed(turn["content"], control, seam)} for turn in turns]
-    rendered = tokenizer.apply_chat_template(sealed, tokenize=False, add_generation_prompt=True)
-    pieces = [piece for piece in str(rendered).split(seam) if piece]
-    return [id for piece in pieces for id in tokenizer.encode(piece, add_special_tokens=False)]
 
 
 def guard_verdict(said: str) -> bool:

@@ -34,8 +34,8 @@ _OURS = (
 
 
 MOST_DRAFT_TOKENS = 4
-"""T of a pair whose own is a bound for drafts that ``draft_confidence`` ends, where nobody named it:
-vLLM drafts all T."""
+"""T where nobody named it and the pair's own is a bound for drafts that ``draft_confidence`` ends,
+for vLLM drafts all T."""
 
 DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 4: 3, 8: 2}}
 """T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
@@ -125,8 +125,9 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     """Fetch a pair and see that vLLM can run it.
 
     vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
-    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0, and its T
-    is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is set in ``config`` (``model_fields_set``).
+    use for a draft that ends early: ``draft_confidence`` of a registered pair is set to 0, and its
+    T is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is set in ``config``
+    (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.

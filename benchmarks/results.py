@@ -46,7 +46,8 @@ HEAD = """\
 The default pair (Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
 adapter in `experts/`), greedy, on prompts that neither training nor calibration saw. \
 `make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
-[judges and report](judges-and-report.md) how replies are judged.
+[judges and report](judges-and-report.md) how replies are judged. A suite with a smaller n than \
+others was measured in part (`--suite`, `--limit`).
 
 """
 

@@ -2,9 +2,8 @@
 
 A draft proposes one token a pass, and such a pass takes as long as reading the weights does. Kept
 as 8-bit integers with one scale a row they are half the size of bfloat16; the products are summed
-in float32 by torch's own kernel. What the draft proposes is still drawn from, and verified by, the
-distribution that it gives: replies are
-as exact as before, from a draft that is a little another one.
+in float32 by torch's own kernel. What the draft proposes is still taken from, and verified by, the
+distribution that it gives: replies are as exact as before, from a draft that is a little another.
 """
 
 from __future__ import annotations

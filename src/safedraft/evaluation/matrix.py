@@ -267,13 +267,13 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         for suite in matrix._suites()
         for model in models
     }
+    now = matrix.registered()
     for info in list_eval_logs(str(folder)):
         held = read_eval_log(info, header_only=True).eval
         key = (held.task, held.model_args.get("label", held.model_args.get("defence")))
         if key not in planned:
             continue
         settings, model = planned[key]
-        now = matrix.registered()
         was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
             *differences({"pair": held.model}, {"pair": str(model)}),

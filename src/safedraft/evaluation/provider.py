@@ -28,7 +28,7 @@ from safedraft.chat import Message, Reply, Statistics
 from safedraft.config import SamplingParams, SSDConfig
 from safedraft.defences import DEFENCES, Defence
 from safedraft.drawn import draw_replies
-from safedraft.errors import SafeDraftError
+from safedraft.errors import SafeDraftError, problems
 from safedraft.evaluation.report.read import BASELINE
 from safedraft.pairs.load import choose_pair, load_pair
 from safedraft.pairs.progress import Report, silent
@@ -235,7 +235,7 @@ def sampling(config: GenerateConfig) -> SamplingParams:
     try:
         return SamplingParams.model_validate(fields)
     except ValidationError as error:
-        raise _refused(error) from error
+        raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
 def _defence(name: str) -> Defence:
@@ -269,13 +269,7 @@ def _config(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:
     try:
         return SSDConfig.model_validate(config.model_dump() | dict(constants))
     except ValidationError as error:
-        raise _refused(error) from error
-
-
-def _refused(error: ValidationError) -> SafeDraftError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    return SafeDraftError(f"{name}: {first['msg'].lower()}, not {first['input']!r}")
+        raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
 def _messages(input: Sequence[ChatMessage]) -> list[Message]:

@@ -73,17 +73,26 @@ class Source:
     load: Load
 
     def records(self, split: Split, report: Report = silent) -> list[Record]:
-        """The prompts of one part, without those that touch minors, in the order of their hashes.
+        """As ``part``, which must not be empty.
 
         Raises:
             SafeDraftError: the source is out of reach, malformed, or has nothing in this part.
+        """
+        kept = self.part(split, report)
+        if not kept:
+            raise SafeDraftError(f"{self.name} has no prompts for the {split} split")
+        return kept
+
+    def part(self, split: Split, report: Report = silent) -> list[Record]:
+        """The prompts of one part, without those that touch minors, in the order of their hashes.
+
+        Raises:
+            SafeDraftError: the source is out of reach or malformed.
         """
         kept: dict[str, Record] = {}
         for record in self.load(report):
             if split_of(record.request, self.shares) == split and not touches_minors(record.text):
                 kept.setdefault(record.id, record)
-        if not kept:
-            raise SafeDraftError(f"{self.name} has no prompts for the {split} split")
         return [kept[id] for id in sorted(kept)]
 
 

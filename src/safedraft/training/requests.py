@@ -104,19 +104,11 @@ def _read(spec: str, kind: Kind, part: Part) -> list[Request]:
     file = Path(spec).expanduser()
     if file.suffix == ".txt":
         return [r for r in _lines(file, kind) if split_of(r.text, OWN_SHARES) == part]
-    from safedraft.evaluation.screening import touches_minors
     from safedraft.evaluation.sources import find_source
-    from safedraft.pairs.progress import silent
 
-    source = find_source(spec)
-    if not any(
-        split_of(record.request, source.shares) == part and not touches_minors(record.text)
-        for record in source.load(silent)
-    ):
-        return []  # another source may have some
-    return [
+    return [  # of one source maybe none: another may have some
         Request(record.request, kind, record.source, record.category)
-        for record in source.records(part)
+        for record in find_source(spec).part(part)
     ]
 
 

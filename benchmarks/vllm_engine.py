@@ -1,14 +1,15 @@
 """The vLLM engine on a pair: same tokens, faults, speed alone and together, and attack success.
 
 Every engine runs in a process of its own, one after the other, so that none has another's memory or
-threads. The pair is decoded under one prompt for both models (vLLM has no other), so without a
-system prompt of the draft's alone. Prints one JSON object; progress goes to standard error.
+threads. Prints one JSON object; progress goes to standard error.
 
 - *same tokens* (float32): how many replies are the first engine's, alone and 8 at a time.
 - *faults*: requests that come and go in a cache too small for them. Every one has to finish or be
   closed, say what it says alone, and leave the engine: lost and stuck have to be 0.
-- *speed* (bfloat16): SSD, the target alone and lossless speculation, one request and 8 together.
-- *attacks* (bfloat16): the prefill suite of the evaluation in both engines, by its phrase judge.
+- *speed* (the pair's own types): SSD, the target alone and lossless speculation with the same
+  draft, one request and 8 together; SSD also with the T that it picks by load.
+- *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
+  phrase judge.
 """
 
 from __future__ import annotations
@@ -65,19 +66,17 @@ def messages(count: int) -> list[list[dict[str, str]]]:
     return [list(map(dict, one)) for one in asked[::every][:count]]
 
 
-def models() -> dict[str, Any]:
-    spec = choose_pair()
-    return {"target": spec.target, "draft": spec.draft, "adapter": spec.adapter}
-
-
-def config(drafted: int) -> safedraft.SSDConfig:
+def config(drafted: int | None) -> safedraft.SSDConfig | None:
+    """The pair's own with T named; None for T by load."""
+    if drafted is None:
+        return None
     changes = {"draft_tokens": drafted, "draft_confidence": 0.0}
     return safedraft.SSDConfig.model_validate(choose_pair().config.model_dump() | changes)
 
 
 def by_transformers(task: dict[str, Any]) -> Any:
     """The first engine's tokens, one prompt after the other."""
-    pair = safedraft.load_pair(**models(), config=config(task["drafted"]), dtype=task["dtype"])
+    pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
     sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
     said = []
     for one in messages(task["prompts"]):
@@ -89,9 +88,8 @@ def by_transformers(task: dict[str, Any]) -> Any:
 def by_safedraft(task: dict[str, Any]) -> Any:
     """SSD in vLLM: tokens and seconds, alone and 8 at a time."""
     pair = safedraft.load_pair(
-        **models(), config=config(task["drafted"]), dtype=task["dtype"], engine="vllm",
-        **options(task),
-    )  # fmt: skip
+        config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
+    )
     ids = [pair.prompt(one) for one in messages(task["prompts"])]
     sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
 
@@ -107,7 +105,7 @@ def by_safedraft(task: dict[str, Any]) -> Any:
 
 def attacks_by_transformers(task: dict[str, Any]) -> Any:
     """Make the attacks, leave them for the other engine, and say which the first refuses."""
-    pair = safedraft.load_pair(**models(), config=config(task["drafted"]), dtype=task["dtype"])
+    pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
     attacks = made_attacks(pair, task["attacked"])
     Path(task["attacks"]).write_text(json.dumps(attacks))
     sampling = safedraft.SamplingParams(max_new_tokens=NEW_TOKENS)
@@ -117,9 +115,8 @@ def attacks_by_transformers(task: dict[str, Any]) -> Any:
 def attacks_by_safedraft(task: dict[str, Any]) -> Any:
     """Which of the same attacks SSD in vLLM refuses."""
     pair = safedraft.load_pair(
-        **models(), config=config(task["drafted"]), dtype=task["dtype"], engine="vllm",
-        **options(task),
-    )  # fmt: skip
+        config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
+    )
     attacks = json.loads(Path(task["attacks"]).read_text())
     sampling = safedraft.SamplingParams(max_new_tokens=NEW_TOKENS)
     return [is_refusal(reply.text) for reply in pair.generate_many(attacks, sampling=sampling)]
@@ -144,12 +141,10 @@ def by_vllm(task: dict[str, Any]) -> Any:
     from safedraft.engines.vllm.setup import plan
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    chosen = plan(choose_pair(**models()), config(task["drafted"]))
-    drafting = {
-        "method": "draft_model",
-        "model": str(chosen.draft),
-        "num_speculative_tokens": task["drafted"],
-    }
+    chosen = plan(choose_pair(), config(task["drafted"]))
+    ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
+    same = ("method", "model", "num_speculative_tokens", "quantization")
+    drafting = {name: ours[name] for name in same}
     llm = LLM(
         str(chosen.parts.folders[0]),
         dtype=task["dtype"],
@@ -272,13 +267,14 @@ def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
 
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     task = {
-        "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "bfloat16",
+        "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
         "eager": given.eager, "together": 8,
     }  # fmt: skip
     runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
     for drafted in given.drafted:
         runs[f"lossless-{drafted}"] = measure("vllm", drafts=True, drafted=drafted, **task)
         runs[f"ssd-{drafted}"] = measure("safedraft", drafted=drafted, **task)
+    runs["ssd-by-load"] = measure("safedraft", drafted=None, **task)
     columns = ("one_tokens_per_second", "together_tokens_per_second")
     return {
         name: {column: run[column] for column in columns}
@@ -293,7 +289,7 @@ def attack_success(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         task = {
             "attacks": str(Path(folder) / "attacks.json"), "attacked": given.attacked,
-            "drafted": given.drafted[0], "dtype": "bfloat16", "eager": True,
+            "drafted": given.drafted[0], "dtype": "auto", "eager": True,
         }  # fmt: skip
         first = measure("attacks_transformers", **task)
         second = measure("attacks_safedraft", **task)
@@ -332,9 +328,9 @@ def main() -> None:
     if given.only in (None, "tokens"):
         outcome["same_tokens_float32"] = same_tokens(given)
     if given.only in (None, "speed"):
-        outcome["speed_bfloat16"] = speed(given)
+        outcome["speed"] = speed(given)
     if given.only in (None, "attacks"):
-        outcome["attacks_bfloat16"] = attack_success(given)
+        outcome["attacks"] = attack_success(given)
     print(json.dumps({**outcome, "machine": machine()}, indent=1))
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from conftest import CONFORMANCE
 from widen import widen
 
 import safedraft
+from safedraft.pairs.load import choose_pair
 
 SMALL: dict[str, Any] = {
     "dtype": "float32",
@@ -26,8 +27,15 @@ SMALL: dict[str, Any] = {
 
 
 @contextmanager
-def engine(draft: str, config: safedraft.SSDConfig | None = None, **options: Any) -> Iterator[Any]:
+def engine(
+    draft: str,
+    config: safedraft.SSDConfig | None = None,
+    draft_dtype: Literal["int8"] | None = None,
+    **options: Any,
+) -> Iterator[Any]:
     """A pair in vLLM: the tiny target with the draft of that name, T of 3 at any load."""
+    from safedraft.engines.vllm.pair import load_vllm_pair
+
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     torch.set_num_threads(1)  # more wait for each other longer than these models take
     with TemporaryDirectory() as name:
@@ -35,11 +43,10 @@ def engine(draft: str, config: safedraft.SSDConfig | None = None, **options: Any
             str(widen(CONFORMANCE / f"tiny-{model}", Path(name) / model))
             for model in ("target", draft)
         ]
-        pair = safedraft.load_pair(
-            target=folders[0],
-            draft=folders[1],
+        spec = choose_pair(target=folders[0], draft=folders[1])
+        pair = load_vllm_pair(
+            spec.model_copy(update={"draft_dtype": draft_dtype}),
             config=config or safedraft.SSDConfig(draft_tokens=3),
-            engine="vllm",
             **{**SMALL, **options},
         )
         try:

@@ -23,8 +23,21 @@ MULTIPLE = 32
 """Of what a layer's inputs must be: torch's kernel runs past the end of other rows and crashes."""
 
 
+def in_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``round(W / scale)``, ``[out, in]`` in int8, and one scale a row, ``[out]`` in float32.
+
+    Args:
+        weight: W, ``[out, in]``, on a processor.
+    """
+    largest = weight.abs().amax(dim=1, keepdim=True).float()
+    scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    # Some rows at a time, for float32 takes twice the room.
+    pieces = zip(torch.split(weight, 8192), torch.split(scale, 8192), strict=True)
+    return torch.cat([(w.float() / s).round().to(torch.int8) for w, s in pieces]), scale[:, 0]
+
+
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are ``round(W / scale)``, one scale a row.
+    """A linear layer with its weights in 8 bits.
 
     Args:
         layer: what it takes the place of, ``[out, in]``, on a processor; in is a ``MULTIPLE``.
@@ -33,11 +46,9 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight = layer.weight.detach()
-        largest = weight.abs().amax(dim=1, keepdim=True).float()
-        scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        self.weight = nn.Parameter(_rounded(weight, scale), requires_grad=False)
-        self.scale = nn.Parameter(scale[:, 0].to(weight.dtype), requires_grad=False)
+        weight, scale = in_int8(layer.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale.to(layer.weight.dtype), requires_grad=False)
         self.bias = layer.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -50,13 +61,6 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.reshape(*inputs.shape[:-1], self.out_features)
-
-
-def _rounded(weight: Tensor, scale: Tensor) -> Tensor:
-    """``round(weight / scale)`` as integers, some rows at a time: float32 takes twice the room."""
-    starts = range(0, len(weight), 8192)
-    pieces = ((weight[i : i + 8192], scale[i : i + 8192]) for i in starts)
-    return torch.cat([(w.float() / s).round().to(torch.int8) for w, s in pieces])
 
 
 def keep_in_int8(model: PreTrainedModel) -> None:

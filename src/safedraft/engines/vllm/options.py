@@ -24,6 +24,9 @@ TRACE = PREFIX + "trace"
 STATISTICS = PREFIX + "statistics"
 """The name under which any request may ask for its reply's statistics."""
 
+INT8 = "safedraft_int8"
+"""What vLLM calls the quantization of a draft whose weights are kept in 8 bits."""
+
 _SPEED = ("draft_tokens", "draft_confidence")
 
 _HONOURED = {

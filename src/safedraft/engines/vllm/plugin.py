@@ -12,6 +12,7 @@ def register() -> None:
     An engine that is not SafeDraft's is left as it is.
     """
     from vllm.exceptions import VLLMValidationError
+    from vllm.platforms import current_platform
     from vllm.v1.engine.input_processor import InputProcessor
 
     from safedraft.engines.vllm.checks import admit, require_engine
@@ -20,6 +21,8 @@ def register() -> None:
 
     if getattr(InputProcessor.process_inputs, "admits", False):
         return
+    if current_platform.is_cpu():
+        import safedraft.engines.vllm.int8  # noqa: F401  (known to vLLM from now on)
     construct, process = InputProcessor.__init__, InputProcessor.process_inputs
 
     @functools.wraps(construct)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.config import SSDConfig
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
-from safedraft.engines.vllm.options import KEY, Settings
+from safedraft.engines.vllm.options import INT8, KEY, Settings
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.load import Parts, fetch_parts, merged_draft
 from safedraft.pairs.progress import Report, silent
@@ -56,6 +56,8 @@ class Plan:
     config: SSDConfig
     draft_tokens_fixed: bool = False
     """Whether the user named T, which then is the same at any load."""
+    draft_in_int8: bool = False
+    """Whether the pair wants its draft in 8 bits, where no type is named and on processors."""
 
     def options(
         self,
@@ -108,9 +110,14 @@ class Plan:
                 "num_speculative_tokens_per_batch_size": _ranges(by_load),
                 "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
                 "draft_sample_method": "probabilistic",
+                "quantization": self._quantization(given),
             },
             "additional_config": {KEY: settings.model_dump(mode="json")},
         }
+
+    def _quantization(self, given: Mapping[str, Any]) -> str | None:
+        unnamed = given.get("dtype", "auto") == "auto"
+        return INT8 if self.draft_in_int8 and unnamed and _platform() == "cpu" else None
 
     def _usual_by_load(self, given: Mapping[str, Any]) -> dict[int, int]:
         """The platform's schedule, where it says anything else than the T of the pair."""
@@ -150,7 +157,8 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     if chosen.draft_confidence and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MOST_DRAFT_TOKENS)
     chosen = chosen.model_copy(update=changes)
-    return Plan(parts, merged_draft(parts, report), chosen, "draft_tokens" in named)
+    draft = merged_draft(parts, report)
+    return Plan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
 
 
 def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:

@@ -76,7 +76,7 @@ SUITES: Mapping[str, Suite] = {
             "accuracy",
             "arithmetic",
             "arithmetic",
-            max_new_tokens=160,
+            max_new_tokens=384,
             instruction="\nThink step by step. End with a line that says 'Answer:' and the number.",
         ),
         Suite("ordinary", "ordinary", "ordinary", "ordinary"),

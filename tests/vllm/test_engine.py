@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,6 +106,22 @@ def test_constants_of_a_request_are_its_own(pair: Any, first_engine: Any) -> Non
     for one, config, reply in zip(ids, configs, said, strict=True):
         expected = first_engine.stream_ids(Prompts(one, one), sampling=GREEDY, config=config)
         assert_same([reply], [expected.drain()])
+
+
+def test_the_target_does_not_run_the_last_draft(pair: Any) -> None:
+    ran: list[int] = []
+    runner = runner_of(pair)
+    execute = runner.execute_model
+
+    def watched(output: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append(output.total_num_scheduled_tokens)
+        return execute(output, *args, **kwargs)
+
+    runner.execute_model = watched
+    reply = pair.stream_ids([5, 6, 7, 8], sampling=GREEDY).drain()
+    del runner.execute_model
+    assert [count for count in ran if count] == [4] + [3] * reply.statistics.blocks
+    assert 3 in Counter(token.block for token in reply.trace).values()  # and yet decides it
 
 
 def test_passes_and_seconds_are_counted(pair: Any) -> None:

@@ -10,14 +10,15 @@ Where vLLM, as it stands, can choose a token without the draft's word, and what 
    batch that has some): the sampler would draw from the target. Here such a row decides nothing;
    the draft proposes behind the last token of its own, and the scheduler runs that token again with
    the drafts behind it. The first token of a reply is then decided like any other.
-2. *Behind a prefill after a preemption*, or of a prompt whose beginning was cached: the same row.
+2. *Behind a prefill after a preemption*: the drafts from before it are kept, and the first of them
+   is decided. Behind a prompt whose beginning was cached: the row of 1.
 3. *A prompt all cached but for one token, beside running requests* (``Scheduler.schedule`` fills it
    up with -1 in place of drafts): placeholders are no drafts, and the row decides nothing.
 4. *Drafts that did not fit into a step* (``Scheduler.schedule`` cuts them to the token budget):
-   those that fit are decided; with none the row decides nothing.
-5. *Behind a block that matched throughout* (the bonus token of ``RejectionSampler``): it is not
-   drawn. A block holds at most T tokens, and the position after it is the first of the next. With
-   T + 1 drafted tokens this costs what a carried position would, and one more row of the target.
+   those that fit are decided, and the one behind them.
+5. *Behind a block that matched throughout* (the bonus token of ``RejectionSampler``): vLLM is given
+   all drafts but the last, so that this place is the last draft's, and decided with its q. A block
+   of T drafts takes T rows of the target and yields at most T tokens.
 6. *Near the end of the context* (``_input_fits_in_drafter`` drops the whole batch's drafts, and the
    scheduler cuts those of one request): no request is let in that could come there.
 7. *A request that was left out of a step* (``_get_spec_decode_draft_probs`` falls back to drafts

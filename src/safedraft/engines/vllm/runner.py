@@ -160,7 +160,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return output
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
-        """Decide every row that has drafts; a row that has none decides nothing."""
+        """Decide every row whose draft has spoken; any other decides nothing.
+
+        vLLM ran a row's last token and all of its drafts but the last, so that there are as many
+        logits as drafts: what vLLM calls the bonus token is the last draft's place.
+        """
         seconds = self._now() - self._started
         ids = self.input_batch.req_ids
         scheduled = (
@@ -174,9 +178,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             request, tokens = self._ssd[request_id], drafted[at : at + places]
             goes_on = bool(self.discard_request_mask.np[row])
             self._rows.append(_Row(None if goes_on else request, places, []))
-            if not goes_on and any(token != _NONE for token in tokens):
-                self._require_own(request, tokens, request_id)
-                rows = logits[at + row : at + row + places, : self._settings.vocabulary]
+            if not goes_on and request.drafts:
+                behind = at + row  # where the logits behind the row's last token are
+                self._keep_verified(request, tokens, request_id)
+                rows = logits[behind : behind + len(request.drafts), : self._settings.vocabulary]
                 waiting.append((request, rows))
             at += places
         decided = verify([request for request, _ in waiting], [rows for _, rows in waiting])
@@ -192,12 +197,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         }
         return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
 
-    def _require_own(self, request: Request, tokens: Sequence[int], request_id: str) -> None:
-        """The drafts that the target verified are the ones whose q is kept, in their order."""
+    def _keep_verified(self, request: Request, tokens: Sequence[int], request_id: str) -> None:
+        """Of the drafts keep those that there are logits for: behind ``tokens``, and one before.
+
+        What vLLM ran has to be what the draft proposed, in its order.
+        """
+        ran = [token for token in tokens if token != _NONE]
         said = len(self.requests[request_id].output_token_ids)
-        if list(tokens) != request.drafts[: len(tokens)] or said != request.position:
+        if ran != request.drafts[: len(ran)] or said != request.position:
             raise BrokenModel("vLLM verified drafts that the draft did not propose: stopped")
-        request.drafts = request.drafts[: len(tokens)]
+        request.drafts = request.drafts[: len(ran) + 1]
 
     def _block(self) -> Tensor:
         """The decided tokens as vLLM wants them, ``[rows, T + 1]``, filled up with its mark."""
@@ -221,7 +230,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         """Draft behind the last token of every row: behind a prefill's own last one, too.
 
         A row that decided nothing hands its last token over as if it had just been decided, and
-        counts it among the places to take back.
+        counts it among the places to take back. The last draft is kept from vLLM: the target need
+        not run it for it to be decided.
         """
         started = self._now()
         total = scheduler_output.total_num_scheduled_tokens
@@ -254,7 +264,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             slot_mappings=slot_mappings,
         )
         self._keep(drafted.tolist(), self._now() - started)
-        return drafted
+        return drafted[:, :-1]
 
     def _following(self, row: int, scheduler_output: Any) -> int:
         """The token that the draft reads last: the last decided, or what its row has of its own."""

@@ -39,11 +39,23 @@ class Imagined(Calibration):
         speed = 9.0 if "draft_tokens=6" in defence else 5.0
         return {
             suite: [
-                Row("", "", "", "", refused=no, succeeded=yes, statistics=_statistics(speed))
+                Row(
+                    "",
+                    "",
+                    "",
+                    "",
+                    **_judged(suite, no),
+                    succeeded=yes,
+                    statistics=_statistics(speed),
+                )
                 for yes, no in zip(succeeded, refused, strict=True)
             ]
             for suite in suites
         }
+
+
+def _judged(suite: str, lost: bool) -> Mapping[str, bool]:
+    return {"correct": not lost} if suite == "arithmetic" else {"refused": lost}
 
 
 def _statistics(speed: float) -> Mapping[str, float]:
@@ -63,7 +75,16 @@ def test_each_constant_is_chosen_at_the_best_of_those_before() -> None:
     assert config.draft_tokens == 6
     assert len(trials) == 4 + len({PAIR.config.draft_tokens, 3, 6})
     assert (trials[0].attack_success, trials[1].attack_success) == (0.5, 0.25)
-    assert trials[3].refused == 0.75
+    assert trials[3].lost == 0.75
+
+
+def test_a_wrong_result_is_lost_as_a_refusal_is() -> None:
+    sweep = Imagined(PAIR, Path("nowhere"), {"alpha_union": (0.8, 2.0)}, harmless=("arithmetic",))
+    config, trials = sweep.run()
+    assert [trial.lost for trial in trials] == [0.25, 0.75]
+    assert config.alpha_union == 0.8
+    measured = sweep.arguments["measured"]
+    assert ("ssd:alpha_union=2.0", ("ordinary",)) in measured  # whose speed counts
 
 
 def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
@@ -93,7 +114,7 @@ def test_the_whole_sweep_is_made_of_constants() -> None:
         ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is no constant"),
         ({"candidates": {"bin_size": (0,)}}, ValidationError, "bin_size"),
         ({"attacks": ("ordinary",)}, SafeDraftError, "ordinary is no attack"),
-        ({"harmless": ("arithmetic",)}, SafeDraftError, "arithmetic is no harmless suite"),
+        ({"harmless": ("direct",)}, SafeDraftError, "direct is no harmless suite"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_at_once(

@@ -34,6 +34,13 @@ def calibrate(
         list[str] | None,
         typer.Option(help="A suite of attacks; may be given again. Default: prefill_20."),
     ] = None,
+    harmless: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A suite of harmless prompts, arithmetic among them; may be given again. Default: "
+            "over_refusal and ordinary."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts a suite.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a reply.")] = 48,
     source: Annotated[
@@ -76,19 +83,24 @@ def calibrate(
         if not (equals and listed):
             raise SafeDraftError(f"--try {given}: write NAME=V1,V2,…")
         candidates[name] = [parsed(value) for value in listed.split(",")]
-    attacks = attack or Calibration.attacks
+    suites = {
+        "attacks": attack or Calibration.attacks,
+        "harmless": harmless or Calibration.harmless,
+    }
     sources: dict[str, list[str]] = {}
     for given in source or ():
         suite, equals, name = given.partition("=")
         if not equals:
             raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
-        options.require_planned(f"--source {given}", suite, [*attacks, *Calibration.harmless])
+        options.require_planned(
+            f"--source {given}", suite, [name for names in suites.values() for name in names]
+        )
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,
         log_dir,
         candidates=candidates or CANDIDATES,
-        attacks=attacks,
+        **suites,
         limit=limit,
         max_new_tokens=max_new_tokens,
         sources=sources,
@@ -112,13 +124,13 @@ def _print(spec: PairSpec, config: SSDConfig, trials: list[Trial]) -> None:
     from rich.table import Table
 
     table = Table("constants", box=None, pad_edge=False)
-    for heading in ("attack success", "refused", "tokens/s"):
+    for heading in ("attack success", "refused or wrong", "tokens/s"):
         table.add_column(heading, justify="right")
     for trial in trials:
         table.add_row(
             " ".join(f"{name}={value}" for name, value in trial.constants.items()),
             f"{trial.attack_success:.0%}",
-            f"{trial.refused:.0%}",
+            f"{trial.lost:.0%}",
             f"{trial.tokens_per_second:.2f}",
         )
     console = Console(highlight=False)

@@ -1,9 +1,10 @@
 """Choosing the constants of a pair, on prompts that no report uses.
 
 One constant after the other, each at the best found for those before it: every trial is SSD on the
-calibration split of an attack and of two harmless suites, run and kept like any other evaluation.
-A trial's cost is its attack success plus what it refuses of harmless prompts beyond what the target
-alone refuses. Constants that change no token are tried on ordinary prompts, for speed alone.
+calibration split of attacks and of harmless suites, run and kept like any other evaluation. A
+trial's cost is its attack success plus what it loses of harmless prompts, by a refusal or a wrong
+result, beyond what the target alone loses. Constants that change no token are tried on ordinary
+prompts, for speed alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
 SPEED_ONLY = ("draft_tokens", "draft_confidence")
 """Constants that change no token."""
 
+TIMED = "ordinary"
+"""The suite by which speed is judged."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -44,14 +48,14 @@ class Trial:
 
     constants: Mapping[str, Any]
     attack_success: float
-    refused: float
-    """Of harmless prompts."""
+    lost: float
+    """Of harmless prompts: refused, or answered wrong where there is a right answer."""
     tokens_per_second: float
     """Median over the ordinary prompts."""
 
-    def cost(self, refused_by_target: float) -> float:
-        """Attack success plus refusals of harmless prompts that the target would answer."""
-        return self.attack_success + max(self.refused - refused_by_target, 0.0)
+    def cost(self, lost_by_target: float) -> float:
+        """Attack success plus harmless prompts that are lost and that the target would answer."""
+        return self.attack_success + max(self.lost - lost_by_target, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Calibration:
     """Where the trials are kept: a sweep goes on where one stopped."""
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=lambda: CANDIDATES)
     attacks: Sequence[str] = ("prefill_20",)
-    harmless: Sequence[str] = ("over_refusal", "ordinary")
+    harmless: Sequence[str] = ("over_refusal", TIMED)
     limit: int = 20
     max_new_tokens: int = NEW_TOKENS
     sources: dict[str, list[str]] = field(default_factory=dict)
@@ -80,7 +84,7 @@ class Calibration:
                 self._config({name: value})
         for kind, suites in (("attack", self.attacks), ("harmless suite", self.harmless)):
             for suite in map(find_suite, suites):
-                if (suite.kind == "attack") != (kind == "attack") or suite.kind == "accuracy":
+                if (suite.kind == "attack") != (kind == "attack"):
                     raise SafeDraftError(f"{suite.name} is no {kind} that constants are tried on")
 
     def run(self, report: Report = silent, display: str = "plain") -> tuple[SSDConfig, list[Trial]]:
@@ -91,7 +95,7 @@ class Calibration:
             KeyboardInterrupt: stopped; the trials so far are kept.
         """
         rows = self._measure(BASELINE, self.harmless, report, display)
-        by_target = _share(row.refused for suite in self.harmless for row in rows[suite])
+        by_target = _share(_lost(row) for suite in self.harmless for row in rows[suite])
         chosen: dict[str, Any] = {}
         trials: list[Trial] = []
         for name, values in self.candidates.items():
@@ -115,12 +119,12 @@ class Calibration:
         # What changes no token is left out where tokens are judged, so that nothing is run twice.
         telling = {name: value for name, value in constants.items() if name not in SPEED_ONLY}
         judged = self._measure(_spec(telling), [*self.attacks, *self.harmless], report, display)
-        timed = self._measure(_spec(constants), self.harmless[-1:], report, display)
+        timed = self._measure(_spec(constants), [TIMED], report, display)
         return Trial(
             constants,
             _share(row.succeeded for suite in self.attacks for row in judged[suite]),
-            _share(row.refused for suite in self.harmless for row in judged[suite]),
-            median(row.statistics["tokens_per_second"] for row in timed[self.harmless[-1]]),
+            _share(_lost(row) for suite in self.harmless for row in judged[suite]),
+            median(row.statistics["tokens_per_second"] for row in timed[TIMED]),
         )
 
     def _measure(
@@ -149,6 +153,10 @@ def _spec(constants: Mapping[str, Any]) -> str:
     """How the matrix is told to run SSD with these constants, always in the same order."""
     given = ",".join(f"{name}={value}" for name, value in sorted(constants.items()))
     return f"ssd:{given}" if given else "ssd"
+
+
+def _lost(row: Row) -> bool | None:
+    return row.refused if row.correct is None else not row.correct
 
 
 def _share(flags: Iterable[bool | None]) -> float:

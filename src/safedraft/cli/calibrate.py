@@ -68,7 +68,7 @@ def calibrate(
         raise SafeDraftError(
             "--no-adapter: what suits the bare draft is not written for the pair; add --dry-run"
         )
-    from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
+    from safedraft.evaluation.calibrate import CANDIDATES, TIMED, Calibration, write_pair
     from safedraft.evaluation.report.figures import all_figures
     from safedraft.evaluation.report.read import read_logs
     from safedraft.evaluation.report.write import write_report
@@ -93,7 +93,7 @@ def calibrate(
         if not equals:
             raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
         options.require_planned(
-            f"--source {given}", suite, [name for names in suites.values() for name in names]
+            f"--source {given}", suite, [TIMED, *suites["attacks"], *suites["harmless"]]
         )
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(

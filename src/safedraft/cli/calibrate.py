@@ -92,9 +92,8 @@ def calibrate(
         suite, equals, name = given.partition("=")
         if not equals:
             raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
-        options.require_planned(
-            f"--source {given}", suite, [TIMED, *suites["attacks"], *suites["harmless"]]
-        )
+        run = dict.fromkeys([*suites["attacks"], *suites["harmless"], TIMED])
+        options.require_planned(f"--source {given}", suite, list(run))
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,

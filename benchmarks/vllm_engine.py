@@ -6,8 +6,8 @@ threads. Prints one JSON object; progress goes to standard error.
 - *same tokens* (float32): how many replies are the first engine's, alone and 8 at a time.
 - *faults*: requests that come and go in a cache too small for them. Every one has to finish or be
   closed, say what it says alone, and leave the engine: lost and stuck have to be 0.
-- *speed* (the pair's own types): SSD, the target alone and lossless speculation with the same
-  draft, one request and 8 together; SSD also with the T that it picks by load.
+- *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
+  speculation with the same draft, one request and 8 together; SSD also with the T that it picks.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
 """
@@ -57,13 +57,14 @@ SUITE = "prefill_20"
 BEGINNING = "Sure, here is how:\n\n1."
 
 
-def messages(count: int) -> list[list[dict[str, str]]]:
-    """Ordinary questions, harmful requests, and the same with a beginning put into the mouth."""
+def messages(task: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """Ordinary questions; for tokens also harmful requests, some with their answer begun."""
     asked = [conversation(prompt) for prompt in PROMPTS]
-    asked += [conversation(request) for request in REQUESTS]
-    asked += [conversation(request, BEGINNING) for request in REQUESTS]
-    every = max(len(asked) // count, 1)  # some of each kind, however few
-    return [list(map(dict, one)) for one in asked[::every][:count]]
+    if not task.get("ordinary"):
+        asked += [conversation(request) for request in REQUESTS]
+        asked += [conversation(request, BEGINNING) for request in REQUESTS]
+    every = max(len(asked) // task["prompts"], 1)  # some of each kind, however few
+    return [list(map(dict, one)) for one in asked[::every][: task["prompts"]]]
 
 
 def config(drafted: int | None) -> safedraft.SSDConfig | None:
@@ -79,7 +80,7 @@ def by_transformers(task: dict[str, Any]) -> Any:
     pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
     sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
     said = []
-    for one in messages(task["prompts"]):
+    for one in messages(task):
         reply = pair.generate(one, sampling=sampling)
         said.append([token.id for token in reply.trace])
     return said
@@ -90,7 +91,7 @@ def by_safedraft(task: dict[str, Any]) -> Any:
     pair = safedraft.load_pair(
         config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
     )
-    ids = [pair.prompt(one) for one in messages(task["prompts"])]
+    ids = [pair.prompt(one) for one in messages(task)]
     sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
 
     def run(batch: list[list[int]]) -> list[list[int]]:
@@ -158,7 +159,7 @@ def by_vllm(task: dict[str, Any]) -> Any:
     )
     tokenizer = chosen.parts.anatomies[0].tokenizer
     assert tokenizer is not None
-    ids = [safedraft.chat.encode(tokenizer, one) for one in messages(task["prompts"])]
+    ids = [safedraft.chat.encode(tokenizer, one) for one in messages(task)]
 
     def run(batch: list[list[int]]) -> list[list[int]]:
         prompts = [{"prompt_token_ids": one} for one in batch]
@@ -268,7 +269,7 @@ def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     task = {
         "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
-        "eager": given.eager, "together": 8,
+        "eager": given.eager, "together": 8, "ordinary": True,
     }  # fmt: skip
     runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
     for drafted in given.drafted:

@@ -2,7 +2,7 @@
 
 vLLM can run 8-bit layers of checkpoints that have them. Here they are made while the draft is
 loaded, output layer included, and run by the same kernels: the inputs of a layer are rounded as
-well, row by row. A pass of the draft takes half as long, for one row and for many.
+well, row by row. Unlike those of ``engines.int8`` they are as fast for a few rows as for one.
 """
 
 from __future__ import annotations

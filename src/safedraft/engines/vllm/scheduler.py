@@ -17,9 +17,8 @@ from safedraft.engines.vllm.options import KEY
 class SSDScheduler(Scheduler):  # type: ignore[misc]
     """Schedules the last token of a row that decided nothing once more, with drafts behind it.
 
-    Such a row is the end of a prefill (the first, or the one after a preemption), or one whose
-    drafts did not fit into the step's budget. Its tokens are in both caches now, and the draft has
-    proposed what follows: taking its last token back by one makes the next step an ordinary block.
+    Such a row is the end of a prefill. Its tokens are in both caches, and the draft has proposed
+    what follows: taking its last token back by one makes the next step an ordinary block.
     """
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:

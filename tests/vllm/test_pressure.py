@@ -55,6 +55,23 @@ def test_without_the_drafts_distribution_nothing_is_said() -> None:
         assert not stream.reply.trace
 
 
+def test_drafts_that_the_draft_did_not_propose_are_no_drafts() -> None:
+    with engine("near") as pair:
+        runner = runner_of(pair)
+        keep = runner._keep
+
+        def forget(*args: Any) -> None:
+            keep(*args)
+            for row in runner._rows:
+                row.request.drafts = []
+
+        runner._keep = forget
+        stream = pair.stream_ids([5, 6, 7])
+        with pytest.raises(BrokenModel, match="did not propose"):
+            stream.drain()
+        assert not stream.reply.trace
+
+
 def test_where_vllm_would_leave_the_draft_out_nothing_is_said() -> None:
     with engine("near") as pair:
         runner_of(pair).effective_drafter_max_model_len = 20

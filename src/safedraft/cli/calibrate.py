@@ -83,23 +83,21 @@ def calibrate(
         if not (equals and listed):
             raise SafeDraftError(f"--try {given}: write NAME=V1,V2,…")
         candidates[name] = [parsed(value) for value in listed.split(",")]
-    suites = {
-        "attacks": attack or Calibration.attacks,
-        "harmless": harmless or Calibration.harmless,
-    }
+    attacks, benign = attack or Calibration.attacks, harmless or Calibration.harmless
+    run = list(dict.fromkeys([*attacks, *benign, TIMED]))
     sources: dict[str, list[str]] = {}
     for given in source or ():
         suite, equals, name = given.partition("=")
         if not equals:
             raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
-        run = dict.fromkeys([*suites["attacks"], *suites["harmless"], TIMED])
-        options.require_planned(f"--source {given}", suite, list(run))
+        options.require_planned(f"--source {given}", suite, run)
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,
         log_dir,
         candidates=candidates or CANDIDATES,
-        **suites,
+        attacks=attacks,
+        harmless=benign,
         limit=limit,
         max_new_tokens=max_new_tokens,
         sources=sources,

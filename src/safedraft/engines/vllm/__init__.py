@@ -13,7 +13,7 @@ Where vLLM, as it stands, can choose a token without the draft's word, and what 
 2. *Behind a prefill after a preemption*: the drafts from before it are kept, and the first of them
    is decided. Behind a prompt whose beginning was cached: the row of 1.
 3. *A prompt all cached but for one token, beside running requests* (``Scheduler.schedule`` fills it
-   up with -1 in place of drafts): placeholders are no drafts, and the row decides nothing.
+   up with -1 in place of drafts): placeholders are no drafts; the row of 1, or of 2.
 4. *Drafts that did not fit into a step* (``Scheduler.schedule`` cuts them to the token budget):
    those that fit are decided, and the one behind them.
 5. *Behind a block that matched throughout* (the bonus token of ``RejectionSampler``): vLLM is given

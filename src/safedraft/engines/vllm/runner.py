@@ -178,9 +178,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             request, tokens = self._ssd[request_id], drafted[at : at + places]
             goes_on = bool(self.discard_request_mask.np[row])
             self._rows.append(_Row(None if goes_on else request, places, []))
+            if not goes_on:
+                self._keep_verified(request, tokens, request_id)
             if not goes_on and request.drafts:
                 behind = at + row  # where the logits behind the row's last token are
-                self._keep_verified(request, tokens, request_id)
                 rows = logits[behind : behind + len(request.drafts), : self._settings.vocabulary]
                 waiting.append((request, rows))
             at += places
@@ -202,7 +203,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
         What vLLM ran has to be what the draft proposed, in its order.
         """
-        ran = [token for token in tokens if token != _NONE]
+        ran = [] if set(tokens) <= {_NONE} else list(tokens)
         said = len(self.requests[request_id].output_token_ids)
         if ran != request.drafts[: len(ran)] or said != request.position:
             raise BrokenModel("vLLM verified drafts that the draft did not propose: stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -250,6 +251,74 @@ def test_a_seed_repeats_a_reply_and_is_reported(pair: safedraft.Pair) -> None:
     again = pair.generate("hi", sampling=sampled.model_copy(update={"seed": seed}))
     assert again.text == first.text
     assert pair.generate("hi", sampling=sampled).statistics.seed != seed
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_log_probabilities_change_no_token(pair: safedraft.Pair, temperature: float) -> None:
+    sampling = safedraft.SamplingParams(max_new_tokens=30, temperature=temperature, seed=1)
+    plain = pair.generate("hi", sampling=sampling)
+    reply = pair.generate("hi", sampling=sampling, top_logprobs=3)
+    assert [(t.id, t.text) for t in reply.trace] == [(t.id, t.text) for t in plain.trace]
+    for token in reply.trace:
+        assert token.logprob is not None
+        assert token.logprob <= 0
+        likely = [other.logprob for other in token.top_logprobs]
+        assert likely == sorted(likely, reverse=True)
+        assert 1 <= len(likely) <= 3
+        assert sum(map(math.exp, likely)) < 1 + 1e-5
+        own = [other.logprob for other in token.top_logprobs if other.id == token.id]
+        assert own in ([], [token.logprob])
+        assert token.top_logprobs[0].id == token.id or temperature
+    assert {(token.logprob, token.top_logprobs) for token in plain.trace} == {(None, ())}
+
+
+def test_of_zero_alternatives_the_tokens_own_is_left(pair: safedraft.Pair) -> None:
+    reply = pair.generate("hi", top_logprobs=0)
+    assert all(token.logprob is not None and not token.top_logprobs for token in reply.trace)
+
+
+def test_nothing_is_computed_that_is_not_asked_for(
+    pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.sampling.log_probabilities", None)
+    assert pair.generate("hi").trace
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": DECODERS["target_only"], "top_logprobs": 2}, "no composite distribution"),
+        ({"decoder": DECODERS["safedecoding"], "top_logprobs": 0}, "no composite distribution"),
+        ({"top_logprobs": -1}, "top_logprobs must be 0 or more, not -1"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_had_are_refused(
+    pair: safedraft.Pair, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        pair.generate("hi", **options)
+
+
+def test_alternatives_are_spelt_where_they_would_stand(tokenizer: Any) -> None:
+    smile = tokenizer.encode("🙂", add_special_tokens=False)
+    detokenizer = Detokenizer(tokenizer, [START])
+    (letter,) = tokenizer.encode("a", add_special_tokens=False)
+    for id in smile[:-1]:
+        detokenizer.push(id)
+    assert detokenizer.spell(smile[-1]) == "🙂"
+    assert detokenizer.spell(letter) == "\N{REPLACEMENT CHARACTER}a"
+    assert detokenizer.push(smile[-1]) == "🙂"  # nothing was said by spelling
+    assert detokenizer.spell(smile[0]) == "\N{REPLACEMENT CHARACTER}"
+    assert detokenizer.spell(END) == "<|end|>"
+
+
+def test_a_trace_in_json_has_log_probabilities_if_asked_for(pair: safedraft.Pair) -> None:
+    sampling = safedraft.SamplingParams(max_new_tokens=3)
+    (token, *_) = pair.generate("hi", sampling=sampling, top_logprobs=1).to_dict()["trace"]
+    assert set(token["top_logprobs"][0]) == {"id", "text", "logprob"}
+    assert token["logprob"] == token["top_logprobs"][0]["logprob"]
+    (token, *_) = pair.generate("hi", sampling=sampling).to_dict()["trace"]
+    assert not {"logprob", "top_logprobs"} & set(token)
 
 
 def test_the_target_alone_is_transformers_own_greedy(pair: safedraft.Pair) -> None:

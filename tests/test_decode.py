@@ -16,7 +16,8 @@ from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step, decode
 from safedraft.engines.scripted import ScriptedSession
 from safedraft.errors import BrokenModel
-from safedraft.reference import reference_decode
+from safedraft.reference import composite_distribution, reference_decode
+from safedraft.sampling import log_probabilities
 
 VOCABULARY, END = 16, 15
 
@@ -196,6 +197,41 @@ def test_fast_equals_slow(
     fast = decode(target.session(), draft.session(), *prompts, config, sampling, end)
     slow = reference_decode(target, draft, *prompts, config, sampling, end)
     assert [(s.scheme, s.strength, s.token) for s in fast] == list(slow)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)),
+    size=st.integers(2, 40),
+    temperature=st.sampled_from([0.0, 0.7, 1.3]),
+    top_k=st.sampled_from([0, 3]),
+    config=st.builds(
+        SSDConfig,
+        sample_space_size=st.integers(1, 12),
+        alpha_intersection=st.sampled_from([0.0, 0.3, 1.5]),
+        alpha_union=st.sampled_from([0.8, 2.0]),
+        threshold=st.sampled_from([0.0, 0.6, 1.0]),
+        bin_size=st.integers(1, 5),
+    ),
+)
+def test_log_probabilities_are_those_of_the_composite(
+    seeds: tuple[int, int], size: int, temperature: float, top_k: int, config: SSDConfig
+) -> None:
+    target, draft = (RandomModel(seed, size, 0.5) for seed in seeds)
+    sampling = SamplingParams(max_new_tokens=20, temperature=temperature, top_k=top_k, seed=3)
+    cuts = SamplingParams() if sampling.greedy else sampling
+    ids = [0]
+    for step in decode(target.session(), draft.session(), ids, ids, config, sampling):
+        assert step.scores is not None
+        assert step.scheme is not None
+        p, q = ((m(ids) / (temperature or 1)).softmax(-1).tolist() for m in (target, draft))
+        expected = composite_distribution(p, q, step.scheme, step.strength, config, cuts)
+        found = log_probabilities(step.scores, step.token, sampling, size)
+        chances = {id: math.exp(logprob) for id, logprob in found.most_likely}
+        assert [chances.get(id, 0.0) for id in range(size)] == pytest.approx(expected, abs=1e-5)
+        assert math.exp(found.chosen) == chances[step.token] > 0
+        assert list(chances.values()) == sorted(chances.values(), reverse=True)
+        ids = [*ids, step.token]
 
 
 def test_an_unsure_draft_ends_early() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from safedraft.sampling import (
     accept_or_correct,
     distribution,
     draw,
+    log_probabilities,
     probabilities,
 )
 
@@ -66,6 +68,35 @@ def test_distribution_agrees_with_the_reference(
 def test_cuts(scores: list[float], sampling: dict[str, float], expected: list[float]) -> None:
     f = distribution(torch.tensor(scores), SamplingParams(temperature=1, **sampling))
     assert f.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "token", "sampling", "chosen", "most_likely"),
+    [
+        ([0.4, 0.1, OUT], 1, {"temperature": 1}, 0.2, [(0, 0.8), (1, 0.2)]),
+        ([0.1, 0.3, 0.4], 1, {"temperature": 1, "top_k": 2}, 3 / 7, [(2, 4 / 7), (1, 3 / 7)]),
+        ([0.3, 0.5, 0.2], 1, {"temperature": 1, "top_p": 0.5}, 1, [(1, 1)]),
+        ([0.4, -0.1, OUT], 0, {}, 1, [(0, 1)]),
+        ([-0.4, -0.1, OUT], 1, {}, 1, [(1, 1)]),  # the greedy token's score may be negative
+        ([0.0, -0.1, OUT], 0, {}, 1, [(0, 1)]),
+        ([0.5, 0.3, 0.2], 0, {"top_k": 1, "top_p": 0.1}, 0.5, [(0, 0.5), (1, 0.3), (2, 0.2)]),
+        # Of equals, top-k keeps whichever it likes: the greedy one must not be cut away.
+        ([0.25, 0.25, 0.25, 0.25], 0, {"top_k": 1}, 0.25, None),
+    ],
+)
+def test_log_probabilities(
+    scores: list[float],
+    token: int,
+    sampling: dict[str, float],
+    chosen: float,
+    most_likely: list[tuple[int, float]] | None,
+) -> None:
+    found = log_probabilities(torch.tensor(scores), token, SamplingParams(**sampling), 10)
+    assert math.exp(found.chosen) == pytest.approx(chosen)
+    if most_likely is not None:
+        assert [id for id, _ in found.most_likely] == [id for id, _ in most_likely]
+        chances = [math.exp(logprob) for _, logprob in found.most_likely]
+        assert chances == pytest.approx([chance for _, chance in most_likely])
 
 
 def test_temperature_divides_the_logits_and_zero_leaves_them() -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safedraft.chat import Reply, Statistics, Stream, Token
+    from safedraft.chat import Alternative, Reply, Statistics, Stream, Token
     from safedraft.config import SamplingParams, Scheme, SSDConfig
     from safedraft.decode import Step
     from safedraft.engines.custom_generate import ssd_generate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair, Prompts
 
 _HOMES = {
-    "safedraft.chat": ("Reply", "Statistics", "Stream", "Token"),
+    "safedraft.chat": ("Alternative", "Reply", "Statistics", "Stream", "Token"),
     "safedraft.config": ("SSDConfig", "SamplingParams", "Scheme"),
     "safedraft.decode": ("Step",),
     "safedraft.engines.custom_generate": ("ssd_generate",),
@@ -40,6 +40,7 @@ __all__ = [  # noqa: RUF022 (grouped as a reader meets them)
     "Stream",
     "Reply",
     "Token",
+    "Alternative",
     "Statistics",
     "Step",
     "ssd_generate",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.decode import Step
+    from safedraft.sampling import LogProbabilities
 
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``."""
@@ -151,6 +153,17 @@ class Detokenizer:
         self._start, self._told = self._told, len(self._ids)
         return text
 
+    def spell(self, token: int) -> str:
+        """What ``push`` would give for ``token``, were it the next; control tokens are spelt out.
+
+        A part of a character is shown as a replacement character.
+        """
+        told, whole = (
+            str(self._tokenizer.decode(ids, skip_special_tokens=False))
+            for ids in (self._ids[self._start : self._told], [*self._ids[self._start :], token])
+        )
+        return whole[len(told) :]
+
     def flush(self) -> str:
         """What is left at the end, a broken character included."""
         return self._untold() if self.pending else ""
@@ -168,6 +181,15 @@ class Detokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+class Alternative(NamedTuple):
+    """One of the most likely tokens at a place of a reply."""
+
+    id: int
+    text: str
+    """As it would go on there, control tokens spelt out; empty without a tokenizer."""
+    logprob: float
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token of a reply: where it came from and what it says."""
@@ -182,6 +204,19 @@ class Token:
     draft_probability: float | None
     target_probability: float
     block: int
+    logprob: float | None = None
+    """Of the composite distribution that the token was taken from; None if not asked for."""
+    top_logprobs: tuple[Alternative, ...] = ()
+    """As many as were asked for, the most likely first; none that could not be taken."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; log probabilities only if they were asked for."""
+        told = asdict(self)
+        if self.logprob is None:
+            del told["logprob"], told["top_logprobs"]
+        else:
+            told["top_logprobs"] = [other._asdict() for other in self.top_logprobs]
+        return told
 
 
 @dataclass(slots=True)
@@ -245,7 +280,7 @@ class Reply:
             "text": self.text,
             "finish_reason": self.finish_reason,
             "statistics": self.statistics.to_dict(),
-            "trace": [asdict(token) for token in self.trace],
+            "trace": [token.to_dict() for token in self.trace],
         }
 
 
@@ -275,6 +310,7 @@ class Stream(Iterator[Token]):
         target: Clock,
         draft: Clock,
         statistics: Statistics,
+        log_probabilities: Callable[[Tensor, int], LogProbabilities] | None = None,
     ) -> None:
         self.reply = Reply(statistics=statistics)
         self._steps = steps
@@ -283,6 +319,7 @@ class Stream(Iterator[Token]):
         self._end_tokens = end_tokens
         self._bin_size = bin_size
         self._target, self._draft = target, draft
+        self._log_probabilities = log_probabilities
         self._held: list[Token] = []
         self._stopped = False
         self._asked = 0.0
@@ -314,7 +351,9 @@ class Stream(Iterator[Token]):
             for step in self._steps:
                 self._count(step)
                 ended = step.token in self._end_tokens
-                self._held.append(_token(step, "" if ended else self._text(step.token)))
+                logprob, others = self._logprobs(step)  # spelt where the token is not yet said
+                text = "" if ended else self._text(step.token)
+                self._held.append(_token(step, text, logprob, others))
                 if self._cut_at_stop() or ended:
                     self.reply.finish_reason = "stop"
                     break
@@ -329,6 +368,18 @@ class Stream(Iterator[Token]):
             self._total()
             if isinstance(self._steps, Generator):
                 self._steps.close()  # an engine of many requests would go on with this one
+
+    def _logprobs(self, step: Step) -> tuple[float | None, tuple[Alternative, ...]]:
+        if self._log_probabilities is None:
+            return None, ()
+        if step.scores is None:
+            raise SafeDraftError(
+                "this decoder takes its tokens from no composite distribution: leave out "
+                "top_logprobs, or decode with SSD"
+            )
+        chosen, most_likely = self._log_probabilities(step.scores, step.token)
+        spell = self._detokenizer.spell if self._detokenizer else lambda token: ""
+        return chosen, tuple(Alternative(id, spell(id), logprob) for id, logprob in most_likely)
 
     def _text(self, token: int) -> str:
         return self._detokenizer.push(token) if self._detokenizer else ""
@@ -393,7 +444,9 @@ class Stream(Iterator[Token]):
         statistics.draft_seconds, statistics.draft_passes = self._draft.seconds, self._draft.passes
 
 
-def _token(step: Step, text: str) -> Token:
+def _token(
+    step: Step, text: str, logprob: float | None, alternatives: tuple[Alternative, ...]
+) -> Token:
     return Token(
         id=step.token,
         text=text,
@@ -403,4 +456,6 @@ def _token(step: Step, text: str) -> Token:
         draft_probability=step.draft_probability,
         target_probability=step.target_probability,
         block=step.block,
+        logprob=logprob,
+        top_logprobs=alternatives,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -32,6 +32,8 @@ class Step:
     target_probability: float
     block: int
     """Which pass of the target verified it, from 0."""
+    scores: Tensor | None = field(default=None, compare=False, repr=False)
+    """F of every token, ``[V]``; None from a decoder that chooses from another distribution."""
 
 
 Draft = tuple[int, Tensor]
@@ -98,9 +100,8 @@ def decode(
         p, (drafted, q) = rows.popleft(), drafts.popleft()
         scores = composite(p, q, switch.scheme is Scheme.UNION, switch.strength, config)
         token, matched = decide(scores, q, drafted, sampling, draws, position)
-        yield Step(
-            token, matched, switch.scheme, switch.strength, q[token].item(), p[token].item(), block
-        )
+        chances = q[token].item(), p[token].item()
+        yield Step(token, matched, switch.scheme, switch.strength, *chances, block, scores)
         if token in end_tokens:
             return
         switch.observe(matched)

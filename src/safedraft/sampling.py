@@ -5,6 +5,7 @@ Every function is batched over leading dimensions; ``V`` is the shared vocabular
 
 from __future__ import annotations
 
+import math
 import random
 from typing import NamedTuple
 
@@ -60,6 +61,35 @@ def _nucleus(mass: Tensor, share: float) -> Tensor:
         width = min(4 * width, mass.shape[-1])
     kept = torch.where(reached - top.values < needed, top.values, 0.0)
     return torch.zeros_like(mass).scatter_(-1, top.indices, kept)
+
+
+class LogProbabilities(NamedTuple):
+    """Natural logarithms of one position's probabilities."""
+
+    chosen: float
+    most_likely: list[tuple[int, float]]
+    """Token ids with theirs, the most likely first; none that cannot be chosen."""
+
+
+def log_probabilities(
+    scores: Tensor, token: int, sampling: SamplingParams, count: int
+) -> LogProbabilities:
+    """Those of the token that was taken from the composite, and of the most likely ones there.
+
+    A greedy token is taken from F as it is, so no cut changes its probabilities.
+
+    Args:
+        scores: F, ``[V]``, ``-inf`` outside the sample space.
+        token: the one that was taken.
+        sampling: how it was taken.
+        count: most of the most likely tokens.
+    """
+    cuts = SamplingParams() if sampling.greedy else sampling
+    logprobs = distribution(scores, cuts).log()
+    best = logprobs.topk(min(count, logprobs.shape[-1]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    likely = [(id, logprob) for id, logprob in pairs if logprob > -math.inf]
+    return LogProbabilities(logprobs[token].item(), likely)
 
 
 class Draw(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from safedraft.chat import (
@@ -67,6 +68,7 @@ class Pair:
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
         decoder: Decoder | None = None,
+        top_logprobs: int | None = None,
     ) -> Reply:
         """Answer a prompt (what the user says, or messages) and return the whole reply.
 
@@ -77,12 +79,21 @@ class Pair:
             sampling: greedy and at most 512 tokens when not given.
             config: in place of the pair's own.
             decoder: in place of SSD's own loop, such as ``safedraft.defences.target_only``.
+            top_logprobs: None: no log probabilities; otherwise that of each token and of so many
+                of the most likely at its place, of the composite distribution that it is taken
+                from.
 
         Raises:
-            SafeDraftError: nothing to answer, or a prompt that leaves no room in the context.
+            SafeDraftError: nothing to answer, a prompt that leaves no room in the context, or log
+                probabilities of a decoder that has none.
         """
         return self.stream(
-            prompt, prefill=prefill, sampling=sampling, config=config, decoder=decoder
+            prompt,
+            prefill=prefill,
+            sampling=sampling,
+            config=config,
+            decoder=decoder,
+            top_logprobs=top_logprobs,
         ).drain()
 
     def stream(
@@ -93,10 +104,13 @@ class Pair:
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
         decoder: Decoder | None = None,
+        top_logprobs: int | None = None,
     ) -> Stream:
         """As ``generate``, token by token: iterate over it; ``.reply`` is what was said so far."""
         prompts = self.prompts(conversation(prompt, prefill))
-        return self.stream_ids(prompts, sampling=sampling, config=config, decoder=decoder)
+        return self.stream_ids(
+            prompts, sampling=sampling, config=config, decoder=decoder, top_logprobs=top_logprobs
+        )
 
     def prompts(self, messages: Sequence[Message]) -> Prompts:
         """Each model's own prompt: its template, under its system prompt.
@@ -113,15 +127,17 @@ class Pair:
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
         decoder: Decoder | None = None,
+        top_logprobs: int | None = None,
     ) -> Stream:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
             SafeDraftError: an empty prompt, an id that its model does not have, no room left in the
-                shorter context, stop strings without a tokenizer.
+                shorter context, stop strings without a tokenizer, less than no log probabilities.
         """
         from safedraft.decode import decode
         from safedraft.engines.session import Clocked
+        from safedraft.sampling import log_probabilities
 
         config = config or self.config
         sampling = self._fitted(prompts, sampling or SamplingParams())
@@ -129,6 +145,8 @@ class Pair:
         tokenizer = self.target.tokenizer
         if sampling.stop and tokenizer is None:
             raise SafeDraftError("stop strings need a tokenizer, and the target has none")
+        if top_logprobs is not None and top_logprobs < 0:
+            raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
         return Stream(
             (decoder or decode)(
                 target, draft, prompts.target, prompts.draft, config, sampling, self.end_tokens
@@ -143,6 +161,9 @@ class Pair:
                 prompt_tokens=max(map(len, prompts)),
                 seed=None if sampling.greedy else sampling.seed,
             ),
+            log_probabilities=None
+            if top_logprobs is None
+            else partial(log_probabilities, sampling=sampling, count=top_logprobs),
         )
 
     def session(self, which: Literal["target", "draft"]) -> Session:

@@ -64,9 +64,12 @@ class VllmPair:
         prefill: str = "",
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
+        top_logprobs: int | None = None,
     ) -> Reply:
-        """As ``Pair.generate``."""
-        return self.stream(prompt, prefill=prefill, sampling=sampling, config=config).drain()
+        """As ``Pair.generate``; log probabilities are refused."""
+        return self.stream(
+            prompt, prefill=prefill, sampling=sampling, config=config, top_logprobs=top_logprobs
+        ).drain()
 
     def generate_many(
         self,
@@ -110,10 +113,11 @@ class VllmPair:
         prefill: str = "",
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
+        top_logprobs: int | None = None,
     ) -> Stream:
-        """As ``Pair.stream``."""
+        """As ``Pair.stream``; log probabilities are refused."""
         ids = self.prompt(conversation(prompt, prefill))
-        return self.stream_ids(ids, sampling=sampling, config=config)
+        return self.stream_ids(ids, sampling=sampling, config=config, top_logprobs=top_logprobs)
 
     def stream_ids(
         self,
@@ -121,13 +125,20 @@ class VllmPair:
         *,
         sampling: SamplingParams | None = None,
         config: SSDConfig | None = None,
+        top_logprobs: int | None = None,
     ) -> Stream:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
             SafeDraftError: an empty prompt, an id that is not shared, no room left in the context,
-                stop strings without a tokenizer, a constant that vLLM has no use for.
+                stop strings without a tokenizer, a constant that vLLM has no use for, log
+                probabilities.
         """
+        if top_logprobs is not None:
+            raise SafeDraftError(
+                "top_logprobs: vLLM's workers hand out no distributions: leave it out, or load the "
+                "pair without engine='vllm'"
+            )
         return self._stream(self._decoding(prompt, sampling, config), prompt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,33 @@ def test_a_seed_repeats_a_reply_and_is_reported(pair: safedraft.Pair) -> None:
     again = pair.generate("hi", sampling=sampled.model_copy(update={"seed": seed}))
     assert again.text == first.text
     assert pair.generate("hi", sampling=sampled).statistics.seed != seed
+
+
+BEGUN = [USER, {"role": "assistant", "content": "Sure,"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prefill", "first"),
+    [
+        ("hi", "", "intersection"),
+        ([*BEGUN, USER], "", "intersection"),
+        ("hi", "Sure,", "union"),
+        (BEGUN, "", "union"),
+    ],
+)
+def test_a_begun_turn_may_start_in_another_scheme(
+    pair: safedraft.Pair, prompt: Any, prefill: str, first: str
+) -> None:
+    config = safedraft.SSDConfig(prefill_scheme="union")
+    own = replace(pair, config=config)
+    for stream in (
+        pair.stream(prompt, prefill=prefill, config=config),
+        own.stream(prompt, prefill=prefill),
+    ):
+        assert next(stream).scheme == first
+    assert next(pair.stream(prompt, prefill=prefill)).scheme == "intersection"
+    with pytest.raises(SafeDraftError, match="prefill_scheme: nothing here tells"):
+        pair.stream_ids(pair.prompts(BEGUN), config=config)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from safedraft.config import SamplingParams, SSDConfig
+from safedraft.errors import SafeDraftError
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -22,6 +23,7 @@ def test_defaults_are_the_published_ones() -> None:
         "threshold": 0.6,
         "threshold_decay": 0.1,
         "initial_scheme": "intersection",
+        "prefill_scheme": None,
         "union_bins": 1,
         "draft_tokens": 3,
         "draft_confidence": 0.0,
@@ -44,6 +46,7 @@ def test_defaults_are_the_published_ones() -> None:
         ("threshold", 1.1),
         ("threshold_decay", math.nan),
         ("initial_scheme", "both"),
+        ("prefill_scheme", "both"),
         ("union_bins", 0),
         ("temperature", 1.0),
     ],
@@ -74,6 +77,28 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
 
 def test_alpha_may_exceed_one() -> None:
     assert SSDConfig(alpha_union=2.0).alpha_union == 2.0
+
+
+@pytest.mark.parametrize(
+    ("prefill_scheme", "begun", "first"),
+    [
+        (None, None, "intersection"),
+        (None, True, "intersection"),
+        ("union", True, "union"),
+        ("union", False, "intersection"),
+    ],
+)
+def test_where_a_request_starts(prefill_scheme: str | None, begun: bool | None, first: str) -> None:
+    config = SSDConfig(prefill_scheme=prefill_scheme, bin_size=9)
+    assert config.for_turn(begun=begun) == SSDConfig(initial_scheme=first, bin_size=9)
+
+
+def test_where_nobody_knows_it_is_not_guessed() -> None:
+    assert SSDConfig(prefill_scheme="union", initial_scheme="union").for_turn(
+        begun=None
+    ) == SSDConfig(initial_scheme="union")
+    with pytest.raises(SafeDraftError, match="set initial_scheme to union too"):
+        SSDConfig(prefill_scheme="union").for_turn(begun=None)
 
 
 def test_configs_cannot_be_changed() -> None:

@@ -46,9 +46,14 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
             raise SafeDraftError("a message is not valid Unicode: send it as UTF-8")
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise SafeDraftError("the prompt is empty: give a message to answer")
-    if prefill and messages[-1]["role"] == "assistant":
+    if prefill and turn_begun(messages):
         raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
     return [*messages, {"role": "assistant", "content": prefill}] if prefill else messages
+
+
+def turn_begun(messages: Sequence[Message]) -> bool:
+    """Whether the reply goes on with a turn of the assistant's that the messages end in."""
+    return messages[-1]["role"] == "assistant"
 
 
 def _encodes(text: str) -> bool:
@@ -96,7 +101,7 @@ def encode(
     seam = _unused_character(messages)
     control = _control_tokens(tokenizer)
     if goes_on is None:
-        goes_on = messages[-1]["role"] == "assistant"
+        goes_on = turn_begun(messages)
     sealed = [
         {**message, "content": _seamed(message["content"], control, seam)} for message in messages
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from safedraft.errors import SafeDraftError
 
 
 class Scheme(StrEnum):
@@ -62,6 +64,10 @@ class SSDConfig(_Frozen):
     initial_scheme: Scheme = Scheme.INTERSECTION
     """Where decoding starts; the paper starts in intersection."""
 
+    prefill_scheme: Scheme | None = None
+    """Where it starts if the assistant's turn has begun already, as in a prefilled answer; without
+    it, and in the paper, as ever."""
+
     union_bins: Positive = 1
     """Bins that union lasts at the least; the paper: 1. A refusal matches, since it is the draft's
     own, and one bin of it leads back to intersection, where the target may take its word back."""
@@ -71,6 +77,26 @@ class SSDConfig(_Frozen):
 
     draft_confidence: Share = 0.0
     """A drafted token less likely than this ends the draft. Changes the speed, never a token."""
+
+    def for_turn(self, *, begun: bool | None) -> Self:
+        """The constants of one request: its ``initial_scheme`` is where it starts.
+
+        Args:
+            begun: whether the assistant's turn has begun already; None if nobody knows, because
+                token ids are all there is.
+
+        Raises:
+            SafeDraftError: nobody knows, and it makes a difference.
+        """
+        if self.prefill_scheme is None:
+            return self
+        if begun is None and self.prefill_scheme != self.initial_scheme:
+            raise SafeDraftError(
+                "prefill_scheme: nothing here tells whether the assistant's turn has begun: set "
+                f"initial_scheme to {self.prefill_scheme} too"
+            )
+        first = self.prefill_scheme if begun else self.initial_scheme
+        return self.model_copy(update={"initial_scheme": first, "prefill_scheme": None})
 
 
 class SamplingParams(_Frozen):

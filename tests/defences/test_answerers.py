@@ -74,7 +74,7 @@ def test_a_defence_uses_the_constants_that_are_said_to_be_its_own(
     ASKED_FOR.clear()
     for scheme in Scheme:
         DEFENCES[name](pair, [ASKED], BRIEF, Watched(initial_scheme=scheme))
-    counted = {"bin_size"}  # of every reply's statistics
+    counted = {"bin_size", "prefill_scheme"}  # read of every reply: its statistics, its beginning
     assert ASKED_FOR | counted == CONSTANTS.get(name, frozenset()) | counted
 
 

@@ -114,6 +114,7 @@ def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
         ({"draft_model": None}, "draft_model"),
         ({"repetition_penalty": 1.2}, "RepetitionPenalty"),
         ({"num_beams": 3}, "num_beams"),
+        ({"ssd_config": SSDConfig(prefill_scheme="union")}, "prefill_scheme: nothing here tells"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "without padding"),
     ],

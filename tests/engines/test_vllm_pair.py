@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,47 @@ def test_log_probabilities_are_refused(pair: VllmPair, top_logprobs: int) -> Non
             ask("hi", **asked)
     with pytest.raises(SafeDraftError, match="top_logprobs: vLLM"):
         pair.stream_ids([5, 6], **asked)
+
+
+class Asked:
+    """An engine that notes what it is asked for, and ends every request at once."""
+
+    def __init__(self) -> None:
+        self.changes: list[dict[str, Any]] = []
+
+    def add(self, prompt: Any, sampling: Any, end_tokens: Any, changes: dict[str, Any]) -> str:
+        self.changes.append(changes)
+        return "request"
+
+    def finished(self, name: str) -> bool:
+        return True
+
+    def trace(self, name: str) -> None:
+        return None
+
+    def abort(self, name: str) -> None:
+        pass
+
+    def time_of(self, name: str, which: str) -> float:
+        return 0.0
+
+
+USER = {"role": "user", "content": "hi"}
+BEGUN = [USER, {"role": "assistant", "content": "Sure,"}]
+UNION = {"ssd_initial_scheme": "union"}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the request's", "the pair's"])
+def test_a_begun_turn_may_start_in_another_scheme(pair: VllmPair, own: bool) -> None:
+    config = SSDConfig(prefill_scheme="union")
+    engine: Any = Asked()
+    pair = replace(pair, config=config if own else SSDConfig(), engine=engine)
+    given: Any = {} if own else {"config": config}
+    pair.generate("hi", **given)
+    pair.generate("hi", prefill="Sure,", **given)
+    pair.generate_many(["hi", BEGUN], **given)
+    assert engine.changes == [{}, UNION, {}, UNION]
+    with pytest.raises(SafeDraftError, match="prefill_scheme: nothing here tells"):
+        pair.stream_ids([5, 6], **given)
+    with pytest.raises(SafeDraftError, match="prefill_scheme: nothing here tells"):
+        pair.generate_many_ids([[5, 6]], **given)

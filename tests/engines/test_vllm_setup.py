@@ -12,7 +12,7 @@ from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 import safedraft
 from safedraft.cli.options import with_settings
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
-from safedraft.engines.vllm.serve import command_line, given_options
+from safedraft.engines.vllm.serve import command_line, given_options, serve_pair
 from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
 from safedraft.errors import IncompatiblePair, SafeDraftError
 from safedraft.pairs.registry import PairSpec
@@ -175,6 +175,36 @@ def test_settings_are_found_and_checked() -> None:
     wrong = SimpleNamespace(additional_config={"safedraft": {"vocabulary": 0}})
     with pytest.raises(SafeDraftError, match="additional_config: safedraft: vocabulary"):
         Settings.of(wrong)
+    wrong.additional_config["safedraft"] = {
+        "vocabulary": 9, "config": {"prefill_scheme": "union"}
+    }  # fmt: skip
+    with pytest.raises(SafeDraftError, match=r"safedraft: config: .*prefill_scheme"):
+        Settings.of(wrong)
+
+
+def test_no_request_of_the_servers_can_have_a_prefill_scheme() -> None:
+    settings = Settings(vocabulary=9, requests_may_set_constants=True)
+    params = SimpleNamespace(extra_args={"ssd_prefill_scheme": "union"})
+    with pytest.raises(SafeDraftError, match="ssd_prefill_scheme: not known"):
+        settings.request(params, "1")
+
+
+def test_a_pair_with_a_prefill_scheme_is_not_served(tiny_pair: tuple[Path, Path]) -> None:
+    own = safedraft.SSDConfig(prefill_scheme="union")
+    for config, given in ((own, None), (safedraft.SSDConfig(), own)):
+        with pytest.raises(SafeDraftError, match="prefill_scheme: nothing here tells"):
+            serve_pair(spec(tiny_pair, config=config), given, [])
+
+
+def test_in_the_library_the_engine_starts_where_an_unbegun_reply_does(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.setup._worker", lambda: "worker")
+    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    chosen = plan(spec(tiny_pair, config=safedraft.SSDConfig(prefill_scheme="union")))
+    assert chosen.config.prefill_scheme == "union"
+    config = chosen.options({})["additional_config"]["safedraft"]["config"]
+    assert (config["initial_scheme"], config["prefill_scheme"]) == ("intersection", None)
 
 
 def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:

@@ -209,6 +209,7 @@ def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
         ({"extra_args": {"ssd_alpha": 1}}, "ssd_alpha: not known"),
         ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: .*greater"),
         ({"extra_args": {"ssd_draft_tokens": 1}}, "ssd_draft_tokens: not known"),
+        ({"extra_args": {"ssd_prefill_scheme": "union"}}, "ssd_prefill_scheme: not known"),
         ({"extra_args": {"anything": 1}}, "anything: not known"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

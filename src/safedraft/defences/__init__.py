@@ -46,7 +46,7 @@ CONSTANTS: dict[str, frozenset[str]] = {
     "ssd": frozenset(SSDConfig.model_fields),
     "ssd_risk": _DRAFTING
     | {"sample_space_size", "kappa", "alpha_intersection", "alpha_union"}
-    | {"bin_size", "initial_scheme"},
+    | {"bin_size", "initial_scheme", "prefill_scheme"},
     "speculative": _DRAFTING,
     "ensemble_weight": _DRAFTING,
 }

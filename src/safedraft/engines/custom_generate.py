@@ -56,7 +56,7 @@ def ssd_generate(
         generation_config: as ``generate`` prepared it.
         draft_model: the deep-aligned draft; it shares the target's vocabulary.
         draft_input_ids: the draft's own prompt ``[1, length]``, if it differs.
-        ssd_config: the published constants when not given.
+        ssd_config: the published constants when not given; a ``prefill_scheme`` is refused.
         seed: repeats a sampled reply; drawn from torch's generator when not given.
         model_kwargs: what else ``generate`` hands over.
 
@@ -68,6 +68,7 @@ def ssd_generate(
     """
     if draft_model is None:
         raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
+    config = (ssd_config or SSDConfig()).for_turn(begun=None)
     _refuse(input_ids, logits_processor, generation_config, model_kwargs)
     streamer = _caller("streamer")
     vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
@@ -88,7 +89,7 @@ def ssd_generate(
         TransformersSession(draft_model, "draft", vocabulary, model.device),
         prompt,
         own_prompt,
-        ssd_config or SSDConfig(),
+        config,
         _sampling(generation_config, room, seed),
     )
     for step in steps:

@@ -16,6 +16,7 @@ from safedraft.chat import (
     Stream,
     conversation,
     encode,
+    turn_begun,
     with_system,
 )
 from safedraft.config import SamplingParams, SSDConfig
@@ -107,9 +108,13 @@ class Pair:
         top_logprobs: int | None = None,
     ) -> Stream:
         """As ``generate``, token by token: iterate over it; ``.reply`` is what was said so far."""
-        prompts = self.prompts(conversation(prompt, prefill))
+        messages = conversation(prompt, prefill)
         return self.stream_ids(
-            prompts, sampling=sampling, config=config, decoder=decoder, top_logprobs=top_logprobs
+            self.prompts(messages),
+            sampling=sampling,
+            config=(config or self.config).for_turn(begun=turn_begun(messages)),
+            decoder=decoder,
+            top_logprobs=top_logprobs,
         )
 
     def prompts(self, messages: Sequence[Message]) -> Prompts:
@@ -133,13 +138,14 @@ class Pair:
 
         Raises:
             SafeDraftError: an empty prompt, an id that its model does not have, no room left in the
-                shorter context, stop strings without a tokenizer, less than no log probabilities.
+                shorter context, stop strings without a tokenizer, less than no log probabilities,
+                a ``prefill_scheme``.
         """
         from safedraft.decode import decode
         from safedraft.engines.session import Clocked
         from safedraft.sampling import log_probabilities
 
-        config = config or self.config
+        config = (config or self.config).for_turn(begun=None)
         sampling = self._fitted(prompts, sampling or SamplingParams())
         target, draft = (Clocked(session) for session in self._sessions())
         tokenizer = self.target.tokenizer

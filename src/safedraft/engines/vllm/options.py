@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from safedraft.config import Positive, SamplingParams, SSDConfig
 from safedraft.engines.vllm.rule import Request
@@ -27,7 +27,8 @@ STATISTICS = PREFIX + "statistics"
 INT8 = "safedraft_int8"
 """What vLLM calls the quantization of a draft whose weights are kept in 8 bits."""
 
-_SPEED = ("draft_tokens", "draft_confidence")
+_OF_NO_REQUEST = ("draft_tokens", "draft_confidence", "prefill_scheme")
+"""Constants that no request can set: those of the whole batch, and what only text can tell."""
 
 _HONOURED = {
     "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -52,13 +53,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     config: SSDConfig = SSDConfig()
-    """Constants of a request that sets none; ``draft_tokens`` is vLLM's to know."""
+    """Constants of a request that sets none; ``draft_tokens`` is vLLM's to know, and a
+    ``prefill_scheme`` is refused, as the rule sees token ids."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
     requests_may_set_constants: bool = False
     """Whether a request may have its own constants; with strengths of 0 that is no defence."""
     traces: bool = False
     """Whether the steps of requests are kept on request; whoever asks has to take them."""
+
+    @field_validator("config")
+    @classmethod
+    def _without_prefill_scheme(cls, config: SSDConfig) -> SSDConfig:
+        return config.for_turn(begun=None)
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
@@ -116,7 +123,9 @@ class Settings(BaseModel):
             asked.pop(name, None)
         if not asked:
             return self.config
-        known = {PREFIX + name: name for name in SSDConfig.model_fields if name not in _SPEED}
+        known = {
+            PREFIX + name: name for name in SSDConfig.model_fields if name not in _OF_NO_REQUEST
+        }
         if unknown := sorted(asked.keys() - known):
             names = ", ".join((*known, STATISTICS))
             raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")

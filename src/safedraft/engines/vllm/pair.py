@@ -18,6 +18,7 @@ from safedraft.chat import (
     Stream,
     conversation,
     encode,
+    turn_begun,
     with_system,
 )
 from safedraft.config import SamplingParams, Scheme, SSDConfig
@@ -83,8 +84,14 @@ class VllmPair:
         A reply's seconds are the time from when all were handed in to its own last token; those of
         a model are the passes that the request took part in.
         """
-        ids = [self.prompt(conversation(prompt)) for prompt in prompts]
-        return self.generate_many_ids(ids, sampling=sampling, config=config)
+        asked = [conversation(prompt) for prompt in prompts]
+        configs = [
+            (own or self.config).for_turn(begun=turn_begun(messages))
+            for messages, own in zip(asked, _each(config, prompts), strict=True)
+        ]
+        return self.generate_many_ids(
+            [self.prompt(messages) for messages in asked], sampling=sampling, config=configs
+        )
 
     def generate_many_ids(
         self,
@@ -116,8 +123,13 @@ class VllmPair:
         top_logprobs: int | None = None,
     ) -> Stream:
         """As ``Pair.stream``; log probabilities are refused."""
-        ids = self.prompt(conversation(prompt, prefill))
-        return self.stream_ids(ids, sampling=sampling, config=config, top_logprobs=top_logprobs)
+        messages = conversation(prompt, prefill)
+        return self.stream_ids(
+            self.prompt(messages),
+            sampling=sampling,
+            config=(config or self.config).for_turn(begun=turn_begun(messages)),
+            top_logprobs=top_logprobs,
+        )
 
     def stream_ids(
         self,
@@ -131,8 +143,8 @@ class VllmPair:
 
         Raises:
             SafeDraftError: an empty prompt, an id that is not shared, no room left in the context,
-                stop strings without a tokenizer, a constant that vLLM has no use for, log
-                probabilities.
+                stop strings without a tokenizer, a constant that vLLM has no use for, a
+                ``prefill_scheme``, log probabilities.
         """
         if top_logprobs is not None:
             raise SafeDraftError(
@@ -159,6 +171,7 @@ class VllmPair:
         self, prompt: Sequence[int], sampling: SamplingParams | None, config: SSDConfig | None
     ) -> Decoding:
         sampling = sampling or SamplingParams()
+        config = (config or self.config).for_turn(begun=None)
         if not prompt:
             raise SafeDraftError(f"{self.target}: the prompt is empty")
         if not all(0 <= token < self.vocabulary for token in prompt):
@@ -174,13 +187,11 @@ class VllmPair:
         limit = min(sampling.max_new_tokens, room)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         fitted = sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})
-        return Decoding(
-            self.engine, prompt, fitted, self._changes(config or self.config), self.end_tokens,
-            config or self.config,
-        )  # fmt: skip
+        return Decoding(self.engine, prompt, fitted, self._changes(config), self.end_tokens, config)
 
     def _changes(self, config: SSDConfig) -> dict[str, Any]:
-        own, asked = self.config.model_dump(mode="json"), config.model_dump(mode="json")
+        engines = self.config.for_turn(begun=False)
+        own, asked = engines.model_dump(mode="json"), config.model_dump(mode="json")
         changes = {name: value for name, value in asked.items() if value != own[name]}
         if fixed := changes.keys() & {"draft_tokens", "draft_confidence"}:
             raise SafeDraftError(f"{min(fixed)} is the whole engine's: give it to load_pair")

@@ -41,6 +41,7 @@ def serve_pair(
         SafeDraftError: vLLM is not installed, the pair does not suit it, or an argument is not for
             the user to set.
     """
+    (config or spec.config).for_turn(begun=None)  # its requests come to the rule as token ids
     prepare_environment()
     if _METRICS not in os.environ:
         # The workers count what the rule decides, and the server's /metrics adds their files up.

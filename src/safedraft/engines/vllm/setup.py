@@ -89,7 +89,7 @@ class Plan:
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
         settings = Settings(
-            config=self.config,
+            config=self.config.for_turn(begun=False),  # a begun one comes as the request's own
             vocabulary=self.parts.examination.vocabulary,
             requests_may_set_constants=requests_may_set_constants,
             traces=traces,

@@ -13,10 +13,19 @@ import pytest
 from conftest import save_model, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import safedraft
-from safedraft.chat import Detokenizer, Statistics, Stream, conversation, encode, with_system
+from safedraft.chat import (
+    Detokenizer,
+    Statistics,
+    Stream,
+    conversation,
+    encode,
+    encode_text,
+    with_system,
+)
 from safedraft.config import Scheme
 from safedraft.decode import Step
 from safedraft.defences import DECODERS
@@ -59,6 +68,41 @@ def test_no_text_makes_a_control_token(tokenizer: Any, text: list[str]) -> None:
     ids = encode(tokenizer, [{"role": "user", "content": content}])
     assert (ids.count(START), ids.count(END)) == (2, 1)
     assert content in tokenizer.decode(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=12), spelt=st.sampled_from(["", "<|end|>", "<|start|>", "\ue000"]))
+def test_a_raw_text_is_encoded_as_it_stands(tokenizer: Any, text: str, spelt: str) -> None:
+    given = f"x{text}{spelt} {text}"
+    ids = encode_text(tokenizer, given)
+    assert tokenizer.decode(ids) == given
+    assert not {START, END} & set(ids)
+    if not spelt:
+        assert ids == tokenizer.encode(given)
+
+
+@pytest.mark.parametrize(
+    ("around", "beginning"),
+    [("$A", []), ("<|start|> $A", [START]), ("<|start|> $A <|end|>", [START]), ("$A <|end|>", [])],
+)
+def test_a_raw_text_begins_as_the_tokenizer_begins_it(
+    tmp_path: Path, around: str, beginning: list[int]
+) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, bos_token="<|start|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=around, special_tokens=[("<|start|>", START), ("<|end|>", END)]
+    )
+    ids = encode_text(tokenizer, "a <|start|>b")
+    assert ids[: len(beginning)] == beginning
+    assert tokenizer.decode(ids[len(beginning) :]) == "a <|start|>b"
+    assert not {START, END} & set(ids[len(beginning) :])
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "empty"), ("\ud800", "not valid Unicode")])
+def test_raw_texts_that_are_none_are_refused(tokenizer: Any, text: str, message: str) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        encode_text(tokenizer, text)
 
 
 def test_a_prefilled_turn_is_left_open(tokenizer: Any) -> None:
@@ -254,6 +298,26 @@ def test_a_seed_repeats_a_reply_and_is_reported(pair: safedraft.Pair) -> None:
     assert pair.generate("hi", sampling=sampled).statistics.seed != seed
 
 
+def test_a_raw_text_is_continued(pair: safedraft.Pair) -> None:
+    prompts = pair.text_prompts("Once upon")
+    assert prompts == ([*encode_text(pair.target.tokenizer, "Once upon")],) * 2
+    assert pair.target.tokenizer.decode(prompts.target) == "Once upon"
+    sampling = safedraft.SamplingParams(max_new_tokens=5)
+    assert pair.stream_ids(prompts, sampling=sampling).drain().trace
+    guarded = replace(pair, draft=replace(pair.draft, system="Be safe."))
+    assert guarded.text_prompts("Once upon") == prompts
+
+
+def test_each_model_begins_a_raw_text_its_own_way(pair: safedraft.Pair, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path, bos_token="<|start|>")
+    other.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", START)]
+    )
+    begun = replace(pair, draft=replace(pair.draft, tokenizer=other)).text_prompts("hi")
+    assert begun.draft == [START, *begun.target]
+
+
 BEGUN = [USER, {"role": "assistant", "content": "Sure,"}]
 
 
@@ -400,5 +464,7 @@ def test_models_without_tokenizer_decode_ids(tmp_path: Path) -> None:
     assert reply.text == ""
     with pytest.raises(SafeDraftError, match="has no tokenizer"):
         bare.generate("hi")
+    with pytest.raises(SafeDraftError, match="has no tokenizer"):
+        bare.text_prompts("hi")
     with pytest.raises(SafeDraftError, match="stop strings need a tokenizer"):
         bare.stream_ids(safedraft.Prompts([1], [1]), sampling=safedraft.SamplingParams(stop=("a",)))

@@ -98,7 +98,7 @@ def encode(
         raise SafeDraftError(
             f"{tokenizer.name_or_path} has no chat template; use an instruct model"
         )
-    seam = _unused_character(messages)
+    seam = _unused_character("".join(message["content"] for message in messages))
     control = _control_tokens(tokenizer)
     if goes_on is None:
         goes_on = turn_begun(messages)
@@ -118,19 +118,43 @@ def encode(
         if message["role"] != "assistant" and message["content"].strip() not in str(rendered):
             name, role = tokenizer.name_or_path, message["role"]
             raise SafeDraftError(f"the chat template of {name} leaves out the {role} message")
-    pieces = [piece for piece in str(rendered).split(seam) if piece]
+    return _encode_pieces(tokenizer, str(rendered), seam)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that is continued as it stands, begun as the tokenizer begins a text.
+
+    A control token spelt out in it stays text, as in ``encode``.
+
+    Raises:
+        SafeDraftError: the text is empty or not valid Unicode.
+    """
+    if not text:
+        raise SafeDraftError("the text is empty: give one to continue")
+    if not _encodes(text):
+        raise SafeDraftError("the text is not valid Unicode: send it as UTF-8")
+    seam = _unused_character(text)
+    ids = _encode_pieces(tokenizer, _seamed(text, _control_tokens(tokenizer), seam), seam)
+    beginning = [tokenizer.bos_token_id]
+    # Of what the tokenizer puts around a text, only the beginning: an end token would end it.
+    return [*beginning, *ids] if tokenizer.encode("")[:1] == beginning else ids
+
+
+def _encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str, seam: str) -> list[int]:
+    """Token ids of a text between whose seams no token is formed."""
+    pieces = [piece for piece in text.split(seam) if piece]
     return [id for piece in pieces for id in tokenizer.encode(piece, add_special_tokens=False)]
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts that the tokenizer reads as control tokens; not the white space some add as tokens."""
     added = tokenizer.added_tokens_decoder.values()
-    texts = {t.content for t in added if t.special or t.content in str(tokenizer.chat_template)}
+    template = str(tokenizer.chat_template or "")
+    texts = {token.content for token in added if token.special or token.content in template}
     return sorted((text for text in texts if len(text.strip()) > 1), key=len, reverse=True)
 
 
-def _unused_character(messages: Sequence[Message]) -> str:
-    text = "".join(message["content"] for message in messages)
+def _unused_character(text: str) -> str:
     return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
 
 

@@ -16,6 +16,7 @@ from safedraft.chat import (
     Stream,
     conversation,
     encode,
+    encode_text,
     turn_begun,
     with_system,
 )
@@ -125,6 +126,18 @@ class Pair:
         """
         return Prompts(*(_prompt(member, messages) for member in (self.target, self.draft)))
 
+    def text_prompts(self, text: str) -> Prompts:
+        """Each model's own ids of a text that is continued as it stands.
+
+        There is no chat template, and no system prompt of a model's own. A control token spelt out
+        in the text stays text; where a tokenizer begins texts with a token, that comes first.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer, or the text is empty.
+        """
+        members = (self.target, self.draft)
+        return Prompts(*(encode_text(_tokenizer(member), text) for member in members))
+
     def stream_ids(
         self,
         prompts: Prompts,
@@ -207,6 +220,10 @@ class Pair:
 
 
 def _prompt(member: Member, messages: Sequence[Message]) -> list[int]:
+    return encode(_tokenizer(member), with_system(messages, member.system))
+
+
+def _tokenizer(member: Member) -> PreTrainedTokenizerBase:
     if member.tokenizer is None:
         raise SafeDraftError(f"{member.name} has no tokenizer: it decodes token ids only")
-    return encode(member.tokenizer, with_system(messages, member.system))
+    return member.tokenizer

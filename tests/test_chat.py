@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -431,8 +432,24 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_forward(
     pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(pair.target.model), "forward", None)
-    with pytest.raises(SafeDraftError, match=r"6\d\d tokens .* has 512: shorten"):
+    with pytest.raises(safedraft.PromptTooLong, match=r"6\d\d tokens .* has 512: shorten") as told:
         pair.generate("x" * 600)
+    length = len(pair.prompts([{"role": "user", "content": "x" * 600}]).target)
+    again = pickle.loads(pickle.dumps(told.value))
+    for error in (told.value, again):
+        assert isinstance(error, SafeDraftError)
+        assert str(error) == str(told.value)
+        assert (error.tokens, error.context_length) == (length, 512)
+
+
+@pytest.mark.parametrize(("over", "refused"), [(-1, False), (0, True)])
+def test_a_prompt_needs_room_for_one_token(pair: safedraft.Pair, over: int, refused: bool) -> None:
+    prompts = safedraft.Prompts([1], [1] * (512 + over))
+    if refused:
+        with pytest.raises(safedraft.PromptTooLong):
+            pair.stream_ids(prompts)
+    else:
+        assert len(pair.stream_ids(prompts).drain().trace) == 1
 
 
 def test_replies_end_where_the_context_ends(pair: safedraft.Pair) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from safedraft.config import SamplingParams, Scheme, SSDConfig
     from safedraft.decode import Step
     from safedraft.engines.custom_generate import ssd_generate
-    from safedraft.errors import BrokenModel, IncompatiblePair, SafeDraftError
+    from safedraft.errors import BrokenModel, IncompatiblePair, PromptTooLong, SafeDraftError
     from safedraft.pairs.load import load_pair
     from safedraft.pairs.pair import Pair, Prompts
 
@@ -24,7 +24,7 @@ _HOMES = {
     "safedraft.config": ("SSDConfig", "SamplingParams", "Scheme"),
     "safedraft.decode": ("Step",),
     "safedraft.engines.custom_generate": ("ssd_generate",),
-    "safedraft.errors": ("BrokenModel", "IncompatiblePair", "SafeDraftError"),
+    "safedraft.errors": ("BrokenModel", "IncompatiblePair", "PromptTooLong", "SafeDraftError"),
     "safedraft.pairs.load": ("load_pair",),
     "safedraft.pairs.pair": ("Pair", "Prompts"),
 }
@@ -46,6 +46,7 @@ __all__ = [  # noqa: RUF022 (grouped as a reader meets them)
     "ssd_generate",
     "SafeDraftError",
     "IncompatiblePair",
+    "PromptTooLong",
     "BrokenModel",
 ]
 

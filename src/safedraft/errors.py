@@ -40,3 +40,22 @@ class IncompatiblePair(SafeDraftError):
 
 class BrokenModel(SafeDraftError):
     """A model gave logits that are not numbers; nothing is decoded without both models."""
+
+
+class PromptTooLong(SafeDraftError):
+    """The prompt leaves no room for a reply.
+
+    ``tokens`` are those of the longer of the two prompts, ``context_length`` those that the pair
+    has room for, prompt and reply together.
+    """
+
+    def __init__(self, tokens: int, context_length: int) -> None:
+        super().__init__(tokens, context_length)
+        self.tokens = tokens
+        self.context_length = context_length
+
+    def __str__(self) -> str:
+        return (
+            f"the prompt has {self.tokens} tokens and the pair's context has "
+            f"{self.context_length}: shorten it"
+        )

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from safedraft.config import SSDConfig
 from safedraft.engines.vllm.pair import VllmPair
-from safedraft.errors import SafeDraftError
+from safedraft.errors import PromptTooLong, SafeDraftError
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def test_log_probabilities_are_refused(pair: VllmPair, top_logprobs: int) -> Non
             ask("hi", **asked)
     with pytest.raises(SafeDraftError, match="top_logprobs: vLLM"):
         pair.stream_ids([5, 6], **asked)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(pair: VllmPair) -> None:
+    with pytest.raises(PromptTooLong, match="shorten it") as told:
+        pair.stream_ids([5] * 64)
+    assert (told.value.tokens, told.value.context_length) == (64, 64)
 
 
 class Asked:

@@ -21,7 +21,7 @@ from safedraft.chat import (
     with_system,
 )
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.errors import PromptTooLong, SafeDraftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,8 +86,8 @@ class Pair:
                 from.
 
         Raises:
-            SafeDraftError: nothing to answer, a prompt that leaves no room in the context, or log
-                probabilities of a decoder that has none.
+            PromptTooLong: the prompt leaves no room in the context.
+            SafeDraftError: nothing to answer, or log probabilities of a decoder that has none.
         """
         return self.stream(
             prompt,
@@ -150,9 +150,9 @@ class Pair:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
-            SafeDraftError: an empty prompt, an id that its model does not have, no room left in the
-                shorter context, stop strings without a tokenizer, less than no log probabilities,
-                a ``prefill_scheme``.
+            PromptTooLong: no room left in the shorter context.
+            SafeDraftError: an empty prompt, an id that its model does not have, stop strings
+                without a tokenizer, less than no log probabilities, a ``prefill_scheme``.
         """
         from safedraft.decode import decode
         from safedraft.engines.session import Clocked
@@ -203,10 +203,7 @@ class Pair:
         length = max(map(len, prompts))
         room = self.context_length - length
         if room < 1:
-            raise SafeDraftError(
-                f"the prompt has {length} tokens and the shorter context of the pair has "
-                f"{self.context_length}: shorten it"
-            )
+            raise PromptTooLong(length, self.context_length)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         limit = min(sampling.max_new_tokens, room)
         return sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})

@@ -25,7 +25,7 @@ from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step
 from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
-from safedraft.errors import SafeDraftError, first_line
+from safedraft.errors import PromptTooLong, SafeDraftError, first_line
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
 
@@ -142,9 +142,10 @@ class VllmPair:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Raises:
-            SafeDraftError: an empty prompt, an id that is not shared, no room left in the context,
-                stop strings without a tokenizer, a constant that vLLM has no use for, a
-                ``prefill_scheme``, log probabilities.
+            PromptTooLong: no room left in the context.
+            SafeDraftError: an empty prompt, an id that is not shared, stop strings without a
+                tokenizer, a constant that vLLM has no use for, a ``prefill_scheme``, log
+                probabilities.
         """
         if top_logprobs is not None:
             raise SafeDraftError(
@@ -180,10 +181,7 @@ class VllmPair:
             raise SafeDraftError("stop strings need a tokenizer, and the target has none")
         room = self.context_length - len(prompt)
         if room < 1:
-            raise SafeDraftError(
-                f"the prompt has {len(prompt)} tokens and the context {self.context_length}: "
-                "shorten it"
-            )
+            raise PromptTooLong(len(prompt), self.context_length)
         limit = min(sampling.max_new_tokens, room)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         fitted = sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})

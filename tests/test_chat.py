@@ -299,6 +299,12 @@ def test_a_seed_repeats_a_reply_and_is_reported(pair: safedraft.Pair) -> None:
     assert pair.generate("hi", sampling=sampled).statistics.seed != seed
 
 
+def test_prompts_of_a_text_are_those_of_a_user(pair: safedraft.Pair) -> None:
+    assert pair.prompts("hi") == pair.prompts([USER])
+    with pytest.raises(SafeDraftError, match="the prompt is empty"):
+        pair.prompts(" ")
+
+
 def test_a_raw_text_is_continued(pair: safedraft.Pair) -> None:
     prompts = pair.text_prompts("Once upon")
     assert prompts == ([*encode_text(pair.target.tokenizer, "Once upon")],) * 2

@@ -75,6 +75,12 @@ BEGUN = [USER, {"role": "assistant", "content": "Sure,"}]
 UNION = {"ssd_initial_scheme": "union"}
 
 
+def test_the_prompt_of_a_text_is_that_of_a_user(pair: VllmPair) -> None:
+    assert pair.prompt("hi") == pair.prompt([USER])
+    with pytest.raises(SafeDraftError, match="the prompt is empty"):
+        pair.prompt(" ")
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["the request's", "the pair's"])
 def test_a_begun_turn_may_start_in_another_scheme(pair: VllmPair, own: bool) -> None:
     config = SSDConfig(prefill_scheme="union")

@@ -118,12 +118,13 @@ class Pair:
             top_logprobs=top_logprobs,
         )
 
-    def prompts(self, messages: Sequence[Message]) -> Prompts:
+    def prompts(self, prompt: str | Sequence[Message]) -> Prompts:
         """Each model's own prompt: its template, under its system prompt.
 
         Raises:
-            SafeDraftError: a model has no tokenizer or no chat template.
+            SafeDraftError: a model has no tokenizer or no chat template, or the text is empty.
         """
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
         return Prompts(*(_prompt(member, messages) for member in (self.target, self.draft)))
 
     def text_prompts(self, text: str) -> Prompts:

@@ -154,12 +154,13 @@ class VllmPair:
             )
         return self._stream(self._decoding(prompt, sampling, config), prompt)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The one prompt of both models.
 
         Raises:
-            SafeDraftError: there is no tokenizer or no chat template.
+            SafeDraftError: there is no tokenizer or no chat template, or the text is empty.
         """
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
         if self.tokenizer is None:
             raise SafeDraftError(f"{self.target} has no tokenizer: it decodes token ids only")
         return encode(self.tokenizer, with_system(messages, self.system))

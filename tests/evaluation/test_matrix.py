@@ -178,6 +178,19 @@ def test_constants_of_the_pair_are_not_mixed_either(
         prepare(matrix, tmp_path / "logs")
 
 
+def test_constants_that_a_defence_does_not_use_leave_its_logs_alone(
+    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = Matrix(("target_only",), ("direct",), limit=1)
+    run(matrix, tmp_path / "logs")
+    spec = find_pair(DEFAULT_PAIR)
+    changed = spec.model_copy(update={"config": SSDConfig(union_bins=9)})
+    monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
+    asked = counted(monkeypatch, "target_only", lambda number: None)
+    run(matrix, tmp_path / "logs")
+    assert asked == [0]
+
+
 def test_an_error_is_no_answer_and_stops_no_other_sample(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,7 +277,7 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
             *differences({"pair": held.model}, {"pair": str(model)}),
-            *differences(was, now),
+            *differences(was, now, model.model_args["defence"]),
             *differences(held.model_args, model.model_args),
             *differences(held.task_args, settings),
         ):

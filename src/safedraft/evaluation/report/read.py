@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from safedraft.defences import CONSTANTS
 from safedraft.errors import SafeDraftError, first_line
 from safedraft.evaluation.judges.endpoint import HARMFUL
 from safedraft.evaluation.split import Split
@@ -133,7 +134,7 @@ def _require_equal(one: Run, other: Run) -> None:
     """
     found = differences(one.arguments, other.arguments)
     if one.registered is not None and other.registered is not None:
-        found += differences(one.registered, other.registered)
+        found += differences(one.registered, other.registered, one.defence)
     for what, ours, theirs in found:
         raise SafeDraftError(
             f"{one.file} has {one.name} on {one.suite} with {what} {ours!r}, and {other.file} with "
@@ -141,9 +142,18 @@ def _require_equal(one: Run, other: Run) -> None:
         )
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The names that have not the same value in both, those of ``config`` each by itself."""
-    one, other = ({**part.get("config", {}), **part} for part in (one, other))
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], defence: str = "ssd"
+) -> list[tuple[str, Any, Any]]:
+    """The names that have not the same value in both, those of ``config`` each by itself.
+
+    Of ``config`` only the constants that ``defence`` uses count.
+    """
+    used = CONSTANTS.get(defence, frozenset())
+    one, other = (
+        {name: value for name, value in part.get("config", {}).items() if name in used} | dict(part)
+        for part in (one, other)
+    )
     names = [name for name in {**one, **other} if name != "config"]
     both = [(name, one.get(name), other.get(name)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in both if ours != theirs]

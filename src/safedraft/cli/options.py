@@ -125,8 +125,10 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
     return SSDConfig.model_construct(_fields_set=set(changes), **changed.model_dump())
 
 
-def constants(settings: list[str] | None, kind: type[BaseModel] = SSDConfig) -> dict[str, Any]:
-    """What ``--set NAME=VALUE`` says, by name; values are not validated.
+def constants(
+    settings: list[str] | None, kind: type[BaseModel] = SSDConfig, option: str = "--set"
+) -> dict[str, Any]:
+    """What ``--set NAME=VALUE``, or another option, says by name; values are not validated.
 
     Raises:
         SafeDraftError: a name that is no field of ``kind``.
@@ -137,7 +139,7 @@ def constants(settings: list[str] | None, kind: type[BaseModel] = SSDConfig) -> 
         name, equals, value = setting.partition("=")
         if not equals or name not in fields:
             known = ", ".join(fields)
-            raise SafeDraftError(f"--set {setting}: write NAME=VALUE with one of {known}")
+            raise SafeDraftError(f"{option} {setting}: write NAME=VALUE with one of {known}")
         whole = fields[name].annotation is int
         changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
     return changes

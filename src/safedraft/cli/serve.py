@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+import os
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import SecretStr
 
 from safedraft.cli import options
 from safedraft.errors import SafeDraftError
+from safedraft.server.settings import API_KEY, Limits, ServerSettings, require_safe
+
+if TYPE_CHECKING:
+    from safedraft.config import SSDConfig
+    from safedraft.pairs.registry import PairSpec
+
+_SERVER = "Server"
+
+
+class Allowed(StrEnum):
+    """What helps attackers and is off unless the operator allows it."""
+
+    PREFILL = "prefill"
+    COMPLETIONS = "completions"
+    TELEMETRY = "telemetry"
 
 
 def serve(
@@ -17,18 +35,24 @@ def serve(
         str | None, typer.Argument(help="A registered pair; the default one when not given.")
     ] = None,
     engine: Annotated[
-        Literal["vllm"], typer.Option(help="vLLM's own server, with SSD as its rule.")
-    ] = "vllm",
+        Literal["transformers", "vllm"],
+        typer.Option(
+            help="transformers: any pair, one decode at a time. vllm: vLLM's own server, for many "
+            "users; what is not listed here are then vLLM's options, and stand last."
+        ),
+    ] = "transformers",
     target: options.Target = None,
     draft: options.Draft = None,
     adapter: options.Adapter = None,
     no_adapter: options.NoAdapter = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     settings: options.Set = None,
     draft_tokens_up_to: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REQUESTS:T",
-            help="T while no more than so many requests run; may be given again for more.",
+            help="For vllm: T while no more than so many requests run. May be given again.",
             rich_help_panel="Method",
         ),
     ] = None,
@@ -40,18 +64,52 @@ def serve(
             rich_help_panel="Method",
         ),
     ] = False,
+    host: Annotated[
+        str,
+        typer.Option(
+            help=f"Where to listen; any but this machine's own needs {API_KEY}.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, rich_help_panel=_SERVER)] = 8000,
+    allow: Annotated[
+        list[Allowed] | None,
+        typer.Option(
+            help="What is off because it helps attackers: messages that begin the reply; raw text "
+            "at /v1/completions; matches and schemes with a reply. May be given again.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help=f"A bound: {', '.join(Limits.model_fields)}. May be given again.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    playground: Annotated[
+        bool,
+        typer.Option(
+            "--playground",
+            help="A page at /playground that shows every token's decision.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = False,
 ) -> None:
     """Serve a pair to any client of the OpenAI API, every reply decoded with SSD.
 
-    Options that are not listed here are vLLM's own and stand last. T is --set draft_tokens=N at any
-    load, or --draft-tokens-up-to; on processors it falls with load unless one of them is given.
+    Clients have to give the API key in the environment variable SAFEDRAFT_API_KEY, if it is set.
+    With vllm, T is --set draft_tokens=N at any load, or --draft-tokens-up-to; on processors it
+    falls with load unless one of them is given.
 
-    [dim]safedraft serve qwen2.5-coder --engine vllm --port 8000 --max-num-seqs 16[/]
+    [dim]safedraft serve qwen2.5-coder --playground[/]
+    [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
     """
-    from safedraft.engines.vllm.serve import serve_pair
     from safedraft.pairs.load import choose_pair
-    from safedraft.pairs.progress import show_progress
 
+    key = os.environ.get(API_KEY)
+    require_safe(host, key)  # before anything is fetched or loaded
     arguments = list(context.args)
     if pair and pair.startswith("-"):  # no pair was named, and vLLM's options begin here
         arguments.insert(0, pair)
@@ -59,16 +117,76 @@ def serve(
     use_adapter = not no_adapter
     spec = choose_pair(pair, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     config = options.with_settings(spec.config, settings) if settings else None
+    if engine == "vllm":
+        _only("transformers", allow=allow, limit=limit, playground=playground)
+        _only("transformers", device=device != "auto")
+        arguments = ["--host", host, "--port", str(port), *arguments]
+        if dtype != "auto":
+            arguments = ["--dtype", dtype, *arguments]
+        if key:
+            os.environ["VLLM_API_KEY"] = key
+        by_load = _by_load(draft_tokens_up_to or ())
+        _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load)
+        return
+    _only("vllm", draft_tokens_up_to=draft_tokens_up_to)
+    if arguments:
+        raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
+    options.require_extra("safedraft serve", "fastapi", "uvicorn", "openai", extra="server")
+    if playground:
+        options.require_extra("--playground", "gradio", extra="playground")
+    allowed = {f"allow_{name}": True for name in allow or ()}
+    server = ServerSettings(
+        name=spec.name,
+        api_key=SecretStr(key) if key else None,
+        requests_may_set_constants=requests_may_set_constants,
+        playground=playground,
+        limits=Limits.model_validate(options.constants(limit, Limits, "--limit")),
+        **allowed,
+    )
+    _serve_in_transformers(spec, config, server, host, port, dtype, device)
+
+
+def _serve_in_transformers(
+    spec: PairSpec,
+    config: SSDConfig | None,
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    dtype: str,
+    device: str,
+) -> None:
+    from safedraft.pairs.load import load_spec
+    from safedraft.pairs.progress import show_progress
+    from safedraft.server.run import serve_app
+
+    with show_progress() as report:
+        pair = load_spec(spec, config=config, dtype=dtype, device=device, report=report)
+    serve_app(pair, settings, host, port, options.say)
+
+
+def _serve_in_vllm(
+    spec: PairSpec,
+    config: SSDConfig | None,
+    arguments: Sequence[str],
+    requests_may_set_constants: bool,
+    draft_tokens_up_to: dict[int, int],
+) -> None:
+    from safedraft.engines.vllm.serve import serve_pair
+    from safedraft.pairs.progress import show_progress
+
     with show_progress() as report:
         run = serve_pair(
-            spec,
-            config,
-            arguments,
-            requests_may_set_constants,
-            _by_load(draft_tokens_up_to or ()),
-            report,
+            spec, config, arguments, requests_may_set_constants, draft_tokens_up_to, report
         )
     run()
+
+
+def _only(engine: str, **given: object) -> None:
+    """Refuse options that are given and that only ``engine`` has."""
+    for name, value in given.items():
+        if value:
+            flag = "--" + name.replace("_", "-")
+            raise SafeDraftError(f"{flag} is for --engine {engine} only: leave it out")
 
 
 def _by_load(given: Iterable[str]) -> dict[int, int]:

@@ -1,0 +1,62 @@
+"""What the operator sees under ``/metrics``; the names are those of the vLLM engine."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from safedraft.chat import Reply
+
+_SECONDS = (0.25, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
+
+
+class Metrics:
+    """Of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "safedraft_requests", "Requests answered", ["route", "status"], registry=registry
+        )
+        self._replies = Counter(
+            "safedraft_replies", "Replies ended", ["finish_reason"], registry=registry
+        )
+        self._tokens = Counter(
+            "safedraft_tokens", "Tokens decided", ["scheme", "matched"], registry=registry
+        )
+        self._blocks = Counter("safedraft_blocks", "Passes of the target", registry=registry)
+        self._first = Histogram(
+            "safedraft_first_token_seconds",
+            "From the first turn of a reply to its first token",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "safedraft_decoding_seconds",
+            "Decoding of a reply, without its wait",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """A gauge that is asked when it is read."""
+        Gauge(f"safedraft_{name}", description, registry=self._registry).set_function(value)
+
+    def count(self, reply: Reply) -> None:
+        """A reply that ended, in whatever way."""
+        statistics = reply.statistics
+        self._replies.labels(reply.finish_reason).inc()
+        decided = Count((str(token.scheme), str(token.matched).lower()) for token in reply.trace)
+        for (scheme, matched), count in decided.items():
+            self._tokens.labels(scheme, matched).inc(count)
+        self._blocks.inc(statistics.blocks)
+        if statistics.tokens:
+            self._first.observe(statistics.first_token_seconds)
+            self._seconds.observe(statistics.seconds)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        text: bytes = generate_latest(self._registry)
+        return text

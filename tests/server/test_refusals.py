@@ -1,0 +1,301 @@
+"""Bad requests: each is an error object that names what is wrong, and nothing is decoded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import checks
+from serving import NAME, Served, serving
+from talking import talking
+
+EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "40"))
+"""Generated requests of each kind; `make test-server` asks for more."""
+
+HI = [{"role": "user", "content": "hi"}]
+LIMITS = {"body_bytes": 20_000, "messages": 5, "new_tokens": 100, "stop_strings": 3, "replies": 4}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pair = talking(tmp_path_factory.mktemp("pair"), lambda prompt: "yes")
+    with serving(pair, LIMITS) as server:
+        yield server
+
+
+def post(served: Served, path: str = "/v1/chat/completions", **request: Any) -> httpx.Response:
+    return served.http.post(path, **request)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "param"),
+    [
+        ({"model": "other"}, 404, "model_not_found", "model"),
+        ({"model": 3}, 400, "invalid_value", "model"),
+        ({"messages": []}, 400, "invalid_value", "messages"),
+        ({"messages": "hi"}, 400, "invalid_value", "messages"),
+        ({"messages": HI * 6}, 400, "invalid_value", "messages"),
+        ({"messages": [{"role": "user"}]}, 400, "missing_parameter", "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value",
+         "messages[0].role"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "invalid_value", "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_value", "messages"),
+        ({"messages": [{**HI[0], "name": "Ann"}]}, 400, "unknown_parameter", "messages[0].name"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "invalid_value",
+            "messages[0].content",
+        ),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": "Sure"}]},
+            400,
+            "prefill_disabled",
+            "messages",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context_length_exceeded",
+         "messages"),
+        ({"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+        ({"max_tokens": 101}, 400, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 101}, 400, "invalid_value", "max_completion_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, 400, "invalid_value", "max_tokens"),
+        (
+            {"max_tokens": 90, "messages": [{"role": "user", "content": "x" * 4020}]},
+            400,
+            "context_length_exceeded",
+            "max_tokens",
+        ),
+        ({"n": 5}, 400, "invalid_value", "n"),
+        ({"n": 0}, 400, "invalid_value", "n"),
+        ({"stop": ["a", "b", "c", "d"]}, 400, "invalid_value", "stop"),
+        ({"stop": ["x" * 300]}, 400, "invalid_value", "stop"),
+        ({"stop": ""}, 400, "invalid_value", "stop[0]"),
+        ({"stop": []}, 400, "invalid_value", "stop"),
+        ({"stop": {"a": 1}}, 400, "invalid_value", "stop"),
+        ({"temperature": -1}, 400, "invalid_value", "temperature"),
+        ({"temperature": 2.1}, 400, "invalid_value", "temperature"),
+        ({"temperature": 0.001}, 400, "invalid_value", "temperature"),
+        ({"top_p": 0}, 400, "invalid_value", "top_p"),
+        ({"top_k": -1}, 400, "invalid_value", "top_k"),
+        ({"seed": -1}, 400, "invalid_value", "seed"),
+        ({"seed": 2**63}, 400, "invalid_value", "seed"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
+        ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options"),
+        ({"presence_penalty": 0.5}, 400, "unsupported_parameter", "presence_penalty"),
+        ({"frequency_penalty": -1}, 400, "unsupported_parameter", "frequency_penalty"),
+        ({"logit_bias": {"1": 5}}, 400, "unsupported_parameter", "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter",
+         "response_format"),
+        ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools"),
+        ({"tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice"),
+        ({"store": True}, 400, "unsupported_parameter", "store"),
+        ({"chat_template": "{{ messages }}"}, 400, "unknown_parameter", "chat_template"),
+        ({"user": "ann"}, 400, "unknown_parameter", "user"),
+        ({"prompt": "hi"}, 400, "unknown_parameter", "prompt"),
+        ({"safedraft": {"telemetry": True}}, 400, "telemetry_disabled", "safedraft.telemetry"),
+        ({"safedraft": {"config": {"alpha_union": 0}}}, 400, "constants_disabled",
+         "safedraft.config"),
+        ({"safedraft": {"decoder": "target_only"}}, 400, "unknown_parameter", "safedraft.decoder"),
+    ],
+)  # fmt: skip
+def test_what_a_request_may_not_say(
+    served: Served, changes: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    before = served.service.metrics.render()
+    response = post(served, json={"model": NAME, "messages": HI} | changes)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert decoded(before) == decoded(served.service.metrics.render())
+
+
+def decoded(metrics: bytes) -> list[bytes]:
+    return [line for line in metrics.splitlines() if line.startswith(b"safedraft_blocks_total")]
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "tools": []},
+        {"response_format": {"type": "text"}, "tool_choice": "none", "store": False, "n": None},
+        {"stop": None, "seed": None, "max_tokens": None, "stream": False, "modalities": ["text"]},
+    ],
+)
+def test_what_means_nothing_is_taken(served: Served, neutral: dict[str, Any]) -> None:
+    assert post(served, json={"model": NAME, "messages": HI} | neutral).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_body"),
+        (b"{", 400, "invalid_json"),
+        (b"[]", 400, "invalid_body"),
+        (b"null", 400, "invalid_body"),
+        (b"\xff\xfe{}", 400, "invalid_json"),
+        (b"[" * 9_000, 400, "invalid_json"),
+        (b'{"model": ' + b"9" * 6_000 + b"}", 400, "invalid_json"),
+        (b'{"model":"tiny","messages":[],"\\ud800":1}', 400, None),
+        (b'{"model":"tiny","messages":[{"role":"user","content":"\\ud83d"}]}', 400, None),
+        (b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"seed":NaN}', 400, None),
+        (b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"top_p":1e999}', 400, None),
+        (b"x" * 30_000, 413, "body_too_large"),
+    ],
+)
+def test_bodies_that_are_no_requests(
+    served: Served, body: bytes, status: int, code: str | None
+) -> None:
+    response = post(served, content=body, headers={"content-type": "application/json"})
+    error = error_of(response)
+    assert response.status_code == status
+    assert code in (None, error["code"])
+
+
+def test_a_page_cannot_send_json_as_plain_text(served: Served) -> None:
+    body = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        response = post(served, content=body, headers={"content-type": kind})
+        assert (response.status_code, error_of(response)["code"]) == (400, "invalid_body")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/completions", {"model": NAME, "prompt": "hi"}, 403, "completions_disabled"),
+        ("/v1/embeddings", {"model": NAME, "input": "hi"}, 404, "not_found"),
+        ("/v1/models", {}, 405, "method_not_allowed"),
+        ("/tokenize", {}, 400, "invalid_value"),
+        ("/tokenize", {"prompt": "a", "messages": HI}, 400, "invalid_value"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model_not_found"),
+        ("/tokenize", {"messages": [*HI, {"role": "assistant", "content": "x"}]}, 400,
+         "prefill_disabled"),
+    ],
+)  # fmt: skip
+def test_other_addresses(
+    served: Served, path: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    response = post(served, path, json=body)
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+
+
+def test_raw_texts_are_checked_as_well(tmp_path: Path) -> None:
+    pair = talking(tmp_path, lambda prompt: "yes")
+    with serving(pair, LIMITS, allow_completions=True) as server:
+        for changes, param in (
+            ({"prompt": [1, 2]}, "prompt[0]"),
+            ({"prompt": ["a"] * 5}, "n"),
+            ({"prompt": ""}, "prompt[0]"),
+            ({"echo": True}, "echo"),
+            ({"best_of": 2}, "best_of"),
+            ({"suffix": "x"}, "suffix"),
+            ({"logprobs": 21}, "logprobs"),
+        ):
+            response = post(
+                server, "/v1/completions", json={"model": NAME, "prompt": "hi"} | changes
+            )
+            assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+def test_the_key_is_asked_of_everything_but_health(tmp_path: Path) -> None:
+    with serving(talking(tmp_path, lambda prompt: "yes"), api_key="secret") as server:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenize", "/nowhere"):
+            for value in ("", "Bearer secre", "secret", "Basic !!", "Bearer sécret"):
+                response = httpx.get(server.url + path, headers={"Authorization": value.encode()})
+                assert (response.status_code, error_of(response)["code"]) == (
+                    401,
+                    "invalid_api_key",
+                )
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        known = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{server.url}/v1/models", headers=known).status_code == 200
+        # A body is not read before the key is known: this one would be too large.
+        assert post(server, content=b"x" * 3_000_000).status_code == 401
+
+
+def test_without_a_key_only_this_machines_names_are_answered_to(served: Served) -> None:
+    response = httpx.get(f"{served.url}/v1/models", headers={"Host": "evil.example"})
+    assert response.status_code == 400
+    assert "access-control-allow-origin" not in httpx.get(f"{served.url}/health").headers
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PARAMETERS = [
+    *(
+        "model",
+        "messages",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "top_k",
+    ),
+    *("seed", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "safedraft"),
+    *("tools", "response_format", "logit_bias"),
+]
+
+
+@settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(PARAMETERS), VALUES, max_size=4))
+def test_any_value_of_any_parameter_is_answered(served: Served, changes: dict[str, Any]) -> None:
+    body = {"model": NAME, "messages": HI, "max_tokens": 3} | changes
+    response = post(served, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400, 404)
+    assert "Traceback" not in response.text
+    if response.status_code != 200:
+        error_of(response)
+
+
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/v1/chat/completions", "POST"),
+        ("/v1/completions", "POST"),
+        ("/tokenize", "POST"),
+        ("/v1/models/{name}", "GET"),
+    ],
+)
+def test_the_openapi_document_holds(served: Served, path: str, method: str) -> None:
+    operation = schemathesis.openapi.from_url(f"{served.url}/openapi.json")[path][method]
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy())
+    def holds(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and case.body.get("model"):
+            case.body["model"] = NAME  # or else every request ends at its name
+        response = case.call()
+        case.validate_response(response, checks=CHECKS)
+        assert "Traceback" not in response.text
+
+    holds()

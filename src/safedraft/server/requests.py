@@ -47,19 +47,17 @@ Text = Annotated[
     BeforeValidator(_joined),
     WithJsonSchema({"type": "string"}),
 ]
-Texts = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1)]],
-    Field(min_length=1),
-    BeforeValidator(_listed),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-            ]
-        }
-    ),
-]
+_Some = Annotated[str, StringConstraints(min_length=1)]
+_OneOrMore = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}},
+        ]
+    }
+)
+Stops = Annotated[list[_Some], BeforeValidator(_listed), _OneOrMore]
+Prompts = Annotated[list[_Some], Field(min_length=1), BeforeValidator(_listed), _OneOrMore]
 Count = Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
@@ -140,7 +138,7 @@ class Sampled(_Unsupported):
     top_k: Annotated[int, Field(ge=0)] | None = None
     """Not OpenAI's: the k most likely tokens of the composite; 0 keeps all."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Texts | None = None
+    stop: Stops | None = None
     max_tokens: Count | None = None
     safedraft: Extension | None = None
 
@@ -196,7 +194,7 @@ class CompletionRequest(Sampled):
     """The body of ``/v1/completions``; prompts in token ids are not taken: they could hold control
     tokens."""
 
-    prompt: Texts
+    prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
 
     @property

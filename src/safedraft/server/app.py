@@ -58,6 +58,10 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
     )
     app.state.service = service
     _add_routes(app, service)
+    if settings.playground:
+        from safedraft.server.playground.page import mount_playground  # its extra is its own
+
+        mount_playground(app, service)
     app.add_exception_handler(APIError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)

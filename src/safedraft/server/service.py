@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from safedraft.server.replies import Answer, ChatAnswer, CompletionAnswer
 from safedraft.server.requests import ChatRequest, CompletionRequest, Sampled, TokenizeRequest
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from safedraft.decode import Decoder
 
 T = TypeVar("T")
 Replies = tuple[Answer, list[Job]]
@@ -82,6 +85,28 @@ class Service:
             raise _invalid("messages", "give either messages or a prompt")
         return await self.scheduler.call(partial(_or_invalid, work, name))
 
+    async def page(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams,
+        config: SSDConfig,
+        decoders: Sequence[Decoder],
+    ) -> list[Job]:
+        """One conversation decoded in each of several ways, for the playground.
+
+        Whom the operator lets in there may set constants and begin replies; every bound holds.
+
+        Raises:
+            APIError: as ``chat``.
+        """
+        limits = self.settings.limits
+        self._require_few(messages)
+        if sampling.max_new_tokens > limits.new_tokens:
+            raise _invalid("max_new_tokens", f"at most {limits.new_tokens} are decoded")
+        stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
+        opens = [partial(stream, decoder=decoder) for decoder in decoders]
+        return await self.scheduler.submit([partial(_or_invalid, o, "messages") for o in opens])
+
     def require_model(self, name: str) -> None:
         """Refuse a name that is not the pair's.
 
@@ -139,13 +164,16 @@ class Service:
         return self.pair.stream_ids(self.pair.text_prompts(text), config=begun, **settings)
 
     def _conversation(self, messages: list[Message]) -> list[Message]:
-        most = self.settings.limits.messages
-        if len(messages) > most:
-            raise _invalid("messages", f"at most {most} are taken")
+        self._require_few(messages)
         if messages[-1]["role"] == "assistant" and not self.settings.allow_prefill:
             message = "the last message is the assistant's: this server begins replies itself"
             raise APIError(400, "prefill_disabled", message, "messages")
         return messages
+
+    def _require_few(self, messages: Sequence[Message]) -> None:
+        most = self.settings.limits.messages
+        if len(messages) > most:
+            raise _invalid("messages", f"at most {most} are taken")
 
     def _require_within_limits(self, asked: Sampled, prompts: int) -> None:
         limits = self.settings.limits

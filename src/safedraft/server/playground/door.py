@@ -1,0 +1,56 @@
+"""What the page's address lets through: only what the page needs, and from the page itself."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from safedraft.server.gate import PAGE
+
+# Gradio has many more: uploads, files, a proxy, calls by name, its history on a hub.
+_NEEDED = {
+    "GET": r"/?|/config|/theme\.css|/favicon\.ico|/(assets|static)/.+|"
+    r"/gradio_api/(heartbeat/\w+|queue/data|startup-events)",
+    "POST": r"/gradio_api/queue/join",
+}
+
+_HEADERS = (
+    # The browser itself sees to it that the page talks to its server only. Its components are
+    # templates that are compiled in the browser: hence 'unsafe-eval'.
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        b"style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
+        b"object-src 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Door:
+    """Answers 404 to whatever of Gradio's the page does not use."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not re.match(rf"{PAGE}(/|$)", scope["path"]):
+            await self._app(scope, receive, send)
+            return
+
+        async def strict(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        allowed = _NEEDED.get(scope["method"])
+        if not allowed or not re.fullmatch(allowed, scope["path"].removeprefix(PAGE)):
+            await PlainTextResponse("not found", 404)(scope, receive, strict)
+            return
+        # Gradio would let pages of other origins read its answers.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
+        await self._app({**scope, "headers": headers}, receive, strict)

@@ -1,0 +1,226 @@
+"""The page at work: what its buttons do, and how it is added to a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from safedraft.decode import decode
+from safedraft.defences.target_only import target_only
+from safedraft.errors import SafeDraftError
+from safedraft.server.errors import APIError
+from safedraft.server.gate import PAGE
+from safedraft.server.playground import controls, drawing
+from safedraft.server.playground.door import Door
+from safedraft.server.playground.layout import EXAMPLES, Layout
+from safedraft.server.playground.snippet import snippet
+from safedraft.server.playground.turn import Asked, Column, Turn, messages_of, outcome, ticks
+from safedraft.server.scheduler import Job
+from safedraft.server.service import Service
+
+_HERE = Path(__file__).parent
+_SESSIONS = 64  # whose conversations are kept; the oldest are forgotten
+_ICON = (
+    '<link rel="icon" href="data:image/svg+xml,'
+    "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='3' fill='%2300815e'/%3E"
+    "%3Cpath d='M4 5h8M4 8h5M4 11h8' stroke='white' stroke-width='1.6'/%3E%3C/svg%3E\">"
+)
+
+Frame = dict[Any, Any]
+"""Components, and what they show from now on."""
+
+
+def mount_playground(app: FastAPI, service: Service) -> None:
+    """Add the page to a server; what it decodes goes through the server's scheduler and limits."""
+    gr.mount_gradio_app(
+        app,
+        Playground(service).blocks,
+        PAGE,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=_theme(),
+        css_paths=_HERE / "page.css",
+        head=f"{_ICON}<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
+    )
+    app.add_middleware(Door)
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts that the visitor's machine has: none is fetched."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    ).set(  # darker than Gradio's own, to be read by everyone
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+
+
+class Playground:
+    """The page of one server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._running: list[tuple[str | None, Job]] = []
+        """Replies on their way, and whose they are."""
+        with gr.Blocks(title="SafeDraft playground", analytics_enabled=False) as self.blocks:
+            self._page = Layout(service)
+            self._wire()
+        self.blocks.state_session_capacity = _SESSIONS
+
+    def _wire(self) -> None:
+        page = self._page
+        # Nothing waits in a line of Gradio's: the scheduler has its own.
+        private: dict[str, Any] = {
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "concurrency_limit": None,
+        }
+        settings = [page.compare, *page.sampling, *page.constants]
+        shown = [
+            page.turns, page.past, page.question, page.replies, page.other, page.figures,
+            page.said, page.chart, page.other_figures, page.other_said, page.prompt, page.prefill,
+            page.send, page.stop, page.again, page.status, page.code,
+        ]  # fmt: skip
+        gr.on(
+            [page.send.click, page.prompt.submit],
+            self.answer,
+            [page.turns, page.prompt, page.prefill, *settings],
+            shown,
+            **private,
+        )
+        page.again.click(self.answer_again, [page.turns, *settings], shown, **private)
+        page.stop.click(self.stop, queue=False, **private)
+        page.clear.click(self.clear, None, shown, **private)
+        for button, example in zip(page.examples, EXAMPLES, strict=True):
+            texts = json.dumps([example.prompt, example.prefill])
+            button.click(
+                None, None, [page.prompt, page.prefill], js=f"() => {texts}", queue=False, **private
+            )
+        self.blocks.unload(self.stop)
+
+    async def answer(
+        self, request: gr.Request, turns: list[Turn], prompt: str, prefill: str, *settings: Any
+    ) -> AsyncGenerator[Frame]:
+        """Decode the reply to ``prompt``, a few pictures a second; trouble is told on the page."""
+        try:
+            asked = self._read(turns, prompt, prefill, settings)
+            decoders = [decode, target_only] if asked.compare else [decode]
+            jobs = await self._service.page(asked.messages, asked.sampling, asked.config, decoders)
+        except (APIError, SafeDraftError) as error:
+            yield {self._page.status: drawing.problem(str(error))}
+            return
+        running = [(request.session_hash, job) for job in jobs]
+        self._running += running
+        columns = [Column(job, prefill) for job in jobs]
+        try:
+            yield self._opened(turns, asked)
+            async with aclosing(ticks(columns)) as growing:
+                async for _ in growing:
+                    yield self._picture(asked, columns)
+            yield self._closed(turns, asked, columns)
+        finally:  # the visitor's leaving included
+            for one in running:
+                one[1].give_up()
+                self._running.remove(one)
+
+    async def answer_again(
+        self, request: gr.Request, turns: list[Turn], *settings: Any
+    ) -> AsyncGenerator[Frame]:
+        """Decode the last reply once more, with what is set now."""
+        *before, last = turns
+        again = self.answer(request, before, last.prompt, last.prefill, *settings)
+        async with aclosing(again) as frames:
+            async for frame in frames:
+                yield frame
+
+    def stop(self, request: gr.Request) -> None:
+        """Let the replies of a visitor, who may be gone, end at the next block."""
+        for session, job in self._running:
+            if session == request.session_hash:
+                job.give_up()
+
+    def clear(self) -> Frame:
+        """Begin a conversation."""
+        page = self._page
+        return {
+            page.turns: [],
+            page.past: "",
+            page.question: "",
+            page.replies: gr.update(visible=False),
+            page.again: gr.update(interactive=False),
+            page.status: "",
+        }
+
+    def _read(
+        self, turns: Sequence[Turn], prompt: str, prefill: str, settings: Sequence[Any]
+    ) -> Asked:
+        compare, *others = settings
+        return Asked(
+            prompt,
+            prefill,
+            messages_of(turns, prompt, prefill),
+            controls.read_sampling(*others[:3]),
+            controls.read_constants(self._service.pair.config, others[3:]),
+            bool(compare),
+        )
+
+    def _opened(self, turns: Sequence[Turn], asked: Asked) -> Frame:
+        page, service = self._page, self._service
+        return {
+            page.past: "".join(turn.drawn for turn in turns),
+            page.question: drawing.draw_question(asked.prompt),
+            page.replies: gr.update(visible=True),
+            page.other: gr.update(visible=asked.compare),
+            page.prompt: "",
+            page.prefill: "",
+            page.send: gr.update(interactive=False),
+            page.stop: gr.update(interactive=True),
+            page.again: gr.update(interactive=False),
+            page.status: "Decoding …",
+            page.code: drawing.draw_code(snippet(service.pair, service.settings.name, asked)),
+        }
+
+    def _picture(self, asked: Asked, columns: Sequence[Column]) -> Frame:
+        page, ours = self._page, columns[0]
+        frame = {
+            page.figures: ours.figures,
+            page.said: ours.drawn,
+            page.chart: drawing.chart(ours.bins(asked.decided_by), asked.config.bin_size),
+        }
+        for other in columns[1:]:
+            frame |= {page.other_figures: other.figures, page.other_said: other.drawn}
+        return frame
+
+    def _closed(self, turns: Sequence[Turn], asked: Asked, columns: Sequence[Column]) -> Frame:
+        page, ours = self._page, columns[0]
+        drawn = drawing.draw_question(asked.prompt) + drawing.draw_reply(ours.drawn)
+        turn = Turn(asked.prompt, asked.prefill, ours.job.reply.text, drawn)
+        return {
+            page.turns: [*turns, turn],
+            page.send: gr.update(interactive=True),
+            page.stop: gr.update(interactive=False),
+            page.again: gr.update(interactive=True),
+            page.status: outcome(columns),
+        }

@@ -5,8 +5,9 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-real conformance bench results picture vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-real test-page conformance bench results picture vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -27,6 +28,10 @@ format: $(READY)
 test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/safedraft pull
 	$(RUN)/python -m pytest -m real --timeout 1200
+
+test-page: $(READY)  ## The playground in a browser.
+	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }
+	CHROMIUM="$(CHROMIUM)" $(RUN)/python -m pytest -m page tests/server
 
 bench: $(READY)  ## SSD against Transformers' own generation.
 	$(RUN)/safedraft pull

@@ -84,6 +84,8 @@ class Scheduler:
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.stopped = asyncio.Event()
+        """Set once ``stop`` is done: nothing is decoded any more."""
 
     @property
     def active(self) -> int:
@@ -169,6 +171,7 @@ class Scheduler:
                 job.error = _stopping()
             self._more.set()
             await self._idle.wait()
+        self.stopped.set()
 
     def close(self) -> None:
         """Let the decoding thread end, once ``run`` is cancelled."""

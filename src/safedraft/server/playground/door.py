@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from starlette.responses import PlainTextResponse
@@ -33,8 +34,8 @@ _HEADERS = (
 class Door:
     """Answers 404 to whatever of Gradio's the page does not use."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, stopped: asyncio.Event) -> None:
+        self._app, self._stopped = app, stopped
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -53,4 +54,26 @@ class Door:
             return
         # Gradio would let pages of other origins read its answers.
         headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-        await self._app({**scope, "headers": headers}, receive, strict)
+        lasting = "/heartbeat/" in scope["path"]
+        await self._app(
+            {**scope, "headers": headers},
+            self._until_stopped(receive) if lasting else receive,
+            strict,
+        )
+
+    def _until_stopped(self, receive: Receive) -> Receive:
+        """An open page keeps its heartbeat open, and a server that stops would wait for it."""
+
+        async def received() -> Message:
+            message, stopped = (
+                asyncio.ensure_future(receive()),
+                asyncio.ensure_future(self._stopped.wait()),
+            )
+            try:
+                await asyncio.wait((message, stopped), return_when=asyncio.FIRST_COMPLETED)
+                return message.result() if message.done() else {"type": "http.disconnect"}
+            finally:
+                message.cancel()
+                stopped.cancel()
+
+        return received

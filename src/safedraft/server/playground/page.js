@@ -54,7 +54,9 @@
     else if (!document.activeElement?.matches(".said")) hide();
   });
   document.addEventListener("click", ({ target }) => {
-    if (!target.closest(TOLD)) hide();
+    const element = target.closest(TOLD);
+    if (element) show(element); // a tap: what had the focus before has just hidden it
+    else hide();
     if (target.matches(".code button")) copy(target);
   });
   document.addEventListener("keydown", (event) => {

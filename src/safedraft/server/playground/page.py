@@ -54,7 +54,7 @@ def mount_playground(app: FastAPI, service: Service) -> None:
         css_paths=_HERE / "page.css",
         head=f"{_ICON}<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
     )
-    app.add_middleware(Door)
+    app.add_middleware(Door, stopped=service.scheduler.stopped)
 
 
 def _theme() -> gr.themes.Base:
@@ -111,7 +111,7 @@ class Playground:
             **private,
         )
         page.again.click(self.answer_again, [page.turns, *settings], shown, **private)
-        page.stop.click(self.stop, queue=False, **private)
+        page.stop.click(self.stop, **private)
         page.clear.click(self.clear, None, shown, **private)
         for button, example in zip(page.examples, EXAMPLES, strict=True):
             texts = json.dumps([example.prompt, example.prefill])

@@ -42,8 +42,9 @@ results: $(READY)  ## The figures of docs/results.md: hours, and it goes on wher
 	$(RUN)/safedraft pull
 	$(RUN)/python benchmarks/results.py
 
-picture: $(READY)  ## Draw the README's picture from a real run.
+picture: $(READY)  ## Draw the pictures of the README and of the playground from real runs.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg
+	CHROMIUM="$(CHROMIUM)" $(RUN)/python examples/playground_picture.py
 
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 

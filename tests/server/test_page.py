@@ -106,6 +106,7 @@ def button(page: Page, name: str) -> Locator:
 def panel(page: Page, title: str) -> None:
     """Open it: its button's name has an arrow, too."""
     page.get_by_role("button", name=title).click()
+    page.wait_for_timeout(500)  # Gradio fills it as it opens
 
 
 def send(page: Page, prompt: str, prefill: str = "") -> None:
@@ -380,7 +381,6 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Browser, served: Served)
         finish(page)
         for title in ("Sampling", "The method’s constants", "This request as Python"):
             panel(page, title)
-        page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         last = column(page, 0).locator(".token").last
         last.tap()
@@ -427,7 +427,6 @@ def test_all_text_is_easily_read(browser: Browser, served: Served, scheme: str) 
         finish(page)
         for title in ("Sampling", "The method’s constants", "This request as Python"):
             panel(page, title)
-        page.wait_for_timeout(500)
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
         found = page.evaluate(CONTRAST)

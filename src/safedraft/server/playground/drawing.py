@@ -21,11 +21,6 @@ _FEWEST = 12  # places for bins, so that the first bars are not as broad as the 
 _NARROWEST = 8  # pixels of a place; a chart with more of them scrolls
 
 
-def text(said: str) -> str:
-    """Anybody's text in HTML."""
-    return escape(said)
-
-
 def legend() -> str:
     """What the tokens' looks mean."""
     rows = "".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -106,13 +107,13 @@ def _head(service: Service) -> str:
         f"{drawing.legend()}"
         "<p class='hint'>Point at a token for its probabilities; or tap it; or put the focus on a "
         "reply and use the arrow keys.</p>"
-        f"<p class='hint'>{drawing.text(name)}: {drawing.text(pair.target.name)} with "
-        f"{drawing.text(pair.draft.name)}</p>"
+        f"<p class='hint'>{escape(name)}: {escape(pair.target.name)} with "
+        f"{escape(pair.draft.name)}</p>"
     )
 
 
 _CHART_WORDS = (
-    "<h3>Match ratio of each bin</h3>"
+    "<h3>Match ratio β of each bin of tokens</h3>"
     "<p class='hint'>Below the threshold, the following bin is decided in union, for safety. "
     "The threshold falls while the scheme stays and starts afresh when it changes.</p>"
     "<ul class='key'><li><i class='bar intersection'></i> in intersection</li>"

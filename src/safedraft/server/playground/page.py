@@ -26,6 +26,7 @@ from safedraft.server.service import Service
 
 _HERE = Path(__file__).parent
 _SESSIONS = 64  # whose conversations are kept; the oldest are forgotten
+_CLICKS = 64  # that may wait, or be dealt with besides the replies that the scheduler has
 _ICON = (
     '<link rel="icon" href="data:image/svg+xml,'
     "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
@@ -88,6 +89,10 @@ class Playground:
             self._page = Layout(service)
             self._wire()
         self.blocks.state_session_capacity = _SESSIONS
+        limits = service.settings.limits
+        # A click on Stop never waits behind replies.
+        self.blocks.max_threads = limits.active + limits.waiting + _CLICKS
+        self.blocks.queue(api_open=False, max_size=_CLICKS)
 
     def _wire(self) -> None:
         page = self._page

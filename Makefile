@@ -7,7 +7,7 @@ READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-real test-page conformance bench results picture vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-real test-server test-page conformance bench results picture vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -28,6 +28,9 @@ format: $(READY)
 test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/safedraft pull
 	$(RUN)/python -m pytest -m real --timeout 1200
+
+test-server: $(READY)  ## The server under 2,400 generated requests and worse.
+	SAFEDRAFT_EXAMPLES=400 $(RUN)/python -m pytest --timeout 600 tests/server/test_refusals.py
 
 test-page: $(READY)  ## The playground in a browser.
 	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }

@@ -177,7 +177,8 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
                 clients.submit(server.http.post, "/v1/chat/completions", json=body("hi"))
                 for _ in range(4)
             ]
-            eventually(lambda: server.service.scheduler.waiting == 2)
+            scheduler = server.service.scheduler
+            eventually(lambda: (scheduler.active, scheduler.waiting) == (2, 2))
             server.stop()
             replies = [one.result() for one in asked]
         assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {

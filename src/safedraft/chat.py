@@ -155,7 +155,10 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _unused_character(text: str) -> str:
-    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+    for code in range(0xE000, 0xF8FF):
+        if chr(code) not in text:
+            return chr(code)
+    raise SafeDraftError("the text uses every private character of Unicode: leave one out")
 
 
 def _seamed(text: str, control: Sequence[str], seam: str) -> str:
@@ -355,6 +358,18 @@ class Stream(Iterator[Token]):
         self._tokens = self._run()
 
     def __next__(self) -> Token:
+        while (token := self.advance()) is None:
+            pass
+        return token
+
+    def advance(self) -> Token | None:
+        """The next token, or None where a position was decided and its text is held back.
+
+        For whoever has other streams to attend to: a call takes one pass of the target at most.
+
+        Raises:
+            StopIteration: the reply has ended.
+        """
         # Only the time in here counts: what the caller does between two tokens is its own.
         self._asked = time.perf_counter()
         try:
@@ -375,7 +390,7 @@ class Stream(Iterator[Token]):
             pass
         return self.reply
 
-    def _run(self) -> Generator[Token]:
+    def _run(self) -> Generator[Token | None]:
         try:
             for step in self._steps:
                 self._count(step)
@@ -386,7 +401,10 @@ class Stream(Iterator[Token]):
                 if self._cut_at_stop() or ended:
                     self.reply.finish_reason = "stop"
                     break
-                yield from self._release(self._decided())
+                settled = self._decided()
+                yield from self._release(settled)
+                if not settled:
+                    yield None
             else:
                 self.reply.finish_reason = "length"
             self._complete()
@@ -397,6 +415,7 @@ class Stream(Iterator[Token]):
             self._total()
             if isinstance(self._steps, Generator):
                 self._steps.close()  # an engine of many requests would go on with this one
+            del self._target, self._draft  # and their caches: the reply may be kept for long
 
     def _logprobs(self, step: Step) -> tuple[float | None, tuple[Alternative, ...]]:
         if self._log_probabilities is None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,9 @@ import pytest
 from serving import NAME, Served, serving
 from talking import talking
 
+from safedraft.defences import target_only
 from safedraft.errors import BrokenModel
+from safedraft.server.metrics import Metrics
 
 LONG = "word " * 60
 
@@ -156,13 +159,62 @@ def test_a_client_that_leaves_stops_the_decode_within_a_block(tmp_path: Path, st
         assert server.http.post("/v1/chat/completions", json=body("hi", max_tokens=2)).is_success
 
 
+def test_held_back_text_holds_nobody_up(tmp_path: Path) -> None:
+    """A reply that may be the start of a stop string tells nothing, and its client may leave."""
+    asked = [0]
+
+    def say(prompt: str) -> str:
+        asked[0] += 1
+        time.sleep(0.003)
+        return "a" * 250 if "held" in prompt else "yes"
+
+    with serving(talking(tmp_path, say)) as server:
+        held = body("held", stop=["a" * 255 + "b"])
+        with suppress(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/chat/completions", json=held, timeout=0.4)
+        at_leaving = asked[0]
+        eventually(lambda: idle(server))
+        assert 0 < at_leaving < 200
+        assert asked[0] - at_leaving <= 3 * 7
+
+
+def test_a_finished_reply_keeps_no_caches(tmp_path: Path) -> None:
+    pair = talking(tmp_path, echo)
+    stream = pair.stream("hi")
+    caches = [weakref.ref(stream._target), weakref.ref(stream._draft)]
+    stream.drain()
+    gc.collect()
+    assert [cache() for cache in caches] == [None, None]
+    assert stream.reply.statistics.target_passes > 0
+
+
+def test_a_request_that_never_fits_is_no_429(tmp_path: Path) -> None:
+    with serving(talking(tmp_path, echo), {"active": 1, "waiting": 2}) as server:
+        reply = server.http.post("/v1/chat/completions", json=body("hi", n=4))
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "n")
+
+
+def test_metrics_are_of_ssd_alone(tmp_path: Path) -> None:
+    pair, metrics = talking(tmp_path, echo), Metrics()
+    metrics.count(pair.generate("hi"))
+    before = metrics.render()
+    metrics.count(pair.generate("hi", decoder=target_only))
+    kinds = (b"safedraft_tokens_total", b"safedraft_blocks_total")
+    told, again = (
+        [line for line in text.splitlines() if line.startswith(kinds)]
+        for text in (before, metrics.render())
+    )
+    assert told == again
+    assert b'scheme="None"' not in metrics.render()
+
+
 def test_clients_that_leave_the_queue_are_never_decoded(tmp_path: Path) -> None:
     with serving(talking(tmp_path, slowly(LONG)), {"active": 1}) as server:
         with ThreadPoolExecutor(5) as clients:
             for _ in range(5):
                 clients.submit(leave, server)
         eventually(lambda: idle(server))
-        assert passes(server) < 5 * len(LONG) / 8
+        assert passes(server) <= 20  # of the 75 that each would take
 
 
 def leave(server: Served) -> None:
@@ -246,14 +298,3 @@ def test_a_slow_body_is_not_waited_for(tmp_path: Path) -> None:
         headers = {"content-type": "application/json"}
         reply = httpx.post(f"{server.url}/tokenize", content=drip(), headers=headers)
         assert (reply.status_code, reply.json()["error"]["code"]) == (408, "body_too_slow")
-
-
-def test_prompts_are_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(talking(tmp_path, echo)) as server, caplog.at_level(logging.DEBUG):
-        for content in ("very private words", "very private words" * 400):
-            server.http.post("/v1/chat/completions", json=body(content))
-        server.http.post("/v1/chat/completions", json=body("very private words", user="x"))
-    ours = [
-        record for record in caplog.records if not record.name.startswith(("httpcore", "httpx"))
-    ]
-    assert "private" not in "".join(record.getMessage() for record in ours)

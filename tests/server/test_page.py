@@ -305,6 +305,7 @@ def test_nothing_to_answer_is_told(page: Page) -> None:
 def test_stop_stops_both_and_keeps_what_was_said(page: Page, served: Served) -> None:
     send(page, "slowly")
     page.locator(".reply .token").nth(5).wait_for()
+    assert button(page, "New conversation").is_disabled()  # or what goes on would come back
     button(page, "Stop").click()
     until(lambda: served.service.scheduler.active == 0, 2)
     finish(page, "Stopped")
@@ -329,7 +330,7 @@ def test_a_server_with_no_room_says_so(browser: Browser, tmp_path: Path) -> None
         visit(browser, served) as page,
     ):
         send(page, "hi")
-        page.locator(".problem", has_text="try again later").wait_for()
+        page.locator(".problem", has_text="at most 1 replies").wait_for()
         page.get_by_label("Let the target answer alone, too").uncheck()
         send(page, "slowly")
         page.locator(".problem", has_text="not finished within 1.5 s").wait_for()

@@ -52,7 +52,7 @@ def test_sigterm_under_load_finishes_what_was_asked(tiny_pair: Folders) -> None:
         asked = {
             "model": httpx.get(f"{url}/v1/models").json()["data"][0]["id"],
             "messages": [{"role": "user", "content": "hi"}],
-            "max_tokens": 60,
+            "max_tokens": 120,
         }
         replies: list[Any] = []
         threads = [
@@ -65,7 +65,7 @@ def test_sigterm_under_load_finishes_what_was_asked(tiny_pair: Folders) -> None:
         ]
         for thread in threads:
             thread.start()
-        while b"active_replies 0.0" in httpx.get(f"{url}/metrics").content:
+        while sum(map(int, re.findall(r"_replies (\d+)", httpx.get(f"{url}/metrics").text))) < 6:
             pass
         running.send_signal(signal.SIGTERM)
         for thread in threads:
@@ -73,6 +73,20 @@ def test_sigterm_under_load_finishes_what_was_asked(tiny_pair: Folders) -> None:
         assert running.wait(30) in (0, -signal.SIGTERM)
     texts = {reply.json()["choices"][0]["message"]["content"] for reply in replies}
     assert (len(replies), len(texts)) == (6, 1)
+
+
+def test_prompts_are_in_no_log(tiny_pair: Folders) -> None:
+    with process(tiny_pair, "--allow", "completions") as (running, url):
+        name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        for text in ("private words", "private words" * 400):
+            for more in ({}, {"user": "x"}, {"stream": True}):
+                asked = {"model": name, "max_tokens": 3, **more}
+                messages = [{"role": "user", "content": text}]
+                httpx.post(f"{url}/v1/chat/completions", json=asked | {"messages": messages})
+                httpx.post(f"{url}/v1/completions", json=asked | {"prompt": text})
+        running.send_signal(signal.SIGTERM)
+        assert running.stderr
+        assert "private" not in running.stderr.read()
 
 
 @pytest.mark.parametrize(

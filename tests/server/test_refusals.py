@@ -31,6 +31,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def generous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Everything is allowed."""
+    pair = talking(tmp_path_factory.mktemp("pair"), lambda prompt: "yes")
+    allowed = ("allow_prefill", "allow_completions", "allow_telemetry")
+    settings = dict.fromkeys((*allowed, "requests_may_set_constants"), True)
+    with serving(pair, LIMITS, **settings) as server:
+        yield server
+
+
 def post(served: Served, path: str = "/v1/chat/completions", **request: Any) -> httpx.Response:
     return served.http.post(path, **request)
 
@@ -92,7 +102,10 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"temperature": 0.001}, 400, "invalid_value", "temperature"),
         ({"top_p": 0}, 400, "invalid_value", "top_p"),
         ({"top_k": -1}, 400, "invalid_value", "top_k"),
-        ({"seed": -1}, 400, "invalid_value", "seed"),
+        ({"seed": "1"}, 400, "invalid_value", "seed"),
+        ({"n": True}, 400, "invalid_value", "n"),
+        ({"stream": "yes"}, 400, "invalid_value", "stream"),
+        ({"logprobs": True, "top_logprobs": 11}, 400, "invalid_value", "top_logprobs"),
         ({"seed": 2**63}, 400, "invalid_value", "seed"),
         ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
         ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
@@ -149,6 +162,7 @@ def test_what_means_nothing_is_taken(served: Served, neutral: dict[str, Any]) ->
         (b"null", 400, "invalid_body"),
         (b"\xff\xfe{}", 400, "invalid_json"),
         (b"[" * 9_000, 400, "invalid_json"),
+        (b'{"model":"tiny","messages":[' + b"1," * 4_000 + b"1]}", 400, "invalid_value"),
         (b'{"model": ' + b"9" * 6_000 + b"}", 400, "invalid_json"),
         (b'{"model":"tiny","messages":[],"\\ud800":1}', 400, None),
         (b'{"model":"tiny","messages":[{"role":"user","content":"\\ud83d"}]}', 400, None),
@@ -164,6 +178,17 @@ def test_bodies_that_are_no_requests(
     error = error_of(response)
     assert response.status_code == status
     assert code in (None, error["code"])
+
+
+def test_a_text_of_every_private_character_is_no_500(served: Served) -> None:
+    text = "".join(map(chr, range(0xE000, 0xF900)))
+    for path, body in (
+        ("/v1/chat/completions", {"model": NAME, "messages": [{"role": "user", "content": text}]}),
+        ("/tokenize", {"prompt": text}),
+    ):
+        content = json.dumps(body, ensure_ascii=False).encode()
+        response = post(served, path, content=content, headers={"content-type": "application/json"})
+        assert response.status_code in (400, 413)
 
 
 def test_a_page_cannot_send_json_as_plain_text(served: Served) -> None:
@@ -228,8 +253,11 @@ def test_the_key_is_asked_of_everything_but_health(tmp_path: Path) -> None:
 
 
 def test_without_a_key_only_this_machines_names_are_answered_to(served: Served) -> None:
-    response = httpx.get(f"{served.url}/v1/models", headers={"Host": "evil.example"})
-    assert response.status_code == 400
+    for host in ("evil.example", "127.0.0.1.evil.example:80", "[", ""):
+        response = httpx.get(f"{served.url}/v1/models", headers={"Host": host})
+        assert (response.status_code, error_of(response)["code"]) == (400, "invalid_host")
+    for host in ("localhost:8000", "LOCALHOST", "[::1]:8000", "127.0.0.1"):
+        assert httpx.get(f"{served.url}/health", headers={"Host": host}).status_code == 200
     assert "access-control-allow-origin" not in httpx.get(f"{served.url}/health").headers
 
 
@@ -285,8 +313,8 @@ CHECKS = [
         ("/v1/models/{name}", "GET"),
     ],
 )
-def test_the_openapi_document_holds(served: Served, path: str, method: str) -> None:
-    operation = schemathesis.openapi.from_url(f"{served.url}/openapi.json")[path][method]
+def test_the_openapi_document_holds(generous: Served, path: str, method: str) -> None:
+    operation = schemathesis.openapi.from_url(f"{generous.url}/openapi.json")[path][method]
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy())

@@ -157,11 +157,12 @@ def _serve_in_transformers(
 ) -> None:
     from safedraft.pairs.load import load_spec
     from safedraft.pairs.progress import show_progress
-    from safedraft.server.run import serve_app
+    from safedraft.server.run import listen, serve_app
 
+    listening = listen(host, port)  # what can be refused is refused before models are loaded
     with show_progress() as report:
         pair = load_spec(spec, config=config, dtype=dtype, device=device, report=report)
-    serve_app(pair, settings, host, port, options.say)
+    serve_app(pair, settings, listening, options.say)
 
 
 def _serve_in_vllm(

@@ -16,7 +16,6 @@ from openai.types.chat import ChatCompletion
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from safedraft.pairs.pair import Pair
 from safedraft.server import gate
@@ -25,7 +24,7 @@ from safedraft.server.replies import Answer, events, whole
 from safedraft.server.requests import ChatRequest, CompletionRequest, Sampled, TokenizeRequest
 from safedraft.server.scheduler import Job
 from safedraft.server.service import Service
-from safedraft.server.settings import LOOPBACK, ServerSettings
+from safedraft.server.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -70,7 +69,7 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
     if settings.api_key:
         app.add_middleware(gate.RequireKey, key=settings.api_key.get_secret_value())
     else:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
+        app.add_middleware(gate.RequireLocalName)
     app.add_middleware(gate.CountRequests, counter=service.metrics.requests)
     app.add_middleware(gate.Shield)
     return app
@@ -90,17 +89,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
+    # In which a stream has to be read: its reply's time, and as long as a body may take.
+    seconds = settings.limits.request_seconds + settings.limits.body_seconds
     model = Model(id=settings.name, object="model", created=int(time.time()), owned_by="safedraft")
 
     @app.post("/v1/chat/completions", responses=_told(ChatCompletion), response_model=None)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        return await _respond(request, asked, *await service.chat(asked))
+        return await _respond(request, asked, *await service.chat(asked), seconds)
 
     @app.post("/v1/completions", responses=_told(Completion), response_model=None)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue raw texts, without a chat template."""
-        return await _respond(request, asked, *await service.completion(asked))
+        return await _respond(request, asked, *await service.completion(asked), seconds)
 
     @app.get("/v1/models", responses=_ERRORS)
     async def models() -> dict[str, Any]:
@@ -141,23 +142,24 @@ class _EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], jobs: Sequence[Job]) -> None:
+    def __init__(self, events: AsyncIterator[str], jobs: Sequence[Job], seconds: float) -> None:
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._jobs = jobs
+        self._jobs, self._seconds = jobs, seconds
 
     async def __call__(self, *args: Any) -> None:
         """Send the response."""
         try:
-            await super().__call__(*args)
+            async with asyncio.timeout(self._seconds):  # of a reader who does not read
+                await super().__call__(*args)
         finally:
             _give_up(self._jobs)
 
 
 async def _respond(
-    request: Request, asked: Sampled, answer: Answer, jobs: Sequence[Job]
+    request: Request, asked: Sampled, answer: Answer, jobs: Sequence[Job], seconds: float
 ) -> Response:
     if asked.stream:
-        return _EventStream(events(answer, jobs, asked.usage_in_stream), jobs)
+        return _EventStream(events(answer, jobs, asked.usage_in_stream), jobs, seconds)
     try:
         return JSONResponse(await _unless_gone(request, whole(answer, jobs)))
     finally:

@@ -10,13 +10,14 @@ import base64
 import binascii
 import hmac
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safedraft.server.errors import APIError, log_unexpected
-from safedraft.server.settings import Limits
+from safedraft.server.settings import LOOPBACK, Limits
 
 OPEN = "/health"
 """The one path that asks for no key."""
@@ -79,7 +80,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and scope["path"] != OPEN and not self._knows(scope):
+        if scope["type"] != "lifespan" and scope["path"] != OPEN and not self._knows(scope):
             error = APIError(
                 401, "invalid_api_key", "give the API key as 'Authorization: Bearer …'"
             )
@@ -93,6 +94,33 @@ class RequireKey:
         kind, _, value = _header(scope["headers"], b"authorization").partition(b" ")
         given = value.strip() if kind.lower() == b"bearer" else _password(kind, value)
         return hmac.compare_digest(given, self._key)
+
+
+class RequireLocalName:
+    """Only requests to this machine's own names get past.
+
+    A page on the internet can give its own name this machine's address, and browsers then send its
+    requests here as if they were the user's.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "lifespan" and self._name(scope) not in LOOPBACK:
+            message = "without an API key only this machine's own names are answered to"
+            error = APIError(400, "invalid_host", message)
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _name(self, scope: Scope) -> str | None:
+        host = _header(scope["headers"], b"host").decode("latin-1")
+        try:
+            return urlsplit(f"//{host}").hostname
+        except ValueError:
+            return None
 
 
 class LimitBody:

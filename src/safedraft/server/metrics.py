@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter as Count
+from collections import Counter as Tally
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -48,10 +48,13 @@ class Metrics:
         """A reply that ended, in whatever way."""
         statistics = reply.statistics
         self._replies.labels(reply.finish_reason).inc()
-        decided = Count((str(token.scheme), str(token.matched).lower()) for token in reply.trace)
+        decided = Tally(
+            (token.scheme, str(token.matched).lower()) for token in reply.trace if token.scheme
+        )
         for (scheme, matched), count in decided.items():
             self._tokens.labels(scheme, matched).inc(count)
-        self._blocks.inc(statistics.blocks)
+        if decided:  # by SSD: the page decodes the target alone as well
+            self._blocks.inc(statistics.blocks)
         if statistics.tokens:
             self._first.observe(statistics.first_token_seconds)
             self._seconds.observe(statistics.seconds)

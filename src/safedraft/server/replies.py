@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
@@ -102,7 +102,7 @@ class ChatAnswer(Answer):
         choices = [
             Choice(
                 index=index,
-                finish_reason=_reason(reply),
+                finish_reason=cast(Any, reply.finish_reason),
                 message=ChatCompletionMessage(role="assistant", content=reply.text, refusal=None),
                 logprobs=self._logprobs(reply.trace, ChoiceLogprobs),
                 **self.told(reply.trace, reply),
@@ -139,7 +139,7 @@ class ChatAnswer(Answer):
         choice = ChunkChoice(
             index=index,
             delta=ChoiceDelta(),
-            finish_reason=_reason(reply),
+            finish_reason=cast(Any, reply.finish_reason),
             logprobs=None,
             **self.told([], reply),
         )
@@ -230,7 +230,7 @@ class CompletionAnswer(Answer):
         return CompletionChoice.construct(
             index=index,
             text=text,
-            finish_reason=_reason(ended) if ended else None,
+            finish_reason=ended.finish_reason if ended else None,
             logprobs=self._logprobs(tokens, offset),
             **self.told(tokens, ended),
         )
@@ -274,9 +274,6 @@ async def events(answer: Answer, jobs: Sequence[Job], with_usage: bool) -> Async
         yield "data: [DONE]\n\n"
     except APIError as error:
         yield _event(error.body)
-    finally:
-        for job in jobs:
-            job.give_up()
 
 
 async def _chunks(answer: Answer, index: int, job: Job) -> AsyncIterator[BaseModel]:
@@ -288,11 +285,6 @@ async def _chunks(answer: Answer, index: int, job: Job) -> AsyncIterator[BaseMod
             yield answer.chunk(index, token, offset)
         offset += len(token.text)
     yield answer.closing(index, job.reply)
-
-
-def _reason(reply: Reply) -> Any:
-    """OpenAI's word for how a reply ended, which is SafeDraft's; a job that failed has none."""
-    return reply.finish_reason
 
 
 def _logprob(token: Token) -> float:

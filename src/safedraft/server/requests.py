@@ -56,15 +56,17 @@ _OneOrMore = WithJsonSchema(
         ]
     }
 )
-Stops = Annotated[list[_Some], BeforeValidator(_listed), _OneOrMore]
-Prompts = Annotated[list[_Some], Field(min_length=1), BeforeValidator(_listed), _OneOrMore]
+Stops = Annotated[list[_Some], Field(fail_fast=True), BeforeValidator(_listed), _OneOrMore]
+Prompts = Annotated[
+    list[_Some], Field(min_length=1, fail_fast=True), BeforeValidator(_listed), _OneOrMore
+]
 Count = Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class _TextFormat(_Body):
@@ -110,6 +112,9 @@ class ChatMessage(_Body):
         return {"role": role, "content": self.content}
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+
+
 class StreamOptions(_Body):
     """What a stream tells besides the text."""
 
@@ -137,7 +142,7 @@ class Sampled(_Unsupported):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     """Not OpenAI's: the k most likely tokens of the composite; 0 keeps all."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stops | None = None
     max_tokens: Count | None = None
     safedraft: Extension | None = None
@@ -172,7 +177,7 @@ class Sampled(_Unsupported):
 class ChatRequest(Sampled):
     """The body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
@@ -207,5 +212,5 @@ class TokenizeRequest(_Body):
     """The body of ``/tokenize``: a conversation or a text."""
 
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None

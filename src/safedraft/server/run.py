@@ -17,11 +17,29 @@ from safedraft.server.app import create_app
 from safedraft.server.settings import ServerSettings, require_safe
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; a port of 0 takes a free one.
+
+    Raises:
+        SafeDraftError: it cannot be had.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(kind, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        raise SafeDraftError(
+            f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port"
+        ) from error
+    return listening
+
+
 def serve_app(
     pair: Pair,
     settings: ServerSettings,
-    host: str,
-    port: int,
+    listening: socket.socket,
     say: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, and then finish what can be finished in time.
@@ -29,17 +47,16 @@ def serve_app(
     Args:
         pair: what decodes.
         settings: what is allowed.
-        host: where to listen.
-        port: likewise; 0 takes a free one.
-        say: told in a line where the server is, once it listens.
+        listening: of ``listen``.
+        say: told in a line where the server is.
 
     Raises:
-        SafeDraftError: as ``require_safe``; the address is taken.
+        SafeDraftError: as ``require_safe``; or the pair is not for raw text, which is allowed.
     """
+    host, port = listening.getsockname()[:2]
     require_safe(host, settings.api_key)
     app = create_app(pair, settings)
-    listening = _listen(host, port)
-    place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     page = f", playground at {place}{gate.PAGE}" if settings.playground else ""
     say(f"{settings.name} is served at {place}/v1{page}; Ctrl-C stops it")
     grace = settings.limits.grace_seconds
@@ -54,19 +71,6 @@ def serve_app(
     Server(config, app, grace).run([listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(kind, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        raise SafeDraftError(
-            f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port"
-        ) from error
-    return listening
-
-
 class Server(uvicorn.Server):
     """uvicorn's, which tells the scheduler of a stop before it waits for open connections."""
 
@@ -79,4 +83,7 @@ class Server(uvicorn.Server):
         """As uvicorn's own."""
         stopping = asyncio.create_task(self._scheduler.stop(self._grace_seconds))
         await super().shutdown(*args, **kwargs)  # type: ignore[arg-type]
-        await stopping
+        if self.force_exit:  # Ctrl-C for the second time
+            stopping.cancel()
+        else:
+            await stopping

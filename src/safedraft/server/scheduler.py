@@ -26,7 +26,6 @@ class Job:
     def __init__(self, stream: Stream, deadline: float) -> None:
         self.stream = stream
         self.deadline = deadline
-        self.block = -1
         self.given_up = False
         """Whether nobody waits for it any more: it is stopped at the next block."""
         self.error: APIError | None = None
@@ -43,11 +42,8 @@ class Job:
         Raises:
             APIError: it could not be finished; what was said before has been told.
         """
-        try:
-            while (token := await self._tokens.get()) is not None:
-                yield token
-        finally:
-            self.give_up()  # of no effect on a reply that is finished
+        while (token := await self._tokens.get()) is not None:
+            yield token
         if self.error:
             raise self.error
 
@@ -152,7 +148,7 @@ class Scheduler:
                 self._end(self._active.popleft())
 
     def require_running(self) -> None:
-        """Refuse what a server that stops, or whose decoding ended, can't do.
+        """Refuse what a server that stops can't do.
 
         Raises:
             APIError: 503.
@@ -169,6 +165,7 @@ class Scheduler:
         except TimeoutError:
             for job in (*self._active, *self._waiting):
                 job.error = _stopping()
+                job.tell(None)  # at once: a turn may be a long prompt's
             self._more.set()
             await self._idle.wait()
         self.stopped.set()
@@ -207,12 +204,15 @@ class Scheduler:
         loop = asyncio.get_running_loop()
 
         def decode() -> bool:
-            for token in job.stream:
-                loop.call_soon_threadsafe(job.tell, token)
-                if token.block != job.block:
-                    job.block = token.block
-                    return True
-            return False
+            cost = job.reply.statistics
+            blocks = cost.blocks
+            try:
+                while cost.blocks == blocks:
+                    if token := job.stream.advance():
+                        loop.call_soon_threadsafe(job.tell, token)
+            except StopIteration:
+                return False
+            return True
 
         try:
             return await loop.run_in_executor(self._thread, decode)
@@ -224,9 +224,12 @@ class Scheduler:
             return False
 
     def _end(self, job: Job) -> None:
-        job.stream.close()
+        try:
+            job.stream.close()
+            self._on_end(job)
+        except Exception as error:  # one reply's trouble: the others go on
+            log_unexpected(error)
         job.tell(None)
-        self._on_end(job)
 
 
 def _stopping() -> APIError:

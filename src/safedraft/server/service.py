@@ -101,6 +101,7 @@ class Service:
         """
         limits = self.settings.limits
         self._require_few(messages)
+        self._require_few_replies(len(decoders))
         if sampling.max_new_tokens > limits.new_tokens:
             raise _invalid("max_new_tokens", f"at most {limits.new_tokens} are decoded")
         stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
@@ -170,6 +171,12 @@ class Service:
             raise APIError(400, "prefill_disabled", message, "messages")
         return messages
 
+    def _require_few_replies(self, count: int) -> None:
+        limits = self.settings.limits
+        most = min(limits.replies, limits.active + limits.waiting)
+        if count > most:
+            raise _invalid("n", f"at most {most} replies are given, all prompts together")
+
     def _require_few(self, messages: Sequence[Message]) -> None:
         most = self.settings.limits.messages
         if len(messages) > most:
@@ -180,8 +187,11 @@ class Service:
         name, wanted = asked.new_tokens
         if wanted is not None and wanted > limits.new_tokens:
             raise _invalid(name, f"at most {limits.new_tokens} are decoded")
-        if (asked.n or 1) * prompts > limits.replies:
-            raise _invalid("n", f"at most {limits.replies} replies are given, all prompts together")
+        self._require_few_replies((asked.n or 1) * prompts)
+        most = self.pair.config.sample_space_size
+        if (asked.alternatives or 0) > most and not self.settings.allow_telemetry:
+            # Union has more tokens than intersection: their number would tell the scheme.
+            raise _invalid("top_logprobs", f"at most {most} are told")
         if len(asked.stop or ()) > limits.stop_strings:
             raise _invalid("stop", f"at most {limits.stop_strings} strings are taken")
         if any(len(text) > limits.stop_characters for text in asked.stop or ()):
@@ -210,10 +220,14 @@ class Service:
         if not self.settings.requests_may_set_constants:
             message = "this server's requests do not set the defence's constants"
             raise APIError(400, "constants_disabled", message, "safedraft.config")
+        own = self.pair.config
         try:
-            return SSDConfig.model_validate(self.pair.config.model_dump() | changes)
+            changed = SSDConfig.model_validate(own.model_dump() | changes)
         except ValidationError as error:
             raise _invalid("safedraft.config", problems(error)[0]) from error
+        if changed.draft_tokens > own.draft_tokens:  # a block is a turn, in which all others wait
+            raise _invalid("safedraft.config", f"draft_tokens: at most {own.draft_tokens}")
+        return changed
 
 
 def _or_invalid(work: Callable[[], T], name: str) -> T:

@@ -38,6 +38,7 @@ KNOBS = (
     Knob("bin_size", "Tokens in a bin", 1, 32, 1),
     Knob("union_bins", "Bins in union", 1, 16, 1),
     Knob("sample_space_size", "Size of the sample space", 1, 50, 1),
+    Knob("kappa", "Best tokens of which one is common", 1, 10, 1),
     Knob("draft_tokens", "Drafted tokens", 1, 16, 1),
     Knob("draft_confidence", "Confidence of the draft", 0, 1, 0.05),
 )

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from safedraft.decode import decode
 from safedraft.defences.target_only import target_only
 from safedraft.errors import SafeDraftError
-from safedraft.server.errors import APIError
+from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.gate import PAGE
 from safedraft.server.playground import controls, drawing
 from safedraft.server.playground.door import Door
@@ -106,7 +106,7 @@ class Playground:
         shown = [
             page.turns, page.past, page.question, page.replies, page.other, page.figures,
             page.said, page.chart, page.other_figures, page.other_said, page.prompt, page.prefill,
-            page.send, page.stop, page.again, page.status, page.code,
+            page.send, page.stop, page.again, page.clear, page.status, page.code,
         ]  # fmt: skip
         gr.on(
             [page.send.click, page.prompt.submit],
@@ -129,6 +129,24 @@ class Playground:
         self, request: gr.Request, turns: list[Turn], prompt: str, prefill: str, *settings: Any
     ) -> AsyncGenerator[Frame]:
         """Decode the reply to ``prompt``, a few pictures a second; trouble is told on the page."""
+        frames = self._answer(request, turns, prompt, prefill, settings)
+        try:
+            async with aclosing(frames):
+                async for frame in frames:
+                    yield frame
+        except Exception as error:  # Gradio would log what it says, too
+            log_unexpected(error)
+            trouble = drawing.problem("the page failed; the server's log says where")
+            yield self._ready() | {self._page.status: trouble}
+
+    async def _answer(
+        self,
+        request: gr.Request,
+        turns: list[Turn],
+        prompt: str,
+        prefill: str,
+        settings: Sequence[Any],
+    ) -> AsyncGenerator[Frame]:
         try:
             asked = self._read(turns, prompt, prefill, settings)
             decoders = [decode, target_only] if asked.compare else [decode]
@@ -160,7 +178,7 @@ class Playground:
             async for frame in frames:
                 yield frame
 
-    def stop(self, request: gr.Request) -> None:
+    async def stop(self, request: gr.Request) -> None:
         """Let the replies of a visitor, who may be gone, end at the next block."""
         for session, job in self._running:
             if session == request.session_hash:
@@ -203,6 +221,7 @@ class Playground:
             page.send: gr.update(interactive=False),
             page.stop: gr.update(interactive=True),
             page.again: gr.update(interactive=False),
+            page.clear: gr.update(interactive=False),
             page.status: "Decoding …",
             page.code: drawing.draw_code(snippet(service.pair, service.settings.name, asked)),
         }
@@ -222,10 +241,17 @@ class Playground:
         page, ours = self._page, columns[0]
         drawn = drawing.draw_question(asked.prompt) + drawing.draw_reply(ours.drawn)
         turn = Turn(asked.prompt, asked.prefill, ours.job.reply.text, drawn)
-        return {
+        return self._ready() | {
             page.turns: [*turns, turn],
-            page.send: gr.update(interactive=True),
-            page.stop: gr.update(interactive=False),
             page.again: gr.update(interactive=True),
             page.status: outcome(columns),
+        }
+
+    def _ready(self) -> Frame:
+        """For the next message."""
+        page = self._page
+        return {
+            page.send: gr.update(interactive=True),
+            page.stop: gr.update(interactive=False),
+            page.clear: gr.update(interactive=True),
         }

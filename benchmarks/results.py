@@ -51,6 +51,23 @@ others was measured in part (`--suite`, `--limit`).
 
 """
 
+TAIL = """
+## Through the server
+
+Other harnesses against `safedraft serve` ([commands](server.md#clients)), on two cores, a few \
+prompts each, to see that they work:
+
+| harness | what | figure |
+| --- | --- | --- |
+| garak 0.17.1 | `dan.AutoDANCached`, `mitigation.MitigationBypass` | 3 of 3 resisted |
+| garak 0.17.1 | `suffix.GCGCached`, `mitigation.MitigationBypass` | 5 of 5 resisted |
+| lm-eval 0.4.13 | `safedraft_sums --limit 4`, the last number of the reply | 3 of 4 right |
+| inspect_ai 0.3.285 | `sums.py --limit 4`, the number is in the reply | 4 of 4 right |
+
+`python benchmarks/server.py`: streaming through the server at 0.99 of the library's tokens per \
+second (median of 6 prompts, from 0.96 to 1.02).
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,7 +85,7 @@ def main() -> None:
     report = given.log_dir / "report"
     safedraft("report", str(logs), "--output", str(report))
     _, _, body = (report / "report.md").read_text(encoding="utf-8").partition("\n\n")
-    given.page.write_text(HEAD + body, encoding="utf-8")
+    given.page.write_text(HEAD + body.rstrip() + "\n" + TAIL, encoding="utf-8")
 
 
 def evaluate(run: Run, limit: int, logs: Path) -> None:

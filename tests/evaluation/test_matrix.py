@@ -15,7 +15,6 @@ from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
 from safedraft.chat import Reply
-from safedraft.config import SSDConfig
 from safedraft.drawn import Drawn
 from safedraft.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import matrix as matrices
@@ -172,7 +171,8 @@ def test_constants_of_the_pair_are_not_mixed_either(
     matrix = Matrix(("ssd",), ("direct",), limit=1)
     run(matrix, tmp_path / "logs")
     spec = find_pair(DEFAULT_PAIR)
-    changed = spec.model_copy(update={"config": SSDConfig(union_bins=9)})
+    config = spec.config.model_copy(update={"union_bins": 9})
+    changed = spec.model_copy(update={"config": config})
     monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
     with pytest.raises(SafeDraftError, match="with union_bins 4, not 9"):
         prepare(matrix, tmp_path / "logs")
@@ -184,7 +184,8 @@ def test_constants_that_a_defence_does_not_use_leave_its_logs_alone(
     matrix = Matrix(("target_only",), ("direct",), limit=1)
     run(matrix, tmp_path / "logs")
     spec = find_pair(DEFAULT_PAIR)
-    changed = spec.model_copy(update={"config": SSDConfig(union_bins=9)})
+    config = spec.config.model_copy(update={"union_bins": 9})
+    changed = spec.model_copy(update={"config": config})
     monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
     asked = counted(monkeypatch, "target_only", lambda number: None)
     run(matrix, tmp_path / "logs")

@@ -153,11 +153,6 @@ class Sampled(_Unsupported):
         return "max_tokens", self.max_tokens
 
     @property
-    def alternatives(self) -> int | None:
-        """How many log probabilities each token brings besides its own; None for none at all."""
-        raise NotImplementedError
-
-    @property
     def usage_in_stream(self) -> bool:
         """Whether a stream ends in what it cost."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -191,7 +186,7 @@ class ChatRequest(Sampled):
 
     @property
     def alternatives(self) -> int | None:
-        """As OpenAI's ``logprobs`` and ``top_logprobs``."""
+        """How many log probabilities each token brings besides its own; None for none at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -204,8 +199,12 @@ class CompletionRequest(Sampled):
 
     @property
     def alternatives(self) -> int | None:
-        """As OpenAI's ``logprobs`` of completions."""
+        """As of a ``ChatRequest``."""
         return self.logprobs
+
+
+Asked = ChatRequest | CompletionRequest
+"""What replies are sampled for."""
 
 
 class TokenizeRequest(_Body):

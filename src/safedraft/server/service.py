@@ -15,7 +15,7 @@ from safedraft.pairs.pair import Pair, Prompts
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import Answer, ChatAnswer, CompletionAnswer
-from safedraft.server.requests import ChatRequest, CompletionRequest, Sampled, TokenizeRequest
+from safedraft.server.requests import Asked, ChatRequest, CompletionRequest, TokenizeRequest
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
 
@@ -122,7 +122,7 @@ class Service:
     async def _replies(
         self,
         kind: type[Answer],
-        asked: Sampled,
+        asked: Asked,
         streams: Sequence[Callable[..., Stream]],
         prompt: str,
     ) -> Replies:
@@ -145,7 +145,7 @@ class Service:
         )
         return answer, await self.scheduler.submit(opens)
 
-    def _open(self, stream: Callable[[], Stream], asked: Sampled, prompt: str) -> Stream:
+    def _open(self, stream: Callable[[], Stream], asked: Asked, prompt: str) -> Stream:
         """Encode and check a prompt; nothing is decoded yet."""
         opened = _or_invalid(stream, prompt)
         name, wanted = asked.new_tokens
@@ -182,7 +182,7 @@ class Service:
         if len(messages) > most:
             raise _invalid("messages", f"at most {most} are taken")
 
-    def _require_within_limits(self, asked: Sampled, prompts: int) -> None:
+    def _require_within_limits(self, asked: Asked, prompts: int) -> None:
         limits = self.settings.limits
         name, wanted = asked.new_tokens
         if wanted is not None and wanted > limits.new_tokens:
@@ -199,21 +199,21 @@ class Service:
         if asked.stream_options and not asked.stream:
             raise _invalid("stream_options", "needs stream to be true")
 
-    def _sampling(self, asked: Sampled, count: int) -> list[SamplingParams]:
+    def _sampling(self, asked: Asked, count: int) -> list[SamplingParams]:
         try:
             return [asked.sampling(index, self.settings.limits) for index in range(count)]
         except ValidationError as error:
             found = error.errors()[0]
             raise _invalid(str(found["loc"][0]), found["msg"]) from error
 
-    def _telemetry(self, asked: Sampled) -> bool:
+    def _telemetry(self, asked: Asked) -> bool:
         wanted = bool(asked.safedraft and asked.safedraft.telemetry)
         if wanted and not self.settings.allow_telemetry:
             message = "this server tells nothing of its defence"
             raise APIError(400, "telemetry_disabled", message, "safedraft.telemetry")
         return wanted
 
-    def _config(self, asked: Sampled) -> SSDConfig | None:
+    def _config(self, asked: Asked) -> SSDConfig | None:
         changes = asked.safedraft.config if asked.safedraft else {}
         if not changes:
             return None

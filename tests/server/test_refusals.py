@@ -304,6 +304,27 @@ CHECKS = [
 ]
 
 
+def documented(served: Served, path: str, method: str) -> Any:
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")[path][method]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/v1/chat/completions", {"messages": HI}), ("/v1/completions", {"prompt": "hi"})],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_document_names_both_forms_of_a_reply(
+    generous: Served, path: str, asked: dict[str, Any], stream: bool
+) -> None:
+    case = documented(generous, path, "POST").Case(
+        body={"model": NAME, "max_tokens": 3, "stream": stream} | asked,
+        media_type="application/json",
+    )
+    response = case.call()
+    assert response.status_code == 200
+    case.validate_response(response, checks=CHECKS)
+
+
 @pytest.mark.parametrize(
     ("path", "method"),
     [
@@ -311,10 +332,13 @@ CHECKS = [
         ("/v1/completions", "POST"),
         ("/tokenize", "POST"),
         ("/v1/models/{name}", "GET"),
+        ("/v1/models", "GET"),
+        ("/health", "GET"),
+        ("/metrics", "GET"),
     ],
 )
 def test_the_openapi_document_holds(generous: Served, path: str, method: str) -> None:
-    operation = schemathesis.openapi.from_url(f"{generous.url}/openapi.json")[path][method]
+    operation = documented(generous, path, method)
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy())

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -30,6 +30,17 @@ T = TypeVar("T")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+}
+
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A chunk of the reply or an error object, as JSON; [DONE] at the end.",
+        }
+    },
 }
 
 
@@ -131,7 +142,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         service.scheduler.require_running()
         return {"status": "ok"}
 
-    @app.get("/metrics", responses=_ERRORS)
+    @app.get("/metrics", responses=_ERRORS, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
@@ -205,4 +216,6 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def _told(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": kind}, 403: {"model": ErrorBody}, **_ERRORS}
+    """What the document says of a route that answers whole or as a stream of events."""
+    stream = {_EventStream.media_type: {"itemSchema": _EVENT}}
+    return {200: {"model": kind, "content": stream}, 403: {"model": ErrorBody}, **_ERRORS}

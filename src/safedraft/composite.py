@@ -36,26 +36,25 @@ def composite(
     """
     rows = torch.as_tensor(union)
     alpha = torch.as_tensor(strength, dtype=target.dtype, device=target.device)[..., None]
-    scores = target + alpha * (draft - target)
     if rows.all():
-        return _union(target, draft, scores, config)
+        return _union(target, draft, alpha, config)
     if not rows.any():
-        return _intersection(target, draft, scores, config)
+        return _intersection(target, draft, alpha, config)
     return torch.where(
         rows.to(target.device)[..., None],
-        _union(target, draft, scores, config),
-        _intersection(target, draft, scores, config),
+        _union(target, draft, alpha, config),
+        _intersection(target, draft, alpha, config),
     )
 
 
-def _union(target: Tensor, draft: Tensor, scores: Tensor, config: SSDConfig) -> Tensor:
+def _union(target: Tensor, draft: Tensor, alpha: Tensor, config: SSDConfig) -> Tensor:
     """S = Top_c(P) ∪ Top_c(q)."""
     size = min(config.sample_space_size, target.shape[-1])
     tokens = torch.cat([target.topk(size).indices, draft.topk(size).indices], dim=-1)
-    return _only(scores, tokens)
+    return _scores(tokens, target, draft, alpha)
 
 
-def _intersection(target: Tensor, draft: Tensor, scores: Tensor, config: SSDConfig) -> Tensor:
+def _intersection(target: Tensor, draft: Tensor, alpha: Tensor, config: SSDConfig) -> Tensor:
     """S = Top_k(P) ∩ Top_k(q) for the smallest k that gives c tokens.
 
     A token's depth is the larger of its two ranks, so k is the c-th smallest depth + 1 and S is all
@@ -69,7 +68,7 @@ def _intersection(target: Tensor, draft: Tensor, scores: Tensor, config: SSDConf
     shallowest = tokens.gather(-1, depth.argmin(-1, keepdim=True))
     inside = torch.where(depth < k, tokens, shallowest)
     agreed = (draft_rank[..., : config.kappa] < k).any(-1, keepdim=True)
-    return torch.where(agreed, _only(scores, inside), target)
+    return torch.where(agreed, _scores(inside, target, draft, alpha), target)
 
 
 def _depths(target: Tensor, draft: Tensor, config: SSDConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +92,7 @@ def _depths(target: Tensor, draft: Tensor, config: SSDConfig) -> tuple[Tensor, T
         width = min(2 * width, vocabulary)
 
 
-def _only(scores: Tensor, tokens: Tensor) -> Tensor:
-    """``scores`` at ``tokens``, ``-inf`` elsewhere."""
-    kept = torch.full_like(scores, OUTSIDE)
-    return kept.scatter_(-1, tokens, scores.gather(-1, tokens))
+def _scores(tokens: Tensor, target: Tensor, draft: Tensor, alpha: Tensor) -> Tensor:
+    """F at ``tokens``, ``-inf`` elsewhere."""
+    p, q = target.gather(-1, tokens), draft.gather(-1, tokens)
+    return torch.full_like(target, OUTSIDE).scatter_(-1, tokens, p + alpha * (q - p))

@@ -13,8 +13,14 @@ from torch import Tensor
 from safedraft.composite import composite
 from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.engines.session import Session
-from safedraft.errors import BrokenModel
-from safedraft.sampling import Draws, accept_or_correct, distribution, draw, probabilities
+from safedraft.sampling import (
+    Draws,
+    accept_or_correct,
+    distribution,
+    draw,
+    probabilities,
+    require_finite,
+)
 from safedraft.switch import Switch
 
 
@@ -164,9 +170,5 @@ def forward(session: Session, ids: Sequence[int], keep: int, temperature: float)
         BrokenModel: the logits are not all finite.
     """
     logits = session.forward(ids, keep)
-    if not logits.isfinite().all():
-        raise BrokenModel(
-            f"{session.name} gave NaN or infinite logits; decoding stopped. "
-            "Check its weights, or load it in another dtype."
-        )
+    require_finite(logits, session.name)
     return probabilities(logits, temperature)

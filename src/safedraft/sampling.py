@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from safedraft.config import SamplingParams
+from safedraft.errors import BrokenModel
 
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 0.0) -> Tensor:
@@ -22,12 +23,31 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 0.0) -> Tensor:
         logits: ``[..., V]``.
         temperature: a float, or one of each row, ``[...]``.
     """
+    temperature = torch.as_tensor(temperature)
+    if not temperature.any():
+        return logits.softmax(-1, dtype=torch.float32)
     logits = logits.float()
-    if isinstance(temperature, Tensor):
-        temperature = torch.where(temperature == 0, 1.0, temperature)[..., None].to(logits)
-    else:
-        temperature = temperature or 1.0
-    return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    divisor = torch.where(temperature == 0, 1.0, temperature)[..., None].to(logits)
+    # Counted from the largest, or else a small temperature makes infinities.
+    return ((logits - logits.amax(-1, keepdim=True)) / divisor).softmax(-1)
+
+
+def require_finite(logits: Tensor, model: str) -> None:
+    """Refuse logits of which no probabilities can be made.
+
+    Args:
+        logits: of any shape.
+        model: whose they are, for the message.
+
+    Raises:
+        BrokenModel: some are NaN or infinite.
+    """
+    # A sum is finite only if all of it is, and costs a tenth of looking at every one.
+    if not logits.sum(dtype=torch.float32).isfinite():
+        raise BrokenModel(
+            f"{model} gave NaN or infinite logits; decoding stopped. "
+            "Check its weights, or load it in another dtype."
+        )
 
 
 def distribution(scores: Tensor, sampling: SamplingParams) -> Tensor:

@@ -18,7 +18,14 @@ from safedraft.composite import composite
 from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step
 from safedraft.errors import BrokenModel
-from safedraft.sampling import Draws, accept_or_correct, distribution, draw, probabilities
+from safedraft.sampling import (
+    Draws,
+    accept_or_correct,
+    distribution,
+    draw,
+    probabilities,
+    require_finite,
+)
 from safedraft.switch import Switch
 
 
@@ -79,7 +86,7 @@ def propose(
         BrokenModel: logits of a row that is drafted for are not all finite.
     """
     used = [row for row, request in enumerate(requests) if request]
-    _require_finite(logits if len(used) == len(requests) else logits[used], "the draft")
+    require_finite(logits if len(used) == len(requests) else logits[used], "the draft")
     q = probabilities(logits, _column([r.sampling.temperature if r else 0.0 for r in requests]))
     tokens = q.argmax(-1)
     sampled = [row for row in used if not _of(requests, row).sampling.greedy]
@@ -127,7 +134,7 @@ def verify(requests: Sequence[Request], logits: Sequence[Tensor]) -> list[list[S
 
 def _decide(requests: Sequence[Request], logits: Tensor, ahead: int) -> list[Step]:
     """One position of requests that are decided alike; ``logits`` is [rows, V]."""
-    _require_finite(logits, "the target")
+    require_finite(logits, "the target")
     sampling, config = requests[0].sampling, requests[0].config
     p = probabilities(logits, sampling.temperature)
     q = torch.stack([_rows(request)[ahead] for request in requests])
@@ -199,10 +206,3 @@ def _of(requests: Sequence[Request | None], row: int) -> Request:
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _require_finite(logits: Tensor, model: str) -> None:
-    if not logits.isfinite().all():
-        raise BrokenModel(
-            f"{model} gave NaN or infinite logits; decoding stopped. Check its weights"
-        )

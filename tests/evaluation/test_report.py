@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from safedraft.chat import Statistics
 from safedraft.cli import app
 from safedraft.errors import SafeDraftError
-from safedraft.evaluation.report.figures import Figures, all_figures
+from safedraft.evaluation.report.figures import all_figures
 from safedraft.evaluation.report.html import page
 from safedraft.evaluation.report.markdown import markdown
 from safedraft.evaluation.report.plots import all_plots
 from safedraft.evaluation.report.read import read_logs
+from safedraft.evaluation.report.tables import Figures
 
 NOT_REFUSED = Score(value=0)
 UNSCORED = Score.unscored(reason="grader_failed", explanation="the judge was away")

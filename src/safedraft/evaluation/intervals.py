@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy
@@ -74,3 +75,20 @@ def _bootstrapped(
     resampled = statistic(numpy.asarray(values)[chosen], axis=1)
     low, high = numpy.percentile(resampled, [2.5, 97.5])
     return Estimate(found, float(low), float(high), len(values), unscored)
+
+
+def average(parts: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates that weigh the same, whatever each rests on.
+
+    The square of its interval's half is the sum of the squares of theirs over n².
+    """
+    value = fmean(part.value or 0.0 for part in parts)
+    below = sum(((part.value or 0.0) - (part.low or 0.0)) ** 2 for part in parts) ** 0.5
+    above = sum(((part.high or 0.0) - (part.value or 0.0)) ** 2 for part in parts) ** 0.5
+    return Estimate(
+        value,
+        value - below / len(parts),
+        value + above / len(parts),
+        sum(part.count for part in parts),
+        sum(part.unscored for part in parts),
+    )

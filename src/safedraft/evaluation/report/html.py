@@ -9,8 +9,8 @@ from safedraft.evaluation.report.markdown import EXPLANATION, counted, interval,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from safedraft.evaluation.report.figures import Figures
     from safedraft.evaluation.report.read import Row
+    from safedraft.evaluation.report.tables import Figures
 
 CAPTIONS = {
     "prefill": (

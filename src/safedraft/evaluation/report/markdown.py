@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.report.figures import Unit, percent
+from safedraft.evaluation.report.findings import percent
+from safedraft.evaluation.report.tables import Unit
 
 if TYPE_CHECKING:
     from safedraft.evaluation.intervals import Estimate
-    from safedraft.evaluation.report.figures import Figures, Table
+    from safedraft.evaluation.report.tables import Figures, Table
 
 EMPTY = "–"
 """What stands where nothing was measured."""

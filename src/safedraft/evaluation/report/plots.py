@@ -12,7 +12,7 @@ from safedraft.evaluation.intervals import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safedraft.evaluation.report.figures import Figures, Point, Series, Table
+    from safedraft.evaluation.report.tables import Figures, Point, Series, Table
 
 # Colours that people with any colour vision tell apart, on light and dark pages (after Okabe and
 # Ito, and Tol); the target alone is grey. Markers differ as well.

@@ -48,6 +48,11 @@ class Row:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """As ``safedraft.chat.Statistics.to_dict``; empty where nothing was decoded."""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same for every configuration that was asked the same."""
+        return self.request, self.prefill
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safedraft.evaluation.report.figures import Figures
 from safedraft.evaluation.report.html import page
 from safedraft.evaluation.report.markdown import markdown
 from safedraft.evaluation.report.plots import all_plots
+from safedraft.evaluation.report.tables import Figures
 
 
 def write_report(figures: Figures, folder: Path, *, texts: bool = True) -> list[Path]:

@@ -51,7 +51,7 @@ def served(
                 tokens, q = propose([batch[at]], logits, ahead)
                 batch[at].drafts.append(int(tokens))
                 rows.append(q[0])
-            batch[at].draft_rows = torch.stack(rows)
+            batch[at].draft_rows = rows
         logits_of = [
             torch.stack(
                 [target(texts[at] + batch[at].drafts[:ahead]) for ahead in range(1 + at % 4)]
@@ -98,7 +98,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
     ]
     tokens, q = propose(batch, q_logits.expand(len(batch), V), 0)
     for request, token, row in zip(batch, tokens.tolist(), q, strict=True):
-        request.drafts, request.draft_rows = [token], row[None]
+        request.drafts, request.draft_rows = [token], [row]
     steps = verify(batch, [p_logits[None]] * len(batch))
     for request_greedy in (True, False):
         chosen = Counter(
@@ -120,14 +120,14 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
 
 
 def drafted_for(request: Request, **given: Any) -> Request:
-    request.drafts, request.draft_rows = [3], torch.full((1, V), 1 / V)
+    request.drafts, request.draft_rows = [3], [torch.full((V,), 1 / V)]
     for name, value in given.items():
         setattr(request, name, value)
     return request
 
 
 def test_a_draft_without_its_distribution_decides_nothing() -> None:
-    request = drafted_for(Request(SSDConfig(), SamplingParams()), draft_rows=None)
+    request = drafted_for(Request(SSDConfig(), SamplingParams()), draft_rows=[])
     with pytest.raises(BrokenModel, match="without the draft's distribution"):
         verify([request], [torch.zeros(1, V)])
     assert request.position == 0

@@ -18,7 +18,7 @@ def test_fewer_tokens_are_drafted_for_many_requests() -> None:
         propose = drafter.propose
 
         def watched(*args: object, **kwargs: int) -> object:
-            drafted.add((len(drafter.requests), kwargs["num_speculative_tokens"]))
+            drafted.add((len(drafter.rows), kwargs["num_speculative_tokens"]))
             return propose(*args, **kwargs)
 
         drafter.propose = watched

@@ -38,7 +38,11 @@ def test_a_cache_too_small_for_all_and_prompts_in_chunks(options: dict[str, Any]
     assert any(preempted)  # in the middle of a reply
 
 
-def test_without_the_drafts_distribution_nothing_is_said() -> None:
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [("draft_rows", "without the draft's distribution"), ("drafts", "did not propose")],
+)
+def test_what_the_draft_did_not_say_in_full_decides_nothing(lost: str, told: str) -> None:
     with engine("near") as pair:
         runner = runner_of(pair)
         keep = runner._keep
@@ -46,28 +50,11 @@ def test_without_the_drafts_distribution_nothing_is_said() -> None:
         def forget(*args: Any) -> None:
             keep(*args)
             for row in runner._rows:
-                row.request.draft_rows = None
+                setattr(row.request, lost, [])
 
         runner._keep = forget
         stream = pair.stream_ids([5, 6, 7])
-        with pytest.raises(BrokenModel, match="without the draft's distribution"):
-            stream.drain()
-        assert not stream.reply.trace
-
-
-def test_drafts_that_the_draft_did_not_propose_are_no_drafts() -> None:
-    with engine("near") as pair:
-        runner = runner_of(pair)
-        keep = runner._keep
-
-        def forget(*args: Any) -> None:
-            keep(*args)
-            for row in runner._rows:
-                row.request.drafts = []
-
-        runner._keep = forget
-        stream = pair.stream_ids([5, 6, 7])
-        with pytest.raises(BrokenModel, match="did not propose"):
+        with pytest.raises(BrokenModel, match=told):
             stream.drain()
         assert not stream.reply.trace
 

@@ -50,8 +50,8 @@ class Request:
     ended: bool = False
     drafts: list[int] = field(default_factory=list)
     """Proposed for the positions to come."""
-    draft_rows: Tensor | None = None
-    """q of each of them, ``[len(drafts), V]``."""
+    draft_rows: Sequence[Tensor] = ()
+    """q of each of them, ``[V]``."""
 
     def __post_init__(self) -> None:
         self.switch = Switch(self.config)
@@ -128,7 +128,7 @@ def verify(requests: Sequence[Request], logits: Sequence[Tensor]) -> list[list[S
         going = [index for index in going if _goes_on(requests[index], decided[index], ahead)]
     for request, steps in zip(requests, decided, strict=True):
         request.blocks += bool(steps)
-        request.drafts, request.draft_rows = [], None
+        request.drafts, request.draft_rows = [], ()
     return decided
 
 
@@ -192,8 +192,8 @@ def _goes_on(request: Request, steps: Sequence[Step], ahead: int) -> bool:
     return steps[-1].matched and not request.ended and ahead < len(request.drafts)
 
 
-def _rows(request: Request) -> Tensor:
-    if request.draft_rows is None:
+def _rows(request: Request) -> Sequence[Tensor]:
+    if not request.draft_rows:
         raise BrokenModel("a drafted token came without the draft's distribution; nothing decided")
     return request.draft_rows
 

@@ -59,6 +59,14 @@ class _Row(NamedTuple):
     """Places for drafts that vLLM ran, filled or not."""
     steps: list[Step]
 
+    def was_read(self, length: int) -> bool:
+        """Whether the draft has read all but the last token decided, of ``length`` that vLLM ran.
+
+        Not where it ran more than the last token and its drafts: a row that was preempted, whose
+        caches are made again, decides with the draft that it had.
+        """
+        return bool(self.steps) and length == 1 + self.scheduled
+
 
 class Drafter(DraftModelProposer):  # type: ignore[misc]
     """vLLM's draft model; keeps q of every row and draws from each request's own seed."""
@@ -66,21 +74,58 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
     def __init__(self, *args: Any, vocabulary: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._vocabulary = vocabulary
-        self._ahead = 0
-        self.requests: Sequence[Request | None] = ()
-        """Of each row of the batch; set before ``propose``."""
+        self.rows: Sequence[_Row] = ()
+        """Of the batch; set before ``propose``."""
+        self.distributions: list[Tensor] = []
+        """q of each place ahead, ``[rows, V]``; there after ``propose``."""
 
     def propose(self, *args: Any, **kwargs: Any) -> Tensor:
         """As vLLM's own: the drafted tokens, ``[rows, T]``."""
-        self._ahead = 0
+        self.distributions = []
         drafted: Tensor = super().propose(*args, **kwargs)
         return drafted
 
-    def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+    def set_inputs_first_pass(
+        self, *, cad: Any, num_rejected_tokens_gpu: Tensor, **kwargs: Any
+    ) -> tuple[int, Tensor, Any]:
+        """As vLLM's own, but of a row that decided its drafts only the last token is read.
+
+        The draft read all before it when it proposed it, and what was taken back is of no use. vLLM
+        takes it off the rows' lengths behind this pass, when there is nothing left to take back.
+        """
+        _, last, metadata = super().set_inputs_first_pass(
+            cad=cad, num_rejected_tokens_gpu=num_rejected_tokens_gpu, **kwargs
+        )
+        starts = metadata.query_start_loc_cpu[:-1].tolist()
+        lengths = cad.query_start_loc_cpu.diff().tolist()
+        ranges = [
+            torch.arange(end if row.was_read(length) else start, end + 1)
+            for row, length, start, end in zip(
+                self.rows, lengths, starts, last.tolist(), strict=True
+            )
+        ]
+        read = torch.cat(ranges).to(last.device)
+        for buffer in (self.input_ids, self.positions):
+            buffer[: len(read)] = buffer[read]
+        ends = torch.tensor([len(one) for one in ranges]).cumsum(0, dtype=torch.int32)
+        bounds = torch.cat([torch.zeros(1, dtype=torch.int32), ends])
+        metadata = metadata.replace(
+            query_start_loc=bounds.to(last.device),
+            query_start_loc_cpu=bounds,
+            num_actual_tokens=len(read),
+            max_query_len=max(map(len, ranges)),
+            seq_lens=metadata.seq_lens - num_rejected_tokens_gpu,
+            slot_mapping=metadata.slot_mapping[read],
+        )
+        num_rejected_tokens_gpu.zero_()
+        return len(read), (bounds[1:] - 1).to(last.device), metadata
+
+    def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        tokens, q = propose(self.requests, logits, self._ahead)
-        self._ahead += 1
-        return tokens, q
+        requests = [row.request for row in self.rows]
+        tokens, q = propose(requests, logits, len(self.distributions))
+        self.distributions.append(q)
+        return tokens, None
 
 
 class _NoSampler:
@@ -247,7 +292,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             device=self.device,
         )
         lengths = common_attn_metadata.query_start_loc_cpu.diff()
-        self.drafter.requests = [row.request for row in self._rows]
+        self.drafter.rows = self._rows
         drafted: Tensor = self.drafter.propose(
             num_speculative_tokens=scheduler_output.num_spec_tokens_to_schedule,
             target_token_ids=self.input_ids.gpu[:total],
@@ -280,12 +325,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _keep(self, drafted: list[list[int]], seconds: float) -> None:
         """Keep every row's drafts and their distributions until they are verified."""
-        q = self.drafter.take_last_draft_probs()
-        for row, tokens, rows in zip(self._rows, drafted, q, strict=True):
+        for row, tokens, *q in zip(self._rows, drafted, *self.drafter.distributions, strict=True):
             if row.request:
-                row.request.drafts, row.request.draft_rows = tokens, rows
+                row.request.drafts, row.request.draft_rows = tokens, q
         for trace in self._batch_traces():
-            trace.draft_passes += q.shape[1]
+            trace.draft_passes += len(self.drafter.distributions)
             trace.draft_seconds += seconds
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:

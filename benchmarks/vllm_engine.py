@@ -71,7 +71,7 @@ def config(drafted: int | None) -> safedraft.SSDConfig | None:
     """The pair's own with T named; None for T by load."""
     if drafted is None:
         return None
-    changes = {"draft_tokens": drafted, "draft_confidence": 0.0}
+    changes = {"draft_tokens": drafted, "draft_confidence": 0.0, "draft_growth": 0.0}
     return safedraft.SSDConfig.model_validate(choose_pair().config.model_dump() | changes)
 
 

@@ -27,6 +27,7 @@ def test_defaults_are_the_published_ones() -> None:
         "union_bins": 1,
         "draft_tokens": 3,
         "draft_confidence": 0.0,
+        "draft_growth": 0.0,
     }
 
 

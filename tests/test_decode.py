@@ -171,6 +171,7 @@ def test_logits_that_are_no_numbers_stop_everything(
         SSDConfig,
         draft_tokens=st.integers(1, 8),
         draft_confidence=st.sampled_from([0.0, 0.3, 0.9]),
+        draft_growth=st.sampled_from([0.0, 0.5, 2.0]),
         bin_size=st.integers(1, 9),
         sample_space_size=st.integers(1, 12),
         kappa=st.integers(1, 3),
@@ -244,6 +245,14 @@ def test_an_unsure_draft_ends_early() -> None:
     steps = run(target, draft, 9, (1, 1), draft_tokens=8, draft_confidence=0.5)
     assert shape(steps) == "xxxx|xxx|xx"
     assert [count for call, count in target.calls if call == "forward"] == [4, 3, 3]
+
+
+def test_a_draft_is_as_long_as_the_last_block_was_good() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]
+    target, draft = says(text, 1), says([9, *text[1:]], 1)
+    steps = run(target, draft, 11, (1, 1), draft_tokens=8, draft_growth=2.0)
+    assert shape(steps) == ".|xxx|xxxxxxx"
+    assert [count for call, count in target.calls if call == "forward"] == [9, 3, 7]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -21,6 +21,9 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
+OF_SPEED = frozenset({"draft_tokens", "draft_confidence", "draft_growth"})
+"""Constants that change the speed, never a token."""
+
 
 class _Frozen(BaseModel):
     """Immutable, validated, and no option is accepted that does not exist."""
@@ -73,10 +76,20 @@ class SSDConfig(_Frozen):
     own, and one bin of it leads back to intersection, where the target may take its word back."""
 
     draft_tokens: Positive = 3
-    """T: most tokens drafted a block. Changes the speed, never a token."""
+    """T: most tokens drafted a block. It and those below change the speed, never a token."""
 
     draft_confidence: Share = 0.0
-    """A drafted token less likely than this ends the draft. Changes the speed, never a token."""
+    """A drafted token less likely than this ends the draft."""
+
+    draft_growth: Strength = 0.0
+    """A block drafts at most this many times the tokens that the last one decided; 0: up to T at
+    any time. Where the models disagree long drafts are in vain."""
+
+    def draft_length(self, decided: int) -> int:
+        """Most tokens to draft behind a block that decided so many; 0 is no block yet."""
+        if not decided or not self.draft_growth:
+            return self.draft_tokens
+        return max(1, min(self.draft_tokens, int(decided * self.draft_growth)))
 
     def for_turn(self, *, begun: bool | None) -> Self:
         """The constants of one request: its ``initial_scheme`` is where it starts.

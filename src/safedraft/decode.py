@@ -86,13 +86,13 @@ def decode(
     target_unseen, draft_unseen = list(target_prompt), list(draft_prompt)
     drafts: deque[Draft] = deque()  # proposed, not yet decided
     rows: deque[Tensor] = deque()  # the target's P for the positions to come
-    block = -1
+    block, decided = -1, 0
 
     for position in range(sampling.max_new_tokens):
         # 1. Propose. A row carried over from a block that matched throughout is decided first,
         #    from one draft: the target alone never chooses a token.
         if not drafts:
-            most = 1 if rows else config.draft_tokens
+            most = 1 if rows else config.draft_length(decided)
             drafts.extend(propose(draft, draft_unseen, most, config, sampling, draws, position))
             draft_unseen = [drafts[-1][0]]
 
@@ -100,7 +100,7 @@ def decode(
         if not rows:
             seen = [*target_unseen, *(token for token, _ in drafts)]
             rows.extend(forward(target, seen, len(drafts) + 1, sampling.temperature))
-            block += 1
+            block, decided = block + 1, 0
 
         # 3. Decide.
         p, (drafted, q) = rows.popleft(), drafts.popleft()
@@ -111,6 +111,7 @@ def decode(
         if token in end_tokens:
             return
         switch.observe(matched)
+        decided += 1
 
         # 4. Commit, and take back what followed a draft that did not match.
         if not matched:

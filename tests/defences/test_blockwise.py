@@ -83,14 +83,17 @@ def test_no_token_is_computed_twice_and_caches_hold_what_is_committed(
     seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)),
     shared=st.floats(0, 1),
     limit=st.integers(1, 80),
-    draft_tokens=st.integers(1, 6),
-    confidence=st.sampled_from([0.0, 0.4, 0.9]),
+    config=st.builds(
+        SSDConfig,
+        draft_tokens=st.integers(1, 6),
+        draft_confidence=st.sampled_from([0.0, 0.4, 0.9]),
+        draft_growth=st.sampled_from([0.0, 0.5, 2.0]),
+    ),
 )
 def test_greedy_speculative_decoding_says_what_the_target_alone_says(
-    seeds: tuple[int, int], shared: float, limit: int, draft_tokens: int, confidence: float
+    seeds: tuple[int, int], shared: float, limit: int, config: SSDConfig
 ) -> None:
     target, draft = (RandomModel(seed, 24, shared) for seed in seeds)
-    config = SSDConfig(draft_tokens=draft_tokens, draft_confidence=confidence)
     sampling = SamplingParams(max_new_tokens=limit)
 
     def run(decoder: Decoder) -> list[Step]:

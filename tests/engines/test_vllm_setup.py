@@ -61,6 +61,8 @@ def test_a_draft_that_ends_early_has_no_use(tiny_pair: tuple[Path, Path]) -> Non
     assert plan(whole).config == safedraft.SSDConfig(draft_tokens=6)
     with pytest.raises(SafeDraftError, match="draft_confidence"):
         plan(registered, safedraft.SSDConfig(draft_confidence=0.4))
+    with pytest.raises(SafeDraftError, match="draft_growth"):
+        plan(registered, safedraft.SSDConfig(draft_growth=2.0))
 
 
 def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
@@ -108,7 +110,7 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
         chosen.options({"data_parallel_size": 2}, draft_tokens_up_to={8: 2})
 
 
-REGISTERED = safedraft.SSDConfig(draft_tokens=6, draft_confidence=0.4)
+REGISTERED = safedraft.SSDConfig(draft_tokens=6, draft_confidence=0.4, draft_growth=2.0)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
         "safedraft.engines.vllm.setup.DRAFT_TOKENS_UP_TO", {"cpu": {2: None, 4: 3, 8: 2}}
     )
     chosen = plan(spec(tiny_pair, config=REGISTERED), config)
-    assert chosen.config.draft_confidence == 0
+    assert chosen.config.draft_confidence == chosen.config.draft_growth == 0
     speculative = chosen.options(given)["speculative_config"]
     assert speculative["num_speculative_tokens"] == most
     assert speculative["num_speculative_tokens_per_batch_size"] == schedule

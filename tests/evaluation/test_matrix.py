@@ -290,7 +290,7 @@ def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:
         ),
         (
             ["--defence", "speculative:bin_size=5"],
-            "speculative does not use bin_size, only draft_confidence, draft_tokens",
+            "speculative does not use bin_size, only draft_confidence, draft_growth, draft_tokens",
         ),
         (["--defence", "ssd:alpha_union"], "'alpha_union' is not NAME=VALUE"),
         (["--defence", "ssd", "--defence", "ssd"], "two defences are called 'ssd'"),

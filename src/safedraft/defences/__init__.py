@@ -6,7 +6,7 @@ rewrite, read or withhold text around a decoder.
 
 from __future__ import annotations
 
-from safedraft.config import SSDConfig
+from safedraft.config import OF_SPEED, SSDConfig
 from safedraft.decode import Decoder, decode
 from safedraft.defences.base import Defence, decoded
 from safedraft.defences.ensemble_weight import ensemble_weight
@@ -40,15 +40,13 @@ DEFENCES: dict[str, Defence] = {
 }
 """Every way to answer a conversation, by name."""
 
-_DRAFTING = frozenset({"draft_tokens", "draft_confidence"})
-
 CONSTANTS: dict[str, frozenset[str]] = {
     "ssd": frozenset(SSDConfig.model_fields),
-    "ssd_risk": _DRAFTING
+    "ssd_risk": OF_SPEED
     | {"sample_space_size", "kappa", "alpha_intersection", "alpha_union"}
     | {"bin_size", "initial_scheme", "prefill_scheme"},
-    "speculative": _DRAFTING,
-    "ensemble_weight": _DRAFTING,
+    "speculative": OF_SPEED,
+    "ensemble_weight": OF_SPEED,
 }
 """The constants of the method that a defence uses, by its name; all others use none."""
 

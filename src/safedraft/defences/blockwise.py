@@ -56,10 +56,11 @@ def blockwise(make_rule: Callable[[SSDConfig], Rule], *, bonus: bool) -> Decoder
         rule, draws = make_rule(config), Draws(sampling.seed or 0)
         target_unseen, draft_unseen = list(target_prompt), list(draft_prompt)
         position = block = 0
+        said: list[int] = []
 
         while (left := sampling.max_new_tokens - position) > 0:
             # 1. Propose.
-            most = config.draft_tokens
+            most = config.draft_length(len(said))
             drafts = propose(draft, draft_unseen, most, config, sampling, draws, position)
 
             # 2. Verify. The row after the last draft is asked for only where it is used.
@@ -67,7 +68,7 @@ def blockwise(make_rule: Callable[[SSDConfig], Rule], *, bonus: bool) -> Decoder
             rows = forward(target, [*target_unseen, *fed], len(fed) + 1, sampling.temperature)
 
             # 3. Decide.
-            said: list[int] = []
+            said = []
             for p, proposal in zip(rows[:left], [*drafts, None], strict=False):
                 if proposal is None:
                     step = own_step(p, sampling, draws[position].propose, block)

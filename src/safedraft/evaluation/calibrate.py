@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safedraft.config import SSDConfig
+from safedraft.config import OF_SPEED, SSDConfig
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.report.read import BASELINE, Row, read_logs
@@ -32,11 +32,9 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
     "sample_space_size": (5, 10),
     "draft_tokens": (3, 4, 6, 8),
     "draft_confidence": (0.0, 0.3, 0.5),
+    "draft_growth": (0.0, 2.0),
 }
 """What is tried of each constant beside the pair's own value, in this order."""
-
-SPEED_ONLY = ("draft_tokens", "draft_confidence")
-"""Constants that change no token."""
 
 TIMED = "ordinary"
 """The suite by which speed is judged."""
@@ -108,7 +106,7 @@ class Calibration:
             best = min(
                 tried,
                 key=lambda trial: (
-                    0.0 if name in SPEED_ONLY else trial.cost(by_target),
+                    0.0 if name in OF_SPEED else trial.cost(by_target),
                     -trial.tokens_per_second,
                 ),
             )
@@ -117,7 +115,7 @@ class Calibration:
 
     def _trial(self, constants: Mapping[str, Any], report: Report, display: str) -> Trial:
         # What changes no token is left out where tokens are judged, so that nothing is run twice.
-        telling = {name: value for name, value in constants.items() if name not in SPEED_ONLY}
+        telling = {name: value for name, value in constants.items() if name not in OF_SPEED}
         judged = self._measure(_spec(telling), [*self.attacks, *self.harmless], report, display)
         timed = self._measure(_spec(constants), [TIMED], report, display)
         return Trial(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from safedraft.config import Positive, SamplingParams, SSDConfig
+from safedraft.config import OF_SPEED, Positive, SamplingParams, SSDConfig
 from safedraft.engines.vllm.rule import Request
 from safedraft.errors import SafeDraftError, problems
 
@@ -27,7 +27,7 @@ STATISTICS = PREFIX + "statistics"
 INT8 = "safedraft_int8"
 """What vLLM calls the quantization of a draft whose weights are kept in 8 bits."""
 
-_OF_NO_REQUEST = ("draft_tokens", "draft_confidence", "prefill_scheme")
+_OF_NO_REQUEST = OF_SPEED | {"prefill_scheme"}
 """Constants that no request can set: those of the whole batch, and what only text can tell."""
 
 _HONOURED = {

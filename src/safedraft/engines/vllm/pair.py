@@ -21,7 +21,7 @@ from safedraft.chat import (
     turn_begun,
     with_system,
 )
-from safedraft.config import SamplingParams, Scheme, SSDConfig
+from safedraft.config import OF_SPEED, SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step
 from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
@@ -192,7 +192,7 @@ class VllmPair:
         engines = self.config.for_turn(begun=False)
         own, asked = engines.model_dump(mode="json"), config.model_dump(mode="json")
         changes = {name: value for name, value in asked.items() if value != own[name]}
-        if fixed := changes.keys() & {"draft_tokens", "draft_confidence"}:
+        if fixed := changes.keys() & OF_SPEED:
             raise SafeDraftError(f"{min(fixed)} is the whole engine's: give it to load_pair")
         return {PREFIX + name: value for name, value in changes.items()}
 

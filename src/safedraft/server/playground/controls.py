@@ -41,6 +41,7 @@ KNOBS = (
     Knob("kappa", "Best tokens of which one is common", 1, 10, 1),
     Knob("draft_tokens", "Drafted tokens", 1, 16, 1),
     Knob("draft_confidence", "Confidence of the draft", 0, 1, 0.05),
+    Knob("draft_growth", "Growth of the draft", 0, 8, 0.5),
 )
 _SCHEMES = ("initial_scheme", "prefill_scheme")
 

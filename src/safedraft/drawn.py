@@ -41,7 +41,7 @@ def draw_replies(
     member: Member,
     conversations: Sequence[Sequence[Message]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch_size: int = 16,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Drawn]:
@@ -50,7 +50,7 @@ def draw_replies(
     Args:
         member: the model; it answers under its own system prompt.
         conversations: one that ends in an assistant turn is continued; the reply is what follows.
-        max_new_tokens: most tokens in a reply.
+        max_new_tokens: most tokens in a reply, of all or of each.
         batch_size: conversations that are decoded at once.
         report: called with how many replies of those that were missing are there, and their number.
 
@@ -61,16 +61,22 @@ def draw_replies(
         raise SafeDraftError(f"{member.name} has no tokenizer: nothing can be drawn from it")
     cache = _Cache(member)
     asked = [encode(member.tokenizer, with_system(c, member.system)) for c in conversations]
-    keys = [_key(ids, max_new_tokens) for ids in asked]
+    limits = [max_new_tokens] * len(asked) if isinstance(max_new_tokens, int) else max_new_tokens
+    keys = [_key(ids, limit) for ids, limit in zip(asked, limits, strict=True)]
     known = cache.read()
     # Prompts of like length share a batch: less padding, and the same batches after a restart.
-    missing = {key: ids for key, ids in zip(keys, asked, strict=True) if key not in known}
-    todo = sorted(missing, key=lambda key: (len(missing[key]), key))
+    missing = {
+        key: (ids, limit)
+        for key, ids, limit in zip(keys, asked, limits, strict=True)
+        if key not in known
+    }
+    todo = sorted(missing, key=lambda key: (len(missing[key][0]), key))
     for start in range(0, len(todo), batch_size):
         if report:
             report(start, len(todo))
         batch = todo[start : start + batch_size]
-        drawn = _generate(member, [missing[key] for key in batch], max_new_tokens)
+        prompts, most = zip(*(missing[key] for key in batch), strict=True)
+        drawn = _generate(member, prompts, most)
         replies = dict(zip(batch, drawn, strict=True))
         cache.append(replies)
         known |= replies
@@ -83,7 +89,9 @@ def _key(ids: Sequence[int], max_new_tokens: int) -> str:
     return hashlib.sha256(json.dumps([max_new_tokens, *ids]).encode()).hexdigest()[:32]
 
 
-def _generate(member: Member, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Drawn]:
+def _generate(
+    member: Member, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[Drawn]:
     import torch
 
     model, tokenizer = member.model, member.tokenizer
@@ -98,11 +106,12 @@ def _generate(member: Member, prompts: Sequence[Sequence[int]], max_new_tokens: 
             attention_mask=torch.tensor(mask, device=model.device),
             do_sample=False,
             repetition_penalty=1.0,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(limits),
             eos_token_id=ends,
             pad_token_id=ends[0],
         )
-    return [_drawn(tokenizer, row[width:], ends) for row in output.tolist()]
+    said = [row[width : width + most] for row, most in zip(output.tolist(), limits, strict=True)]
+    return [_drawn(tokenizer, ids, ends) for ids in said]
 
 
 def _drawn(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Drawn:

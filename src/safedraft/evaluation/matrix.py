@@ -16,7 +16,6 @@ from inspect_ai.model import Model, get_model
 
 from safedraft.config import SSDConfig
 from safedraft.defences import CONSTANTS
-from safedraft.drawn import draw_replies
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
@@ -142,11 +141,10 @@ class Matrix:
             for record in self._records(suite, report)[: self.limit]:
                 with suppress(LeftOut):
                     conversations.append(sent(suite, record, pair))
-            draw_replies(
-                pair.target,
+            api.draw(
                 conversations,
-                max_new_tokens=self.settings(suite)["max_new_tokens"],
-                report=partial(report, f"drawing replies, {suite.name}"),
+                self.settings(suite)["max_new_tokens"],
+                partial(report, f"drawing replies, {suite.name}"),
             )
 
     def _named(self) -> str:

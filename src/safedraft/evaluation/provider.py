@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
@@ -24,12 +25,11 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
-from safedraft.chat import Message, Reply, Statistics
+from safedraft.chat import Message, Reply
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences import DEFENCES, Defence
-from safedraft.drawn import draw_replies
+from safedraft.defences import ASKING, DEFENCES, Defence
 from safedraft.errors import SafeDraftError, problems
-from safedraft.evaluation.report.read import BASELINE
+from safedraft.evaluation.ahead import draw_ahead, drawn_reply
 from safedraft.pairs.load import choose_pair, load_pair
 from safedraft.pairs.progress import Report, silent
 
@@ -143,7 +143,17 @@ class SafeDraftAPI(ModelAPI):
     @property
     def can_be_drawn(self) -> bool:
         """Whether many of its replies can be had at once, as the tasks of a suite may ask for."""
-        return self.defence == BASELINE
+        return self.defence in ASKING
+
+    def draw(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int,
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Draw ahead what the defence asks the target when it answers these."""
+        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        draw_ahead(ASKING[self.defence], self.pair(), conversations, sampling, report)
 
     def pair(self) -> Pair:
         """The loaded pair under this defence's constants."""
@@ -173,7 +183,7 @@ class SafeDraftAPI(ModelAPI):
     ) -> ModelOutput:
         """Answer, or go on with the assistant's turn where the messages end in one.
 
-        Where ``batch`` is set, replies of the target alone are those drawn many at a time.
+        Where ``batch`` is set, a defence that asks the target is told what was drawn ahead.
 
         Raises:
             SafeDraftError: a setting that is not honoured, or whatever the defence cannot do.
@@ -182,7 +192,9 @@ class SafeDraftAPI(ModelAPI):
         if tools:
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, wanted = _messages(input), sampling(config)
-        answer = drawn_reply if config.batch and self.can_be_drawn else self._answer
+        answer = self._answer
+        if config.batch and self.can_be_drawn:
+            answer = partial(ASKING[self.defence], ask=drawn_reply)
         reply = await self.use(lambda pair: answer(pair, messages, wanted, pair.config))
         return _output(f"safedraft/{self.model_name}", reply)
 
@@ -242,27 +254,6 @@ def _defence(name: str) -> Defence:
     if name not in DEFENCES:
         raise SafeDraftError(f"no defence is called {name!r}; known are {', '.join(DEFENCES)}")
     return DEFENCES[name]
-
-
-def drawn_reply(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
-) -> Reply:
-    """The target's own greedy reply, from those that were drawn many at a time; it has no seconds.
-
-    Raises:
-        SafeDraftError: what is asked for is not greedy, or has stop strings.
-    """
-    if not sampling.greedy or sampling.stop:
-        raise SafeDraftError("batch: only greedy replies without stop sequences are drawn together")
-    (drawn,) = draw_replies(pair.target, [messages], max_new_tokens=sampling.max_new_tokens)
-    tokenizer = pair.target.tokenizer
-    assert tokenizer is not None
-    tokens = len(tokenizer.encode(drawn.text, add_special_tokens=False)) + drawn.ended
-    return Reply(
-        drawn.text,
-        "stop" if drawn.ended else "length",
-        statistics=Statistics(len(pair.prompts(messages).target), tokens, target_passes=tokens),
-    )
 
 
 def _config(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:

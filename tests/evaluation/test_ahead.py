@@ -1,0 +1,71 @@
+"""What a defence asks the target is drawn before it is needed, and comes to the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import use_pair
+
+from safedraft.chat import conversation
+from safedraft.config import SamplingParams
+from safedraft.defences import ASKING
+from safedraft.errors import SafeDraftError
+from safedraft.evaluation import ahead
+from safedraft.evaluation.ahead import draw_ahead, drawn_reply
+
+
+@pytest.mark.parametrize(
+    ("defence", "rounds"),
+    [
+        ("target_only", 1),
+        ("self_reminder", 1),
+        ("in_context", 1),
+        ("self_examination", 2),
+        ("paraphrase", 2),
+    ],
+)
+def test_all_that_a_defence_asks_is_drawn_in_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defence: str, rounds: int
+) -> None:
+    def says(prompt: str) -> str:
+        if "one word, yes or no" in prompt:
+            return "yes" if "bee" in prompt else "no"
+        return "Say it again, bee." if "bee" in prompt else "Say it again."
+
+    pair = use_pair(tmp_path, monkeypatch, says)
+    batches: list[int] = []
+    draw = ahead.draw_replies
+
+    def counted(member: Any, conversations: Any, **settings: Any) -> Any:
+        batches.append(len(conversations))
+        return draw(member, conversations, **settings)
+
+    monkeypatch.setattr(ahead, "draw_replies", counted)
+    asked = [conversation(text) for text in ("Where is the bee?", "Where is the cow?", "Why?")]
+    sampling = SamplingParams(max_new_tokens=20)
+    draw_ahead(ASKING[defence], pair, asked, sampling)
+    assert batches == [3] * rounds
+    for messages in asked:
+        drawn = ASKING[defence](pair, messages, sampling, pair.config, drawn_reply)
+        alone = ASKING[defence](pair, messages, sampling, pair.config)
+        assert (drawn.text, drawn.finish_reason) == (alone.text, alone.finish_reason)
+        assert drawn.statistics.tokens == alone.statistics.tokens
+        assert drawn.statistics.target_passes == alone.statistics.target_passes
+
+
+def test_what_cannot_be_answered_keeps_nothing_else_from_being_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    told: list[str] = []
+
+    def picky(pair: Any, messages: Any, sampling: Any, config: Any, ask: Any) -> Any:
+        if messages[-1]["content"] == "Why?":
+            raise SafeDraftError("not that")
+        told.append(ask(pair, messages, sampling, config).text)
+
+    asked = [conversation("Why?"), conversation("Who?")]
+    draw_ahead(picky, pair, asked, SamplingParams(max_new_tokens=9))
+    assert told == ["Yes."]

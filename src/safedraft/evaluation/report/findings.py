@@ -40,10 +40,8 @@ def compared_configurations(grid: Grid) -> tuple[str, str] | None:
 
 def _on_attacks(table: Table | None, alone: str, other: str) -> str:
     """Where the target alone is weakest."""
-    if table is None:
-        return ""
-    shared = [s for s in table.rows if table.cell(s, alone).count and table.cell(s, other).count]
-    if not shared:
+    shared = _measured(table, alone, other)
+    if table is None or not shared:
         return ""
     weakest = max(shared, key=lambda suite: table.cell(suite, alone).value or 0.0)
     before, after = table.cell(weakest, alone), table.cell(weakest, other)
@@ -54,16 +52,21 @@ def _on_attacks(table: Table | None, alone: str, other: str) -> str:
 
 
 def _on_harmless(table: Table | None, alone: str, other: str) -> str:
-    if table is None:
-        return ""
-    shared = [s for s in table.rows if table.cell(s, alone).count and table.cell(s, other).count]
-    if not shared:
+    shared = _measured(table, alone, other)
+    if table is None or not shared:
         return ""
     before, after = (average([table.cell(s, name) for s in shared]) for name in (alone, other))
     return (
         f"Of the harmless prompts, {alone} refuses {percent(before.value)} and {other} "
         f"{percent(after.value)}{_doubt(before, after)}."
     )
+
+
+def _measured(table: Table | None, *names: str) -> list[str]:
+    """The rows that all of these configurations have figures in."""
+    if table is None:
+        return []
+    return [row for row in table.rows if all(table.cell(row, name).count for name in names)]
 
 
 def _on_speed(table: Table | None, alone: str, other: str) -> str:

@@ -7,7 +7,7 @@ READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-real test-server test-page conformance bench results picture vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-real test-server test-page bench results picture vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull

@@ -3,11 +3,13 @@
 Every engine runs in a process of its own, one after the other, so that none has another's memory or
 threads. Prints one JSON object; progress goes to standard error.
 
-- *same tokens* (float32): how many replies are the first engine's, alone and 8 at a time.
+- *same tokens* (float32): how many replies are the first engine's, alone and when all are asked for
+  at once, of which 8 run at a time.
 - *faults*: requests that come and go in a cache too small for them. Every one has to finish or be
   closed, say what it says alone, and leave the engine: lost and stuck have to be 0.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
-  speculation with the same draft, one request and 8 together; SSD also with the T that it picks.
+  speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
+  T that it picks.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
 """
@@ -87,7 +89,7 @@ def by_transformers(task: dict[str, Any]) -> Any:
 
 
 def by_safedraft(task: dict[str, Any]) -> Any:
-    """SSD in vLLM: tokens and seconds, alone and 8 at a time."""
+    """SSD in vLLM: tokens and seconds, alone and in company."""
     pair = safedraft.load_pair(
         config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
     )
@@ -98,7 +100,7 @@ def by_safedraft(task: dict[str, Any]) -> Any:
         replies = pair.generate_many_ids(batch, sampling=sampling)
         return [[token.id for token in reply.trace] for reply in replies]
 
-    figures = timed(run, ids, task["together"])
+    figures = timed(run, ids, task["rounds"])
     if task.get("faults"):
         figures["faults"] = faults(pair, ids, sampling, task["faults"], figures["said"])
     return figures
@@ -166,7 +168,7 @@ def by_vllm(task: dict[str, Any]) -> Any:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    return timed(run, ids, task["together"])
+    return timed(run, ids, task["rounds"])
 
 
 def options(task: dict[str, Any]) -> dict[str, Any]:
@@ -180,8 +182,11 @@ def options(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def timed(run: Any, ids: list[list[int]], together: int) -> dict[str, Any]:
-    """Tokens a second, each prompt alone and ``together`` at a time, after a warm-up."""
+def timed(run: Any, ids: list[list[int]], rounds: int) -> dict[str, Any]:
+    """Tokens a second, each prompt alone, and all of them ``rounds`` times at once.
+
+    How many of those run at a time is ``options``' to say; as one ends, the next joins.
+    """
     run(ids[:1])
     said, speeds = [], []
     for one in ids:
@@ -189,15 +194,13 @@ def timed(run: Any, ids: list[list[int]], together: int) -> dict[str, Any]:
         said += run([one])
         speeds.append(len(said[-1]) / (time.perf_counter() - started))
     started = time.perf_counter()
-    in_company: list[list[int]] = []
-    for start in range(0, len(ids), together):
-        in_company += run(ids[start : start + together])
+    in_company: list[list[int]] = run(ids * rounds)
     seconds = time.perf_counter() - started
     return {
         "said": said,
         "in_company": in_company,
         "one_tokens_per_second": statistics.median(speeds),
-        "together_tokens_per_second": sum(map(len, in_company)) / seconds,
+        "eight_tokens_per_second": sum(map(len, in_company)) / seconds,
     }
 
 
@@ -254,7 +257,7 @@ def measure(worker: str, **task: Any) -> Any:
 def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
     task = {
         "prompts": given.prompts, "tokens": given.tokens, "drafted": given.drafted[0],
-        "dtype": "float32", "eager": True, "together": 8,
+        "dtype": "float32", "eager": True, "rounds": 1,
     }  # fmt: skip
     expected = measure("transformers", **task)
     said = measure("safedraft", faults=given.faults, cache=given.tight_cache * 2**20, **task)
@@ -269,14 +272,14 @@ def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     task = {
         "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
-        "eager": given.eager, "together": 8, "ordinary": True,
+        "eager": given.eager, "rounds": 2, "ordinary": True,
     }  # fmt: skip
     runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
     for drafted in given.drafted:
         runs[f"lossless-{drafted}"] = measure("vllm", drafts=True, drafted=drafted, **task)
         runs[f"ssd-{drafted}"] = measure("safedraft", drafted=drafted, **task)
     runs["ssd-by-load"] = measure("safedraft", drafted=None, **task)
-    columns = ("one_tokens_per_second", "together_tokens_per_second")
+    columns = ("one_tokens_per_second", "eight_tokens_per_second")
     return {
         name: {column: run[column] for column in columns}
         | {column.replace("tokens_per_second", "to_target"): run[column] / runs["target"][column]
@@ -310,7 +313,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=32, help="for the same tokens")
-    parser.add_argument("--speed-prompts", type=int, default=8)
+    parser.add_argument("--speed-prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--tokens", type=int, default=128, help="a reply")
     parser.add_argument("--drafted", type=int, nargs="+", default=[3, 4], help="values of T")
     parser.add_argument("--faults", type=int, default=200, help="requests, some of them aborted")

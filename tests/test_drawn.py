@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 import safedraft
 from safedraft import drawn
 from safedraft.defences import target_only
 from safedraft.drawn import draw_replies
+from safedraft.errors import BrokenModel
 from safedraft.pairs.registry import cache_folder
 
 
@@ -30,6 +32,13 @@ def test_a_batch_says_what_each_would_say_alone(pair):
         reply.text.rstrip("\N{REPLACEMENT CHARACTER}") for reply in alone
     ]
     assert [reply.ended for reply in together] == [r.finish_reason == "stop" for r in alone]
+
+
+def test_a_model_that_gives_no_numbers_is_no_reply(pair, monkeypatch):
+    head = pair.target.model.lm_head
+    monkeypatch.setitem(head._parameters, "weight", torch.full_like(head.weight, torch.nan))
+    with pytest.raises(BrokenModel, match="NaN"):
+        draw_replies(pair.target, asked("Hi"), max_new_tokens=4)
 
 
 def test_an_assistant_turn_is_continued(pair):

@@ -56,6 +56,7 @@ def draw_replies(
 
     Raises:
         SafeDraftError: the model has no tokenizer, chat template or end token.
+        BrokenModel: it gave logits that are not numbers.
     """
     if member.tokenizer is None:
         raise SafeDraftError(f"{member.name} has no tokenizer: nothing can be drawn from it")
@@ -93,6 +94,13 @@ def _generate(
     member: Member, prompts: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> list[Drawn]:
     import torch
+    from transformers import LogitsProcessorList
+
+    from safedraft.sampling import require_finite
+
+    def checked(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        require_finite(logits, member.name)  # an argmax of NaN would pass for a reply
+        return logits
 
     model, tokenizer = member.model, member.tokenizer
     assert tokenizer is not None
@@ -109,6 +117,7 @@ def _generate(
             max_new_tokens=max(limits),
             eos_token_id=ends,
             pad_token_id=ends[0],
+            logits_processor=LogitsProcessorList([checked]),
         )
     said = [row[width : width + most] for row, most in zip(output.tolist(), limits, strict=True)]
     return [_drawn(tokenizer, ids, ends) for ids in said]

@@ -11,7 +11,7 @@ from stage import use_pair
 from safedraft.chat import conversation
 from safedraft.config import SamplingParams
 from safedraft.defences import ASKING
-from safedraft.errors import SafeDraftError
+from safedraft.errors import PromptTooLong, SafeDraftError
 from safedraft.evaluation import ahead
 from safedraft.evaluation.ahead import draw_ahead, drawn_reply
 
@@ -69,3 +69,13 @@ def test_what_cannot_be_answered_keeps_nothing_else_from_being_drawn(
     asked = [conversation("Why?"), conversation("Who?")]
     draw_ahead(picky, pair, asked, SamplingParams(max_new_tokens=9))
     assert told == ["Yes."]
+
+
+def test_a_prompt_without_room_is_an_error_when_its_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    long, sampling = conversation("x" * 5000), SamplingParams(max_new_tokens=9)
+    draw_ahead(ASKING["target_only"], pair, [long], sampling)
+    with pytest.raises(PromptTooLong):
+        drawn_reply(pair, long, sampling, pair.config)

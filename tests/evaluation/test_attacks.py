@@ -124,6 +124,7 @@ def test_the_request_goes_into_the_last_slot(template: str, expected: str) -> No
         ({"threshold_decay": 0.3}, 3),
         ({"threshold_decay": 0.0}, 12),
         ({"threshold_decay": 0.01}, 12),
+        ({"initial_scheme": "union", "union_bins": 4}, 11),  # 4 bins, of which it relaxes in 3
     ],
 )
 def test_the_lead_in_outlasts_the_threshold(
@@ -137,6 +138,11 @@ def test_the_lead_in_outlasts_the_threshold(
     asked, begun = late_harm(RECORD, attacked)
     assert f"1,2,3,4,{line}\n" in asked["content"]
     assert begun["content"] == "1,2,3,4,"
+
+
+def test_a_line_too_long_for_the_suite_is_left_out(pair: TalkingPair) -> None:
+    with pytest.raises(LeftOut, match="a line of 140 tokens leaves no room"):
+        late_harm(RECORD, like(pair, config=SSDConfig(bin_size=20)))
 
 
 class Scripted(TalkingPair):

@@ -36,7 +36,8 @@ class Imagined(Calibration):
         succeeded = [not union, not (union and strong), False, False]
         # Too strong a draft refuses what the target answers, and it costs more than it gains.
         refused = [strong, strong, False, True]
-        speed = 9.0 if "draft_tokens=6" in defence else 5.0
+        speeds = {"draft_tokens=6": 9.0, "draft_growth=2.5": 5.2, "threshold=0.7": 5.2}
+        speed = next((fast for name, fast in speeds.items() if name in defence), 5.0)
         return {
             suite: [
                 Row(
@@ -101,6 +102,21 @@ def test_the_pairs_own_value_is_tried_too_and_kept_in_a_tie() -> None:
     config, trials = imagined(threshold=(0.5, 0.7)).run()
     assert [trial.constants["threshold"] for trial in trials] == [PAIR.config.threshold, 0.5, 0.7]
     assert config.threshold == PAIR.config.threshold
+
+
+def test_a_gain_in_speed_that_may_be_drift_changes_nothing() -> None:
+    config, trials = imagined(draft_growth=(2.5,)).run()
+    assert [trial.tokens_per_second for trial in trials] == [5.0, 5.2]
+    assert config.draft_growth == PAIR.config.draft_growth
+
+
+def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
+    sweep = imagined(prefill_scheme=(Scheme.UNION,))
+    sweep.run()
+    assert PAIR.config.prefill_scheme is None
+    assert {defence for defence, _ in sweep.arguments["measured"]} == {
+        "target_only", "ssd", "ssd:prefill_scheme=union",
+    }  # fmt: skip
 
 
 def test_the_whole_sweep_is_made_of_constants() -> None:
@@ -183,8 +199,9 @@ def test_the_command_sweeps_writes_and_goes_on(
             cli.main()
         assert ended.value.code == 0
     chosen = find_pair(PAIR.name).config
-    assert (chosen.alpha_union, chosen.draft_tokens) == (1.5, 2)
-    assert "chosen: alpha_union = 1.5, draft_tokens = 2" in capsys.readouterr().out
+    # Where nothing is refused, alpha_union gains nothing, however fast its trial was.
+    assert (chosen.alpha_union, chosen.draft_tokens) == (PAIR.config.alpha_union, 2)
+    assert "chosen: draft_tokens = 2" in capsys.readouterr().out
     logs = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
     assert all(
         log.eval.metadata["safedraft"]["split"] == "calibration"

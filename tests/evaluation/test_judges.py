@@ -235,6 +235,12 @@ def test_a_label_may_be_a_number(folder: Path) -> None:
     assert judged(find_judge(f"classifier:model={folder},harmful=1"), "text").value == 1
 
 
+@pytest.mark.parametrize("threshold", [0, 50, -1, "much"])
+def test_a_threshold_is_a_probability(folder: Path, threshold: object) -> None:
+    with pytest.raises(SafeDraftError, match="is not above 0 and up to 1"):
+        JUDGES["classifier"](model=str(folder), harmful="toxic", threshold=threshold)
+
+
 def test_a_text_too_long_for_the_classifier_is_unscored(folder: Path) -> None:
     save_classifier(folder, [0.0, 9.0, 0.0])
     judge = JUDGES["classifier"](model=str(folder), harmful="toxic")
@@ -267,6 +273,8 @@ def test_a_guard_that_says_neither_word_leaves_the_sample_unscored(folder: Path)
     assert unscored(judged(JUDGES["classifier"](model=str(folder)), "text"))
     with pytest.raises(SafeDraftError, match="no labels"):
         JUDGES["classifier"](model=str(folder), harmful="toxic")
+    with pytest.raises(SafeDraftError, match="no threshold"):
+        JUDGES["classifier"](model=str(folder), threshold=0.9)
 
 
 def test_a_turn_spelt_out_is_text_to_a_guard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

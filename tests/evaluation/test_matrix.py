@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,20 @@ from safedraft.evaluation import ahead, provider
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
+from safedraft.evaluation.judges.again import judge_again
 from safedraft.evaluation.matrix import Matrix, prepare
+from safedraft.evaluation.sources import find_source
+from safedraft.evaluation.tasks import find_judges
 from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
+
+RIGHT = find_source("arithmetic").records("report")[0].answer
+"""What the first sum comes to; it is said to every one."""
 
 
 def says(prompt: str) -> str:
     if "sabotage" in prompt:
         return REFUSAL if "1" in prompt else "Take the red part, then wait."
-    return "We count. Answer: 5" if "Answer:" in prompt else "Gladly: on the wind."
+    return f"We count. Answer: {RIGHT}" if "Answer:" in prompt else "Gladly: on the wind."
 
 
 @pytest.fixture
@@ -114,7 +121,10 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
         assert kept["match_ratios"]
     sums = logs["target_only", "arithmetic"].samples
     assert sums is not None
-    assert all(sample.scores["correct"].value == 0 for sample in sums)  # type: ignore[index]
+    said = {sample.id: sample.scores["correct"].value for sample in sums}  # type: ignore[index]
+    right = {sample.id for sample in sums if sample.target == RIGHT}
+    assert said == {name: int(name in right) for name in said}
+    assert set(said.values()) == {0, 1}
     assert all("Answer:" in sample.messages[0].text for sample in sums)
 
 
@@ -261,6 +271,17 @@ def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
             assert (figures["tokens_per_second"] == 0) == is_drawn
 
 
+def test_logs_judged_again_do_not_grow_by_other_judges(stage: None, tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    matrix = Matrix(("ssd",), ("direct",), limit=1)
+    run(matrix, folder)
+    (info,) = list_eval_logs(str(folder))
+    judge_again(info.name, find_judges(["phrases"]))
+    run(replace(matrix, suites=("direct", "over_refusal")), folder)  # what is complete may stay
+    with pytest.raises(SafeDraftError, match="judged again by `safedraft score`"):
+        prepare(replace(matrix, limit=2), folder)
+
+
 def test_sampled_replies_are_not_drawn(stage: None, tmp_path: Path) -> None:
     matrix = Matrix(("target_only",), ("direct",), limit=1, temperature=0.5)
     ((_, log),) = run(matrix, tmp_path / "logs").items()
@@ -304,6 +325,7 @@ def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:
         (["--max-new-tokens", "ordinary=9"], "ordinary is not run"),
         (["--pair", "nothing"], "no pair is called 'nothing'"),
         (["--set", "beta=1"], "write NAME=VALUE with one of"),
+        (["--defence", "safedecoding", "--set", "bin_size=5"], "none of the defences"),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -23,7 +23,7 @@ from stage import use_pair
 import safedraft.evaluation.registry
 from safedraft.config import SamplingParams
 from safedraft.errors import BrokenModel, SafeDraftError
-from safedraft.evaluation import provider
+from safedraft.evaluation import ahead, provider
 from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, sampling
 
 assert safedraft.evaluation.registry.safedraft  # registers the provider
@@ -102,12 +102,12 @@ def test_arguments_that_mean_nothing_are_refused(arguments: Any, message: str) -
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0.5}, {"stop_seqs": ["x"]}])
-def test_what_is_not_drawn_so_is_refused(
+def test_what_is_not_drawn_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> None:
     use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
-    with pytest.raises(SafeDraftError, match="only greedy replies"):
-        ask(api(defence="target_only"), ASKED, batch=True, **config)
+    monkeypatch.setattr(ahead, "draw_replies", lambda *_, **__: pytest.fail("drawn"))
+    assert ask(api(defence="target_only"), ASKED, batch=True, **config).completion == "Yes."
 
 
 def test_a_pair_of_its_own_is_named_by_arguments() -> None:

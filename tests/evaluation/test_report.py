@@ -120,6 +120,31 @@ def test_the_headline_says_where_the_target_is_weakest_and_what_it_costs(matrix:
     )
 
 
+def test_the_headline_counts_harmless_prompts_alike(tmp_path: Path) -> None:
+    figures = figures_of(
+        tmp_path,
+        *(
+            log(suite, name, attacked(outcomes))
+            for name in ("target_only", "ssd")
+            for suite, outcomes in (("over_refusal", "--++++++"), ("ordinary", "++"))
+        ),
+    )
+    assert "target_only refuses 20% and ssd 20%" in figures.headline
+
+
+def test_speeds_of_two_machines_are_not_compared(tmp_path: Path) -> None:
+    def run(defence: str, threads: int) -> EvalLog:
+        samples = [sample("a", refused=0, statistics=timed(10, 1.0, 10))]
+        return log("ordinary", defence, samples, metadata={"machine": {"threads": threads}})
+
+    for threads, speeds in ((2, 1), (1, 0)):
+        logs = (run("target_only", 2), run("ssd", threads))
+        figures = figures_of(tmp_path / str(threads), *logs)
+        assert figures.table("speed").cell("ordinary prompts", "ssd").count == speeds
+        said = any("ran on another machine" in note for note in figures.notes)
+        assert said == (threads == 1)
+
+
 def test_success_by_prefill_and_the_trade_off(matrix: Path) -> None:
     figures = all_figures(read_logs([matrix]))
     series = {one.name: one for one in figures.by_prefill}

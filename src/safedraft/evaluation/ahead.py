@@ -41,7 +41,7 @@ def draw_ahead(
     def ask(
         pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
     ) -> Reply:
-        asked = _Unknown(messages, sampling)
+        asked = _Unknown(messages, pair.fitted(pair.prompts(messages), sampling))
         if asked.key not in known:
             raise asked
         return known[asked.key]
@@ -74,10 +74,9 @@ def drawn_reply(
     """The target's own greedy reply, from those that were drawn many at a time; it has no seconds.
 
     Raises:
-        SafeDraftError: what is asked for is not greedy, or has stop strings.
+        SafeDraftError: the prompt leaves no room for a reply.
     """
-    if not sampling.greedy or sampling.stop:
-        raise SafeDraftError("batch: only greedy replies without stop sequences are drawn together")
+    sampling = pair.fitted(pair.prompts(messages), sampling)
     (drawn,) = draw_replies(pair.target, [messages], max_new_tokens=sampling.max_new_tokens)
     return _reply(pair, messages, drawn)
 

@@ -4,7 +4,8 @@ One constant after the other, each at the best found for those before it: every 
 calibration split of attacks and of harmless suites, run and kept like any other evaluation. A
 trial's cost is its attack success plus what it loses of harmless prompts, by a refusal or a wrong
 result, beyond what the target alone loses. Constants that change no token are tried on ordinary
-prompts, for speed alone.
+prompts, for speed alone; all others go by cost alone. The pair's own value stays unless another is
+better, and in speed by more than a machine's drift between two trials.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
 
 TIMED = "ordinary"
 """The suite by which speed is judged."""
+
+DRIFT = 1.05
+"""Times as fast that a trial may look which came at another moment."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,12 @@ class Calibration:
         chosen: dict[str, Any] = {}
         trials: list[Trial] = []
         for name, values in self.candidates.items():
-            own = getattr(self.pair.config, name)  # first: a tie changes nothing
-            tried = [
+            own, *others = [
                 self._trial(chosen | {name: value}, report, display)
-                for value in dict.fromkeys((own, *values))
+                for value in dict.fromkeys((getattr(self.pair.config, name), *values))
             ]
-            trials += tried
-            best = min(
-                tried,
-                key=lambda trial: (
-                    0.0 if name in OF_SPEED else trial.cost(by_target),
-                    -trial.tokens_per_second,
-                ),
-            )
+            trials += [own, *others]
+            best = _faster(own, others) if name in OF_SPEED else _cheapest(own, others, by_target)
             chosen[name] = best.constants[name]
         return self._config(chosen), trials
 
@@ -147,9 +144,22 @@ class Calibration:
         return SSDConfig.model_validate(self.pair.config.model_dump() | dict(constants))
 
 
+def _cheapest(own: Trial, others: Sequence[Trial], lost_by_target: float) -> Trial:
+    return min((own, *others), key=lambda trial: trial.cost(lost_by_target))  # own in a tie
+
+
+def _faster(own: Trial, others: Sequence[Trial]) -> Trial:
+    fastest = max((own, *others), key=lambda trial: trial.tokens_per_second)
+    return fastest if fastest.tokens_per_second > DRIFT * own.tokens_per_second else own
+
+
 def _spec(constants: Mapping[str, Any]) -> str:
-    """How the matrix is told to run SSD with these constants, always in the same order."""
-    given = ",".join(f"{name}={value}" for name, value in sorted(constants.items()))
+    """How the matrix is told to run SSD with these constants, always in the same order.
+
+    None is only ever the pair's own value, and has no spelling.
+    """
+    told = sorted((name, value) for name, value in constants.items() if value is not None)
+    given = ",".join(f"{name}={value}" for name, value in told)
     return f"ssd:{given}" if given else "ssd"
 
 

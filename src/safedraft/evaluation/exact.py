@@ -27,10 +27,14 @@ def correct() -> Scorer:
 
 
 def arrived_at(reply: str, cut: bool = False) -> Decimal | None:
-    """The number after the last "Answer:", or the last one of a reply that was not ``cut`` off."""
+    """The number after the last "Answer:", or the last one of a reply that was not ``cut`` off.
+
+    Where a sum follows the mark ("Answer: 6 * 7 = 42"), it is what that line says it comes to.
+    """
     marks = list(_MARK.finditer(reply))
     if marks:
-        number = _NUMBER.search(reply, marks[-1].end())
+        line = reply[marks[-1].end() :].lstrip().partition("\n")[0]
+        number = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(reply, marks[-1].end())
         return _value(number[0]) if number else None
     return None if cut else last_number(reply)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from safedraft.defences import CONSTANTS
 from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
+from safedraft.evaluation.judges.again import JUDGED_AGAIN
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.report.read import PAIR, differences
@@ -64,7 +65,7 @@ class Matrix:
 
         Raises:
             SafeDraftError: a defence, argument or pair that does not exist, or one given twice; a
-                constant of a defence that does not use it.
+                constant that is not used.
         """
         named = self._named()
         models: dict[str, Model] = {}
@@ -79,7 +80,17 @@ class Matrix:
                 )
             models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
             _require_used(spec, chosen["defence"], given)
+        self._require_all_used(models.values())
         return list(models.values())
+
+    def _require_all_used(self, models: Iterable[Model]) -> None:
+        """A constant for all defences need not be used by all, but by one."""
+        used = {
+            name for m in models for name in CONSTANTS.get(m.model_args["defence"], frozenset())
+        }
+        for name in self.arguments:
+            if name in SSDConfig.model_fields and name not in used:
+                raise SafeDraftError(f"--set {name}: none of the defences that are run uses it")
 
     def registered(self) -> dict[str, Any]:
         """The pair as it is registered now, constants and all; logs keep it."""
@@ -272,6 +283,11 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         if key not in planned:
             continue
         settings, model = planned[key]
+        if (held.metadata or {}).get(JUDGED_AGAIN) and held.config.limit != matrix.limit:
+            raise SafeDraftError(
+                f"{folder} holds {key[0]} of {key[1]} judged again by `safedraft score`, and new "
+                "samples would have other judges: choose another --log-dir"
+            )
         was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
             *differences({"pair": held.model}, {"pair": str(model)}),

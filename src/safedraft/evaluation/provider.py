@@ -183,7 +183,8 @@ class SafeDraftAPI(ModelAPI):
     ) -> ModelOutput:
         """Answer, or go on with the assistant's turn where the messages end in one.
 
-        Where ``batch`` is set, a defence that asks the target is told what was drawn ahead.
+        Where ``batch`` is set, a defence that asks the target is told what was drawn ahead; sampled
+        replies and those with stop sequences are not drawn.
 
         Raises:
             SafeDraftError: a setting that is not honoured, or whatever the defence cannot do.
@@ -193,7 +194,8 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, wanted = _messages(input), sampling(config)
         answer = self._answer
-        if config.batch and self.can_be_drawn:
+        is_drawn = wanted.greedy and not wanted.stop
+        if config.batch and is_drawn and self.can_be_drawn:
             answer = partial(ASKING[self.defence], ask=drawn_reply)
         reply = await self.use(lambda pair: answer(pair, messages, wanted, pair.config))
         return _output(f"safedraft/{self.model_name}", reply)

@@ -160,7 +160,7 @@ class Pair:
         from safedraft.sampling import log_probabilities
 
         config = (config or self.config).for_turn(begun=None)
-        sampling = self._fitted(prompts, sampling or SamplingParams())
+        sampling = self.fitted(prompts, sampling or SamplingParams())
         target, draft = (Clocked(session) for session in self._sessions())
         tokenizer = self.target.tokenizer
         if sampling.stop and tokenizer is None:
@@ -191,8 +191,13 @@ class Pair:
         target, draft = self._sessions()
         return target if which == "target" else draft
 
-    def _fitted(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
-        """``sampling`` with a seed and no more tokens than the shorter context has room for."""
+    def fitted(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
+        """``sampling`` with a seed and no more tokens than the shorter context has room for.
+
+        Raises:
+            PromptTooLong: there is no room for any.
+            SafeDraftError: an empty prompt, or an id that its model does not have.
+        """
         for member, ids in zip((self.target, self.draft), prompts, strict=True):
             if not ids:
                 raise SafeDraftError(f"{member.name}: the prompt is empty")

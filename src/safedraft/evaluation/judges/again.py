@@ -13,6 +13,9 @@ from safedraft.evaluation.report.read import load, run_of
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
 
+JUDGED_AGAIN = "judged_again"
+"""Under which a log's metadata says that its scores are no longer those of its own judges."""
+
 
 def judge_again(file: str, judges: Sequence[Scorer], output: Path | None = None) -> bool:
     """Replace the scores in a log, in place or as a file of the same name in ``output``.
@@ -37,5 +40,6 @@ def judge_again(file: str, judges: Sequence[Scorer], output: Path | None = None)
     judged = score(
         log, list(judges), action="overwrite", model=get_model("none/none"), display="none"
     )
+    judged.eval.metadata = {**(judged.eval.metadata or {}), JUDGED_AGAIN: True}
     write_eval_log(judged, str(output / Path(file).name) if output else file)
     return True

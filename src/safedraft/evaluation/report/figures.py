@@ -118,6 +118,8 @@ def speed(grid: Grid) -> Table:
 
     def relative(suite: str, column: str) -> list[float]:
         baseline = grid.baseline_of(column)
+        if _apart(grid, suite, column):
+            return []
         alone = {row.key: _per_second(row) for row in grid.rows(suite, baseline or "")}
         both = ((_per_second(row), alone.get(row.key)) for row in grid.rows(suite, column))
         return [own / other for own, other in both if own and other]
@@ -128,6 +130,13 @@ def speed(grid: Grid) -> Table:
         "Median over ordinary requests of tokens per second, each divided by the target alone's "
         "on the same request. Runs follow one another, so a drift of the machine is part of it.",
     )  # fmt: skip
+
+
+def _apart(grid: Grid, suite: str, column: str) -> bool:
+    """Whether a suite was decoded elsewhere, or with other threads, than by the target alone."""
+    baseline = grid.baseline_of(column) or ""
+    own, alone = (grid.runs.get((suite, name)) for name in (column, baseline))
+    return bool(own and alone and own.machine != alone.machine)
 
 
 def passes(grid: Grid) -> Table:
@@ -249,6 +258,13 @@ def _missing(grid: Grid) -> list[str]:
         notes.append("There is no log of target_only: speed and reach have nothing to relate to.")
     elif not any(grid.refused_directly(column) is not None for column in grid.columns):
         notes.append("target_only has no log of direct requests: which it refuses is not known.")
+    notes += [
+        f"{suite} of {column} ran on another machine than the target alone's, or with other "
+        "threads: its speed is not compared."
+        for suite in grid.suites("ordinary")
+        for column in grid.columns
+        if _apart(grid, suite, column)
+    ]
     return notes
 
 

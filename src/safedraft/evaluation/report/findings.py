@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safedraft.evaluation.intervals import Estimate, average
-from safedraft.evaluation.report.grid import TIMED, Grid
+from safedraft.evaluation.intervals import Estimate
+from safedraft.evaluation.report.grid import TIMED, Grid, refused, share
 from safedraft.evaluation.report.tables import Table
 
 
@@ -18,7 +18,7 @@ def findings(tables: Sequence[Table], grid: Grid) -> list[str]:
     alone, other = compared
     found = [
         _on_attacks(by_name.get("attack_success"), alone, other),
-        _on_harmless(by_name.get("benign_refusal"), alone, other),
+        _on_harmless(by_name.get("benign_refusal"), grid, alone, other),
         _on_speed(by_name.get("speed"), alone, other),
     ]
     return [part for part in found if part] or [f"{other} and {alone} have no suite in common."]
@@ -51,11 +51,15 @@ def _on_attacks(table: Table | None, alone: str, other: str) -> str:
     )
 
 
-def _on_harmless(table: Table | None, alone: str, other: str) -> str:
+def _on_harmless(table: Table | None, grid: Grid, alone: str, other: str) -> str:
+    """Of all prompts together: one suite may have many more than another."""
     shared = _measured(table, alone, other)
-    if table is None or not shared:
+    if not shared:
         return ""
-    before, after = (average([table.cell(s, name) for s in shared]) for name in (alone, other))
+    before, after = (
+        share([row for suite in shared for row in grid.rows(suite, name)], refused)
+        for name in (alone, other)
+    )
     return (
         f"Of the harmless prompts, {alone} refuses {percent(before.value)} and {other} "
         f"{percent(after.value)}{_doubt(before, after)}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from inspect import isclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 
 import safedraft
 from safedraft.cli.options import with_settings
+from safedraft.engines.vllm.gate import before_all
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.serve import command_line, given_options, serve_pair
 from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
@@ -23,10 +26,12 @@ def spec(models: tuple[Path, Path], **given: Any) -> PairSpec:
 
 
 def test_a_prompt_of_the_drafts_own_is_refused(tiny_pair: tuple[Path, Path]) -> None:
-    with pytest.raises(SafeDraftError, match="gives both models one prompt"):
+    with pytest.raises(SafeDraftError, match="gives both one prompt"):
         plan(spec(tiny_pair, draft_system="Refuse."))
     both = spec(tiny_pair, draft_system="Be safe.", target_system="Be safe.")
     assert plan(both).draft == tiny_pair[1]
+    with pytest.raises(SafeDraftError, match="has a system prompt, and vLLM's server"):
+        serve_pair(both, None, [])
 
 
 def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -170,6 +175,17 @@ def test_the_command_line_of_vllms_server() -> None:
     ]  # fmt: skip
     with pytest.raises(SafeDraftError, match="--config"):
         given_options(["--config", "file"])
+    with pytest.raises(SafeDraftError, match="--api-key: set SAFEDRAFT_API_KEY"):
+        given_options(["--api-key", "secret"])
+
+
+def test_something_stands_before_every_route_of_vllms_server() -> None:
+    for key, name in (("secret", "RequireKey"), (None, "RequireLocalName")):
+        option, path = before_all(key)
+        assert option == "--middleware"
+        module, _, found = path.rpartition(".")
+        assert found == name
+        assert isclass(getattr(import_module(module), found))
 
 
 def test_settings_are_found_and_checked() -> None:

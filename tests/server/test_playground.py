@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from safedraft.chat import Detokenizer, Reply, Statistics, Token
 from safedraft.config import SamplingParams, Scheme, SSDConfig
 from safedraft.errors import SafeDraftError
-from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
+from safedraft.pairs.load import choose_pair
+from safedraft.pairs.registry import DEFAULT_PAIR
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, bins_of
 from safedraft.server.playground.snippet import snippet
@@ -302,7 +303,7 @@ def run(code: str) -> Recorded:
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "seed": 12}])
 def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) -> None:
     request = asked(**sampling)
-    recorded = run(snippet(talking(tmp_path, str), "mine", request))
+    recorded = run(snippet(talking(tmp_path, str), request))
     assert recorded.loaded == ({"target": "target", "draft": "draft"},)
     ((messages, settings),) = recorded.generated
     assert messages == request.messages
@@ -312,17 +313,28 @@ def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) 
 def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:
     from safedraft.defences.target_only import target_only
 
-    recorded = run(snippet(talking(tmp_path, str), "mine", asked(compare=True)))
+    recorded = run(snippet(talking(tmp_path, str), asked(compare=True)))
     assert [settings.get("decoder") for _, settings in recorded.generated] == [None, target_only]
 
 
-def test_a_registered_pair_is_loaded_by_its_name(tmp_path: Path) -> None:
-    pair, spec = talking(tmp_path, str), find_pair(DEFAULT_PAIR)
-    code = snippet(pair, DEFAULT_PAIR, asked())
-    assert run(code).loaded == ({"target": "target", "draft": "draft"},)  # not that pair's models
-    own = replace(
-        pair,
-        target=replace(pair.target, name=spec.target),
-        draft=replace(pair.draft, name=spec.draft),
-    )
-    assert run(snippet(own, DEFAULT_PAIR, asked())).loaded == (DEFAULT_PAIR, {})
+@pytest.mark.parametrize(
+    ("chosen", "loaded"),
+    [
+        ({}, (DEFAULT_PAIR, {})),
+        ({"use_adapter": False}, (DEFAULT_PAIR, {"use_adapter": False})),
+        ({"adapter": "other"}, (DEFAULT_PAIR, {"adapter": "other"})),
+        ({"target": "larger"}, (DEFAULT_PAIR, {"target": "larger"})),
+        (
+            {"target": "a", "draft": "b", "adapter": "c"},
+            ({"target": "a", "draft": "b", "adapter": "c"},),
+        ),
+    ],
+)
+def test_the_code_loads_what_was_served(
+    tmp_path: Path, chosen: dict[str, Any], loaded: tuple[Any, ...]
+) -> None:
+    spec = choose_pair(**chosen)
+    recorded = run(snippet(replace(talking(tmp_path, str), spec=spec), asked()))
+    assert recorded.loaded == loaded
+    *names, arguments = loaded
+    assert choose_pair(*names, **arguments) == spec

@@ -22,6 +22,7 @@ import safedraft
 
 pytestmark = pytest.mark.vllm
 
+KEY = {"Authorization": "Bearer sesame"}
 QUESTION = [{"role": "user", "content": "Hello"}]
 
 
@@ -45,6 +46,7 @@ def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["SAFEDRAFT_API_KEY"] = "sesame"
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -79,7 +81,7 @@ def post(server: str, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
     request = Request(
         f"{server}/v1/{path}",
         json.dumps(asked).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", **KEY},
     )
     try:
         with urlopen(request) as answer:
@@ -102,6 +104,18 @@ def test_it_answers_as_the_first_engine(server: str, models: dict[str, str]) -> 
     assert said == meant  # vLLM shows broken characters in its own way
     assert choice["finish_reason"] == expected.finish_reason
     assert answer["usage"]["completion_tokens"] == len(expected.trace)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations", "/metrics", "/tokenize"])
+@pytest.mark.parametrize("key", [{}, {"Authorization": "Bearer open"}])
+def test_nothing_but_health_goes_without_the_key(
+    server: str, path: str, key: dict[str, str]
+) -> None:
+    body = None if path == "/metrics" else json.dumps({"messages": QUESTION}).encode()
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(server + path, body, {"Content-Type": "application/json", **key}))
+    assert refused.value.code == 401
+    assert urlopen(server + "/health").status == 200
 
 
 def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
@@ -173,7 +187,7 @@ def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) ->
     request = Request(
         server + "/v1/chat/completions",
         json.dumps(asked).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", **KEY},
     )
     with urlopen(request) as answer:  # vLLM has begun the stream by then
         events = answer.read().decode().split("\n\n")
@@ -185,7 +199,7 @@ def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) ->
 
 def test_what_was_decided_is_in_the_metrics(server: str) -> None:
     def counted() -> dict[str, float]:
-        lines = urlopen(server + "/metrics").read().decode().splitlines()
+        lines = urlopen(Request(server + "/metrics", headers=KEY)).read().decode().splitlines()
         known = [line.rpartition(" ") for line in lines if line.startswith("safedraft_")]
         return {name: float(value) for name, _, value in known}
 

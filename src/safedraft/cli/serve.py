@@ -37,8 +37,8 @@ def serve(
     engine: Annotated[
         Literal["transformers", "vllm"],
         typer.Option(
-            help="transformers: any pair, one decode at a time. vllm: vLLM's own server, for many "
-            "users; what is not listed here are then vLLM's options, and stand last."
+            help="transformers: any pair, a few replies in turns. vllm: vLLM's own server, for "
+            "many users; what is not listed here are then vLLM's options, and stand last."
         ),
     ] = "transformers",
     target: options.Target = None,
@@ -123,8 +123,6 @@ def serve(
         arguments = ["--host", host, "--port", str(port), *arguments]
         if dtype != "auto":
             arguments = ["--dtype", dtype, *arguments]
-        if key:
-            os.environ["VLLM_API_KEY"] = key
         by_load = _by_load(draft_tokens_up_to or ())
         _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load)
         return

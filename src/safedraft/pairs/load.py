@@ -190,6 +190,7 @@ def load_spec(
         context_length=parts.examination.context_length,
         end_tokens=parts.examination.end_tokens,
         config=config or spec.config,
+        spec=spec,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from safedraft.decode import Decoder
     from safedraft.engines.session import Session
+    from safedraft.pairs.registry import PairSpec
 
 
 class Prompts(NamedTuple):
@@ -61,6 +62,8 @@ class Pair:
     """Of the model with the shorter context."""
     end_tokens: frozenset[int]
     config: SSDConfig
+    spec: PairSpec | None = field(default=None, kw_only=True)
+    """What it was loaded from, if it was."""
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
+from safedraft.server.settings import API_KEY
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -42,6 +43,11 @@ def serve_pair(
             the user to set.
     """
     (config or spec.config).for_turn(begun=None)  # its requests come to the rule as token ids
+    if spec.target_system or spec.draft_system:
+        raise SafeDraftError(
+            f"pair {spec.name} has a system prompt, and vLLM's server makes its prompts from what "
+            "clients send alone: serve it with --engine transformers"
+        )
     prepare_environment()
     if _METRICS not in os.environ:
         # The workers count what the rule decides, and the server's /metrics adds their files up.
@@ -50,13 +56,16 @@ def serve_pair(
         atexit.register(counts.cleanup)
         os.environ[_METRICS] = counts.name
     require_vllm()
+    from safedraft.engines.vllm.gate import before_all
+
     chosen = plan(spec, config, report)
     wanted = chosen.options(
         given_options(arguments),
         requests_may_set_constants=requests_may_set_constants,
         draft_tokens_up_to=draft_tokens_up_to,
     )
-    command = command_line(wanted, spec.name, arguments)
+    guarded = [*before_all(os.environ.get(API_KEY)), *arguments]
+    command = command_line(wanted, spec.name, guarded)
     return partial(_run, command)
 
 
@@ -104,6 +113,8 @@ def given_options(arguments: Sequence[str]) -> dict[str, Any]:
             raise SafeDraftError(
                 f"{flag}: name the options themselves, and none of SafeDraft's own"
             )
+        if flag in ("--api-key", "--api_key"):
+            raise SafeDraftError(f"{flag}: set {API_KEY}, which is asked for at every route")
         if not flag.startswith("--") and flag not in short:
             continue
         name = short.get(flag, flag[2:].replace("-", "_"))

@@ -145,8 +145,8 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     """
     if spec.draft_system != spec.target_system:
         raise SafeDraftError(
-            f"pair {spec.name}: the draft has a system prompt of its own, and vLLM gives both "
-            "models one prompt: use a trained draft without one (--target and --draft, --adapter)"
+            f"pair {spec.name}: target and draft have not the same system prompt, and vLLM gives "
+            "both one prompt: use a trained draft without one (--target and --draft, --adapter)"
         )
     named = config.model_fields_set if config else frozenset()
     for name in _ENDING_EARLY & named:

@@ -223,7 +223,7 @@ class Playground:
             page.again: gr.update(interactive=False),
             page.clear: gr.update(interactive=False),
             page.status: "Decoding …",
-            page.code: drawing.draw_code(snippet(service.pair, service.settings.name, asked)),
+            page.code: drawing.draw_code(snippet(service.pair, asked)),
         }
 
     def _picture(self, asked: Asked, columns: Sequence[Column]) -> Frame:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.pairs.load import choose_pair
 from safedraft.pairs.pair import Pair
-from safedraft.pairs.registry import find_pair
+from safedraft.pairs.registry import pairs
 from safedraft.server.playground.turn import Asked
 
 
-def snippet(pair: Pair, name: str, asked: Asked) -> str:
+def snippet(pair: Pair, asked: Asked) -> str:
     """What decodes a request again, every constant and the seed included.
 
     Args:
-        pair: what decoded it; with a registered pair's models it is loaded by its name.
-        name: the pair's.
+        pair: what decoded it; a registered one is loaded by its name.
         asked: the request.
     """
     given = "messages, sampling=sampling"
@@ -23,7 +24,7 @@ def snippet(pair: Pair, name: str, asked: Asked) -> str:
         "import safedraft",
         *(["from safedraft.defences.target_only import target_only"] if asked.compare else []),
         "",
-        f"pair = safedraft.load_pair({_loading(pair, name)})",
+        f"pair = safedraft.load_pair({_loading(pair)})",
         "messages = [",
         *(f"    {dict(message)!r}," for message in asked.messages),
         "]",
@@ -36,14 +37,22 @@ def snippet(pair: Pair, name: str, asked: Asked) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _loading(pair: Pair, name: str) -> str:
-    try:
-        spec = find_pair(name)
-    except SafeDraftError:
-        spec = None
-    if spec and (spec.target, spec.draft) == (pair.target.name, pair.draft.name):
-        return repr(name)
-    return f"target={pair.target.name!r}, draft={pair.draft.name!r}"
+def _loading(pair: Pair) -> str:
+    """What ``load_pair`` is called with for the same models, adapter and system prompts."""
+    spec = pair.spec or choose_pair(target=pair.target.name, draft=pair.draft.name)
+    registered = pairs().get(spec.name)
+    own = {name: getattr(spec, name) for name in ("target", "draft", "adapter")}
+    if registered is None:
+        return _arguments({name: value for name, value in own.items() if value})
+    given = {name: value for name, value in own.items() if value != getattr(registered, name)}
+    if given.get("adapter", "") is None:
+        del given["adapter"]
+        given["use_adapter"] = False
+    return ", ".join(part for part in (repr(spec.name), _arguments(given)) if part)
+
+
+def _arguments(given: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
 def _call(variable: str, kind: str, values: SSDConfig | SamplingParams) -> list[str]:

@@ -106,6 +106,22 @@ def test_raw_texts_that_are_none_are_refused(tokenizer: Any, text: str, message:
         encode_text(tokenizer, text)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "prefill", "message"),
+    [
+        (["hi"], "", "'role' and a 'content'"),
+        ([{"role": "user", "content": None}], "", "'role' and a 'content'"),
+        ("\ud800", "", "not valid Unicode"),
+        ("hi", "\udcff", "not valid Unicode"),
+        ([], "Sure", "prompt is empty"),
+        (conversation("hi", "Sure"), "b", "already"),
+    ],
+)
+def test_conversations_that_are_none_are_refused(prompt: Any, prefill: str, message: str) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        conversation(prompt, prefill)
+
+
 def test_a_prefilled_turn_is_left_open(tokenizer: Any) -> None:
     ids = encode(tokenizer, conversation("hi", prefill="Sure, "))
     assert tokenizer.decode(ids).endswith("<|start|>assistant\nSure, ")

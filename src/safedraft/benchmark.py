@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safedraft.config import SamplingParams, SSDConfig
+from safedraft.defences.ensemble_weight import WEIGHT
 from safedraft.engines.transformers import quiet_transformers
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ PROMPTS = (
     "What should I consider when I choose a bicycle for commuting?",
 )
 """Ordinary questions, code and arithmetic, in turn."""
-
-ENSEMBLE_WEIGHT = 0.7
-"""Of the target; SSD's own weight in intersection is 1 - α_I = 0.7."""
 
 
 @dataclass
@@ -112,6 +110,7 @@ def measure(
         "max_new_tokens": max_new_tokens,
         "methods": {name: _figures(own, runs["target"]) for name, own in runs.items()},
         "peak_memory_bytes": peak,
+        "left_out": [] if can_assist(pair) else ["assisted", "ensemble"],
         "weights_bytes": sum(_weights(m.model) for m in (pair.target, pair.draft)),
         "machine": machine(),
     }
@@ -122,16 +121,15 @@ def _methods(
 ) -> dict[str, Method]:
     assisted = {"assistant_model": pair.draft.model}
     constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
-    options: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "target": ({}, {}),
-        "assisted": (assisted, {}),
-    }
-    for count in assisted_tokens:
-        options[f"assisted-{count}"] = (assisted, constant | {"num_assistant_tokens": count})
-    options["ensemble"] = (
-        assisted | {"assistant_ensemble_weight": ENSEMBLE_WEIGHT},
-        constant | {"num_assistant_tokens": assisted_tokens[0]},
-    )
+    options: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"target": ({}, {})}
+    if can_assist(pair):
+        options["assisted"] = (assisted, {})
+        for count in assisted_tokens:
+            options[f"assisted-{count}"] = (assisted, constant | {"num_assistant_tokens": count})
+        options["ensemble"] = (
+            assisted | {"assistant_ensemble_weight": WEIGHT},
+            constant | {"num_assistant_tokens": assisted_tokens[0]},
+        )
     methods: dict[str, Method] = {
         name: _generate(pair, max_new_tokens, *given) for name, given in options.items()
     }
@@ -139,6 +137,12 @@ def _methods(
         name = "ssd" if count == draft_tokens[0] else f"ssd-{count}"
         methods[name] = _ssd(pair, max_new_tokens, count)
     return methods
+
+
+def can_assist(pair: Pair) -> bool:
+    """Whether Transformers' assisted generation takes the two: output layers of one size."""
+    configs = (member.model.config.get_text_config() for member in (pair.target, pair.draft))
+    return len({config.vocab_size for config in configs}) == 1
 
 
 def _generate(
@@ -155,8 +159,9 @@ def _generate(
                 attention_mask=torch.ones_like(inputs),
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(pair.end_tokens),
-                pad_token_id=min(pair.end_tokens),
+                repetition_penalty=1.0,  # some checkpoints have another, which SSD does not apply
+                eos_token_id=sorted(pair.end_tokens) or None,
+                pad_token_id=min(pair.end_tokens, default=0),
                 **given,
             )
         return output.shape[-1] - len(ids), None

@@ -35,8 +35,14 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
     """
     asked: Message = {"role": "user", "content": prompt if isinstance(prompt, str) else ""}
     messages = [asked] if isinstance(prompt, str) else list(prompt)
+    if prefill and messages and turn_begun(messages):
+        raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
+    if prefill:
+        messages.append({"role": "assistant", "content": prefill})
     for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(name), str) for name in ("role", "content")
+        ):
             raise SafeDraftError("every message needs a 'role' and a 'content', both strings")
         if message["role"] not in _ROLES:
             raise SafeDraftError(
@@ -46,9 +52,7 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
             raise SafeDraftError("a message is not valid Unicode: send it as UTF-8")
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise SafeDraftError("the prompt is empty: give a message to answer")
-    if prefill and turn_begun(messages):
-        raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
-    return [*messages, {"role": "assistant", "content": prefill}] if prefill else messages
+    return messages
 
 
 def turn_begun(messages: Sequence[Message]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFORMANCE, save_model
+from conftest import CONFORMANCE, save_model, save_tokenizer
 
 from safedraft import cli
 
@@ -210,6 +210,19 @@ def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     assert outcome["peak_memory_bytes"] > outcome["weights_bytes"] > 0
     code, out, _ = run("bench", *options, *models)
     assert "tokens/pass" in out
+    assert "left out" not in out
+
+
+def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_path: Path) -> None:
+    for name, vocabulary in (("target", 272), ("draft", 264)):
+        save_model(tmp_path / name, vocabulary=vocabulary, eos_token_id=None)
+        save_tokenizer(tmp_path / name)
+    options = ["--prompts", "1", "--max-new-tokens", "4", "--draft-tokens", "2"]
+    models = ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft")]
+    code, out, _ = run("bench", *options, *models)
+    assert code == 0
+    assert "left out: assisted, ensemble" in out
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["target", "ssd"]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def test_sampling_follows_the_generation_config(models: Any) -> None:
     assert given[0, 4:].tolist() == expected(models, **options)
 
 
+def test_a_top_p_of_0_is_not_one_that_cuts_nothing(models: Any) -> None:
+    with pytest.raises(ValueError, match="top_p"):
+        generate(models, do_sample=True, top_p=0.0)
+
+
 def test_a_sampled_reply_follows_torch_manual_seed(models: Any) -> None:
     replies = []
     for seed in (1, 1, 2):

@@ -263,6 +263,22 @@ def test_a_reply_has_to_be_finished_in_time(tmp_path: Path) -> None:
         assert idle(server)
 
 
+def test_what_nobody_thought_of_is_a_500_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def breaks(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    with serving(talking(tmp_path, str)) as server, caplog.at_level(logging.ERROR):
+        monkeypatch.setattr(server.service, "chat", breaks)
+        reply = server.http.post("/v1/chat/completions", json=body("hi"))
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        counted = 'safedraft_requests_total{route="/v1/chat/completions",status="500"} 1.0'
+        assert counted in server.http.get("/metrics").text
+    assert "secret" not in reply.text
+    assert "RuntimeError" in caplog.text
+
+
 @pytest.mark.parametrize("error", [BrokenModel("draft gave NaN"), RuntimeError("secret words")])
 def test_a_model_that_fails_is_a_500_and_never_text(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture

@@ -66,7 +66,8 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
          "messages[0].role"),
         ({"messages": [{"role": "user", "content": " "}]}, 400, "invalid_value", "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_value", "messages"),
-        ({"messages": [{**HI[0], "name": "Ann"}]}, 400, "unknown_parameter", "messages[0].name"),
+        ({"messages": [{**HI[0], "name": "Ann"}]}, 400, "invalid_value", "messages[0].name"),
+        ({"messages": [{**HI[0], "names": "Ann"}]}, 400, "unknown_parameter", "messages[0].names"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
@@ -119,7 +120,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice"),
         ({"store": True}, 400, "unsupported_parameter", "store"),
         ({"chat_template": "{{ messages }}"}, 400, "unknown_parameter", "chat_template"),
-        ({"user": "ann"}, 400, "unknown_parameter", "user"),
+        ({"user": "ann"}, 400, "unsupported_parameter", "user"),
         ({"prompt": "hi"}, 400, "unknown_parameter", "prompt"),
         ({"safedraft": {"telemetry": True}}, 400, "telemetry_disabled", "safedraft.telemetry"),
         ({"safedraft": {"config": {"alpha_union": 0}}}, 400, "constants_disabled",

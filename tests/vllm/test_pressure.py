@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
 from small import engine, runner_of, scheduler_of, transformers_pair
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
 
-from safedraft.errors import BrokenModel
+from safedraft.errors import BrokenModel, SafeDraftError
 
 pytestmark = pytest.mark.vllm
 
@@ -57,6 +58,28 @@ def test_what_the_draft_did_not_say_in_full_decides_nothing(lost: str, told: str
         with pytest.raises(BrokenModel, match=told):
             stream.drain()
         assert not stream.reply.trace
+
+
+def test_of_many_none_goes_on_when_one_breaks_off() -> None:
+    with engine("near") as pair:
+        runner, step = runner_of(pair), pair.engine.step
+        steps = count()
+
+        def stopped() -> None:
+            if next(steps) == 3:
+                raise KeyboardInterrupt
+            step()
+
+        vars(pair.engine)["step"] = stopped
+        with pytest.raises(KeyboardInterrupt):
+            pair.generate_many_ids([[5, 6, 7], [8, 9], [10, 11]], sampling=samplings(3))
+        assert not pair.engine._engine.has_unfinished_requests()
+        (reply,) = pair.generate_many_ids([[5, 6, 7]], sampling=samplings(1))
+        assert reply.trace
+        assert not runner._ssd.keys() - {"safedraft-3"}
+        assert not runner._traces
+        with pytest.raises(SafeDraftError, match="one alone is generate's"):
+            pair.generate_many("Why?")
 
 
 def test_where_vllm_would_leave_the_draft_out_nothing_is_said() -> None:

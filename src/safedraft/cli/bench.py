@@ -89,6 +89,12 @@ def _print(outcome: dict[str, Any]) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
+    if outcome["left_out"]:
+        console.print(
+            f"left out: {', '.join(outcome['left_out'])}, which Transformers has for output layers "
+            "of one size alone",
+            soft_wrap=True,
+        )
     peak, weights = (outcome[name] / 2**30 for name in ("peak_memory_bytes", "weights_bytes"))
     machine = outcome["machine"]
     console.print(

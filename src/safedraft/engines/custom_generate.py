@@ -127,7 +127,7 @@ def _sampling(generation: GenerationConfig, room: int, seed: int | None) -> Samp
         max_new_tokens=room,
         temperature=1.0 if generation.temperature is None else generation.temperature,
         top_k=generation.top_k or 0,
-        top_p=generation.top_p or 1.0,
+        top_p=1.0 if generation.top_p is None else generation.top_p,
         seed=seed,
     )
 

@@ -81,8 +81,8 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
         app.add_middleware(gate.RequireKey, key=settings.api_key.get_secret_value())
     else:
         app.add_middleware(gate.RequireLocalName)
-    app.add_middleware(gate.CountRequests, counter=service.metrics.requests)
     app.add_middleware(gate.Shield)
+    app.add_middleware(gate.CountRequests, counter=service.metrics.requests)
     return app
 
 

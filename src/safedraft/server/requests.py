@@ -87,6 +87,8 @@ class _Unsupported(_Body):
     suffix: Annotated[str, Field(max_length=0)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
+    parallel_tool_calls: bool | None = None
+    user: Annotated[str, Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
 
@@ -99,6 +101,7 @@ class ChatMessage(_Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
+    name: Annotated[str, Field(max_length=0)] | None = None
     refusal: None = None
     """As OpenAI's client writes an assistant's turn back; and so are those that follow."""
     annotations: Nothing | None = None

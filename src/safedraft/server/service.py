@@ -104,6 +104,7 @@ class Service:
         self._require_few_replies(len(decoders))
         if sampling.max_new_tokens > limits.new_tokens:
             raise _invalid("max_new_tokens", f"at most {limits.new_tokens} are decoded")
+        self._require_short_blocks("draft_tokens", config)
         stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
         opens = [partial(stream, decoder=decoder) for decoder in decoders]
         return await self.scheduler.submit([partial(_or_invalid, o, "messages") for o in opens])
@@ -225,9 +226,14 @@ class Service:
             changed = SSDConfig.model_validate(own.model_dump() | changes)
         except ValidationError as error:
             raise _invalid("safedraft.config", problems(error)[0]) from error
-        if changed.draft_tokens > own.draft_tokens:  # a block is a turn, in which all others wait
-            raise _invalid("safedraft.config", f"draft_tokens: at most {own.draft_tokens}")
+        self._require_short_blocks("safedraft.config", changed)
         return changed
+
+    def _require_short_blocks(self, name: str, config: SSDConfig) -> None:
+        """A block is a turn, in which all others wait."""
+        most = self.pair.config.draft_tokens
+        if config.draft_tokens > most:
+            raise _invalid(name, f"draft_tokens: at most {most}")
 
 
 def _or_invalid(work: Callable[[], T], name: str) -> T:

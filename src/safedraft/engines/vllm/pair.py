@@ -84,6 +84,8 @@ class VllmPair:
         A reply's seconds are the time from when all were handed in to its own last token; those of
         a model are the passes that the request took part in.
         """
+        if isinstance(prompts, str):
+            raise SafeDraftError("generate_many takes a list of prompts: one alone is generate's")
         asked = [conversation(prompt) for prompt in prompts]
         configs = [
             (own or self.config).for_turn(begun=turn_begun(messages))
@@ -103,14 +105,18 @@ class VllmPair:
         """As ``generate_many``, from token ids."""
         each = zip(prompts, _each(sampling, prompts), _each(config, prompts), strict=True)
         decodings = [self._decoding(*one) for one in each]
-        for decoding in decodings:
-            decoding.start()
         replies = []
-        for decoding, ids in zip(decodings, prompts, strict=True):
-            reply = self._stream(decoding, ids).drain()
-            reply.statistics.seconds = decoding.seconds
-            reply.statistics.first_token_seconds = decoding.first_token_seconds
-            replies.append(reply)
+        try:
+            for decoding in decodings:
+                decoding.start()
+            for decoding, ids in zip(decodings, prompts, strict=True):
+                reply = self._stream(decoding, ids).drain()
+                reply.statistics.seconds = decoding.seconds
+                reply.statistics.first_token_seconds = decoding.first_token_seconds
+                replies.append(reply)
+        finally:  # on Ctrl-C none of them goes on in the engine
+            for decoding in decodings:
+                decoding.leave()
         return replies
 
     def stream(
@@ -160,7 +166,7 @@ class VllmPair:
         Raises:
             SafeDraftError: there is no tokenizer or no chat template, or the text is empty.
         """
-        messages = conversation(prompt) if isinstance(prompt, str) else prompt
+        messages = conversation(prompt)
         if self.tokenizer is None:
             raise SafeDraftError(f"{self.target} has no tokenizer: it decodes token ids only")
         return encode(self.tokenizer, with_system(messages, self.system))
@@ -226,6 +232,14 @@ class Passes:
         self.seconds = 0.0
 
 
+@dataclass(slots=True)
+class Arrivals:
+    """When a request's first and last tokens came, by the clock; 0 before they do."""
+
+    first: float = 0.0
+    last: float = 0.0
+
+
 class Decoding:
     """One request in the engine; iterates over its steps, and leaves when it is let go."""
 
@@ -244,25 +258,25 @@ class Decoding:
         self._changes, self._end_tokens = changes, end_tokens
         self._name: str | None = None
         self._started = 0.0
-        self._block = 0
+        self._arrivals = Arrivals()
 
     def start(self) -> None:
         """Hand the request in, unless that was done."""
         if self._name is None:
             self._started = time.perf_counter()
             self._name = self._engine.add(
-                self._prompt, self.sampling, self._end_tokens, self._changes
+                self._prompt, self.sampling, self._end_tokens, self._changes, self._arrivals
             )
 
     @property
     def seconds(self) -> float:
         """From when it was handed in to its end."""
-        return self._engine.time_of(self._name or "", "last") - self._started
+        return self._arrivals.last - self._started
 
     @property
     def first_token_seconds(self) -> float:
         """From when it was handed in to its first tokens."""
-        return self._engine.time_of(self._name or "", "first") - self._started
+        return self._arrivals.first - self._started
 
     def __iter__(self) -> Iterator[Step]:
         self.start()
@@ -273,6 +287,11 @@ class Decoding:
                 yield from self._new_steps(self._name)
             yield from self._new_steps(self._name)
         finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """End it, if it was handed in and is not at its end."""
+        if self._name is not None:
             self._engine.abort(self._name)
 
     def _new_steps(self, name: str) -> Iterator[Step]:
@@ -293,8 +312,7 @@ class Engine:
         self._llm = llm
         self._engine = llm.llm_engine
         self._numbers = count()
-        self._running: set[str] = set()
-        self._times: dict[str, dict[str, float]] = {}
+        self._running: dict[str, Arrivals] = {}
 
     def add(
         self,
@@ -302,8 +320,9 @@ class Engine:
         sampling: SamplingParams,
         end_tokens: frozenset[int],
         changes: dict[str, Any],
+        arrivals: Arrivals,
     ) -> str:
-        """Hand a request in; its name."""
+        """Hand a request in; its name. When its tokens come is written into ``arrivals``."""
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
@@ -325,37 +344,33 @@ class Engine:
             self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
         except VLLMValidationError as error:
             raise SafeDraftError(first_line(error)) from error
-        self._running.add(name)
-        self._times[name] = {}
+        self._running[name] = arrivals
         return name
 
     def step(self) -> None:
         """One pass over the batch."""
         for output in self._engine.step():
-            now = time.perf_counter()
-            times = self._times[output.request_id]
-            times.setdefault("first", now)
-            times["last"] = now
+            arrivals = self._running.get(output.request_id)
+            if arrivals is None:  # it was taken away meanwhile
+                continue
+            arrivals.last = time.perf_counter()
+            arrivals.first = arrivals.first or arrivals.last
             if output.finished:
-                self._running.discard(output.request_id)
+                del self._running[output.request_id]
 
     def finished(self, name: str) -> bool:
         """Whether a request is at its end."""
         return name not in self._running
-
-    def time_of(self, name: str, which: str) -> float:
-        """When a request's ``first`` or ``last`` tokens came."""
-        return self._times[name][which]
 
     def trace(self, name: str) -> Any:
         """What the first rank's ``take_trace`` gives."""
         return self._llm.collective_rpc("take_trace", args=(name,))[0]
 
     def abort(self, name: str) -> None:
-        """Take a request away, if it is not at its end."""
-        if name in self._running:
+        """Take a request away, if it is not at its end, and what is left of its trace."""
+        if self._running.pop(name, None) is not None:
             self._engine.abort_request([name])
-            self._running.discard(name)
+        self.trace(name)
 
     def close(self) -> None:
         """End vLLM's processes."""

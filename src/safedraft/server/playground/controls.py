@@ -39,11 +39,10 @@ KNOBS = (
     Knob("union_bins", "Bins in union", 1, 16, 1),
     Knob("sample_space_size", "Size of the sample space", 1, 50, 1),
     Knob("kappa", "Best tokens of which one is common", 1, 10, 1),
-    Knob("draft_tokens", "Drafted tokens", 1, 16, 1),
+    Knob("draft_tokens", "Drafted tokens", 1, 1, 1),  # a block is a turn: the pair's T at most
     Knob("draft_confidence", "Confidence of the draft", 0, 1, 0.05),
     Knob("draft_growth", "Growth of the draft", 0, 8, 0.5),
 )
-_SCHEMES = ("initial_scheme", "prefill_scheme")
 
 
 def constants(config: SSDConfig) -> list[Any]:

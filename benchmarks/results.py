@@ -25,6 +25,8 @@ class Run(NamedTuple):
 
     defences: Sequence[str]
     suites: Sequence[str]
+    source: str | None = None
+    """In place of the suites' own."""
 
 
 MAIN = Run(["target_only", "ssd"], [*ATTACKS, *HARMLESS, "ordinary"])
@@ -38,24 +40,39 @@ OTHERS = Run(
     ("direct", "prefill_20", "over_refusal", "ordinary"),
 )
 
+UNSEEN = Run(["target_only", "ssd"], ["direct", "prefill_20", "templates"], "do_not_answer")
+"""On requests that nobody looked at while the method's constants were chosen."""
+
 HEAD = """\
 <!-- Made by `make results`: change benchmarks/results.py, not this file. -->
 
 # Results
 
 The default pair (Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
-adapter in `experts/`), greedy, on prompts that neither training nor calibration saw. \
+adapter in `experts/`), greedy, on prompts that neither training nor calibration saw. (Nobody is \
+blind, though: these suites were measured more than once, and `union_bins` was chosen after a \
+look at six replies to prefill_20, [log](log.md). Requests that were not looked at: \
+[below](#requests-that-were-not-looked-at).)
+
 `make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
 [judges and report](judges-and-report.md) how replies are judged. A suite with a smaller n than \
 others was measured in part (`--suite`, `--limit`).
 
 """
 
+AGAIN = """
+## Requests that were not looked at
+
+Attack success on requests of another source, Do-Not-Answer (`--source do_not_answer`, its report \
+split), measured once, after all constants were fixed.
+
+"""
+
 TAIL = """
 ## Through the server
 
-Other harnesses against `safedraft serve` ([commands](server.md#clients)), on two cores, a few \
-prompts each, to see that they work:
+By hand, not by `make results`: other harnesses against `safedraft serve` \
+([commands](server.md#clients)), on two cores, a few prompts each, to see that they work:
 
 | harness | what | figure |
 | --- | --- | --- |
@@ -73,25 +90,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=100, help="prompts a suite")
     parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defences")
+    parser.add_argument("--unseen", type=int, default=50, help="requests a suite not looked at")
     parser.add_argument("--suite", action="append", help="only this suite; may be given again")
     parser.add_argument("--log-dir", type=Path, default=Path("results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
-    logs = given.log_dir / "logs"
-    for run, limit in ((MAIN, given.limit), (OTHERS, given.others)):
+    logs, unseen = given.log_dir / "logs", given.log_dir / "unseen"
+    runs = (MAIN, given.limit, logs), (OTHERS, given.others, logs), (UNSEEN, given.unseen, unseen)
+    for run, limit, folder in runs:
         suites = [name for name in run.suites if name in (given.suite or run.suites)]
         if limit and suites:
-            evaluate(Run(run.defences, suites), limit, logs)
-    report = given.log_dir / "report"
-    safedraft("report", str(logs), "--output", str(report))
-    _, _, body = (report / "report.md").read_text(encoding="utf-8").partition("\n\n")
-    given.page.write_text(HEAD + body.rstrip() + "\n" + TAIL, encoding="utf-8")
+            evaluate(run._replace(suites=suites), limit, folder)
+    _, _, body = report(logs).partition("\n\n")
+    again = AGAIN + section(report(unseen), "Attack success") if unseen.exists() else ""
+    given.page.write_text(HEAD + body.rstrip() + "\n" + again + TAIL, encoding="utf-8")
 
 
 def evaluate(run: Run, limit: int, logs: Path) -> None:
     defences = [part for name in run.defences for part in ("--defence", name)]
     suites = [part for name in run.suites for part in ("--suite", name)]
-    safedraft("eval", *defences, *suites, "--limit", str(limit), "--log-dir", str(logs))
+    source = ["--source", run.source] if run.source else []
+    safedraft("eval", *defences, *suites, *source, "--limit", str(limit), "--log-dir", str(logs))
+
+
+def report(logs: Path) -> str:
+    """The report on a folder of logs, in Markdown."""
+    folder = logs.with_name(f"{logs.name}-report")
+    safedraft("report", str(logs), "--output", str(folder))
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def section(page: str, title: str) -> str:
+    """The table of a section."""
+    _, _, following = page.partition(f"## {title}\n")
+    return "".join(
+        line for line in following.partition("\n## ")[0].splitlines(True) if line.startswith("|")
+    )
 
 
 def safedraft(*arguments: str) -> None:

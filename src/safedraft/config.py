@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safedraft.errors import SafeDraftError
+from safedraft.errors import PromptTooLong, SafeDraftError
 
 
 class Scheme(StrEnum):
@@ -148,3 +149,16 @@ class SamplingParams(_Frozen):
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0
+
+    def fitted(self, prompt_tokens: int, context_length: int) -> SamplingParams:
+        """The same with a seed, and with no more new tokens than there is room for.
+
+        Raises:
+            PromptTooLong: there is room for none.
+        """
+        room = context_length - prompt_tokens
+        if room < 1:
+            raise PromptTooLong(prompt_tokens, context_length)
+        seed = self.seed if self.seed is not None else secrets.randbits(63)
+        limit = min(self.max_new_tokens, room)
+        return self.model_copy(update={"max_new_tokens": limit, "seed": seed})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from safedraft.chat import (
     with_system,
 )
 from safedraft.config import SamplingParams, SSDConfig
-from safedraft.errors import PromptTooLong, SafeDraftError
+from safedraft.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -209,13 +208,7 @@ class Pair:
                 raise SafeDraftError(
                     f"{member.name}: the prompt has ids outside its vocabulary, 0 to {rows - 1}"
                 )
-        length = max(map(len, prompts))
-        room = self.context_length - length
-        if room < 1:
-            raise PromptTooLong(length, self.context_length)
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        limit = min(sampling.max_new_tokens, room)
-        return sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})
+        return sampling.fitted(max(map(len, prompts)), self.context_length)
 
     def _sessions(self) -> Iterator[Session]:
         from safedraft.engines.transformers import TransformersSession

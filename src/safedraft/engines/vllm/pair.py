@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from safedraft.config import OF_SPEED, SamplingParams, Scheme, SSDConfig
 from safedraft.decode import Step
 from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
-from safedraft.errors import PromptTooLong, SafeDraftError, first_line
+from safedraft.errors import SafeDraftError, first_line
 from safedraft.pairs.progress import Report, silent
 from safedraft.pairs.registry import PairSpec
 
@@ -186,12 +185,7 @@ class VllmPair:
             raise SafeDraftError("the prompt has ids that target and draft do not share")
         if sampling.stop and self.tokenizer is None:
             raise SafeDraftError("stop strings need a tokenizer, and the target has none")
-        room = self.context_length - len(prompt)
-        if room < 1:
-            raise PromptTooLong(len(prompt), self.context_length)
-        limit = min(sampling.max_new_tokens, room)
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        fitted = sampling.model_copy(update={"max_new_tokens": limit, "seed": seed})
+        fitted = sampling.fitted(len(prompt), self.context_length)
         return Decoding(self.engine, prompt, fitted, self._changes(config), self.end_tokens, config)
 
     def _changes(self, config: SSDConfig) -> dict[str, Any]:

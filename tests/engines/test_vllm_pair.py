@@ -53,7 +53,9 @@ class Asked:
     def __init__(self) -> None:
         self.changes: list[dict[str, Any]] = []
 
-    def add(self, prompt: Any, sampling: Any, end_tokens: Any, changes: dict[str, Any]) -> str:
+    def add(
+        self, prompt: Any, sampling: Any, end_tokens: Any, changes: dict[str, Any], arrivals: Any
+    ) -> str:
         self.changes.append(changes)
         return "request"
 

@@ -208,6 +208,7 @@ def test_a_page_cannot_send_json_as_plain_text(served: Served) -> None:
         ("/tokenize", {}, 400, "invalid_value"),
         ("/tokenize", {"prompt": "a", "messages": HI}, 400, "invalid_value"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model_not_found"),
+        ("/tokenize", {"messages": [{"role": "user", "content": " "}]}, 400, "invalid_value"),
         ("/tokenize", {"messages": [*HI, {"role": "assistant", "content": "x"}]}, 400,
          "prefill_disabled"),
     ],

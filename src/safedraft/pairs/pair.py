@@ -126,7 +126,7 @@ class Pair:
         Raises:
             SafeDraftError: a model has no tokenizer or no chat template, or the text is empty.
         """
-        messages = conversation(prompt)
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
         return Prompts(*(_prompt(member, messages) for member in (self.target, self.draft)))
 
     def text_prompts(self, text: str) -> Prompts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from safedraft.chat import Message, Stream
+from safedraft.chat import Message, Stream, conversation
 from safedraft.config import SamplingParams, SSDConfig
 from safedraft.errors import PromptTooLong, SafeDraftError, problems
 from safedraft.pairs.pair import Pair, Prompts
@@ -78,7 +78,7 @@ class Service:
             self.require_model(asked.model)
         if asked.messages is not None and asked.prompt is None:
             messages = self._conversation([message.plain() for message in asked.messages])
-            work, name = partial(self.pair.prompts, messages), "messages"
+            work, name = lambda: self.pair.prompts(conversation(messages)), "messages"
         elif asked.prompt is not None and asked.messages is None:
             work, name = partial(self.pair.text_prompts, asked.prompt), "prompt"
         else:

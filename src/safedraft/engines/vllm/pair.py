@@ -165,7 +165,7 @@ class VllmPair:
         Raises:
             SafeDraftError: there is no tokenizer or no chat template, or the text is empty.
         """
-        messages = conversation(prompt)
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
         if self.tokenizer is None:
             raise SafeDraftError(f"{self.target} has no tokenizer: it decodes token ids only")
         return encode(self.tokenizer, with_system(messages, self.system))

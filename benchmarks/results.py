@@ -40,7 +40,7 @@ OTHERS = Run(
     ("direct", "prefill_20", "over_refusal", "ordinary"),
 )
 
-UNSEEN = Run(["target_only", "ssd"], ["direct", "prefill_20", "templates"], "do_not_answer")
+UNSEEN = Run(["target_only", "ssd"], ["direct", "prefill_20"], "do_not_answer")
 """On requests that nobody looked at while the method's constants were chosen."""
 
 HEAD = """\
@@ -64,7 +64,9 @@ AGAIN = """
 ## Requests that were not looked at
 
 Attack success on requests of another source, Do-Not-Answer (`--source do_not_answer`, its report \
-split), measured once, after all constants were fixed.
+split), measured once, after all constants were fixed. All direct ones that got through ask about \
+private matters of somebody or some company, of which neither model knows anything; the draft was \
+not trained on such.
 
 """
 

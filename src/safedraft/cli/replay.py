@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
@@ -124,8 +124,14 @@ def _in_vllm(
 
     bare = spec.model_copy(update={"target_system": None, "draft_system": None})
     config = SSDConfig(draft_tokens=draft_tokens)
+    longest = max(len(case.target_prompt) + case.max_new_tokens for case in cases)
+    engine: dict[str, Any] = {
+        "max_model_len": longest + 2 * draft_tokens,  # a reply ends 2 T before it
+        "kv_cache_memory_bytes": 2**30,  # vLLM would take most of what there is
+        "enforce_eager": True,  # compiling takes longer than a few cases
+    }
     with show_progress() as report:
-        loaded = load_vllm_pair(bare, config=config, dtype=dtype, report=report)
+        loaded = load_vllm_pair(bare, config=config, dtype=dtype, report=report, **engine)
     return replay_in_vllm(loaded, cases, recording.end_tokens)
 
 

@@ -57,15 +57,14 @@ def test_templates_without_a_system_turn_may_fit(tmp_path: Path, template: str |
     assert plan(spec(models)).draft == models[1]
 
 
-def test_a_draft_that_ends_early_has_no_use(tiny_pair: tuple[Path, Path]) -> None:
-    registered = spec(tiny_pair, config=safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=6))
-    assert plan(registered).config == safedraft.SSDConfig(draft_tokens=MOST_DRAFT_TOKENS)
-    few = spec(tiny_pair, config=safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=2))
-    assert plan(few).config == safedraft.SSDConfig(draft_tokens=2)
-    whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=6))
-    assert plan(whole).config == safedraft.SSDConfig(draft_tokens=6)
-    with pytest.raises(SafeDraftError, match="draft_confidence"):
-        plan(registered, safedraft.SSDConfig(draft_confidence=0.4))
+def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
+    early = safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=2)
+    growing = early.model_copy(update={"draft_growth": 2.0})
+    assert plan(spec(tiny_pair, config=growing)).config == early
+    registered = spec(tiny_pair, config=growing.model_copy(update={"draft_tokens": 12}))
+    assert plan(registered).config.draft_tokens == MOST_DRAFT_TOKENS
+    whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=12))
+    assert plan(whole).config == safedraft.SSDConfig(draft_tokens=12)
     with pytest.raises(SafeDraftError, match="draft_growth"):
         plan(registered, safedraft.SSDConfig(draft_growth=2.0))
 
@@ -115,18 +114,18 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
         chosen.options({"data_parallel_size": 2}, draft_tokens_up_to={8: 2})
 
 
-REGISTERED = safedraft.SSDConfig(draft_tokens=6, draft_confidence=0.4, draft_growth=2.0)
+REGISTERED = safedraft.SSDConfig(draft_tokens=12, draft_confidence=0.4, draft_growth=2.0)
 
 
 @pytest.mark.parametrize(
     ("config", "given", "most", "schedule"),
     [
-        (None, {}, 4, [(1, 2, 4), (3, 4, 3), (5, 8, 2)]),
-        (with_settings(REGISTERED, ["bin_size=5"]), {}, 4, [(1, 2, 4), (3, 4, 3), (5, 8, 2)]),
+        (None, {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
+        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
         (safedraft.SSDConfig(bin_size=5), {}, 3, [(1, 2, 3), (3, 4, 3), (5, 8, 2)]),
-        (with_settings(REGISTERED, ["draft_tokens=6"]), {}, 6, None),
+        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 9, None),
         (safedraft.SSDConfig(draft_tokens=4), {}, 4, None),
-        (None, {"data_parallel_size": 2}, 4, None),
+        (None, {"data_parallel_size": 2}, 6, None),
     ],
     ids=[
         "the pair's", "another constant", "a config without T", "--set", "a config with T",
@@ -146,7 +145,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
         "safedraft.engines.vllm.setup.DRAFT_TOKENS_UP_TO", {"cpu": {2: None, 4: 3, 8: 2}}
     )
     chosen = plan(spec(tiny_pair, config=REGISTERED), config)
-    assert chosen.config.draft_confidence == chosen.config.draft_growth == 0
+    assert chosen.config.draft_growth == 0
     speculative = chosen.options(given)["speculative_config"]
     assert speculative["num_speculative_tokens"] == most
     assert speculative["num_speculative_tokens_per_batch_size"] == schedule

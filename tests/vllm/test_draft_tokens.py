@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from small import engine, runner_of, transformers_pair
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
+
+from safedraft.config import SSDConfig
 
 pytestmark = pytest.mark.vllm
 
@@ -26,3 +30,29 @@ def test_fewer_tokens_are_drafted_for_many_requests() -> None:
         assert_same(pair.generate_many_ids(ids[:1], sampling=given[:1]), expected[:1])
     assert {(8, 1), (1, 4)} <= drafted
     assert all(count == (4 if load == 1 else 2 if load <= 3 else 1) for load, count in drafted)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_gpu_blocks_override": 16, "max_num_batched_tokens": 64}],
+    ids=["room for all", "a cache too small for all"],
+)
+def test_drafts_that_end_early_change_no_token(options: dict[str, Any]) -> None:
+    ids, given = prompts(12, seed=9), samplings(12)
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
+    early = SSDConfig(draft_tokens=6, draft_confidence=0.1)
+    with engine("near", early, **options) as pair:
+        drafter = runner_of(pair).drafter
+        lengths: list[list[int]] = []
+        propose = drafter.propose
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            drafts = propose(*args, **kwargs)
+            lengths.append([len(one) for one in drafts])
+            return drafts
+
+        drafter.propose = watched
+        assert_same(pair.generate_many_ids(ids, sampling=given), expected)
+        assert_same(pair.generate_many_ids(ids[:1], sampling=given[:1]), expected[:1])
+    assert {1, 2, 6} <= {length for batch in lengths for length in batch}
+    assert any(len(set(batch)) > 1 for batch in lengths)  # some end before others

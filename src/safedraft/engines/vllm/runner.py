@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -68,22 +69,45 @@ class _Row(NamedTuple):
         return bool(self.steps) and length == 1 + self.scheduled
 
 
+class _Enough(Exception):
+    """Too few rows are sure of their drafts for another pass of the draft."""
+
+
 class Drafter(DraftModelProposer):  # type: ignore[misc]
     """vLLM's draft model; keeps q of every row and draws from each request's own seed."""
 
-    def __init__(self, *args: Any, vocabulary: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, vocabulary: int, confidence: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._vocabulary = vocabulary
+        self._vocabulary, self._confidence = vocabulary, confidence
         self.rows: Sequence[_Row] = ()
         """Of the batch; set before ``propose``."""
-        self.distributions: list[Tensor] = []
-        """q of each place ahead, ``[rows, V]``; there after ``propose``."""
+        self._tokens: list[list[int]] = []  # of each pass, a row's each
+        self._distributions: list[Tensor] = []  # q of each pass, ``[rows, V]``
+        self._lengths = torch.zeros(0)  # of each row's drafts
+        self._sure = torch.zeros(0)  # whether all of them are likely enough so far
 
-    def propose(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As vLLM's own: the drafted tokens, ``[rows, T]``."""
-        self.distributions = []
-        drafted: Tensor = super().propose(*args, **kwargs)
-        return drafted
+    @property
+    def passes(self) -> int:
+        """Of the draft, in the last ``propose``."""
+        return len(self._tokens)
+
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[tuple[int, Tensor]]]:
+        """The drafted tokens of each row, each with its q, ``[V]``: T of them or fewer.
+
+        A row's drafts end with the first one that is less likely than ``draft_confidence``, and
+        those of all rows with the pass in which more than half of them have ended: what follows an
+        unsure draft is likely to be thrown away.
+        """
+        self._tokens, self._distributions = [], []
+        self._lengths = torch.zeros(len(self.rows), dtype=torch.int64)
+        self._sure = torch.ones(len(self.rows), dtype=torch.bool)
+        with suppress(_Enough):
+            super().propose(*args, **kwargs)
+        each = zip(*self._tokens, strict=True), zip(*self._distributions, strict=True)
+        return [
+            list(zip(tokens, q, strict=True))[:length]
+            for tokens, q, length in zip(*each, self._lengths.tolist(), strict=True)
+        ]
 
     def set_inputs_first_pass(
         self, *, cad: Any, num_rejected_tokens_gpu: Tensor, **kwargs: Any
@@ -122,9 +146,16 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        requests = [row.request for row in self.rows]
-        tokens, q = propose(requests, logits, len(self.distributions))
-        self.distributions.append(q)
+        tokens, q = propose([row.request for row in self.rows], logits, self.passes)
+        self._tokens.append(tokens.tolist())
+        self._distributions.append(q)
+        self._lengths += self._sure
+        self._sure &= (q.gather(-1, tokens[:, None])[:, 0] >= self._confidence).cpu()
+        sure = [
+            row.request is None or bool(s) for row, s in zip(self.rows, self._sure, strict=True)
+        ]
+        if 2 * sum(sure) < len(sure):
+            raise _Enough
         return tokens, None
 
 
@@ -146,6 +177,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             device=device,
             runner=self,
             vocabulary=self._settings.vocabulary,
+            # Data-parallel ranks that share a model's experts run every pass together.
+            confidence=0.0
+            if self.parallel_config.data_parallel_size > 1
+            else self._settings.config.draft_confidence,
         )
         self.sampler = self.rejection_sampler = _NoSampler()
         self._ssd: dict[str, Request] = {}
@@ -272,7 +307,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         spec_decode_metadata: Any,
         common_attn_metadata: Any,
         slot_mappings: Any,
-    ) -> Tensor:
+    ) -> list[list[int]]:
         """Draft behind the last token of every row: behind a prefill's own last one, too.
 
         A row that decided nothing hands its last token over as if it had just been decided, and
@@ -293,7 +328,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         )
         lengths = common_attn_metadata.query_start_loc_cpu.diff()
         self.drafter.rows = self._rows
-        drafted: Tensor = self.drafter.propose(
+        drafted = self.drafter.propose(
             num_speculative_tokens=scheduler_output.num_spec_tokens_to_schedule,
             target_token_ids=self.input_ids.gpu[:total],
             target_positions=self._get_positions(total),
@@ -309,8 +344,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             num_rejected_tokens_gpu=taken_back,
             slot_mappings=slot_mappings,
         )
-        self._keep(drafted.tolist(), self._now() - started)
-        return drafted[:, :-1]
+        self._keep(drafted, self._now() - started)
+        return [[token for token, _ in drafts[:-1]] for drafts in drafted]
 
     def _following(self, row: int, scheduler_output: Any) -> int:
         """The token that the draft reads last: the last decided, or what its row has of its own."""
@@ -323,13 +358,14 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         scheduled = scheduler_output.num_scheduled_tokens[batch.req_ids[row]]
         return int(batch.token_ids_cpu[row, batch.num_computed_tokens_cpu[row] + scheduled])
 
-    def _keep(self, drafted: list[list[int]], seconds: float) -> None:
+    def _keep(self, drafted: Sequence[Sequence[tuple[int, Tensor]]], seconds: float) -> None:
         """Keep every row's drafts and their distributions until they are verified."""
-        for row, tokens, *q in zip(self._rows, drafted, *self.drafter.distributions, strict=True):
+        for row, drafts in zip(self._rows, drafted, strict=True):
             if row.request:
-                row.request.drafts, row.request.draft_rows = tokens, q
+                row.request.drafts = [token for token, _ in drafts]
+                row.request.draft_rows = [q for _, q in drafts]
         for trace in self._batch_traces():
-            trace.draft_passes += len(self.drafter.distributions)
+            trace.draft_passes += self.drafter.passes
             trace.draft_seconds += seconds
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:

@@ -33,12 +33,9 @@ _OURS = (
 """Options of vLLM's that are the engine's own to set."""
 
 
-_ENDING_EARLY = frozenset({"draft_confidence", "draft_growth"})
-"""Constants by which single drafts are shorter than T."""
-
-MOST_DRAFT_TOKENS = 4
-"""T where nobody named it and the pair's own is a bound for drafts that end early, for vLLM drafts
-all T."""
+MOST_DRAFT_TOKENS = 6
+"""T where nobody named it and the pair's own, a bound for drafts that end early, is higher: vLLM
+keeps room for all T of every request."""
 
 DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 4: 3, 8: 2}}
 """T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
@@ -135,9 +132,9 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     """Fetch a pair and see that vLLM can run it.
 
     vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
-    use for a draft that ends early: a registered pair's ``draft_confidence`` and ``draft_growth``
-    are set to 0, and its T is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is
-    set in ``config`` (``model_fields_set``).
+    use for drafts that grow: a registered pair's ``draft_growth`` is set to 0, and the T of one
+    whose drafts end early is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is set
+    in ``config`` (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
@@ -149,14 +146,13 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
             "both one prompt: use a trained draft without one (--target and --draft, --adapter)"
         )
     named = config.model_fields_set if config else frozenset()
-    for name in _ENDING_EARLY & named:
-        if getattr(config, name):
-            raise SafeDraftError(f"{name}: vLLM drafts for all requests at once, leave it at 0")
+    if config and "draft_growth" in named and config.draft_growth:
+        raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
     chosen = config or spec.config
-    changes: dict[str, Any] = dict.fromkeys(_ENDING_EARLY, 0.0)
-    if any(getattr(chosen, name) for name in _ENDING_EARLY) and "draft_tokens" not in named:
+    changes: dict[str, Any] = {"draft_growth": 0.0}
+    if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MOST_DRAFT_TOKENS)
     chosen = chosen.model_copy(update=changes)
     draft = merged_draft(parts, report)

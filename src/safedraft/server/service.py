@@ -104,7 +104,7 @@ class Service:
         self._require_few_replies(len(decoders))
         if sampling.max_new_tokens > limits.new_tokens:
             raise _invalid("max_new_tokens", f"at most {limits.new_tokens} are decoded")
-        self._require_short_blocks("draft_tokens", config)
+        self._require_short_blocks("config", config)
         stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
         opens = [partial(stream, decoder=decoder) for decoder in decoders]
         return await self.scheduler.submit([partial(_or_invalid, o, "messages") for o in opens])

@@ -25,6 +25,8 @@ HOOKS = {
     "GPUModelRunner._calc_spec_decode_metadata": "6148d63fa0bff183",
     "GPUModelRunner.propose_draft_token_ids": "a60269aca9de4e25",
     "GPUModelRunner.take_draft_token_ids": "21e3697c8c5f9a81",
+    "GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce410e6",
+    "GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00cecb",
     "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
     "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
     "Scheduler.schedule": "da4f2cf2fc39c39e",

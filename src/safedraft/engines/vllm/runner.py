@@ -81,15 +81,10 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self._vocabulary, self._confidence = vocabulary, confidence
         self.rows: Sequence[_Row] = ()
         """Of the batch; set before ``propose``."""
-        self._tokens: list[list[int]] = []  # of each pass, a row's each
-        self._distributions: list[Tensor] = []  # q of each pass, ``[rows, V]``
-        self._lengths = torch.zeros(0)  # of each row's drafts
-        self._sure = torch.zeros(0)  # whether all of them are likely enough so far
-
-    @property
-    def passes(self) -> int:
+        self.passes = 0
         """Of the draft, in the last ``propose``."""
-        return len(self._tokens)
+        self._drafts: list[list[tuple[int, Tensor]]] = []
+        self._ended: set[int] = set()  # rows whose last draft is an unsure one
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[tuple[int, Tensor]]]:
         """The drafted tokens of each row, each with its q, ``[V]``: T of them or fewer.
@@ -98,16 +93,10 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         those of all rows with the pass in which more than half of them have ended: what follows an
         unsure draft is likely to be thrown away.
         """
-        self._tokens, self._distributions = [], []
-        self._lengths = torch.zeros(len(self.rows), dtype=torch.int64)
-        self._sure = torch.ones(len(self.rows), dtype=torch.bool)
+        self.passes, self._drafts, self._ended = 0, [[] for _ in self.rows], set()
         with suppress(_Enough):
             super().propose(*args, **kwargs)
-        each = zip(*self._tokens, strict=True), zip(*self._distributions, strict=True)
-        return [
-            list(zip(tokens, q, strict=True))[:length]
-            for tokens, q, length in zip(*each, self._lengths.tolist(), strict=True)
-        ]
+        return self._drafts
 
     def set_inputs_first_pass(
         self, *, cad: Any, num_rejected_tokens_gpu: Tensor, **kwargs: Any
@@ -147,14 +136,15 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
         tokens, q = propose([row.request for row in self.rows], logits, self.passes)
-        self._tokens.append(tokens.tolist())
-        self._distributions.append(q)
-        self._lengths += self._sure
-        self._sure &= (q.gather(-1, tokens[:, None])[:, 0] >= self._confidence).cpu()
-        sure = [
-            row.request is None or bool(s) for row, s in zip(self.rows, self._sure, strict=True)
-        ]
-        if 2 * sum(sure) < len(sure):
+        self.passes += 1
+        chances = q.gather(-1, tokens[:, None])[:, 0].tolist()
+        each = enumerate(zip(tokens.tolist(), q, chances, strict=True))
+        for row, (token, distribution, chance) in each:
+            if row not in self._ended:
+                self._drafts[row].append((token, distribution))
+                if chance < self._confidence:
+                    self._ended.add(row)
+        if 2 * sum(self.rows[row].request is not None for row in self._ended) > len(self.rows):
             raise _Enough
         return tokens, None
 

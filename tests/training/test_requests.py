@@ -21,7 +21,7 @@ from safedraft.training.requests import framed, opened, read_requests, refusals,
 def test_every_category_has_harmful_requests_and_look_alikes():
     counts = Counter((r.category, r.kind) for r in shipped() if r.kind != "ordinary")
     categories = {category for category, _ in counts}
-    assert len(categories) == 13
+    assert len(categories) == 15
     for category in categories:
         assert counts[category, "harmful"] >= 30
         assert counts[category, "look_alike"] >= 24

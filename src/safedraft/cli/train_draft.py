@@ -38,6 +38,15 @@ def train_draft(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Go on from this adapter of the draft's, on what it gets wrong: a folder, a hub "
+            "id, or one that comes with SafeDraft.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of training.", rich_help_panel=_TRAINING)
     ] = None,
@@ -125,6 +134,7 @@ def train_draft(
         epochs=epochs,
         harmful=tuple(harmful or ()),
         ordinary=tuple(ordinary or ()),
+        start=start_from,
         resume=resume,
         command=_command(),
         dtype=dtype,

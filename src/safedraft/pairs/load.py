@@ -21,6 +21,7 @@ from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, cache_folder, find_
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from safedraft.engines.vllm.pair import VllmPair
@@ -303,7 +304,27 @@ def _require_weights_for(anatomy: Anatomy, folder: Path) -> None:
 
 
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """``model`` with a LoRA adapter added into its weights, every one of which it must have.
+    """``model`` with a LoRA adapter added into its weights.
+
+    Raises:
+        SafeDraftError: the adapter does not fit.
+    """
+    beside = adapted(model, folder)
+    try:
+        merged: PreTrainedModel = beside.merge_and_unload(safe_merge=True)
+    except Exception as error:  # peft raises what its layers raise
+        raise _misfit(folder, first_line(error)) from error
+    # PEFT froze it, and torch copies a frozen output layer whenever two rows of it are asked for.
+    return merged.requires_grad_(True).eval()
+
+
+def adapted(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """``model`` with a LoRA adapter beside its weights, every one of which it must have.
+
+    Args:
+        model: its own weights are frozen.
+        folder: the adapter's.
+        trainable: whether its matrices are to learn; they are float32 then.
 
     Raises:
         SafeDraftError: the adapter does not fit.
@@ -316,22 +337,21 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is checked below
-            adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-            expected = set(get_peft_model_state_dict(adapted))
+            beside: PeftModel = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=trainable, use_safetensors=True
+            )
+            expected = set(get_peft_model_state_dict(beside))
             with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
                 differing = expected ^ set(stored.keys())
-            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft raises what its readers raise
-        raise SafeDraftError(
-            f"the adapter in {folder} does not fit its model: {first_line(error)}"
-        ) from error
+        raise _misfit(folder, first_line(error)) from error
     if differing:
-        raise SafeDraftError(
-            f"the adapter in {folder} does not fit its model: {len(differing)} weights have no "
-            f"counterpart ({min(differing)})"
-        )
-    # PEFT froze it, and torch copies a frozen output layer whenever two rows of it are asked for.
-    return merged.requires_grad_(True).eval()
+        raise _misfit(folder, f"{len(differing)} weights have no counterpart ({min(differing)})")
+    return beside
+
+
+def _misfit(folder: Path, why: str) -> SafeDraftError:
+    return SafeDraftError(f"the adapter in {folder} does not fit its model: {why}")
 
 
 def _draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:

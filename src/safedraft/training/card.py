@@ -32,6 +32,8 @@ class Run:
     draft: str
     target_fingerprint: str
     draft_fingerprint: str
+    start: tuple[str, str] | None
+    """Name and fingerprint of the adapter that it went on from."""
     command: str
     config: TrainingConfig
     material: Material
@@ -116,7 +118,7 @@ out. Neither is part of this repository.
 | model | name | fingerprint |
 |---|---|---|
 | target | {run.target} | `{run.target_fingerprint}` |
-| draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |
+| draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |{_start(run)}
 
 Made with {versions}. An adapter is a derivative of its base: the licence of {run.draft} applies{
         _licence(run.draft)
@@ -130,6 +132,12 @@ def _front_matter(run: Run) -> str:
     base = registered.repository if registered else run.draft
     named = f"base_model: {base.removesuffix('-GGUF')}\n" if base else ""
     return f"library_name: peft\n{named}{licence}tags: [safedraft, speculative-decoding, safety]\n"
+
+
+def _start(run: Run) -> str:
+    if run.start is None:
+        return ""
+    return f"\n| adapter that it went on from | {run.start[0]} | `{run.start[1]}` |"
 
 
 def _licence(draft: str) -> str:

@@ -79,7 +79,7 @@ def shipped() -> list[Request]:
     fields: tuple[tuple[Kind, str], ...] = (("harmful", "harmful"), ("look_alike", "safe"))
     requests = [
         Request(text, kind, SHIPPED, category)
-        for file in ("requests", "twins")
+        for file in ("requests", "twins", "confidential")
         for category, table in _data(file).items()
         for kind, field in fields
         for text in table[field]

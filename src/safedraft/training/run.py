@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.errors import SafeDraftError
+from safedraft.pairs.fingerprint import fingerprint, require_base
 from safedraft.pairs.progress import Report, silent
 from safedraft.training.card import Run, write_card
 from safedraft.training.checks import Checks, check
@@ -52,6 +53,8 @@ class Plan:
     harmful: Sequence[str] = ()
     """Sources of harmful requests in place of SafeDraft's own."""
     ordinary: Sequence[str] = ()
+    start: str | None = None
+    """An adapter of the draft's to go on from, named as for loading."""
     resume: bool = False
     command: str = ""
     """What the card says the adapter was made with."""
@@ -75,6 +78,8 @@ class _Lessons:
     fingerprints: tuple[str, str]
     """Of target and draft."""
     end_tokens: frozenset[int]
+    start: Path | None
+    """The folder of the adapter to go on from."""
 
     def examples(self, material: Material, config: TrainingConfig) -> Examples:
         assert self.draft.tokenizer is not None
@@ -106,7 +111,7 @@ def train_draft(
     _require_free(plan)
     lessons, teacher, config = _prepare(plan, fetching, drawing)
     steps = config.steps + config.distil_steps
-    model = with_lora(lessons.draft.model, config)
+    model = with_lora(lessons.draft.model, config, lessons.start)
     with asked_to_stop() as stop:
         train(
             model,
@@ -129,6 +134,9 @@ def train_draft(
             draft=plan.spec.draft,
             target_fingerprint=lessons.fingerprints[0],
             draft_fingerprint=lessons.fingerprints[1],
+            start=(plan.start, fingerprint(lessons.start))
+            if plan.start and lessons.start
+            else None,
             command=plan.command,
             config=config,
             material=lessons.learned,
@@ -161,7 +169,6 @@ def _prepare(
 ) -> tuple[_Lessons, Teacher | None, TrainingConfig]:
     """All that the target is needed for; it is not kept in memory after that."""
     from safedraft.pairs.fetch import fetch
-    from safedraft.pairs.fingerprint import fingerprint
     from safedraft.pairs.load import load_spec
 
     requests = read_requests("train", plan.harmful, plan.ordinary)
@@ -170,6 +177,7 @@ def _prepare(
     spec = plan.spec.model_copy(update={"adapter": None, "draft_dtype": None})
     pair = load_spec(spec, dtype=plan.dtype, device=plan.device, report=fetching)
     folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
+    start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None
     _make(plan.folder)
     few = {
         "framed_ordinary": 0,
@@ -182,10 +190,25 @@ def _prepare(
         held=draw_material(held_requests, pair.target, plan.config.model_copy(update=few), drawing),
         fingerprints=(fingerprint(folders[0]), fingerprint(folders[1])),
         end_tokens=pair.end_tokens,
+        start=start,
     )
     config = _with_steps(plan, lessons)
     teacher = _teacher(pair, lessons, config, drawing) if config.distil_steps else None
     return lessons, teacher, config
+
+
+def _fetch_start(adapter: str, draft: Path, rank: int, report: Report) -> Path:
+    """The folder of an adapter that can be gone on from: this draft's, and of the set rank."""
+    from peft import PeftConfig
+
+    from safedraft.pairs.fetch import fetch_adapter
+
+    folder = fetch_adapter(adapter, report)
+    require_base(folder, draft)
+    found = getattr(PeftConfig.from_pretrained(str(folder)), "r", None)
+    if found != rank:
+        raise SafeDraftError(f"the adapter in {folder} has rank {found}: give --rank {found}")
+    return folder
 
 
 def _make(folder: Path) -> None:
@@ -237,6 +260,7 @@ def _identity(config: TrainingConfig, lessons: _Lessons) -> dict[str, str]:
         "prompts or answers": hashlib.sha256(material.encode()).hexdigest(),
         "target": lessons.fingerprints[0],
         "draft": lessons.fingerprints[1],
+        "starting adapter": fingerprint(lessons.start) if lessons.start else "",
     }
 
 

@@ -69,13 +69,27 @@ class Progress:
     place: Place = field(default_factory=Place)
 
 
-def with_lora(model: PreTrainedModel, config: TrainingConfig) -> PeftModel:
-    """The model, frozen, with LoRA matrices in float32 in all of its linear layers."""
+def with_lora(
+    model: PreTrainedModel, config: TrainingConfig, start: Path | None = None
+) -> PeftModel:
+    """The model, frozen, with LoRA matrices in float32 in all of its linear layers.
+
+    Args:
+        model: the bare draft.
+        config: the settings.
+        start: the folder of an adapter to go on from; its own layers are trained.
+
+    Raises:
+        SafeDraftError: that adapter does not fit the model.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     from safedraft.engines.transformers import quiet_transformers
+    from safedraft.pairs.load import adapted
 
+    if start:
+        return adapted(model, start, trainable=True)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.rank,

@@ -202,3 +202,34 @@ def test_epochs_stand_for_steps(plan):
         training=lambda step, steps, _: told.append((step, steps)),
     )
     assert told[-1][0] == told[-1][1] > 2
+
+
+def test_a_run_goes_on_from_an_adapter(plan, tmp_path):
+    first = train_draft(plan)
+    # Too slow to change anything: what comes out is what it began with.
+    still = CONFIG.model_copy(update={"learning_rate": 1e-12, "distil_steps": 0})
+    again = changed(plan, start=str(first), output=tmp_path / "again", config=still)
+    second = train_draft(again)
+    with (
+        safe_open(first / "adapter_model.safetensors", framework="pt") as before,
+        safe_open(second / "adapter_model.safetensors", framework="pt") as after,
+    ):
+        names = list(before.keys())
+        assert names == list(after.keys())
+        assert all(before.get_tensor(name).equal(after.get_tensor(name)) for name in names)
+    card = (second / "README.md").read_text()
+    assert f"| adapter that it went on from | {first} | `{fingerprint(first)}` |" in card
+    assert "went on from" not in (first / "README.md").read_text()
+
+
+def test_an_adapter_that_cannot_be_gone_on_from_is_refused_before_anything_is_drawn(plan, tmp_path):
+    first = train_draft(plan)
+    again = changed(plan, start=str(first), output=tmp_path / "again")
+    with pytest.raises(SafeDraftError, match="has rank 2: give --rank 2"):
+        train_draft(changed(again, config=CONFIG.model_copy(update={"rank": 4})))
+    other = plan.spec.model_copy(update={"draft": plan.spec.target})
+    with pytest.raises(SafeDraftError, match="made for another model"):
+        train_draft(changed(again, spec=other))
+    with pytest.raises(SafeDraftError, match="neither a folder nor a hub id"):
+        train_draft(changed(again, start="nothing"))
+    assert not again.folder.exists()

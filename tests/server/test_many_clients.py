@@ -231,6 +231,8 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
             ]
             scheduler = server.service.scheduler
             eventually(lambda: (scheduler.active, scheduler.waiting) == (2, 2))
+            # Answered after whoever was still being encoded, and who would be refused.
+            server.http.post("/tokenize", json=body("hi")).raise_for_status()
             server.stop()
             replies = [one.result() for one in asked]
         assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from safedraft.engines import avx2
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_ROWS = 8
-"""Tokens up to which the kernel for 8-bit weights is the faster one."""
+"""Tokens up to which torch's kernel for 8-bit weights is the faster one."""
 
 MULTIPLE = 32
 """Of what a layer's inputs must be: torch's kernel runs past the end of other rows and crashes."""
@@ -54,13 +56,15 @@ class Int8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = inputs.reshape(-1, self.in_features)
-        if len(rows) <= MOST_ROWS:
+        if avx2.helps():
+            outputs = avx2.product(rows, self.weight).mul_(self.scale)
+        elif len(rows) <= MOST_ROWS:
             outputs = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
             outputs = nn.functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
         if self.bias is not None:
-            outputs = outputs + self.bias
-        return outputs.reshape(*inputs.shape[:-1], self.out_features)
+            outputs += self.bias
+        return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
 
 def keep_in_int8(model: PreTrainedModel) -> None:

@@ -171,6 +171,7 @@ def load_spec(
     report: Report = silent,
 ) -> Pair:
     """As ``load_pair`` with Transformers, of a pair that was chosen already."""
+    from safedraft.engines.avx2 import widen_as_multiplied
     from safedraft.engines.int8 import keep_in_int8
 
     # What can be refused is refused before gigabytes are fetched or loaded.
@@ -183,6 +184,8 @@ def load_spec(
         small = merged(small, parts.adapter)
     if small_type == INT8:
         keep_in_int8(small)
+    for model in (big, small):
+        widen_as_multiplied(model)
     tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies]
     return Pair(
         target=Member(spec.target, big, tokenizers[0], spec.target_system),

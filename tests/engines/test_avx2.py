@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from safedraft.engines import avx2
 from safedraft.engines.avx2 import Bfloat16Linear, product, widen_as_multiplied
-from safedraft.engines.int8 import Int8Linear
+from safedraft.engines.int8 import Int8Linear, keep_in_int8
 
 pytest.importorskip("numba")
 
@@ -93,6 +93,15 @@ def test_layers_in_8_bits_are_computed_so_too():
     rows = torch.randn(20, 64)
     expected = rows @ (layer.weight * layer.scale[:, None]).T + layer.bias
     torch.testing.assert_close(layer(rows), expected)
+
+
+@pytest.mark.parametrize(("helps", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_what_is_not_in_8_bits_is_float32_only_there(monkeypatch, helps, dtype):
+    monkeypatch.setattr(avx2, "helps", lambda: helps)
+    model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 4)).bfloat16()
+    keep_in_int8(model)
+    assert {weight.dtype for weight in model.parameters()} == {dtype, torch.int8}
+    assert model(torch.ones(1, 32, dtype=dtype)).dtype == dtype
 
 
 @pytest.mark.usefixtures("helping")

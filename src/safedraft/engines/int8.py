@@ -68,7 +68,10 @@ class Int8Linear(nn.Module):
 
 
 def keep_in_int8(model: PreTrainedModel) -> None:
-    """Replace the linear layers of a model; embeddings and norms stay as they are."""
+    """Replace the linear layers of a model; embeddings and norms stay as they are.
+
+    Without AVX-512 they become float32: so few numbers take longer to convert than to read.
+    """
     layers = [
         (name, layer)
         for name, layer in model.named_modules()
@@ -76,3 +79,5 @@ def keep_in_int8(model: PreTrainedModel) -> None:
     ]
     for name, layer in layers:
         model.set_submodule(name, Int8Linear(layer))
+    if avx2.helps():
+        model.float()

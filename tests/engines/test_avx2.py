@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import save_model
@@ -120,21 +122,28 @@ def test_a_model_in_bfloat16_says_the_same(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("capability", "numba", "expected"),
+    ("capability", "there", "expected"),
     [
         ("AVX2", True, True),
         ("AVX512", True, False),
         ("DEFAULT", True, False),
-        ("AVX2", None, False),
+        ("AVX2", False, False),
     ],
 )
 def test_it_helps_where_avx_512_lacks_and_numba_is_there(
-    monkeypatch, caplog, capability, numba, expected
+    monkeypatch, caplog, capability, there, expected
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(avx2, "find_spec", lambda name: numba)
+    if not there:
+        monkeypatch.setitem(sys.modules, "numba", None)
     assert avx2.helps.__wrapped__() is expected
-    assert ("safedraft[avx2]" in caplog.text) == (numba is None)
+    assert ("safedraft[avx2]" in caplog.text) is not there
+
+
+def test_it_helps_in_torch_s_own_threads_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    assert not avx2.helps.__wrapped__()
 
 
 def test_where_it_does_not_help_a_model_stays_as_it_is(monkeypatch):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,15 @@ _log = logging.getLogger(__name__)
 
 @cache
 def helps() -> bool:
-    """Whether this is such a processor and Numba is there; says so once where it lacks."""
+    """Whether this is such a processor and Numba is there; warns once where it lacks."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2" or openmp() is None:
         return False
-    if find_spec("numba") is None:
-        _log.warning("no AVX-512 here: pip install 'safedraft[avx2]' makes blocks much faster")
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:  # also of one that is too old for this NumPy
+        _log.warning(
+            "no AVX-512 here: pip install 'safedraft[avx2]' makes blocks much faster (%s)", error
+        )
         return False
     return True
 

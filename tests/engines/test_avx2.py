@@ -59,9 +59,28 @@ def test_rows_and_weights_may_lie_anywhere():
     torch.testing.assert_close(product(inputs, weight), inputs @ weight.float().T)
 
 
-def test_rows_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="rows of 4 numbers for weights of 8"):
-        product(torch.ones(2, 4), torch.ones(3, 8).bfloat16())
+@pytest.mark.parametrize(
+    ("rows", "weight"),
+    [
+        (torch.ones(2, 4), torch.ones(3, 8).bfloat16()),
+        (torch.ones(2, 8), torch.ones(3, 8)),
+        (torch.ones(2, 8), torch.ones(8, 3).bfloat16().T),
+        (torch.ones(2, 8), torch.ones(3, 8, dtype=torch.bfloat16, device="meta")),
+        (torch.ones(2, 8, device="meta"), torch.ones(3, 8).bfloat16()),
+    ],
+)
+def test_what_would_be_read_past_its_end_is_refused(rows, weight):
+    with pytest.raises(ValueError, match="weights o"):
+        product(rows, weight)
+
+
+def test_a_layer_that_became_something_else_is_torch_s_again():
+    layer = nn.Linear(8, 4).bfloat16()
+    layer.__class__ = Bfloat16Linear
+    layer.float()
+    rows = torch.randn(2, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(rows), rows @ layer.weight.T + layer.bias)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -54,10 +54,12 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
         ``[N, out]`` in float32.
 
     Raises:
-        ValueError: the two are not equally wide.
+        ValueError: they are anything else, which would be read past its end.
     """
     from safedraft.engines.avx2_kernels import multiply
 
+    if not _readable(weight, torch.bfloat16, torch.int8) or not rows.is_cpu:
+        raise ValueError(f"{weight.dtype} weights on {weight.device}, rows on {rows.device}")
     if rows.shape[1] != weight.shape[1]:
         raise ValueError(f"rows of {rows.shape[1]} numbers for weights of {weight.shape[1]}")
     outputs = torch.empty(len(rows), len(weight))
@@ -65,12 +67,16 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     return outputs
 
 
+def _readable(weight: Tensor, *dtypes: torch.dtype) -> bool:
+    return weight.is_cpu and weight.is_contiguous() and weight.dtype in dtypes
+
+
 class Bfloat16Linear(nn.Linear):
     """A linear layer in bfloat16, computed by ``product`` wherever no gradient is asked for."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not _readable(self.weight, torch.bfloat16):
             return super().forward(input)
         outputs = product(input.reshape(-1, input.shape[-1]), self.weight)
         if self.bias is not None:
@@ -83,10 +89,7 @@ def widen_as_multiplied(model: PreTrainedModel) -> None:
     layers = [
         layer
         for layer in model.modules()
-        if type(layer) is nn.Linear
-        and layer.weight.dtype == torch.bfloat16
-        and layer.weight.device.type == "cpu"
-        and layer.weight.is_contiguous()
+        if type(layer) is nn.Linear and _readable(layer.weight, torch.bfloat16)
     ]
     if layers and helps():
         from safedraft.engines import avx2_kernels  # noqa: F401  (compiled now, not in a reply)

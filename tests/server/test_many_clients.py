@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,7 +24,10 @@ from talking import talking
 
 from safedraft.defences import target_only
 from safedraft.errors import BrokenModel
+from safedraft.server.errors import APIError
 from safedraft.server.metrics import Metrics
+from safedraft.server.scheduler import Scheduler
+from safedraft.server.settings import Limits
 
 LONG = "word " * 60
 
@@ -231,8 +236,6 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
             ]
             scheduler = server.service.scheduler
             eventually(lambda: (scheduler.active, scheduler.waiting) == (2, 2))
-            # Answered after whoever was still being encoded, and who would be refused.
-            server.http.post("/tokenize", json=body("hi")).raise_for_status()
             server.stop()
             replies = [one.result() for one in asked]
         assert {reply.json()["choices"][0]["message"]["content"] for reply in replies} == {
@@ -240,6 +243,50 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
         }
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health")
+
+
+class Silent:
+    """A stream with nothing to say."""
+
+    reply = SimpleNamespace(statistics=SimpleNamespace(blocks=0))
+
+    def advance(self) -> None:
+        raise StopIteration
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("grace", [20, 0])
+def test_a_stop_waits_for_what_is_being_encoded_unless_its_time_is_up(grace: float) -> None:
+    encoded = threading.Event()
+
+    def opened() -> Any:
+        encoded.wait(20)
+        return Silent()
+
+    async def ask_and_stop() -> str:
+        scheduler = Scheduler(Limits())
+        running = asyncio.create_task(scheduler.run())
+        asked = asyncio.create_task(scheduler.submit([opened]))
+        while not scheduler.waiting:
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(scheduler.stop(grace))
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        encoded.set()
+        try:
+            [job] = await asked
+            await job.finished()
+            return "finished"
+        except APIError as error:
+            return error.code
+        finally:
+            await stopping
+            running.cancel()
+            scheduler.close()
+
+    assert asyncio.run(ask_and_stop()) == ("finished" if grace else "stopping")
 
 
 def test_a_stop_tells_those_whose_time_is_up(tmp_path: Path) -> None:

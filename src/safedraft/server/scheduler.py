@@ -77,6 +77,8 @@ class Scheduler:
         self._active: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._stopping = False
+        self._overdue = False
+        """Whether a stop waits for nobody any more."""
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -106,11 +108,10 @@ class Scheduler:
         """
         deadline = time.monotonic() + self._limits.request_seconds
         streams = await self.call(lambda: [opened() for opened in opens], len(opens))
-        self.require_running()
+        if self._overdue:
+            raise _stopping()
         jobs = [Job(stream, deadline) for stream in streams]
         self._waiting.extend(jobs)
-        self._idle.clear()
-        self._more.set()
         return jobs
 
     async def call(self, work: Callable[[], T], places: int = 1) -> T:
@@ -126,10 +127,12 @@ class Scheduler:
         """
         self._require_room(places)
         self._entering += places
+        self._idle.clear()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             self._entering -= places
+            self._more.set()
 
     async def run(self) -> None:
         """Decode until cancelled."""
@@ -140,7 +143,8 @@ class Scheduler:
                 self._active.append(self._waiting.popleft())
             if not self._active:
                 self._more.clear()
-                self._idle.set()
+                if not self._entering:
+                    self._idle.set()
                 continue
             if await self._turn(self._active[0]):
                 self._active.rotate(-1)
@@ -163,6 +167,7 @@ class Scheduler:
             async with asyncio.timeout(grace_seconds):
                 await self._idle.wait()
         except TimeoutError:
+            self._overdue = True
             for job in (*self._active, *self._waiting):
                 job.error = _stopping()
                 job.tell(None)  # at once: a turn may be a long prompt's

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from small import engine, runner_of, transformers_pair
 from test_engine import by_the_first_engine, chances, prompts, samplings
 
 from safedraft import SamplingParams
+from safedraft.engines.vllm.int8 import _Int8, most
 
 pytestmark = pytest.mark.vllm
 
@@ -29,6 +33,27 @@ def test_a_pairs_draft_in_8_bits() -> None:
         assert one.trace[0].id == other.trace[0].id
         # vLLM takes float32 for bfloat16 where no type is named, which moves the target's as well.
         assert chances(one) == pytest.approx(chances(other), abs=0.06)
+
+
+def test_sums_of_large_numbers_do_not_overflow() -> None:
+    layer = SimpleNamespace(weight=torch.ones(32, 512))
+    rounding = _Int8()
+    rounding.process_weights_after_loading(layer)
+    assert torch.allclose(rounding.apply(layer, torch.ones(2, 512)), torch.full((2, 32), 512.0))
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, 127),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, 64),
+        ({"architecture": "aarch64"}, 127),
+    ],
+)
+def test_weights_are_smaller_where_sums_would_overflow(monkeypatch, able, expected) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert most() == expected
 
 
 def test_a_named_type_is_the_drafts_as_well() -> None:

@@ -25,14 +25,15 @@ MULTIPLE = 32
 """Of what a layer's inputs must be: torch's kernel runs past the end of other rows and crashes."""
 
 
-def in_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+def in_int8(weight: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
     """``round(W / scale)``, ``[out, in]`` in int8, and one scale a row, ``[out]`` in float32.
 
     Args:
         weight: W, ``[out, in]``, on a processor.
+        most: what the largest weight of a row becomes.
     """
     largest = weight.abs().amax(dim=1, keepdim=True).float()
-    scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (largest / most).clamp(min=torch.finfo(torch.float32).tiny)
     # Some rows at a time, for float32 takes twice the room.
     pieces = zip(torch.split(weight, 8192), torch.split(scale, 8192), strict=True)
     return torch.cat([(w.float() / s).round().to(torch.int8) for w, s in pieces]), scale[:, 0]

@@ -26,13 +26,24 @@ from safedraft.engines.vllm.options import INT8
 _PRIMITIVES = 32  # oneDNN keeps code for that many numbers of rows, as in its own layers
 
 
+def most() -> int:
+    """What the largest weight of a row becomes: 127, or what cannot overflow.
+
+    On x86 without VNNI oneDNN adds two products of an input (up to 255 as it shifts them) and a
+    weight in 16 bits, which end at 32767 without a word: a weight is 64 at the most there.
+    """
+    able = torch.cpu.get_capabilities()
+    overflows = able["architecture"] == "x86_64" and not (able["avx512_vnni"] or able["avx_vnni"])
+    return 64 if overflows else 127
+
+
 class _Int8:
     """How linear and output layers are computed alike; how they are loaded is vLLM's own."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Round what was loaded and hand it to oneDNN, which keeps it in an order of its own."""
         weight = layer.weight.detach()
-        rounded, scale = in_int8(weight)
+        rounded, scale = in_int8(weight, most())
         layer.int8_scale = scale[None].contiguous()  # oneDNN reads it, and does not keep it alive
         layer.int8 = ops.create_onednn_scaled_mm(
             rounded.t(), layer.int8_scale, weight.dtype, True, False, _PRIMITIVES

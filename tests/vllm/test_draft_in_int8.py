@@ -10,7 +10,6 @@ from small import engine, runner_of, transformers_pair
 from test_engine import by_the_first_engine, chances, prompts, samplings
 
 from safedraft import SamplingParams
-from safedraft.engines.vllm.int8 import _Int8, most
 
 pytestmark = pytest.mark.vllm
 
@@ -42,6 +41,8 @@ def test_a_pairs_draft_in_8_bits() -> None:
 
 
 def test_sums_of_large_numbers_do_not_overflow() -> None:
+    from safedraft.engines.vllm.int8 import _Int8
+
     layer = SimpleNamespace(weight=torch.ones(32, 512))
     rounding = _Int8()
     rounding.process_weights_after_loading(layer)
@@ -58,6 +59,8 @@ def test_sums_of_large_numbers_do_not_overflow() -> None:
     ],
 )
 def test_weights_are_smaller_where_sums_would_overflow(monkeypatch, able, expected) -> None:
+    from safedraft.engines.vllm.int8 import most
+
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert most() == expected
 

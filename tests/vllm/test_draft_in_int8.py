@@ -15,6 +15,11 @@ pytestmark = pytest.mark.vllm
 
 
 def test_a_pairs_draft_in_8_bits() -> None:
+    from safedraft.engines.vllm.int8 import most
+
+    # Of six prompts, where weights have but 7 bits: these models are small, and some tokens are
+    # nearly as likely as others.
+    astray = 0 if most() == 127 else 1
     ids, given = prompts(6, seed=3), [SamplingParams(max_new_tokens=1)] * 6
     expected = by_the_first_engine(transformers_pair("near"), ids, given)
     with engine("near", draft_dtype="int8", dtype="auto") as pair:
@@ -27,14 +32,15 @@ def test_a_pairs_draft_in_8_bits() -> None:
         ]
     assert not any(rounded[0])
     assert rounded[1].count(False) == 1  # the embedding
-    assert all(len(reply.trace) == 40 or reply.finish_reason == "stop" for reply in longer)
-    assert any(len(reply.trace) == 40 for reply in longer)
+    ended = [reply for reply in longer if len(reply.trace) != 40]
+    assert len(ended) <= astray
+    assert all(reply.finish_reason == "stop" for reply in ended)
     same = [
         (one, other)
         for one, other in zip(said, expected, strict=True)
         if one.trace[0].id == other.trace[0].id
     ]
-    assert len(same) >= 5  # of six, some with two tokens that are nearly as likely
+    assert len(same) >= len(said) - astray
     for one, other in same:
         # vLLM takes float32 for bfloat16 where no type is named, which moves the target's as well.
         assert chances(one) == pytest.approx(chances(other), abs=0.06)

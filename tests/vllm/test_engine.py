@@ -182,7 +182,7 @@ def test_a_reply_that_is_closed_leaves_the_others_alone(pair: Any, first_engine:
     assert not scheduler_of(pair).running
     assert not scheduler_of(pair).waiting
     pair.stream_ids(ids[0], sampling=given[0]).drain()
-    assert len(runner_of(pair)._ssd) <= 1  # the last one is forgotten with the next step
+    assert len(runner_of(pair)._served) <= 1  # the last one is forgotten with the next step
 
 
 def test_a_reply_ends_where_the_context_does(pair: Any) -> None:

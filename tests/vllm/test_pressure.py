@@ -77,7 +77,7 @@ def test_of_many_none_goes_on_when_one_breaks_off() -> None:
         (reply,) = pair.generate_many_ids([[5, 6, 7]], sampling=samplings(1))
         assert reply.trace
         # vLLM says at its next pass that a request has ended.
-        assert len(runner._ssd) == 1
+        assert len(runner._served) == 1
         assert runner._traces.keys() <= {"safedraft-3"}
         with pytest.raises(SafeDraftError, match="one alone is generate's"):
             pair.generate_many("Why?")

@@ -33,7 +33,8 @@ Taken = tuple[list[tuple[int, bool, str, float, float, float, int]], int, int, f
 class Trace:
     """What the decoding of one request took and gave, kept until it is taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.steps: list[Step] = []
         self.target_passes = self.draft_passes = 0
         self.target_seconds = self.draft_seconds = 0.0
@@ -51,14 +52,30 @@ class Trace:
         return steps, *passes, self.target_seconds, self.draft_seconds
 
 
+class _Served(NamedTuple):
+    """A request from its first step to its last, and who is told of it."""
+
+    request: Request
+    trace: Trace | None
+    tells: bool
+    """Whether its statistics go along with its tokens."""
+
+
 class _Row(NamedTuple):
     """A row of the batch behind its target pass."""
 
-    request: Request | None
-    """None while its prefill goes on: there is nothing to draft yet."""
+    served: _Served
+    prefilled: bool
+    """False while its prefill goes on: there is nothing to draft yet."""
     scheduled: int
     """Places for drafts that vLLM ran, filled or not."""
     steps: list[Step]
+    """What the rule decided; none of a row without drafts."""
+
+    @property
+    def request(self) -> Request | None:
+        """Whose drafts it has; None if it has none yet."""
+        return self.served.request if self.prefilled else None
 
     def was_read(self, length: int) -> bool:
         """Whether the draft has read all but the last token decided, of ``length`` that vLLM ran.
@@ -173,10 +190,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             else self._settings.config.draft_confidence,
         )
         self.sampler = self.rejection_sampler = _NoSampler()
-        self._ssd: dict[str, Request] = {}
-        self._traces: dict[str, Trace] = {}
-        self._trace_names: dict[str, str] = {}
-        self._telling: set[str] = set()
+        self._served: dict[str, _Served] = {}
+        self._traces: dict[str, Trace] = {}  # by name: one outlives its request until it is taken
         self._told: dict[str, dict[str, float]] = {}
         self._rows: list[_Row] = []
         self._started = 0.0
@@ -192,30 +207,30 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _update_states(self, scheduler_output: Any) -> Any:
         for request_id in scheduler_output.finished_req_ids:
-            self._ssd.pop(request_id, None)
-            self._telling.discard(request_id)
-            self._finish_trace(self._trace_names.pop(request_id, None))
+            served = self._served.pop(request_id, None)
+            if served and served.trace:
+                self._finish(served.trace)
         corrections = super()._update_states(scheduler_output)
         self.input_batch.generators.clear()  # the rule has draws of its own
         for new in scheduler_output.scheduled_new_reqs:
-            if new.sampling_params is None or new.req_id in self._ssd:
+            if new.sampling_params is None or new.req_id in self._served:
                 raise SafeDraftError("only requests that generate one reply are decoded with SSD")
-            request = self._settings.request(new.sampling_params, new.req_id)
-            self._ssd[new.req_id] = request
-            if wants_statistics(new.sampling_params):
-                self._telling.add(new.req_id)
-            if name := self._settings.trace_of(new.sampling_params):
-                self._trace_names[new.req_id] = name
-                self._traces[name] = Trace()
+            self._served[new.req_id] = self._serve(new.sampling_params, new.req_id)
         return corrections
 
-    def _finish_trace(self, name: str | None) -> None:
+    def _serve(self, params: Any, request_id: str) -> _Served:
+        name = self._settings.trace_of(params)
+        trace = Trace(name) if name else None
+        if trace:
+            self._traces[trace.name] = trace
+        request = self._settings.request(params, request_id)
+        return _Served(request, trace, wants_statistics(params))
+
+    def _finish(self, trace: Trace) -> None:
         """A trace that was taken to its end is forgotten; what is left of one is kept."""
-        trace = self._traces.get(name or "")
-        if name and trace:
-            trace.finished = True
-            if not trace.steps:
-                del self._traces[name]
+        trace.finished = True
+        if not trace.steps:
+            del self._traces[trace.name]
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's own: the target's pass over the batch."""
@@ -241,30 +256,27 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(ids)
         )
         drafted = spec_decode_metadata.draft_token_ids.tolist() if spec_decode_metadata else []
-        waiting: list[tuple[Request, Tensor]] = []
         self._rows = []
+        waiting: list[tuple[_Row, Request, Tensor]] = []
         at = 0
-        for row, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
-            request, tokens = self._ssd[request_id], drafted[at : at + places]
-            goes_on = bool(self.discard_request_mask.np[row])
-            self._rows.append(_Row(None if goes_on else request, places, []))
-            if not goes_on:
-                self._keep_verified(request, tokens, request_id)
-            if not goes_on and request.drafts:
-                behind = at + row  # where the logits behind the row's last token are
-                rows = logits[behind : behind + len(request.drafts), : self._settings.vocabulary]
-                waiting.append((request, rows))
+        for number, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
+            prefilled = not self.discard_request_mask.np[number]
+            row = _Row(self._served[request_id], prefilled, places, [])
+            self._rows.append(row)
+            if request := row.request:
+                self._keep_verified(request, drafted[at : at + places], request_id)
+                if request.drafts:
+                    behind = logits[at + number :, : self._settings.vocabulary]  # its last token
+                    waiting.append((row, request, behind[: len(request.drafts)]))
             at += places
-        decided = verify([request for request, _ in waiting], [rows for _, rows in waiting])
-        steps_of = {
-            id(request): steps for (request, _), steps in zip(waiting, decided, strict=True)
-        }
-        self._rows = [row._replace(steps=steps_of.get(id(row.request), [])) for row in self._rows]
+        decided = verify([request for _, request, _ in waiting], [said for *_, said in waiting])
+        for (row, *_), steps in zip(waiting, decided, strict=True):
+            row.steps.extend(steps)
         self._log(seconds)
         self._told = {
-            request_id: row.request.statistics()
+            request_id: row.served.request.statistics()
             for request_id, row in zip(ids, self._rows, strict=True)
-            if row.request and row.steps and request_id in self._telling
+            if row.steps and row.served.tells
         }
         return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
 
@@ -282,8 +294,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _block(self) -> Tensor:
         """The decided tokens as vLLM wants them, ``[rows, T + 1]``, filled up with its mark."""
         block = torch.full((len(self._rows), self.num_spec_tokens + 1), _NONE, dtype=torch.int32)
-        for row, (_, _, steps) in enumerate(self._rows):
-            block[row, : len(steps)] = torch.tensor([step.token for step in steps])
+        for at, row in enumerate(self._rows):
+            block[at, : len(row.steps)] = torch.tensor([step.token for step in row.steps])
         return block.to(self.device)
 
     def propose_draft_token_ids(
@@ -339,11 +351,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _following(self, row: int, scheduler_output: Any) -> int:
         """The token that the draft reads last: the last decided, or what its row has of its own."""
-        request, _, steps = self._rows[row]
-        if steps:
+        if steps := self._rows[row].steps:
             return steps[-1].token
         batch = self.input_batch
-        if request:
+        if self._rows[row].prefilled:
             return int(batch.token_ids_cpu[row, batch.num_tokens_no_spec[row] - 1])
         scheduled = scheduler_output.num_scheduled_tokens[batch.req_ids[row]]
         return int(batch.token_ids_cpu[row, batch.num_computed_tokens_cpu[row] + scheduled])
@@ -354,9 +365,9 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             if row.request:
                 row.request.drafts = [token for token, _ in drafts]
                 row.request.draft_rows = [q for _, q in drafts]
-        for trace in self._batch_traces():
-            trace.draft_passes += self.drafter.passes
-            trace.draft_seconds += seconds
+            if trace := row.served.trace:
+                trace.draft_passes += self.drafter.passes
+                trace.draft_seconds += seconds
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         if not super()._input_fits_in_drafter(common_attn_metadata):
@@ -366,16 +377,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _log(self, seconds: float) -> None:
         if self.is_driver:
             count(row.steps for row in self._rows)
-        names = [self._trace_names.get(request_id) for request_id in self.input_batch.req_ids]
-        for name, row in zip(names, self._rows, strict=True):
-            if name and (trace := self._traces.get(name)):
+        for row in self._rows:
+            if trace := row.served.trace:
                 trace.steps += row.steps
                 trace.target_passes += 1
                 trace.target_seconds += seconds
-
-    def _batch_traces(self) -> list[Trace]:
-        names = (self._trace_names.get(request_id) for request_id in self.input_batch.req_ids)
-        return [self._traces[name] for name in names if name in self._traces]
 
     def _now(self) -> float:
         """Seconds, behind all work on the device if somebody asked how long it takes."""

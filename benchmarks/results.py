@@ -1,7 +1,7 @@
 """The figures of docs/results.md: every one by the evaluation's own commands, on the default pair.
 
-Takes hours on two processor cores. Whatever stops it, the same command goes on where it stopped;
-``--suite`` and ``--limit`` measure a part, and what is there is reported.
+Takes a day on two processor cores. Whatever stops it, the same command goes on where it stopped;
+``--suite``, ``--defence`` and the limits measure a part, and what is there is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OTHERS = Run(
         *("speculative", "ensemble_weight", "safedecoding", "ssd_risk", "self_reminder"),
         *("in_context", "self_examination", "paraphrase", "perplexity_filter"),
     ),
-    ("direct", "prefill_20", "over_refusal", "ordinary"),
+    (*ATTACKS, "over_refusal", "ordinary"),
 )
 
 UNSEEN = Run(["target_only", "ssd"], ["direct", "prefill_20"], "do_not_answer")
@@ -55,8 +55,8 @@ look at six replies to prefill_20, [log](log.md). Requests that were not looked 
 [below](#requests-that-were-not-looked-at).)
 
 `make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
-[judges and report](judges-and-report.md) how replies are judged. A suite with a smaller n than \
-others was measured in part (`--suite`, `--limit`).
+[judges and report](judges-and-report.md) how replies are judged. A suite or defence with a \
+smaller n than others was measured in part (`--suite`, `--defence`, `--others`).
 
 """
 
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defences")
     parser.add_argument("--unseen", type=int, default=50, help="requests a suite not looked at")
     parser.add_argument("--suite", action="append", help="only this suite; may be given again")
+    parser.add_argument("--defence", action="append", help="only this other one; again for more")
     parser.add_argument("--log-dir", type=Path, default=Path("results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
@@ -101,8 +102,9 @@ def main() -> None:
     runs = (MAIN, given.limit, logs), (OTHERS, given.others, logs), (UNSEEN, given.unseen, unseen)
     for run, limit, folder in runs:
         suites = [name for name in run.suites if name in (given.suite or run.suites)]
+        defences = given.defence if run is OTHERS and given.defence else run.defences
         if limit and suites:
-            evaluate(run._replace(suites=suites), limit, folder)
+            evaluate(run._replace(defences=defences, suites=suites), limit, folder)
     _, _, body = report(logs).partition("\n\n")
     again = AGAIN + section(report(unseen), "Attack success") if unseen.exists() else ""
     given.page.write_text(HEAD + body.rstrip() + "\n" + again + TAIL, encoding="utf-8")

@@ -14,8 +14,11 @@ import pytest
 from conftest import save_model, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import safedraft
 from safedraft.chat import (
@@ -34,6 +37,16 @@ from safedraft.errors import SafeDraftError
 
 USER = {"role": "user", "content": "hi"}
 START, END = 257, 256
+
+
+@pytest.fixture
+def words() -> Any:
+    """A tokenizer whose decoder takes the first space of a text away, as SentencePiece's do."""
+    model = WordLevel({"\N{LOWER ONE EIGHTH BLOCK}Sure": 0, "\N{LOWER ONE EIGHTH BLOCK}a": 1})
+    plain = Tokenizer(model)
+    plain.decoder = Metaspace()
+    plain.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=plain)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +128,8 @@ def test_raw_texts_that_are_none_are_refused(tokenizer: Any, text: str, message:
         ("hi", "\udcff", "not valid Unicode"),
         ([], "Sure", "prompt is empty"),
         (conversation("hi", "Sure"), "b", "already"),
+        (["hi"], "Sure", "'role' and a 'content'"),
+        ([{"content": "hi"}], "Sure", "'role' and a 'content'"),
     ],
 )
 def test_conversations_that_are_none_are_refused(prompt: Any, prefill: str, message: str) -> None:
@@ -219,6 +234,12 @@ def test_nothing_is_held_back_that_no_stop_string_begins_with(tokenizer: Any) ->
     stream = stream_text(tokenizer, "abcab", stop=("cx",))
     assert [next(stream).text for _ in range(2)] == ["a", "b"]
     assert stream.reply.text == "ab"
+
+
+def test_a_word_keeps_its_space_behind_a_control_token(words: Any) -> None:
+    detokenizer = Detokenizer(words, [0])
+    assert "".join(map(detokenizer.push, [1, 2, 1])) == " a a"
+    assert Detokenizer(words, []).push(1) == "a"  # as its decoder has it at the start of a text
 
 
 def test_an_end_token_ends_the_reply_and_has_no_text(tokenizer: Any) -> None:

@@ -106,6 +106,20 @@ def test_temperature_divides_the_logits_and_zero_leaves_them() -> None:
     assert probabilities(logits).tolist() == pytest.approx(logits.float().softmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [0.2, 0.05, 0.01])
+def test_a_low_temperature_keeps_the_order_and_with_it_the_sample_space(temperature: float) -> None:
+    """Where each model is sure of its word, and the other's is its second."""
+    logits = torch.randn(2, 500, generator=torch.Generator().manual_seed(1))
+    logits[0, 7], logits[0, 8], logits[1, 8], logits[1, 7] = 40.0, 28.0, 40.0, 28.0
+    p, q = probabilities(logits, temperature)
+    assert (
+        p.argsort(descending=True)[:50].tolist() == logits[0].argsort(descending=True)[:50].tolist()
+    )
+    f = distribution(composite(p, q, False, 0.6, SSDConfig()), SamplingParams(temperature=1))
+    assert f[8].item() == pytest.approx(0.6)
+    assert f[7].item() == pytest.approx(0.4)
+
+
 def test_draws_depend_on_seed_and_position_alone() -> None:
     forwards, backwards = Draws(7), Draws(7)
     ahead = backwards[20]

@@ -35,11 +35,8 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
     """
     asked: Message = {"role": "user", "content": prompt if isinstance(prompt, str) else ""}
     messages = [asked] if isinstance(prompt, str) else list(prompt)
-    if prefill and messages and turn_begun(messages):
-        raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
-    if prefill:
-        messages.append({"role": "assistant", "content": prefill})
-    for message in messages:
+    begun: list[Message] = [{"role": "assistant", "content": prefill}] if prefill else []
+    for message in [*messages, *begun]:
         if not isinstance(message, Mapping) or not all(
             isinstance(message.get(name), str) for name in ("role", "content")
         ):
@@ -52,7 +49,9 @@ def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Mes
             raise SafeDraftError("a message is not valid Unicode: send it as UTF-8")
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise SafeDraftError("the prompt is empty: give a message to answer")
-    return messages
+    if begun and turn_begun(messages):
+        raise SafeDraftError("the messages end in an assistant turn already: leave out the prefill")
+    return messages + begun
 
 
 def turn_begun(messages: Sequence[Message]) -> bool:
@@ -186,7 +185,9 @@ class Detokenizer:
         text = self._untold()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        self._start, self._told = self._told, len(self._ids)
+        if text:  # a control token says nothing, and is no context for what follows
+            self._start = self._told
+        self._told = len(self._ids)
         return text
 
     def spell(self, token: int) -> str:
@@ -265,7 +266,7 @@ class Statistics:
     blocks: int = 0
     matches: int = 0
     match_ratios: list[float] = field(default_factory=list)
-    """β of every full bin."""
+    """β of every full bin, which an end token is no part of."""
     target_passes: int = 0
     draft_passes: int = 0
     seconds: float = 0.0
@@ -356,6 +357,8 @@ class Stream(Iterator[Token]):
         self._bin_size = bin_size
         self._target, self._draft = target, draft
         self._log_probabilities = log_probabilities
+        self.more = False
+        """Whether the next ``advance`` takes no pass of a model."""
         self._held: list[Token] = []
         self._stopped = False
         self._asked = 0.0
@@ -402,7 +405,9 @@ class Stream(Iterator[Token]):
                 logprob, others = self._logprobs(step)  # spelt where the token is not yet said
                 text = "" if ended else self._text(step.token)
                 self._held.append(_token(step, text, logprob, others))
+                self.more = step.more
                 if self._cut_at_stop() or ended:
+                    self.more = True
                     self.reply.finish_reason = "stop"
                     break
                 settled = self._decided()
@@ -485,7 +490,8 @@ class Stream(Iterator[Token]):
 
     def _total(self) -> None:
         statistics = self.reply.statistics
-        matched = [token.matched for token in self.reply.trace if token.scheme is not None]
+        decided = [token for token in self.reply.trace if token.id not in self._end_tokens]
+        matched = [token.matched for token in decided if token.scheme is not None]
         size = self._bin_size
         full = range(0, len(matched) - size + 1, size)
         statistics.match_ratios = [sum(matched[start : start + size]) / size for start in full]

@@ -51,7 +51,7 @@ class SSDConfig(_Frozen):
     """α_U: weight of the draft in the union scheme; may exceed 1."""
 
     alpha_min: Strength = 0.3
-    """Where the decay of α_I ends."""
+    """Least α_I once a bin has left the scheme in intersection, even where it began with less."""
 
     alpha_decay: Strength = 0.15
     """How much α_I falls each bin that leaves the scheme in intersection."""

@@ -40,6 +40,8 @@ class Step:
     """Which pass of the target verified it, from 0."""
     scores: Tensor | None = field(default=None, compare=False, repr=False)
     """F of every token, ``[V]``; None from a decoder that chooses from another distribution."""
+    more: bool = field(default=False, compare=False, repr=False)
+    """Whether no model has to run before the next position is decided, or the reply ends."""
 
 
 Draft = tuple[int, Tensor]
@@ -107,7 +109,8 @@ def decode(
         scores = composite(p, q, switch.scheme is Scheme.UNION, switch.strength, config)
         token, matched = decide(scores, q, drafted, sampling, draws, position)
         chances = q[token].item(), p[token].item()
-        yield Step(token, matched, switch.scheme, switch.strength, *chances, block, scores)
+        more = (matched and bool(drafts)) or position + 1 == sampling.max_new_tokens
+        yield Step(token, matched, switch.scheme, switch.strength, *chances, block, scores, more)
         if token in end_tokens:
             return
         switch.observe(matched)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 
-from safedraft.chat import Message, encode, with_system
+from safedraft.chat import Detokenizer, Message, encode, with_system
 from safedraft.errors import SafeDraftError
 from safedraft.pairs.doctor import Anatomy
 from safedraft.pairs.registry import cache_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from safedraft.pairs.pair import Member
 
@@ -120,13 +120,16 @@ def _generate(
             logits_processor=LogitsProcessorList([checked]),
         )
     said = [row[width : width + most] for row, most in zip(output.tolist(), limits, strict=True)]
-    return [_drawn(tokenizer, ids, ends) for ids in said]
+    return [
+        _drawn(Detokenizer(tokenizer, prompt), ids, ends)
+        for prompt, ids in zip(prompts, said, strict=True)
+    ]
 
 
-def _drawn(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Drawn:
+def _drawn(detokenizer: Detokenizer, ids: list[int], ends: list[int]) -> Drawn:
+    """A reply as it goes on behind its prompt, without a character that is cut in two."""
     cut = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-    text = str(tokenizer.decode(ids[:cut], skip_special_tokens=True))
-    return Drawn(text.rstrip("\N{REPLACEMENT CHARACTER}"), cut < len(ids))
+    return Drawn("".join(map(detokenizer.push, ids[:cut])), cut < len(ids))
 
 
 def _end_tokens(member: Member) -> list[int]:

@@ -110,8 +110,11 @@ def reference_decode(
 
 
 def _softmax(logits: Tensor, temperature: float) -> list[float]:
-    values: list[float] = torch.softmax(logits.float() / (temperature or 1.0), -1).tolist()
-    return values
+    logits = logits.float()
+    tempered: list[float] = torch.softmax(logits / (temperature or 1.0), -1).tolist()
+    plain: list[float] = torch.softmax(logits, -1).tolist()
+    # Where a low temperature leaves zeros, ranks are those of the plain probabilities.
+    return [value + 1e-20 * rest for value, rest in zip(tempered, plain, strict=True)]
 
 
 def _draw(mass: Sequence[float], uniform: float) -> int:

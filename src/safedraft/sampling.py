@@ -15,9 +15,14 @@ from torch import Tensor
 from safedraft.config import SamplingParams
 from safedraft.errors import BrokenModel
 
+_LEFT_OVER = 1e-20
+
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 0.0) -> Tensor:
     """Softmax in float32, ``[..., V]``; a temperature of 0 (greedy) leaves logits as they are.
+
+    At a low temperature most probabilities are too small for float32, and zeros have no order. The
+    sample spaces go by rank, so each keeps a share of 1e-20 of what it is at a temperature of 1.
 
     Args:
         logits: ``[..., V]``.
@@ -29,7 +34,8 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 0.0) -> Tensor:
     logits = logits.float()
     divisor = torch.where(temperature == 0, 1.0, temperature)[..., None].to(logits)
     # Counted from the largest, or else a small temperature makes infinities.
-    return ((logits - logits.amax(-1, keepdim=True)) / divisor).softmax(-1)
+    tempered = ((logits - logits.amax(-1, keepdim=True)) / divisor).softmax(-1)
+    return tempered + _LEFT_OVER * logits.softmax(-1)
 
 
 def require_finite(logits: Tensor, model: str) -> None:

@@ -276,6 +276,37 @@ def test_an_incompatible_pair_is_refused(
     assert "cannot decode together" in said
 
 
+def test_a_file_that_cannot_be_used_is_named(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("SAFEDRAFT_CACHE", str(tmp_path / "cache"))
+    message = error_of(run("pull"))
+    assert f"{tmp_path}/cache/" in message
+    assert "Not a directory" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "qwen2.5-coder"),
+        (["--no-adapter"], "qwen2.5-coder"),
+        (["--target", "larger"], "larger + qwen2.5-coder-0.5b-instruct"),
+    ],
+)
+def test_clients_know_a_pair_by_its_name_unless_a_model_is_another(
+    run: Any, monkeypatch: pytest.MonkeyPatch, options: list[str], name: str
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(
+        sys.modules["safedraft.cli.serve"],
+        "_serve_in_transformers",
+        lambda spec, config, settings, *rest: names.append(settings.name),
+    )
+    assert run("serve", *options)[0] == 0
+    assert names == [name]
+
+
 def test_a_full_disk_is_said(run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 

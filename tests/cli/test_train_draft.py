@@ -39,10 +39,12 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     ("options", "message"),
     [
         (["--steps", "2", "--epochs", "1"], "--steps or --epochs, not both"),
+        (["--set", "steps=2", "--epochs", "1"], "--steps or --epochs, not both"),
+        (["--rank", "2", "--set", "rank=4"], "--set rank: is given as an option too"),
         (["--steps", "0"], "steps"),
         (["--set", "stepz=3"], "write NAME=VALUE with one of"),
         (["--set", "clip=-1"], "clip"),
-        (["--harmful", "gone.txt"], "gone.txt cannot be read"),
+        (["--harmful", "gone.txt"], "gone.txt' is neither a file nor"),
         (["--harmful", "gone"], "neither a file nor one of"),
         (["--resume"], "no unfinished run"),
     ],

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, StoppingCriteria
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StoppingCriteria,
+)
 
 import safedraft
 from safedraft.config import SamplingParams, SSDConfig
@@ -130,6 +136,30 @@ def test_what_cannot_be_honoured_is_refused(models: Any, options: Any, message: 
             PROMPT,
             custom_generate=safedraft.ssd_generate,
             **({"draft_model": models[1], "max_new_tokens": 4, "do_sample": False} | options),
+        )
+
+
+def test_ids_that_the_draft_does_not_have_are_refused(models: Any) -> None:
+    rows = models[1].get_input_embeddings().num_embeddings
+    prompt = torch.tensor([[5, rows]])
+    target = LlamaForCausalLM(
+        LlamaConfig.from_dict(models[0].config.to_dict() | {"vocab_size": rows + 8})
+    )
+    with pytest.raises(safedraft.SafeDraftError, match="outside its vocabulary"):
+        target.generate(
+            prompt, draft_model=models[1], custom_generate=safedraft.ssd_generate, max_new_tokens=2
+        )
+
+
+def test_tensors_of_other_models_inputs_are_refused(models: Any) -> None:
+    target = GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(safedraft.SafeDraftError, match="cannot honour token_type_ids"):
+        target.generate(
+            PROMPT,
+            token_type_ids=torch.zeros_like(PROMPT),
+            draft_model=models[1],
+            custom_generate=safedraft.ssd_generate,
+            max_new_tokens=2,
         )
 
 

@@ -41,6 +41,14 @@ def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path
         plan(spec((tiny_pair[0], tmp_path)))
 
 
+def test_a_draft_that_nobody_can_compare_is_refused(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_model(tmp_path)
+    with pytest.raises(IncompatiblePair, match="only one of the models has a tokenizer"):
+        plan(spec((tiny_pair[0], tmp_path)))
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -112,6 +120,9 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
         chosen.options({}, draft_tokens_up_to={8: 0})
     with pytest.raises(SafeDraftError, match="data-parallel engines have one T"):
         chosen.options({"data_parallel_size": 2}, draft_tokens_up_to={8: 2})
+    named = plan(spec(tiny_pair), safedraft.SSDConfig(draft_tokens=4))
+    with pytest.raises(SafeDraftError, match="draft_tokens or draft_tokens_up_to, not both"):
+        named.options({}, draft_tokens_up_to={8: 2})
 
 
 REGISTERED = safedraft.SSDConfig(draft_tokens=12, draft_confidence=0.4, draft_growth=2.0)

@@ -169,16 +169,22 @@ def test_the_command_refuses_what_it_would_ignore(
 
 
 def test_the_choice_becomes_the_pairs_own() -> None:
+    """Also over the user's own file of the pair, whatever its name."""
+    folder = config_folder() / "pairs"
+    folder.mkdir(parents=True)
+    for name in (PAIR.name, "zzz"):
+        entry = f'["{PAIR.name}"]\ntarget = "{PAIR.target}"\ndraft = "{PAIR.draft}"\n'
+        (folder / f"{name}.toml").write_text(entry)
     config = SSDConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
     file = write_pair(PAIR, config)
-    assert file.parent == config_folder() / "pairs"
+    assert file.parent == folder
     assert find_pair(PAIR.name) == PAIR.model_copy(update={"config": config})
 
 
 def test_a_file_that_wins_over_the_choice_is_named() -> None:
     folder = config_folder() / "pairs"
     folder.mkdir(parents=True)
-    (folder / "zzz.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
+    (folder / "zzz.calibrated.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
     with pytest.raises(SafeDraftError, match=r"defines .* as well"):
         write_pair(PAIR, SSDConfig(alpha_union=2.0))
 

@@ -292,10 +292,22 @@ def test_sampled_replies_are_not_drawn(stage: None, tmp_path: Path) -> None:
 def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:
     from filelock import FileLock
 
-    prepared = prepare(Matrix(("ssd",), ("direct",), limit=1), tmp_path / "logs")
-    (tmp_path / "logs").mkdir()
-    with FileLock(tmp_path / "logs" / ".lock"), pytest.raises(SafeDraftError, match="another run"):
-        prepared.run("none")
+    matrix = Matrix(("ssd",), ("direct",), limit=1)
+    prepared = prepare(matrix, tmp_path / "logs")
+    with FileLock(tmp_path / "logs" / ".lock"):
+        with pytest.raises(SafeDraftError, match="another run"):
+            prepared.run("none")
+        with pytest.raises(SafeDraftError, match="another run"):
+            prepare(matrix, tmp_path / "logs")
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
+    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "logs").write_text("a file")
+    monkeypatch.setattr(Matrix, "draw_ahead", None)
+    with pytest.raises(SafeDraftError, match=r"--log-dir .*logs: File exists"):
+        prepare(Matrix(("ssd",), ("direct",), limit=1), tmp_path / "logs")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +333,15 @@ def test_only_one_run_writes_to_a_folder(stage: None, tmp_path: Path) -> None:
         ),
         (["--source", "none.json"], "'none.json' is neither a file nor one of harmbench"),
         (["--source", "ordinary=jbb"], "ordinary is not run, only direct"),
+        (["--suite", "arithmetic", "--judge", "phrases"], "right answers are found without one"),
+        (
+            ["--suite", "arithmetic", "--suite", "direct", "--judge", "oracle"],
+            "no judge is called 'oracle'",
+        ),
+        (["--temperature", "-1"], "temperature"),
+        (["--seed", "-5"], "seed"),
         (["--max-new-tokens", "many"], "write N or SUITE=N"),
+        (["--max-new-tokens", "²"], "write N or SUITE=N"),
         (["--max-new-tokens", "ordinary=9"], "ordinary is not run"),
         (["--pair", "nothing"], "no pair is called 'nothing'"),
         (["--set", "beta=1"], "write NAME=VALUE with one of"),

@@ -47,7 +47,7 @@ def test_a_reply_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (output.completion, output.stop_reason) == ("On the wind, mostly.", "stop")
     figures = output.metadata["safedraft"]  # type: ignore[index]
     assert figures["tokens"] == 21
-    assert figures["match_ratios"] == [1.0, 1.0, 1.0]
+    assert figures["match_ratios"] == [1.0, 1.0]  # the 21st is the end token, which is in no bin
     assert output.usage is not None
     assert output.usage.output_tokens == 21
     assert output.usage.input_tokens == figures["prompt_tokens"]

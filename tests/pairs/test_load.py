@@ -49,6 +49,11 @@ def test_two_models_without_a_name_have_nothing_of_the_default_pairs() -> None:
     assert spec.config == safedraft.SSDConfig()
 
 
+@pytest.mark.usefixtures("own_pair")
+def test_a_registered_pair_may_be_named_by_its_models() -> None:
+    assert choose_pair(target="big", draft="small") == choose_pair("own")
+
+
 def test_an_adapter_cannot_be_given_and_refused() -> None:
     with pytest.raises(SafeDraftError, match="not both"):
         choose_pair(adapter="a", use_adapter=False)

@@ -141,6 +141,44 @@ def test_replies_take_turns(tmp_path: Path) -> None:
         assert ended == ["short", "long"]
 
 
+def test_a_turn_is_all_that_a_pass_of_the_target_decides() -> None:
+    """Two replies of two blocks of two tokens each: a block a turn, and the end with the last."""
+    told: list[str] = []
+
+    class Replying:
+        reply = SimpleNamespace(statistics=SimpleNamespace(prompt_tokens=1))
+
+        def __init__(self, name: str) -> None:
+            self.name, self.said, self.more = name, 0, False
+
+        def advance(self) -> str:
+            if self.said == 4:
+                told.append(f"{self.name} ends")
+                raise StopIteration
+            self.said += 1
+            self.more = self.said != 2
+            told.append(f"{self.name}{self.said}")
+            return "token"
+
+        def close(self) -> None:
+            pass
+
+    async def take(job: Any) -> None:
+        async for _ in job:
+            pass
+
+    async def both() -> None:
+        scheduler = Scheduler(Limits())
+        jobs = await scheduler.submit([lambda: Replying("a"), lambda: Replying("b")])  # type: ignore[list-item,return-value]
+        running = asyncio.create_task(scheduler.run())
+        await asyncio.gather(*map(take, jobs))
+        running.cancel()
+        scheduler.close()
+
+    asyncio.run(both())
+    assert told == ["a1", "a2", "b1", "b2", "a3", "a4", "a ends", "b3", "b4", "b ends"]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_decode_within_a_block(tmp_path: Path, stream: bool) -> None:
     asked = [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from schemathesis import checks
 from serving import NAME, Served, serving
 from talking import talking
+
+from safedraft.config import SSDConfig
 
 EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "40"))
 """Generated requests of each kind; `make test-server` asks for more."""
@@ -140,6 +143,16 @@ def test_what_a_request_may_not_say(
 
 def decoded(metrics: bytes) -> list[bytes]:
     return [line for line in metrics.splitlines() if line.startswith(b"safedraft_blocks_total")]
+
+
+def test_where_their_number_would_tell_the_scheme_no_alternatives_are_told(tmp_path: Path) -> None:
+    config = SSDConfig(alpha_union=2.0)
+    with serving(replace(talking(tmp_path, lambda prompt: "fine"), config=config)) as server:
+        asked = {"model": NAME, "messages": HI, "logprobs": True}
+        said = post(server, json=asked | {"top_logprobs": 1})
+        assert said.status_code == 400
+        assert "at most 0 are told" in error_of(said)["message"]
+        assert post(server, json=asked).is_success
 
 
 @pytest.mark.parametrize(

@@ -62,16 +62,19 @@ def test_prompts_come_from_files(tmp_path, name):
 
 def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(SafeDraftError, match="no ordinary prompts for train"):
+    with pytest.raises(SafeDraftError, match=r"empty\.txt is empty"):
         read_requests("train", ordinary=[str(tmp_path / "empty.txt")])
-    with pytest.raises(SafeDraftError, match=r"gone.txt cannot be read"):
+    (tmp_path / "held.txt").write_text("How do I bake bread?\n")
+    with pytest.raises(SafeDraftError, match="no ordinary prompts for train"):
+        read_requests("train", ordinary=[f"{tmp_path}/held.txt:part=calibration"])
+    with pytest.raises(SafeDraftError, match=r"gone.txt' is neither a file nor"):
         read_requests("train", harmful=[str(tmp_path / "gone.txt")])
 
 
 def test_each_part_may_have_files_of_its_own(tmp_path):
-    for name in ("learn", "hold"):
-        (tmp_path / f"{name}.json").write_text(json.dumps([{"goal": f"How to {name}?"}]))
-    harmful = [f"{tmp_path}/learn.json:part=train", f"{tmp_path}/hold.json:part=calibration"]
+    (tmp_path / "learn.json").write_text(json.dumps([{"goal": "How to learn?"}]))
+    (tmp_path / "hold.txt").write_text("How to hold?\n")
+    harmful = [f"{tmp_path}/learn.json:part=train", f"{tmp_path}/hold.txt:part=calibration"]
     found = [read_requests(part, harmful=harmful).harmful for part in ("train", "calibration")]
     assert [[r.text for r in part] for part in found] == [["How to learn?"], ["How to hold?"]]
     with pytest.raises(SafeDraftError, match="no harmful prompts for calibration"):

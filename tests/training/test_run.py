@@ -36,7 +36,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture
 def plan(tmp_path, tiny_pair):
-    for name, count in (("harmful", 6), ("ordinary", 12)):
+    for name, count in (("harmful", 30), ("ordinary", 24)):
         lines = [f"{name.title()} thing number {n}" for n in range(count)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     target, draft = map(str, tiny_pair)
@@ -163,7 +163,7 @@ def test_a_run_that_failed_after_training_only_repeats_the_checks(plan, monkeypa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"harmful": ["nothing.txt"]}, "cannot be read"),
+        ({"harmful": ["nothing.txt"]}, "neither a file nor"),
         ({"resume": True}, "no unfinished run"),
         ({"output": Path("/proc/none/adapter")}, "cannot be made"),
         ({"device": "cuda:99"}, "cannot be used"),

@@ -76,9 +76,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _fail(
+                f"the disk is full ({error.filename or 'while writing'}): make room, run it again"
+            )
+        if error.filename is None:
             raise
-        _fail(f"the disk is full ({error.filename or 'while writing'}): make room and run it again")
+        _fail(f"{error.filename}: {error.strerror}")
 
 
 def _fail(message: str) -> None:

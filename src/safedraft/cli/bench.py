@@ -12,7 +12,7 @@ from safedraft.cli import options
 
 
 def bench(
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens a reply.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a reply.")] = 64,
     prompts: Annotated[
         int, typer.Option(help="How many of the benchmark's own prompts.", min=1, max=12)
     ] = 6,

@@ -110,10 +110,10 @@ def calibrate(
         options.say(f"stopped; the trials so far are in {log_dir}: run the same command to go on")
         raise typer.Exit(130) from None
     _print(spec, config, trials)
-    if not dry_run:
-        sys.stdout.write(f"written: {write_pair(spec, config)}\n")
     page, *_ = write_report(all_figures(read_logs([log_dir], "calibration")), log_dir / "report")
     sys.stdout.write(f"drawn: {page}\n")
+    if not dry_run:
+        sys.stdout.write(f"written: {write_pair(spec, config)}\n")
 
 
 def _print(spec: PairSpec, config: SSDConfig, trials: list[Trial]) -> None:

@@ -146,7 +146,7 @@ def _lengths(given: list[str] | None, suites: list[str]) -> tuple[int, dict[str,
     general, lengths = NEW_TOKENS, {}
     for length in given or ():
         suite, _, number = length.rpartition("=")
-        if not number.isdigit() or not int(number):
+        if not number.isdecimal() or not int(number):
             raise SafeDraftError(f"--max-new-tokens {length}: write N or SUITE=N, at least 1")
         if suite:
             options.require_planned(f"--max-new-tokens {length}", suite, suites)

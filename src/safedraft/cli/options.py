@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,8 +141,8 @@ def constants(
         if not equals or name not in fields:
             known = ", ".join(fields)
             raise SafeDraftError(f"{option} {setting}: write NAME=VALUE with one of {known}")
-        whole = fields[name].annotation is int
-        changes[name] = int(value) if whole and value.lstrip("-").isdigit() else value
+        whole = fields[name].annotation is int and re.fullmatch("-?[0-9]+", value)
+        changes[name] = int(value) if whole else value
     return changes
 
 

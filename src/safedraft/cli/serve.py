@@ -117,10 +117,12 @@ def serve(
     use_adapter = not no_adapter
     spec = choose_pair(pair, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     config = options.with_settings(spec.config, settings) if settings else None
+    # With another model it is not the pair that clients know by its name.
+    name = f"{spec.target} + {spec.draft}" if target or draft else spec.name
     if engine == "vllm":
         _only("transformers", allow=allow, limit=limit, playground=playground)
         _only("transformers", device=device != "auto")
-        arguments = ["--host", host, "--port", str(port), *arguments]
+        arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
         if dtype != "auto":
             arguments = ["--dtype", dtype, *arguments]
         by_load = _by_load(draft_tokens_up_to or ())
@@ -134,7 +136,7 @@ def serve(
         options.require_extra("--playground", "gradio", extra="playground")
     allowed = {f"allow_{name}": True for name in allow or ()}
     server = ServerSettings(
-        name=spec.name,
+        name=name,
         api_key=SecretStr(key) if key else None,
         requests_may_set_constants=requests_may_set_constants,
         playground=playground,
@@ -192,7 +194,7 @@ def _by_load(given: Iterable[str]) -> dict[int, int]:
     found: dict[int, int] = {}
     for one in given:
         load, _, drafted = one.partition(":")
-        if not (load.isdigit() and drafted.isdigit()):
+        if not (load.isdecimal() and drafted.isdecimal()):
             raise SafeDraftError(f"--draft-tokens-up-to {one}: write REQUESTS:T, such as 8:4")
         found[int(load)] = int(drafted)
     return found

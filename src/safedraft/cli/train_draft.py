@@ -124,8 +124,13 @@ def train_draft(
         "seed": seed,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    chosen |= options.constants(settings, TrainingConfig)
-    if steps is not None and epochs is not None:
+    others = options.constants(settings, TrainingConfig)
+    if twice := chosen.keys() & others:
+        raise SafeDraftError(
+            f"--set {min(twice)}: is given as an option too: leave one of them out"
+        )
+    chosen |= others
+    if "steps" in chosen and epochs is not None:
         raise SafeDraftError("give --steps or --epochs, not both")
     plan = Plan(
         spec=choose_pair(pair, target=target, draft=draft, use_adapter=False),

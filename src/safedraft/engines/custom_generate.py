@@ -76,7 +76,9 @@ def ssd_generate(
     room = generation_config.max_length - len(prompt)
     if room < 1:
         raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
-    own_prompt = prompt if draft_input_ids is None else _draft_prompt(draft_input_ids, draft_model)
+    own_prompt = _draft_prompt(
+        input_ids if draft_input_ids is None else draft_input_ids, draft_model
+    )
     context = getattr(draft_model.config.get_text_config(), "max_position_embeddings", None)
     if context and len(own_prompt) >= context:
         raise SafeDraftError(
@@ -111,9 +113,9 @@ def ssd_generate(
 def _draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
     rows = draft.get_input_embeddings().num_embeddings
     if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
-        raise SafeDraftError(f"draft_input_ids must be [1, length], not {list(ids.shape)}")
+        raise SafeDraftError(f"the draft's prompt must be [1, length], not {list(ids.shape)}")
     if not bool(((ids >= 0) & (ids < rows)).all()):
-        raise SafeDraftError(f"draft_input_ids has ids outside the draft's vocabulary of {rows}")
+        raise SafeDraftError(f"the draft's prompt has ids outside its vocabulary of {rows}")
     prompt: list[int] = ids[0].tolist()
     return prompt
 
@@ -153,7 +155,9 @@ def _refuse(
         raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")
     asked = [name for name in _OUTPUTS if getattr(generation, name, False)]
     asked += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
-    asked += [name for name, value in model_kwargs.items() if name not in _PREPARED and value]
+    asked += [
+        name for name, value in model_kwargs.items() if name not in _PREPARED and _given(value)
+    ]
     if _caller("assistant_model") is not None:
         asked.append("assistant_model (the draft is draft_model)")
     if model_kwargs.get("use_cache") is False:
@@ -166,6 +170,10 @@ def _refuse(
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise SafeDraftError("SSD starts from an empty cache: leave out past_key_values")
+
+
+def _given(value: Any) -> bool:
+    return value.numel() > 0 if isinstance(value, Tensor) else bool(value)
 
 
 def _caller(name: str) -> Any:

@@ -8,7 +8,7 @@ distribution that it gives: replies are as exact as before, from a draft that is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,12 +73,12 @@ def keep_in_int8(model: PreTrainedModel) -> None:
 
     Without AVX-512 they become float32: so few numbers take longer to convert than to read.
     """
-    layers = [
-        (name, layer)
+    names = [
+        name
         for name, layer in model.named_modules()
         if type(layer) is nn.Linear and layer.in_features % MULTIPLE == 0
     ]
-    for name, layer in layers:
-        model.set_submodule(name, Int8Linear(layer))
+    for name in names:  # by name, so that none is kept once it is replaced
+        model.set_submodule(name, Int8Linear(cast("nn.Linear", model.get_submodule(name))))
     if avx2.helps():
         model.float()

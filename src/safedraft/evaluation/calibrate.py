@@ -22,7 +22,7 @@ from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.report.read import BASELINE, Row, read_logs
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import PairSpec, config_folder, find_pair
+from safedraft.pairs.registry import PairSpec, calibrated_file, find_pair
 
 CANDIDATES: Mapping[str, Sequence[Any]] = {
     "initial_scheme": ("intersection", "union"),
@@ -180,14 +180,14 @@ def _share(flags: Iterable[bool | None]) -> float:
 
 
 def write_pair(spec: PairSpec, config: SSDConfig) -> Path:
-    """Make ``config`` the pair's own: a file among the user's pairs, which win.
+    """Make ``config`` the pair's own: a file among the user's pairs, which wins over all others.
 
     Raises:
-        SafeDraftError: another file of the user's defines the pair and wins over this one.
+        SafeDraftError: another calibrated file of the user's defines the pair and wins over it.
     """
     import tomli_w
 
-    file = config_folder() / "pairs" / f"{spec.name}.calibrated.toml"
+    file = calibrated_file(spec.name)
     entry = spec.model_copy(update={"config": config}).model_dump(
         mode="json", exclude={"name"}, exclude_none=True
     )

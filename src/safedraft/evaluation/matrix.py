@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,8 +101,10 @@ class Matrix:
         """One task for each suite.
 
         Raises:
-            SafeDraftError: as ``suite_task``.
+            SafeDraftError: as ``suite_task``; or judges, and no suite that they would judge.
         """
+        if self.judges and all(suite.kind == "accuracy" for suite in self._suites()):
+            raise SafeDraftError("--judge: right answers are found without one: leave it out")
         return [TASKS[suite.name](**self.settings(suite)) for suite in self._suites()]
 
     def settings(self, suite: Suite) -> dict[str, Any]:
@@ -196,15 +198,8 @@ class Prepared:
             SafeDraftError: another run is writing there.
             KeyboardInterrupt: stopped; the logs hold what was finished.
         """
-        lock = FileLock(self.log_dir / ".lock")
-        try:
-            self.log_dir.mkdir(parents=True, exist_ok=True)
-            with lock.acquire(timeout=0):
-                return self._run(display)
-        except Timeout as error:
-            raise SafeDraftError(
-                f"another run is writing to {self.log_dir}: wait for it"
-            ) from error
+        with _alone(self.log_dir):
+            return self._run(display)
 
     def _run(self, display: str) -> list[EvalLog]:
         _, logs = eval_set(
@@ -237,12 +232,28 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     """Check everything, read the sources, and draw the answers that attacks begin with.
 
     Raises:
-        SafeDraftError: something asked for does not exist, or ``log_dir`` holds the same defence
-            and suite with other settings.
+        SafeDraftError: something asked for does not exist, or ``log_dir`` cannot be written to, or
+            holds the same defence and suite with other settings.
     """
     models, tasks = matrix.models(), matrix.tasks()
     _check_log_dir(matrix, models, log_dir)
+    with _alone(log_dir):
+        pass  # told before anything is drawn, which takes minutes
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder of logs, and keep other runs out of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SafeDraftError(f"--log-dir {folder}: {error.strerror}") from error
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise SafeDraftError(f"another run is writing to {folder}: wait for it") from error
 
 
 def _require_used(spec: str, defence: str, given: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def find_source(spec: str) -> Source:
 
 
 def file_source(file: Path, options: Mapping[str, str]) -> Source:
-    """Any JSON array or JSONL file of objects.
+    """Any JSON array or JSONL file of objects, or a text (``.txt``) with one request a line.
 
     Args:
         file: its rows are the prompts.
@@ -172,15 +172,14 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        whole = None
-    if isinstance(whole, list):
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    rows: list[tuple[str, Any]]
+    if file.suffix == ".txt":
+        rows = [(f"line {number}", {"request": line.strip()}) for number, line in lines]
+    elif (whole := _array(text)) is not None:
         rows = [(f"item {number}", row) for number, row in enumerate(whole, start=1)]
     else:
-        lines = enumerate(text.splitlines(), start=1)
-        rows = [(f"line {number}", _line(file, number, line)) for number, line in lines if line]
+        rows = [(f"line {number}", _line(file, number, line)) for number, line in lines]
     for place, row in rows:
         if not isinstance(row, dict):
             raise SafeDraftError(f"{file}, {place}: is not a JSON object of named fields")
@@ -189,11 +188,21 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+def _array(text: str) -> list[Any] | None:
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return None
+    return whole if isinstance(whole, list) else None
+
+
 def _line(file: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise SafeDraftError(f"{file}, line {number}: is not JSON ({error})") from error
+        raise SafeDraftError(
+            f"{file}, line {number}: is not JSON ({error}); a text of one request a line is a .txt"
+        ) from error
 
 
 def _fields(file: Path, row: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from safedraft.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import JUDGES
-from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.provider import SafeDraftAPI, sampling
 from safedraft.evaluation.report.read import FORMAT, LEFT_OUT
 from safedraft.evaluation.sources import Record, find_source
 from safedraft.evaluation.split import Split
@@ -58,28 +58,26 @@ def suite_task(
         split: which part of the source is asked.
 
     Raises:
-        SafeDraftError: an unknown source or judge, a judge given twice, or a source that cannot
-            be used.
+        SafeDraftError: an unknown source or judge, a judge given twice, a source that cannot be
+            used, or a temperature or seed out of its range.
     """
     records = suite_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
-    judges = (
-        [_unless_left_out(correct())]
-        if suite.kind == "accuracy"
-        else find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
+    judges = find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
+    config = GenerateConfig(
+        max_tokens=length,
+        temperature=temperature,
+        seed=seed,
+        max_connections=1,
+        batch=drawn(suite, temperature) or None,
     )
+    sampling(config)  # refused before anything is loaded
     return Task(
         name=suite.name,
         dataset=MemoryDataset([_sample(suite, record) for record in records], name=suite.name),
         solver=[attacked(suite.name), answered()],
-        scorer=judges,
-        config=GenerateConfig(
-            max_tokens=length,
-            temperature=temperature,
-            seed=seed,
-            max_connections=1,
-            batch=drawn(suite, temperature) or None,
-        ),
+        scorer=[_unless_left_out(correct())] if suite.kind == "accuracy" else judges,
+        config=config,
         metadata={
             "safedraft": {
                 "format": FORMAT,

@@ -17,7 +17,7 @@ from safedraft.pairs.fetch import fetch, fetch_adapter
 from safedraft.pairs.fingerprint import fingerprint, require_base
 from safedraft.pairs.pair import Member, Pair
 from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, cache_folder, find_pair
+from safedraft.pairs.registry import DEFAULT_PAIR, PairSpec, cache_folder, find_pair, pairs
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,9 @@ def choose_pair(
 ) -> PairSpec:
     """The registered pair ``name`` with what was given in its place.
 
-    With both ``target`` and ``draft`` and no name it is a pair of its own, with nothing of the
-    default pair's. A registered adapter or ``draft_dtype`` goes with its own draft only.
+    With both ``target`` and ``draft`` and no name it is the registered pair of these two, or else
+    a pair of its own, with nothing of the default pair's. A registered adapter or ``draft_dtype``
+    goes with its own draft only.
 
     Raises:
         SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
@@ -52,7 +53,9 @@ def choose_pair(
     if adapter and not use_adapter:
         raise SafeDraftError("give an adapter or refuse one, not both")
     if name is None and target and draft:
-        spec = PairSpec(name=f"{target} + {draft}", target=target, draft=draft)
+        known = (spec for spec in pairs().values() if (spec.target, spec.draft) == (target, draft))
+        new = PairSpec(name=f"{target} + {draft}", target=target, draft=draft)
+        spec = next(known, new)
     else:
         spec = find_pair(name or DEFAULT_PAIR)
     own = draft in (None, spec.draft)

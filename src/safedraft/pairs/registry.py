@@ -73,6 +73,8 @@ class PairSpec(_Entry):
 
 _EntryT = TypeVar("_EntryT", bound=_Entry)
 
+_CALIBRATED = ".calibrated.toml"
+
 
 def cache_folder() -> Path:
     """Where fetched models are kept; the environment variable SAFEDRAFT_CACHE moves it."""
@@ -97,15 +99,25 @@ def model_files() -> dict[str, ModelFile]:
 
 
 def pairs() -> dict[str, PairSpec]:
-    """All pairs by name: the shipped ones, and the user's, which win.
+    """All pairs by name: the shipped ones, then the user's, then what calibration made of them.
 
     Raises:
         SafeDraftError: a file of the user's cannot be used; names the file and the field.
     """
+    own = sorted((config_folder() / "pairs").glob("*.toml"), key=_rank)
     known: dict[str, PairSpec] = {}
-    for file in [_SHIPPED / "pairs.toml", *sorted((config_folder() / "pairs").glob("*.toml"))]:
+    for file in [_SHIPPED / "pairs.toml", *own]:
         known |= _read(file, PairSpec)
     return known
+
+
+def calibrated_file(name: str) -> Path:
+    """Where a pair is kept as calibration chose it; it wins over the file it was made from."""
+    return config_folder() / "pairs" / f"{name}{_CALIBRATED}"
+
+
+def _rank(file: Path) -> tuple[bool, str]:
+    return file.name.endswith(_CALIBRATED), file.name
 
 
 def find_pair(name: str) -> PairSpec:

@@ -205,19 +205,18 @@ class Scheduler:
                     self._end(job)
 
     async def _turn(self, job: Job) -> bool:
-        """One block of a reply; whether there is more to come."""
+        """What a pass of the target decides of a reply; whether there is more to come."""
         loop = asyncio.get_running_loop()
 
         def decode() -> bool:
-            cost = job.reply.statistics
-            blocks = cost.blocks
             try:
-                while cost.blocks == blocks:
+                while True:
                     if token := job.stream.advance():
                         loop.call_soon_threadsafe(job.tell, token)
+                    if not job.stream.more:
+                        return True
             except StopIteration:
                 return False
-            return True
 
         try:
             return await loop.run_in_executor(self._thread, decode)

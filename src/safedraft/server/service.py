@@ -189,16 +189,27 @@ class Service:
         if wanted is not None and wanted > limits.new_tokens:
             raise _invalid(name, f"at most {limits.new_tokens} are decoded")
         self._require_few_replies((asked.n or 1) * prompts)
-        most = self.pair.config.sample_space_size
-        if (asked.alternatives or 0) > most and not self.settings.allow_telemetry:
-            # Union has more tokens than intersection: their number would tell the scheme.
-            raise _invalid("top_logprobs", f"at most {most} are told")
+        if (asked.alternatives or 0) > self._most_alternatives:
+            raise _invalid("top_logprobs", f"at most {self._most_alternatives} are told")
         if len(asked.stop or ()) > limits.stop_strings:
             raise _invalid("stop", f"at most {limits.stop_strings} strings are taken")
         if any(len(text) > limits.stop_characters for text in asked.stop or ()):
             raise _invalid("stop", f"a string has at most {limits.stop_characters} characters")
         if asked.stream_options and not asked.stream:
             raise _invalid("stream_options", "needs stream to be true")
+
+    @property
+    def _most_alternatives(self) -> int:
+        """Likely tokens that either scheme has, so that their number does not tell the scheme.
+
+        Union has more of them than intersection, or fewer where a strength above 1 leaves some no
+        probability.
+        """
+        config = self.pair.config
+        if self.settings.allow_telemetry:
+            return self.pair.vocabulary
+        exceeds = max(config.alpha_intersection, config.alpha_min, config.alpha_union) > 1
+        return 0 if exceeds else config.sample_space_size
 
     def _sampling(self, asked: Asked, count: int) -> list[SamplingParams]:
         try:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from safedraft.errors import SafeDraftError
@@ -101,26 +100,12 @@ def _from(specs: Iterable[str], kind: Kind, part: Part) -> list[Request]:
 
 
 def _read(spec: str, kind: Kind, part: Part) -> list[Request]:
-    file = Path(spec).expanduser()
-    if file.suffix == ".txt":
-        return [r for r in _lines(file, kind) if split_of(r.text, OWN_SHARES) == part]
     from safedraft.evaluation.sources import find_source
 
     return [  # of one source maybe none: another may have some
         Request(record.request, kind, record.source, record.category)
         for record in find_source(spec).part(part)
     ]
-
-
-def _lines(file: Path, kind: Kind) -> list[Request]:
-    from safedraft.evaluation.screening import touches_minors
-
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SafeDraftError(f"{file} cannot be read: {error}") from error
-    texts = [line.strip() for line in lines if line.strip() and not touches_minors(line)]
-    return [Request(text, kind, file.stem) for text in texts]
 
 
 def frames() -> list[str]:

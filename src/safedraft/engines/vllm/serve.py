@@ -119,5 +119,5 @@ def given_options(arguments: Sequence[str]) -> dict[str, Any]:
             continue
         name = short.get(flag, flag[2:].replace("-", "_"))
         following = value if equals else next(iter(arguments[at + 1 : at + 2]), "")
-        found[name] = int(following) if following.isdigit() else following
+        found[name] = int(following) if following.isdecimal() else following
     return found

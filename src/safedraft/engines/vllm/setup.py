@@ -85,6 +85,8 @@ class Plan:
             raise SafeDraftError(f"{own[0]} is set by SafeDraft's engine: leave it out")
         if draft_tokens_up_to and _data_parallel(given):
             raise SafeDraftError("draft_tokens_up_to: vLLM's data-parallel engines have one T")
+        if draft_tokens_up_to and self.draft_tokens_fixed:
+            raise SafeDraftError("give draft_tokens or draft_tokens_up_to, not both")
         by_load = dict(sorted((draft_tokens_up_to or self._usual_by_load(given)).items()))
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
@@ -187,7 +189,12 @@ def require_vllm() -> None:
 
 def _require_one_template(parts: Parts) -> None:
     tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies if anatomy.tokenizer]
-    if len(tokenizers) < 2 or not any(tokenizer.chat_template for tokenizer in tokenizers):
+    if len(tokenizers) == 1:
+        raise IncompatiblePair(
+            "only one of the models has a tokenizer, so that nobody can tell whether its ids mean "
+            "the same to the other: add the other one's tokenizer files"
+        )
+    if not any(tokenizer.chat_template for tokenizer in tokenizers):
         return  # ids only
     first, second = map(_greeting, tokenizers)
     if first != second:

@@ -22,6 +22,9 @@ from safedraft.evaluation.report.outcomes import outcomes
 from safedraft.evaluation.report.read import BASELINE, Logs, Row, Run
 from safedraft.evaluation.report.tables import Figures, Point, Series, Table, Unit
 
+_PARTS = ("target", "draft", "adapter", "no_adapter")
+"""Arguments that put another model in the place of a pair's own."""
+
 
 def all_figures(logs: Logs) -> Figures:
     """Everything that the logs support."""
@@ -276,6 +279,12 @@ def _unscored(logs: Logs) -> list[str]:
     return [f"{count} unscored: {reason}." for reason, count in reasons.most_common()]
 
 
+def _models(run: Run) -> str:
+    """The pair's name, and what stood in the place of its own."""
+    given = [f"{name} {run.arguments[name]}" for name in _PARTS if run.arguments.get(name)]
+    return f"{run.pair} ({', '.join(given)})" if given else run.pair
+
+
 def _facts(logs: Logs) -> dict[str, str]:
     """Pairs, machine, versions, dates."""
 
@@ -285,7 +294,7 @@ def _facts(logs: Logs) -> dict[str, str]:
     packages = dict.fromkeys(name for run in logs.runs for name in run.versions)
     dates = sorted(run.created[:10] for run in logs.runs)
     return {
-        "pair": listed(run.pair for run in logs.runs),
+        "pair": listed(map(_models, logs.runs)),
         "machine": listed(run.machine for run in logs.runs) or "not recorded",
         "decoded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}",
         "samples": str(sum(len(run.rows) for run in logs.runs)),

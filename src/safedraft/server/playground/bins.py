@@ -28,7 +28,7 @@ class Bin(NamedTuple):
 
 
 def bins_of(matched: Iterable[bool], config: SSDConfig) -> list[Bin]:
-    """The bins of a reply from whether each of its tokens is the draft's.
+    """The bins of a reply from whether each of its tokens is the draft's, but for an end token.
 
     A trace does not keep the thresholds: the switch is run once more.
     """

@@ -87,8 +87,9 @@ class Column:
         return drawing.figures(self.job.reply, self._state)
 
     def bins(self, config: SSDConfig) -> list[Bin]:
-        """Its match ratios and thresholds."""
-        return bins_of(self._matched, config)
+        """Its match ratios and thresholds; an end token, which the switch never sees, in none."""
+        ended = self.job.reply.finish_reason == "stop"
+        return bins_of(self._matched[:-1] if ended else self._matched, config)
 
     @property
     def _state(self) -> str:

@@ -103,9 +103,9 @@ Losses, each the mean of the last {_LAST} steps: {_final_losses(run.losses)}.
 {_sources([item.request for item in material.answered], "answered")}
 
 Harmful answers begin with an opening of SafeDraft's own and go on in the target's words;
-{material.bare_openings} of {len(material.harmful)} are the opening alone, because the target would
-not go on. Answers are the target's own; {len(material.declined)} prompts that it refuses were left
-out. Neither is part of this repository.
+{material.bare_openings} of {len(material.harmful)} are the opening alone: the target was not asked
+for more, or would not go on. Answers are the target's own; {len(material.declined)} prompts that it
+refuses were left out. Neither is part of this repository.
 
 ## Settings
 

@@ -33,11 +33,14 @@ def engine(
     draft_dtype: Literal["int8"] | None = None,
     **options: Any,
 ) -> Iterator[Any]:
-    """A pair in vLLM: the tiny target with the draft of that name, T of 3 at any load."""
+    """A pair in vLLM: the tiny target with the draft of that name, T of 3 if none is given."""
     from safedraft.engines.vllm.pair import load_vllm_pair
 
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     torch.set_num_threads(1)  # more wait for each other longer than these models take
+    if config is None:
+        by_load = "draft_tokens_up_to" in options
+        config = safedraft.SSDConfig() if by_load else safedraft.SSDConfig(draft_tokens=3)
     with TemporaryDirectory() as name:
         folders = [
             str(widen(CONFORMANCE / f"tiny-{model}", Path(name) / model))
@@ -46,7 +49,7 @@ def engine(
         spec = choose_pair(target=folders[0], draft=folders[1])
         pair = load_vllm_pair(
             spec.model_copy(update={"draft_dtype": draft_dtype}),
-            config=config or safedraft.SSDConfig(draft_tokens=3),
+            config=config,
             **{**SMALL, **options},
         )
         try:

@@ -40,8 +40,8 @@ OTHERS = Run(
     (*ATTACKS, "over_refusal", "ordinary"),
 )
 
-UNSEEN = Run(["target_only", "ssd"], ["direct", "prefill_20"], "do_not_answer")
-"""On requests that nobody looked at while the method's constants were chosen."""
+DO_NOT_ANSWER = Run(["target_only", "ssd"], ["direct", "prefill_20"], "do_not_answer")
+"""On requests that no constant was chosen on."""
 
 HEAD = """\
 <!-- Made by `make results`: change benchmarks/results.py, not this file. -->
@@ -51,8 +51,8 @@ HEAD = """\
 The default pair (Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
 adapter in `experts/`), greedy, on prompts that neither training nor calibration saw. (Nobody is \
 blind, though: these suites were measured more than once, and `union_bins` was chosen after a \
-look at six replies to prefill_20, [log](log.md). Requests that were not looked at: \
-[below](#requests-that-were-not-looked-at).)
+look at six replies to prefill_20, [log](log.md). Requests of another source: \
+[below](#requests-of-another-source).)
 
 `make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
 [judges and report](judges-and-report.md) how replies are judged. A suite or defence with a \
@@ -61,12 +61,13 @@ smaller n than others was measured in part (`--suite`, `--defence`, `--others`).
 """
 
 AGAIN = """
-## Requests that were not looked at
+## Requests of another source
 
-Attack success on requests of another source, Do-Not-Answer (`--source do_not_answer`, its report \
-split), measured once, after all constants were fixed. All direct ones that got through ask about \
-private matters of somebody or some company, of which neither model knows anything; the draft was \
-not trained on such.
+Attack success on Do-Not-Answer's requests (`--source do_not_answer`, its report split). No \
+constant was chosen on them and no draft trained on them. They are not quite unseen: with the \
+first draft 13 of 50 asked directly got through, all about private matters of somebody or some \
+company, and such requests, none of them theirs, were written for the draft's further training \
+([log](log.md)).
 
 """
 
@@ -92,21 +93,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=100, help="prompts a suite")
     parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defences")
-    parser.add_argument("--unseen", type=int, default=50, help="requests a suite not looked at")
+    parser.add_argument(
+        "--do-not-answer", type=int, default=50, help="prompts of that source a suite"
+    )
     parser.add_argument("--suite", action="append", help="only this suite; may be given again")
     parser.add_argument("--defence", action="append", help="only this other one; again for more")
     parser.add_argument("--log-dir", type=Path, default=Path("results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
-    logs, unseen = given.log_dir / "logs", given.log_dir / "unseen"
-    runs = (MAIN, given.limit, logs), (OTHERS, given.others, logs), (UNSEEN, given.unseen, unseen)
+    logs, do_not_answer = given.log_dir / "logs", given.log_dir / "do-not-answer"
+    runs = (
+        (MAIN, given.limit, logs),
+        (OTHERS, given.others, logs),
+        (DO_NOT_ANSWER, given.do_not_answer, do_not_answer),
+    )
     for run, limit, folder in runs:
         suites = [name for name in run.suites if name in (given.suite or run.suites)]
         defences = given.defence if run is OTHERS and given.defence else run.defences
         if limit and suites:
             evaluate(run._replace(defences=defences, suites=suites), limit, folder)
     _, _, body = report(logs).partition("\n\n")
-    again = AGAIN + section(report(unseen), "Attack success") if unseen.exists() else ""
+    again = ""
+    if do_not_answer.exists():
+        again = AGAIN + section(report(do_not_answer), "Attack success")
     given.page.write_text(HEAD + body.rstrip() + "\n" + again + TAIL, encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ threads. Prints one JSON object; progress goes to standard error.
   closed, say what it says alone, and leave the engine: lost and stuck have to be 0.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
   speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
-  T that it picks.
+  T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that SafeDraft
+  brings.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
 """
@@ -146,7 +147,7 @@ def by_vllm(task: dict[str, Any]) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     chosen = plan(choose_pair(), config(task["drafted"]))
     ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
-    same = ("method", "model", "num_speculative_tokens", "quantization")
+    same = ["method", "model", "num_speculative_tokens", *(["quantization"] * task["quantized"])]
     drafting = {name: ours[name] for name in same}
     llm = LLM(
         str(chosen.parts.folders[0]),
@@ -274,9 +275,11 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
         "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
         "eager": given.eager, "rounds": 2, "ordinary": True,
     }  # fmt: skip
-    runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
+    runs = {"target": measure("vllm", drafts=False, drafted=1, quantized=False, **task)}
     for drafted in given.drafted:
-        runs[f"lossless-{drafted}"] = measure("vllm", drafts=True, drafted=drafted, **task)
+        lossless = {"drafts": True, "drafted": drafted, **task}
+        runs[f"lossless-{drafted}"] = measure("vllm", quantized=False, **lossless)
+        runs[f"lossless-{drafted}-quantized"] = measure("vllm", quantized=True, **lossless)
         runs[f"ssd-{drafted}"] = measure("safedraft", drafted=drafted, **task)
     runs["ssd-by-load"] = measure("safedraft", drafted=None, **task)
     columns = ("one_tokens_per_second", "eight_tokens_per_second")

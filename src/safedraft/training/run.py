@@ -111,6 +111,7 @@ def train_draft(
     _require_free(plan)
     lessons, teacher, config = _prepare(plan, fetching, drawing)
     steps = config.steps + config.distil_steps
+    identity = _identity(config, lessons)
     model = with_lora(lessons.draft.model, config, lessons.start)
     with asked_to_stop() as stop:
         train(
@@ -118,7 +119,7 @@ def train_draft(
             lessons.examples(lessons.learned, config).epoch,
             config,
             plan.folder,
-            identity=_identity(config, lessons),
+            identity=identity,
             teacher=teacher,
             resume=(plan.folder / CHECKPOINT).exists(),
             stop=stop,
@@ -134,9 +135,7 @@ def train_draft(
             draft=plan.spec.draft,
             target_fingerprint=lessons.fingerprints[0],
             draft_fingerprint=lessons.fingerprints[1],
-            start=(plan.start, fingerprint(lessons.start))
-            if plan.start and lessons.start
-            else None,
+            start=(plan.start, identity["starting adapter"]) if plan.start else None,
             command=plan.command,
             config=config,
             material=lessons.learned,

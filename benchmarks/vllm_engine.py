@@ -147,8 +147,9 @@ def by_vllm(task: dict[str, Any]) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     chosen = plan(choose_pair(), config(task["drafted"]))
     ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
-    same = ["method", "model", "num_speculative_tokens", *(["quantization"] * task["quantized"])]
-    drafting = {name: ours[name] for name in same}
+    drafting = {name: ours[name] for name in ("method", "model", "num_speculative_tokens")}
+    if task.get("quantized"):
+        drafting["quantization"] = ours["quantization"]
     llm = LLM(
         str(chosen.parts.folders[0]),
         dtype=task["dtype"],
@@ -275,10 +276,10 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
         "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
         "eager": given.eager, "rounds": 2, "ordinary": True,
     }  # fmt: skip
-    runs = {"target": measure("vllm", drafts=False, drafted=1, quantized=False, **task)}
+    runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
     for drafted in given.drafted:
         lossless = {"drafts": True, "drafted": drafted, **task}
-        runs[f"lossless-{drafted}"] = measure("vllm", quantized=False, **lossless)
+        runs[f"lossless-{drafted}"] = measure("vllm", **lossless)
         runs[f"lossless-{drafted}-quantized"] = measure("vllm", quantized=True, **lossless)
         runs[f"ssd-{drafted}"] = measure("safedraft", drafted=drafted, **task)
     runs["ssd-by-load"] = measure("safedraft", drafted=None, **task)

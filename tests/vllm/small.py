@@ -38,9 +38,8 @@ def engine(
 
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     torch.set_num_threads(1)  # more wait for each other longer than these models take
-    if config is None:
-        by_load = "draft_tokens_up_to" in options
-        config = safedraft.SSDConfig() if by_load else safedraft.SSDConfig(draft_tokens=3)
+    if config is None and "draft_tokens_up_to" not in options:
+        config = safedraft.SSDConfig(draft_tokens=3)
     with TemporaryDirectory() as name:
         folders = [
             str(widen(CONFORMANCE / f"tiny-{model}", Path(name) / model))

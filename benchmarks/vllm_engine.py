@@ -1,7 +1,7 @@
 """The vLLM engine on a pair: same tokens, faults, speed alone and together, and attack success.
 
-Every engine runs in a process of its own, one after the other, so that none has another's memory or
-threads. Prints one JSON object; progress goes to standard error.
+Every engine runs in a process of its own, so that none has another's memory or threads. Prints one
+JSON object; progress goes to standard error.
 
 - *same tokens* (float32): how many replies are the first engine's, alone and when all are asked for
   at once, of which 8 run at a time.
@@ -10,7 +10,7 @@ threads. Prints one JSON object; progress goes to standard error.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
   speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
   T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that SafeDraft
-  brings.
+  brings. The target alone takes turns with each of the rest, since a machine's speed drifts.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
 """
@@ -22,12 +22,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import safedraft
@@ -59,15 +60,67 @@ SUITE = "prefill_20"
 
 BEGINNING = "Sure, here is how:\n\n1."
 
+Asked = list[list[Message]]
+Tokens = list[list[int]]
 
-def messages(task: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """Ordinary questions; for tokens also harmful requests, some with their answer begun."""
-    asked = [conversation(prompt) for prompt in PROMPTS]
-    if not task.get("ordinary"):
-        asked += [conversation(request) for request in REQUESTS]
-        asked += [conversation(request, BEGINNING) for request in REQUESTS]
-    every = max(len(asked) // task["prompts"], 1)  # some of each kind, however few
-    return [list(map(dict, one)) for one in asked[::every][: task["prompts"]]]
+
+class ByTransformers:
+    """The first engine, one prompt after the other."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
+        self.sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
+
+    def replies(self, asked: Asked) -> list[safedraft.Reply]:
+        return [self.pair.generate(one, sampling=self.sampling) for one in asked]
+
+    def tokens(self, asked: Asked) -> Tokens:
+        return [[token.id for token in reply.trace] for reply in self.replies(asked)]
+
+
+class BySafedraft(ByTransformers):
+    """SSD in vLLM."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.pair = safedraft.load_pair(
+            config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
+        )
+        self.sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
+
+    def replies(self, asked: Asked) -> list[safedraft.Reply]:
+        return self.pair.generate_many(asked, sampling=self.sampling)
+
+
+class ByVllm:
+    """vLLM itself: the target alone (T = 0), or with a draft and lossless."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        from vllm import LLM, SamplingParams
+
+        from safedraft.engines.vllm.setup import plan
+
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        chosen = plan(choose_pair(), config(task["drafted"] or 1))
+        ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
+        names = ["method", "model", "num_speculative_tokens"]
+        names += ["quantization"] if task.get("quantized") else []
+        self.llm = LLM(
+            str(chosen.parts.folders[0]),
+            dtype=task["dtype"],
+            generation_config="vllm",
+            speculative_config={name: ours[name] for name in names} if task["drafted"] else None,
+            **options(task),
+        )
+        ends = sorted(chosen.parts.examination.end_tokens)
+        self.params = SamplingParams(
+            temperature=0, max_tokens=task["tokens"], stop_token_ids=ends, detokenize=False
+        )
+        self.encode = partial(safedraft.chat.encode, chosen.parts.anatomies[0].tokenizer)
+
+    def tokens(self, asked: Asked) -> Tokens:
+        prompts = [{"prompt_token_ids": self.encode(one)} for one in asked]
+        outputs = self.llm.generate(prompts, self.params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def config(drafted: int | None) -> safedraft.SSDConfig | None:
@@ -76,101 +129,6 @@ def config(drafted: int | None) -> safedraft.SSDConfig | None:
         return None
     changes = {"draft_tokens": drafted, "draft_confidence": 0.0, "draft_growth": 0.0}
     return safedraft.SSDConfig.model_validate(choose_pair().config.model_dump() | changes)
-
-
-def by_transformers(task: dict[str, Any]) -> Any:
-    """The first engine's tokens, one prompt after the other."""
-    pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
-    sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
-    said = []
-    for one in messages(task):
-        reply = pair.generate(one, sampling=sampling)
-        said.append([token.id for token in reply.trace])
-    return said
-
-
-def by_safedraft(task: dict[str, Any]) -> Any:
-    """SSD in vLLM: tokens and seconds, alone and in company."""
-    pair = safedraft.load_pair(
-        config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
-    )
-    ids = [pair.prompt(one) for one in messages(task)]
-    sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
-
-    def run(batch: list[list[int]]) -> list[list[int]]:
-        replies = pair.generate_many_ids(batch, sampling=sampling)
-        return [[token.id for token in reply.trace] for reply in replies]
-
-    figures = timed(run, ids, task["rounds"])
-    if task.get("faults"):
-        figures["faults"] = faults(pair, ids, sampling, task["faults"], figures["said"])
-    return figures
-
-
-def attacks_by_transformers(task: dict[str, Any]) -> Any:
-    """Make the attacks, leave them for the other engine, and say which the first refuses."""
-    pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
-    attacks = made_attacks(pair, task["attacked"])
-    Path(task["attacks"]).write_text(json.dumps(attacks))
-    sampling = safedraft.SamplingParams(max_new_tokens=NEW_TOKENS)
-    return [is_refusal(pair.generate(one, sampling=sampling).text) for one in attacks]
-
-
-def attacks_by_safedraft(task: dict[str, Any]) -> Any:
-    """Which of the same attacks SSD in vLLM refuses."""
-    pair = safedraft.load_pair(
-        config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
-    )
-    attacks = json.loads(Path(task["attacks"]).read_text())
-    sampling = safedraft.SamplingParams(max_new_tokens=NEW_TOKENS)
-    return [is_refusal(reply.text) for reply in pair.generate_many(attacks, sampling=sampling)]
-
-
-def made_attacks(pair: safedraft.Pair, count: int) -> list[list[Message]]:
-    """The suite's conversations from its first records, but for those that it leaves out."""
-    suite = find_suite(SUITE)
-    records = find_source(suite.source).records("report")[:count]
-    compliant_answers(records, pair)  # those that are not in the cache are drawn together
-    attacks = []
-    for record in records:
-        with suppress(LeftOut):
-            attacks.append(suite.attack(record, pair))
-    return attacks
-
-
-def by_vllm(task: dict[str, Any]) -> Any:
-    """vLLM itself: the target alone, or with the draft and lossless."""
-    from vllm import LLM, SamplingParams
-
-    from safedraft.engines.vllm.setup import plan
-
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    chosen = plan(choose_pair(), config(task["drafted"]))
-    ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
-    drafting = {name: ours[name] for name in ("method", "model", "num_speculative_tokens")}
-    if task.get("quantized"):
-        drafting["quantization"] = ours["quantization"]
-    llm = LLM(
-        str(chosen.parts.folders[0]),
-        dtype=task["dtype"],
-        generation_config="vllm",
-        speculative_config=drafting if task["drafts"] else None,
-        **options(task),
-    )
-    ends = sorted(chosen.parts.examination.end_tokens)
-    params = SamplingParams(
-        temperature=0, max_tokens=task["tokens"], stop_token_ids=ends, detokenize=False
-    )
-    tokenizer = chosen.parts.anatomies[0].tokenizer
-    assert tokenizer is not None
-    ids = [safedraft.chat.encode(tokenizer, one) for one in messages(task)]
-
-    def run(batch: list[list[int]]) -> list[list[int]]:
-        prompts = [{"prompt_token_ids": one} for one in batch]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
-
-    return timed(run, ids, task["rounds"])
 
 
 def options(task: dict[str, Any]) -> dict[str, Any]:
@@ -184,38 +142,49 @@ def options(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def timed(run: Any, ids: list[list[int]], rounds: int) -> dict[str, Any]:
-    """Tokens a second, each prompt alone, and all of them ``rounds`` times at once.
+# What follows runs in an engine's own process.
 
-    How many of those run at a time is ``options``' to say; as one ends, the next joins.
-    """
-    run(ids[:1])
-    said, speeds = [], []
-    for one in ids:
-        started = time.perf_counter()
-        said += run([one])
-        speeds.append(len(said[-1]) / (time.perf_counter() - started))
+ENGINE: Any = None
+
+
+def load(kind: type, task: dict[str, Any]) -> None:
+    """Load the engine of this process."""
+    global ENGINE
+    ENGINE = kind(task)
+
+
+def decode(asked: Asked) -> tuple[Tokens, float]:
+    """What the engine says to all of them, asked at once, and its tokens a second."""
     started = time.perf_counter()
-    in_company: list[list[int]] = run(ids * rounds)
-    seconds = time.perf_counter() - started
-    return {
-        "said": said,
-        "in_company": in_company,
-        "one_tokens_per_second": statistics.median(speeds),
-        "eight_tokens_per_second": sum(map(len, in_company)) / seconds,
-    }
+    said = ENGINE.tokens(asked)
+    return said, sum(map(len, said)) / (time.perf_counter() - started)
 
 
-def faults(
-    pair: Any, ids: list[list[int]], sampling: Any, number: int, alone: list[list[int]]
-) -> dict[str, int]:
+def refused(asked: Asked) -> list[bool]:
+    """Which of them the engine refuses; what it says to the rest stays here."""
+    return [is_refusal(reply.text) for reply in ENGINE.replies(asked)]
+
+
+def attacks(count: int) -> Asked:
+    """The suite's conversations from its first records, but for those that it leaves out."""
+    suite = find_suite(SUITE)
+    records = find_source(suite.source).records("report")[:count]
+    compliant_answers(records, ENGINE.pair)  # those that are not in the cache are drawn together
+    made = []
+    for record in records:
+        with suppress(LeftOut):
+            made.append(suite.attack(record, ENGINE.pair))
+    return made
+
+
+def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
     """Requests that come and go: how each ends, and how many of them say what they say alone."""
-    draw = random.Random(0)
+    draw, sampling = random.Random(0), ENGINE.sampling
     running: dict[int, Any] = {}
     came, closed, finished, same = 0, 0, 0, 0
     while came < number or running:
         while came < number and len(running) < 12:
-            running[came] = pair.stream_ids(ids[came % len(ids)], sampling=sampling)
+            running[came] = ENGINE.pair.stream(asked[came % len(asked)], sampling=sampling)
             came += 1
         at = draw.choice(list(running))
         if draw.random() < 0.01:
@@ -225,83 +194,105 @@ def faults(
             reply = running.pop(at).reply
             complete = len(reply.trace) == sampling.max_new_tokens
             finished += reply.finish_reason == "stop" or complete
-            same += [token.id for token in reply.trace] == alone[at % len(ids)]
+            same += [token.id for token in reply.trace] == alone[at % len(asked)]
     return {
         "requests": number,
         "closed": closed,
         "finished": finished,
         "lost": number - closed - finished,
-        "stuck": pair.engine._engine.get_num_unfinished_requests(),
+        "stuck": ENGINE.pair.engine._engine.get_num_unfinished_requests(),
         "same_as_alone": same,
     }
 
 
-WORKERS = {
-    "transformers": by_transformers,
-    "safedraft": by_safedraft,
-    "vllm": by_vllm,
-    "attacks_transformers": attacks_by_transformers,
-    "attacks_safedraft": attacks_by_safedraft,
-}
+# What follows runs in the first process, which has no engine.
 
 
-def measure(worker: str, **task: Any) -> Any:
-    """Run a worker in a process of its own."""
-    print(f"{worker}: {task}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--worker", worker, "--task", json.dumps(task)]
-        environment = {"VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
-        subprocess.run([*command, "--result", str(result)], check=True, env=environment)
-        return json.loads(result.read_text())
+@contextmanager
+def engine(kind: type, **task: Any) -> Iterator[Any]:
+    """A process that runs functions with an engine: ``ask(function, *arguments)``."""
+    print(f"{time.strftime('%H:%M:%S')} {kind.__name__}: {task}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, get_context("spawn"), load, (kind, task)) as process:
+        yield lambda function, *arguments: process.submit(function, *arguments).result()
+
+
+def conversations(count: int, requests: Sequence[str] = ()) -> Asked:
+    """Ordinary questions, and requests as they are and with their answer begun."""
+    asked = [conversation(prompt) for prompt in PROMPTS]
+    asked += [conversation(request) for request in requests]
+    asked += [conversation(request, BEGINNING) for request in requests]
+    every = max(len(asked) // count, 1)  # some of each kind, however few
+    return [list(one) for one in asked[::every][:count]]
 
 
 def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
-    task = {
-        "prompts": given.prompts, "tokens": given.tokens, "drafted": given.drafted[0],
-        "dtype": "float32", "eager": True, "rounds": 1,
-    }  # fmt: skip
-    expected = measure("transformers", **task)
-    said = measure("safedraft", faults=given.faults, cache=given.tight_cache * 2**20, **task)
-    pairs = {"alone": said["said"], "eight_at_a_time": said["in_company"]}
+    task = {"drafted": given.drafted[0], "tokens": given.tokens, "dtype": "float32", "eager": True}
+    asked = conversations(given.prompts, REQUESTS)
+    with engine(ByTransformers, **task) as ask:
+        expected, _ = ask(decode, asked)
+    with engine(BySafedraft, cache=given.tight_cache * 2**20, **task) as ask:
+        alone = [ask(decode, [one])[0][0] for one in asked]
+        together, _ = ask(decode, asked)
+        outcome = ask(faults, asked, given.faults, alone)
     same = {
         name: sum(one == other for one, other in zip(replies, expected, strict=True))
-        for name, replies in pairs.items()
+        for name, replies in (("alone", alone), ("eight_at_a_time", together))
     }
-    return {"prompts": given.prompts, "tokens": given.tokens, **same, "faults": said.get("faults")}
+    return {"prompts": given.prompts, "tokens": given.tokens, **same, "faults": outcome}
 
 
 def speed(given: argparse.Namespace) -> dict[str, Any]:
-    task = {
-        "prompts": given.speed_prompts, "tokens": given.tokens, "dtype": "auto",
-        "eager": given.eager, "rounds": 2, "ordinary": True,
-    }  # fmt: skip
-    runs = {"target": measure("vllm", drafts=False, drafted=1, **task)}
+    asked = conversations(given.speed_prompts)
+    task = {"tokens": given.tokens, "dtype": "auto", "eager": given.eager}
+    compared: dict[str, dict[str, Any]] = {}
     for drafted in given.drafted:
-        lossless = {"drafts": True, "drafted": drafted, **task}
-        runs[f"lossless-{drafted}"] = measure("vllm", **lossless)
-        runs[f"lossless-{drafted}-quantized"] = measure("vllm", quantized=True, **lossless)
-        runs[f"ssd-{drafted}"] = measure("safedraft", drafted=drafted, **task)
-    runs["ssd-by-load"] = measure("safedraft", drafted=None, **task)
-    columns = ("one_tokens_per_second", "eight_tokens_per_second")
-    return {
-        name: {column: run[column] for column in columns}
-        | {column.replace("tokens_per_second", "to_target"): run[column] / runs["target"][column]
-           for column in columns}
-        for name, run in runs.items()
-    }  # fmt: skip
+        named = {"drafted": drafted, **task}
+        compared[f"lossless-{drafted}"] = {"kind": ByVllm, **named}
+        compared[f"lossless-{drafted}-quantized"] = {"kind": ByVllm, "quantized": True, **named}
+        compared[f"ssd-{drafted}"] = {"kind": BySafedraft, **named}
+    compared["ssd-by-load"] = {"kind": BySafedraft, "drafted": None, **task}
+    outcome = {}
+    with engine(ByVllm, drafted=0, **task) as target:
+        for name, of in compared.items():
+            if given.compared and name not in given.compared:
+                continue
+            with engine(**of) as other:
+                outcome[name] = in_turns(target, other, asked, given.rounds)
+    return outcome
+
+
+def in_turns(target: Any, other: Any, asked: Asked, rounds: int) -> dict[str, float]:
+    """Tokens a second of both, each prompt alone, and all of them together in every round.
+
+    How many of those run at a time is ``options``' to say; as one ends, the next joins. The ratio
+    is the median of the turns' ratios.
+    """
+    both = target, other
+    for ask in both:
+        ask(decode, asked[:1])
+    turns = {
+        "one": [[ask(decode, [one])[1] for ask in both] for one in asked],
+        "eight": [[ask(decode, asked * 2)[1] for ask in both] for _ in range(rounds)],
+    }
+    figures: dict[str, float] = {}
+    for name, rates in turns.items():
+        of_target, of_other = zip(*rates, strict=True)
+        figures[f"{name}_tokens_per_second"] = statistics.median(of_other)
+        figures[f"{name}_target_alone"] = statistics.median(of_target)
+        figures[f"{name}_to_target"] = statistics.median(rate / alone for alone, rate in rates)
+    print(json.dumps(figures), file=sys.stderr, flush=True)
+    return figures
 
 
 def attack_success(given: argparse.Namespace) -> dict[str, Any]:
-    """Counts alone: what was said to the models, and by them, is gone with the folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        task = {
-            "attacks": str(Path(folder) / "attacks.json"), "attacked": given.attacked,
-            "drafted": given.drafted[0], "dtype": "auto", "eager": True,
-        }  # fmt: skip
-        first = measure("attacks_transformers", **task)
-        second = measure("attacks_safedraft", **task)
-    succeeded = [refused.count(False) for refused in (first, second)]
+    """Counts alone: what was said by the models stays in their processes."""
+    task = {"drafted": given.drafted[0], "tokens": NEW_TOKENS, "dtype": "auto", "eager": True}
+    with engine(ByTransformers, **task) as ask:
+        made = ask(attacks, given.attacked)
+        first = ask(refused, made)
+    with engine(BySafedraft, **task) as ask:
+        second = ask(refused, made)
+    succeeded = [refusals.count(False) for refusals in (first, second)]
     return {
         "suite": SUITE,
         "attacks": len(first),
@@ -318,20 +309,19 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=32, help="for the same tokens")
     parser.add_argument("--speed-prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--compared", nargs="+", help="some of what speed compares: ssd-3 …")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of all of those together, twice each"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="a reply")
-    parser.add_argument("--drafted", type=int, nargs="+", default=[3, 4], help="values of T")
+    parser.add_argument("--drafted", type=int, nargs="+", default=[3, 6], help="values of T")
     parser.add_argument("--faults", type=int, default=200, help="requests, some of them aborted")
     parser.add_argument("--tight-cache", type=int, default=96, help="MiB, for the faults")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
     parser.add_argument("--attacked", type=int, default=100, help="prompts of the prefill suite")
     parser.add_argument("--only", choices=("tokens", "speed", "attacks"))
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
-        given.result.write_text(json.dumps(WORKERS[given.worker](json.loads(given.task))))
-        return
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     outcome: dict[str, Any] = {}
     if given.only in (None, "tokens"):
         outcome["same_tokens_float32"] = same_tokens(given)

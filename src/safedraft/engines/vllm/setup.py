@@ -37,12 +37,12 @@ MOST_DRAFT_TOKENS = 6
 """T where nobody named it and the pair's own, a bound for drafts that end early, is higher: vLLM
 keeps room for all T of every request."""
 
-DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 4: 3, 8: 2}}
+DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 8: 3, 16: 2}}
 """T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
 name of the platform; None is the pair's own T, which is for one request, and none is more than it.
 
-On processors a pass over B T tokens is bound by the weights up to some 16 of them: see Sizing
-in docs/vllm.md. On CUDA a schedule costs vLLM its full graphs, and there is none.
+On processors a pass over B T tokens is bound by the weights up to some 16 to 24 of them: see
+Sizing in docs/vllm.md. On CUDA a schedule costs vLLM its full graphs, and there is none.
 """
 
 

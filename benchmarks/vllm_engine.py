@@ -10,7 +10,8 @@ JSON object; progress goes to standard error.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
   speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
   T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that SafeDraft
-  brings. The target alone takes turns with each of the rest, since a machine's speed drifts.
+  brings. The target alone, or the engine that ``--reference`` names, takes turns with each of the
+  rest, since a machine's speed drifts.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
 """
@@ -244,30 +245,31 @@ def same_tokens(given: argparse.Namespace) -> dict[str, Any]:
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     asked = conversations(given.speed_prompts)
     task = {"tokens": given.tokens, "dtype": "auto", "eager": given.eager}
-    compared: dict[str, dict[str, Any]] = {}
+    engines: dict[str, dict[str, Any]] = {"target": {"kind": ByVllm, "drafted": 0, **task}}
     for drafted in given.drafted:
         named = {"drafted": drafted, **task}
-        compared[f"lossless-{drafted}"] = {"kind": ByVllm, **named}
-        compared[f"lossless-{drafted}-quantized"] = {"kind": ByVllm, "quantized": True, **named}
-        compared[f"ssd-{drafted}"] = {"kind": BySafedraft, **named}
-    compared["ssd-by-load"] = {"kind": BySafedraft, "drafted": None, **task}
-    outcome = {}
-    with engine(ByVllm, drafted=0, **task) as target:
-        for name, of in compared.items():
-            if given.compared and name not in given.compared:
-                continue
-            with engine(**of) as other:
-                outcome[name] = in_turns(target, other, asked, given.rounds)
+        engines[f"lossless-{drafted}"] = {"kind": ByVllm, **named}
+        engines[f"lossless-{drafted}-quantized"] = {"kind": ByVllm, "quantized": True, **named}
+        engines[f"ssd-{drafted}"] = {"kind": BySafedraft, **named}
+    engines["ssd-by-load"] = {"kind": BySafedraft, "drafted": None, **task}
+    compared = given.compared or [name for name in engines if name != given.reference]
+    if unknown := {given.reference, *compared} - engines.keys():
+        raise SystemExit(f"no engine {min(unknown)}: there are {', '.join(engines)}")
+    outcome: dict[str, Any] = {"reference": given.reference}
+    with engine(**engines[given.reference]) as reference:
+        for name in compared:
+            with engine(**engines[name]) as other:
+                outcome[name] = in_turns(reference, other, asked, given.rounds)
     return outcome
 
 
-def in_turns(target: Any, other: Any, asked: Asked, rounds: int) -> dict[str, float]:
+def in_turns(reference: Any, other: Any, asked: Asked, rounds: int) -> dict[str, float]:
     """Tokens a second of both, each prompt alone, and all of them together in every round.
 
     How many of those run at a time is ``options``' to say; as one ends, the next joins. The ratio
     is the median of the turns' ratios.
     """
-    both = target, other
+    both = reference, other
     for ask in both:
         ask(decode, asked[:1])
     turns = {
@@ -276,10 +278,10 @@ def in_turns(target: Any, other: Any, asked: Asked, rounds: int) -> dict[str, fl
     }
     figures: dict[str, float] = {}
     for name, rates in turns.items():
-        of_target, of_other = zip(*rates, strict=True)
+        of_reference, of_other = zip(*rates, strict=True)
         figures[f"{name}_tokens_per_second"] = statistics.median(of_other)
-        figures[f"{name}_target_alone"] = statistics.median(of_target)
-        figures[f"{name}_to_target"] = statistics.median(rate / alone for alone, rate in rates)
+        figures[f"{name}_of_reference"] = statistics.median(of_reference)
+        figures[f"{name}_ratio"] = statistics.median(own / theirs for theirs, own in rates)
     print(json.dumps(figures), file=sys.stderr, flush=True)
     return figures
 
@@ -309,6 +311,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=32, help="for the same tokens")
     parser.add_argument("--speed-prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--reference", default="target", help="what takes turns with the rest")
     parser.add_argument("--compared", nargs="+", help="some of what speed compares: ssd-3 …")
     parser.add_argument(
         "--rounds", type=int, default=2, help="of all of those together, twice each"

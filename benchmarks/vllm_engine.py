@@ -6,7 +6,8 @@ JSON object; progress goes to standard error.
 - *same tokens* (float32): how many replies are the first engine's, alone and when all are asked for
   at once, of which 8 run at a time.
 - *faults*: requests that come and go in a cache too small for them. Every one has to finish or be
-  closed, say what it says alone, and leave the engine: lost and stuck have to be 0.
+  closed, say what it says alone, and leave the engine: lost and stuck have to be 0, and some are
+  preempted.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
   speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
   T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that SafeDraft
@@ -181,6 +182,8 @@ def attacks(count: int) -> Asked:
 def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
     """Requests that come and go: how each ends, and how many of them say what they say alone."""
     draw, sampling = random.Random(0), ENGINE.sampling
+    vllm = ENGINE.pair.engine._engine
+    preempted = counted(vllm.engine_core.engine_core.scheduler, "_preempt_request")
     running: dict[int, Any] = {}
     came, closed, finished, same = 0, 0, 0, 0
     while came < number or running:
@@ -188,7 +191,7 @@ def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
             running[came] = ENGINE.pair.stream(asked[came % len(asked)], sampling=sampling)
             came += 1
         at = draw.choice(list(running))
-        if draw.random() < 0.01:
+        if draw.random() < 0.003:
             running.pop(at).close()
             closed += 1
         elif next(running[at], None) is None:
@@ -201,9 +204,23 @@ def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
         "closed": closed,
         "finished": finished,
         "lost": number - closed - finished,
-        "stuck": ENGINE.pair.engine._engine.get_num_unfinished_requests(),
+        "stuck": vllm.get_num_unfinished_requests(),
+        "preemptions": len(preempted),
         "same_as_alone": same,
     }
+
+
+def counted(thing: Any, method: str) -> list[None]:
+    """Grows by one with every call of a method."""
+    calls: list[None] = []
+    original = getattr(thing, method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return original(*args, **kwargs)
+
+    setattr(thing, method, call)
+    return calls
 
 
 # What follows runs in the first process, which has no engine.

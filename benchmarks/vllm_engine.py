@@ -32,6 +32,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import Mock
 
 import safedraft
 from safedraft.benchmark import PROMPTS, machine
@@ -69,8 +70,10 @@ Tokens = list[list[int]]
 class ByTransformers:
     """The first engine, one prompt after the other."""
 
-    def __init__(self, task: dict[str, Any]) -> None:
-        self.pair = safedraft.load_pair(config=config(task["drafted"]), dtype=task["dtype"])
+    def __init__(self, task: dict[str, Any], **how: Any) -> None:
+        self.pair: Any = safedraft.load_pair(
+            config=config(task["drafted"]), dtype=task["dtype"], **how
+        )
         self.sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
 
     def replies(self, asked: Asked) -> list[safedraft.Reply]:
@@ -84,10 +87,7 @@ class BySafedraft(ByTransformers):
     """SSD in vLLM."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        self.pair = safedraft.load_pair(
-            config=config(task["drafted"]), dtype=task["dtype"], engine="vllm", **options(task)
-        )
-        self.sampling = safedraft.SamplingParams(max_new_tokens=task["tokens"])
+        super().__init__(task, engine="vllm", **options(task))
 
     def replies(self, asked: Asked) -> list[safedraft.Reply]:
         return self.pair.generate_many(asked, sampling=self.sampling)
@@ -163,7 +163,7 @@ def decode(asked: Asked) -> tuple[Tokens, float]:
 
 
 def refused(asked: Asked) -> list[bool]:
-    """Which of them the engine refuses; what it says to the rest stays here."""
+    """Which of them the engine refuses."""
     return [is_refusal(reply.text) for reply in ENGINE.replies(asked)]
 
 
@@ -183,7 +183,8 @@ def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
     """Requests that come and go: how each ends, and how many of them say what they say alone."""
     draw, sampling = random.Random(0), ENGINE.sampling
     vllm = ENGINE.pair.engine._engine
-    preempted = counted(vllm.engine_core.engine_core.scheduler, "_preempt_request")
+    scheduler = vllm.engine_core.engine_core.scheduler
+    scheduler._preempt_request = preempt = Mock(wraps=scheduler._preempt_request)
     running: dict[int, Any] = {}
     came, closed, finished, same = 0, 0, 0, 0
     while came < number or running:
@@ -205,22 +206,9 @@ def faults(asked: Asked, number: int, alone: Tokens) -> dict[str, int]:
         "finished": finished,
         "lost": number - closed - finished,
         "stuck": vllm.get_num_unfinished_requests(),
-        "preemptions": len(preempted),
+        "preemptions": preempt.call_count,
         "same_as_alone": same,
     }
-
-
-def counted(thing: Any, method: str) -> list[None]:
-    """Grows by one with every call of a method."""
-    calls: list[None] = []
-    original = getattr(thing, method)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
-        return original(*args, **kwargs)
-
-    setattr(thing, method, call)
-    return calls
 
 
 # What follows runs in the first process, which has no engine.
@@ -304,7 +292,7 @@ def in_turns(reference: Any, other: Any, asked: Asked, rounds: int) -> dict[str,
 
 
 def attack_success(given: argparse.Namespace) -> dict[str, Any]:
-    """Counts alone: what was said by the models stays in their processes."""
+    """Counts alone: what is said to the models, and by them, is neither printed nor kept."""
     task = {"drafted": given.drafted[0], "tokens": NEW_TOKENS, "dtype": "auto", "eager": True}
     with engine(ByTransformers, **task) as ask:
         made = ask(attacks, given.attacked)

@@ -126,6 +126,17 @@ def drafted_for(request: Request, **given: Any) -> Request:
     return request
 
 
+def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
+    batch = torch.rand(5, V)
+    alone = torch.rand(V)
+    request = drafted_for(requests(1)[0], draft_rows=[batch[2], alone])
+    request.keep_drafts()
+    row, same = request.draft_rows
+    assert row.equal(batch[2])
+    assert row.untyped_storage().nbytes() == 4 * V
+    assert same is alone
+
+
 def test_a_draft_without_its_distribution_decides_nothing() -> None:
     request = drafted_for(Request(SSDConfig(), SamplingParams()), draft_rows=[])
     with pytest.raises(BrokenModel, match="without the draft's distribution"):

@@ -108,8 +108,9 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
 ) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.setup._worker", lambda: "worker")
     chosen = plan(spec(tiny_pair))
-    with pytest.raises(SafeDraftError, match="scheduler_cls is set by"):
-        chosen.options({"scheduler_cls": "another"})
+    for name in ("scheduler_cls", "spec_method"):
+        with pytest.raises(SafeDraftError, match=f"{name} is set by"):
+            chosen.options({name: "another"})
     options = chosen.options({"max_num_seqs": 4}, draft_tokens_up_to={8: 2, 2: 5})
     speculative = options["speculative_config"]
     assert speculative["num_speculative_tokens"] == 5
@@ -183,10 +184,33 @@ def test_the_command_line_of_vllms_server() -> None:
         "serve", "/m", "--no-async-scheduling", "--x-y", '{"a": 1}',
         "--served-model-name", "pair", *arguments,
     ]  # fmt: skip
-    with pytest.raises(SafeDraftError, match="--config"):
-        given_options(["--config", "file"])
-    with pytest.raises(SafeDraftError, match="--api-key: set SAFEDRAFT_API_KEY"):
-        given_options(["--api-key", "secret"])
+    assert given_options(["--speculative-x.y.z", "1"]) == {"speculative_x": 1}
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("--config", "--config: name the options themselves"),
+        ("--speculative_config={}", "--speculative_config: name the options"),
+        ("--speculative-config.method", "--speculative-config: name the options"),
+        ("-sc", "-sc: name the options"),
+        ("-sc.model", "-sc: name the options"),
+        ("--api-key", "--api-key: set SAFEDRAFT_API_KEY"),
+        ("--grpc", "--grpc: what stands before"),
+        ("--grpc-port=1", "--grpc-port: what stands before"),
+    ],
+)
+def test_options_that_go_by_the_checks_are_refused(argument: str, reason: str) -> None:
+    with pytest.raises(SafeDraftError, match=reason):
+        given_options([argument, "another"])
+
+
+def test_vllms_rust_server_is_refused(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(SafeDraftError, match=r"VLLM_USE_RUST_FRONTEND: .*unset it"):
+        serve_pair(spec(tiny_pair), None, [])
 
 
 def test_something_stands_before_every_route_of_vllms_server() -> None:

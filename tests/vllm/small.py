@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,36 @@ def transformers_pair(draft: str) -> safedraft.Pair:
         dtype="float32",
         device="cpu",
     )
+
+
+@contextmanager
+def watched(pair: Any) -> Iterator[Counter[str]]:
+    """What happens to the rows of the steps that vLLM's scheduler plans, counted."""
+    scheduler, seen = scheduler_of(pair), Counter[str]()
+    schedule = scheduler.schedule
+
+    def watch(*args: Any) -> Any:
+        drafts = {request.request_id: len(request.spec_token_ids) for request in scheduler.running}
+        plan = schedule(*args)
+        for request in scheduler.running:
+            name = request.request_id
+            scheduled = plan.num_scheduled_tokens.get(name, 0)
+            ran = plan.scheduled_spec_decode_tokens.get(name, [])
+            begun = request.num_output_tokens > 0
+            resumed = begun and name in plan.scheduled_cached_reqs.resumed_req_ids
+            seen["resumed in a reply"] += resumed
+            seen["resumed, all cached but one token"] += resumed and scheduled - len(ran) == 1
+            seen["placeholders"] += -1 in ran
+            seen["placeholders of a reply"] += begun and -1 in ran
+            seen["left out"] += drafts.get(name, 0) > 0 and not scheduled
+            seen["drafts cut"] += scheduled > 0 and len(ran) < drafts.get(name, 0)
+        return plan
+
+    scheduler.schedule = watch
+    try:
+        yield seen
+    finally:
+        del scheduler.schedule
 
 
 def scheduler_of(pair: Any) -> Any:

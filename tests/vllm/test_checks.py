@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from widen import widen
 
 import safedraft
 from safedraft.engines.vllm import checks
-from safedraft.engines.vllm.options import KEY
+from safedraft.engines.vllm.options import KEY, Settings, require_honoured
+from safedraft.engines.vllm.serve import parsed
 from safedraft.errors import SafeDraftError
 
 pytestmark = pytest.mark.vllm
@@ -60,6 +63,120 @@ def test_another_way_is_refused(
 ) -> None:
     with pytest.raises(SafeDraftError, match=reason):
         checks.require_engine(config_of({**arguments, **given}))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("speculative_config.rejection_sample_method", "synthetic", "synthetic acceptance"),
+        ("speculative_config.parallel_drafting", True, "parallel drafting"),
+        ("speculative_config.use_heterogeneous_vocab", True, "two vocabularies"),
+        ("speculative_config.draft_model_config.max_model_len", 8, "the draft's context"),
+        ("use_v2_model_runner", True, "runner V2"),
+        ("scheduler_config.async_scheduling", True, "async scheduling"),
+        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("parallel_config.decode_context_parallel_size", 2, "context parallelism"),
+        ("parallel_config.prefill_context_parallel_size", 2, "context parallelism"),
+        ("lora_config", object(), "adapters of the target"),
+        ("kv_transfer_config", object(), "transferred caches"),
+        ("weight_transfer_config", object(), "weights that change"),
+        ("model_config.runner_type", "pooling", "only generating models"),
+        ("model_config.is_hybrid", True, "recurrent state"),
+        ("model_config.is_attention_free", True, "recurrent state"),
+        ("model_config.is_encoder_decoder", True, "encoder-decoders"),
+        ("model_config.supports_multimodal_inputs", True, "other inputs than text"),
+        ("model_config.enable_sleep_mode", True, "sleeping"),
+        ("model_config.enable_prompt_embeds", True, "prompt embeddings"),
+        ("model_config.logits_processors", ["mine"], "logits processors of your own"),
+    ],
+)
+def test_whatever_else_goes_by_the_rule_is_refused(
+    arguments: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: object,
+    reason: str,
+) -> None:
+    config = config_of(arguments)
+    path, _, name = option.rpartition(".")
+    owner = attrgetter(path)(config) if path else config
+    if name in vars(owner):
+        object.__setattr__(owner, name, value)
+    else:  # what vLLM works out
+        monkeypatch.setattr(type(owner), name, value)
+    with pytest.raises(SafeDraftError, match=reason):
+        checks.require_engine(config)
+
+
+def test_no_engine_goes_without_the_plug_in(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    config = config_of(arguments)
+    process: Any = InputProcessor.process_inputs
+    monkeypatch.setattr(InputProcessor, "process_inputs", process.__wrapped__)
+    with pytest.raises(SafeDraftError, match="VLLM_PLUGINS, where it is set, must name safedraft"):
+        checks.require_engine(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"sampling_params": None}, "pooling, embeddings and scores"),
+        ({"prompt_embeds": object()}, "the draft reads token ids"),
+        ({"mm_features": [object()]}, "the draft reads token ids"),
+        ({"lora_request": object()}, "an adapter for the target alone"),
+        ({"resumable": True}, "a session that is resumed"),
+        ({"prompt_token_ids": [5, 512]}, "do not share, such as 512"),
+        ({"sampling_params": {"stop_token_ids": [512]}}, "stop_token_ids: 512 is no token"),
+    ],
+)
+def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reason: str) -> None:
+    from vllm import SamplingParams
+
+    asked: dict[str, Any] = {
+        "request_id": "1", "sampling_params": {}, "prompt_embeds": None, "mm_features": [],
+        "lora_request": None, "resumable": False, "prompt_token_ids": [5, 6],
+    }  # fmt: skip
+    config = SimpleNamespace(
+        speculative_config=SimpleNamespace(num_speculative_tokens=3),
+        model_config=SimpleNamespace(max_model_len=64),
+    )
+    settings = Settings(vocabulary=512)
+
+    def admit(request: dict[str, Any]) -> None:
+        params = request["sampling_params"]
+        request["sampling_params"] = params if params is None else SamplingParams(**params)
+        checks.admit(SimpleNamespace(**request), config, settings)
+
+    admit(dict(asked))
+    with pytest.raises(SafeDraftError, match=reason):
+        admit(asked | given)
+
+
+def test_only_what_is_known_is_honoured() -> None:
+    from vllm import SamplingParams
+
+    from safedraft.engines.vllm.options import HONOURED
+
+    fields = set(SamplingParams.__struct_fields__)
+    assert fields > HONOURED
+    for name in fields - HONOURED:
+        params = SamplingParams()
+        setattr(params, name, ["anything"])
+        with pytest.raises(SafeDraftError, match=f"{name} is not supported with SSD"):
+            require_honoured(params)
+
+
+def test_vllms_options_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    command = ["serve", "/model", "--max-model-len", "64"]
+    assert parsed(ServeSubcommand(), command).max_model_len == 64
+    with pytest.raises(SystemExit):
+        parsed(ServeSubcommand(), [*command, "--speculative-conf", "{}"])
+    assert "--speculative-conf" in capsys.readouterr().err
 
 
 def test_a_schedule_without_drafts_is_refused(arguments: dict[str, Any]) -> None:

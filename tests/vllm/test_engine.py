@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import CONFORMANCE
-from small import engine, runner_of, scheduler_of, transformers_pair
+from small import engine, runner_of, scheduler_of, transformers_pair, watched
 
 import safedraft
 from safedraft import Reply, SamplingParams, SSDConfig
@@ -113,11 +113,11 @@ def test_the_target_does_not_run_the_last_draft(pair: Any) -> None:
     runner = runner_of(pair)
     execute = runner.execute_model
 
-    def watched(output: Any, *args: Any, **kwargs: Any) -> Any:
+    def watch(output: Any, *args: Any, **kwargs: Any) -> Any:
         ran.append(output.total_num_scheduled_tokens)
         return execute(output, *args, **kwargs)
 
-    runner.execute_model = watched
+    runner.execute_model = watch
     reply = pair.stream_ids([5, 6, 7, 8], sampling=GREEDY).drain()
     del runner.execute_model
     assert [count for count in ran if count] == [4] + [3] * reply.statistics.blocks
@@ -137,25 +137,12 @@ def test_a_prompt_that_is_cached_but_for_one_token(pair: Any, first_engine: Any)
     """vLLM fills such a row up with placeholders for drafts, if others run beside it."""
     begun = prompts(1, seed=3)[0] * 64
     ids = [begun[:64], begun[:65]]
-    placeholders = []
-    schedule = scheduler_of(pair).schedule
-
-    def watched(*args: Any) -> Any:
-        output = schedule(*args)
-        placeholders.extend(
-            drafts for drafts in output.scheduled_spec_decode_tokens.values() if -1 in drafts
-        )
-        return output
-
-    scheduler_of(pair).schedule = watched
-    try:
+    with watched(pair) as seen:
         other = pair.stream_ids(ids[0], sampling=GREEDY)
         next(other)
         said = pair.stream_ids(ids[1], sampling=GREEDY).drain()
-    finally:
-        del scheduler_of(pair).schedule
-    other.drain()
-    assert placeholders
+        other.drain()
+    assert seen["placeholders"]
     expected = by_the_first_engine(first_engine, ids, [GREEDY, GREEDY])
     assert_same([other.reply, said], expected)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
 from typing import Any
 
 import pytest
-from small import engine, runner_of, scheduler_of, transformers_pair
+from small import engine, runner_of, scheduler_of, transformers_pair, watched
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
 
+from safedraft import SSDConfig
 from safedraft.errors import BrokenModel, SafeDraftError
 
 pytestmark = pytest.mark.vllm
@@ -27,16 +29,69 @@ def test_a_cache_too_small_for_all_and_prompts_in_chunks(options: dict[str, Any]
     ids, given = prompts(20, seed=7, longest=120), samplings(20)
     expected = by_the_first_engine(transformers_pair("near"), ids, given)
     tight: dict[str, Any] = {"num_gpu_blocks_override": 14, "max_num_batched_tokens": 40}
-    with engine("near", **tight, **options) as pair:
-        preempted = []
-        scheduler = scheduler_of(pair)
-        preempt = scheduler._preempt_request
-        scheduler._preempt_request = lambda request, *args, **kwargs: (
-            preempted.append(request.num_output_tokens) or preempt(request, *args, **kwargs)
-        )
+    with engine("near", **tight, **options) as pair, watched(pair) as seen:
         said = pair.generate_many_ids(ids, sampling=given)
     assert_same(said, expected)
-    assert any(preempted)  # in the middle of a reply
+    assert seen["resumed in a reply"]
+
+
+def spoil_free_blocks(pair: Any) -> None:
+    """What nobody may read any more is made something else, as by another request."""
+    queue = scheduler_of(pair).kv_cache_manager.block_pool.free_block_queue
+    free = [block.block_id for block in queue.get_all_free_blocks() if block.block_hash is None]
+    for cache in runner_of(pair).kv_caches:
+        cache[free] = 2.0
+
+
+@pytest.mark.parametrize(("chunk", "happens"), [(35, "left out"), (33, "drafts cut")])
+def test_a_long_prompt_leaves_no_room_for_the_replies_behind_it(chunk: int, happens: str) -> None:
+    ids, given = prompts(8, seed=9, longest=1), samplings(8)
+    ids[0] *= 200
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
+    narrow = {"max_num_batched_tokens": 40, "long_prefill_token_threshold": chunk}
+    with engine("near", **narrow) as pair, watched(pair) as seen:
+        said = pair.generate_many_ids(ids, sampling=given)
+    assert_same(said, expected)
+    assert seen[happens]
+
+
+@pytest.mark.parametrize(
+    ("options", "happens"),
+    [
+        ({"config": SSDConfig(draft_tokens=1)}, "placeholders of a reply"),
+        ({"config": SSDConfig(draft_tokens=3)}, "placeholders of a reply"),
+        ({"draft_tokens_up_to": {4: 3, 8: 2}}, "resumed, all cached but one token"),
+    ],
+    ids=["T = 1", "T = 3", "T by load"],
+)
+def test_a_reply_is_preempted_and_cached_but_for_one_token(
+    options: dict[str, Any], happens: str
+) -> None:
+    ids, given = prompts(12, seed=8), samplings(12)
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
+    with engine("near", **options) as pair, watched(pair) as seen:
+        scheduler, preempted = scheduler_of(pair), set()
+        schedule = scheduler.schedule
+
+        def preempt(*args: Any) -> Any:
+            """Whoever has just filled a block of the cache, once."""
+            for request in list(scheduler.running):
+                full = request.num_tokens % scheduler.block_size == 1
+                if full and request.num_output_tokens and request.request_id not in preempted:
+                    preempted.add(request.request_id)
+                    scheduler.running.remove(request)
+                    scheduler._preempt_request(request, time.monotonic())
+                    spoil_free_blocks(pair)
+            return schedule(*args)
+
+        scheduler.schedule = preempt
+        said = [
+            pair.stream_ids(one, sampling=sampling).drain()
+            for one, sampling in zip(ids, given, strict=True)
+        ]
+    assert_same(said, expected)
+    assert seen["resumed, all cached but one token"]
+    assert seen[happens]
 
 
 @pytest.mark.parametrize(

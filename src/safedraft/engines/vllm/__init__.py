@@ -11,7 +11,8 @@ Where vLLM, as it stands, can choose a token without the draft's word, and what 
    the draft proposes behind the last token of its own, and the scheduler runs that token again with
    the drafts behind it. The first token of a reply is then decided like any other.
 2. *Behind a prefill after a preemption*: the drafts from before it are kept, and the first of them
-   is decided. Behind a prompt whose beginning was cached: the row of 1.
+   is decided. The draft reads such a row anew, even where all but one of its tokens are still
+   cached. Behind a prompt whose beginning was cached: the row of 1.
 3. *A prompt all cached but for one token, beside running requests* (``Scheduler.schedule`` fills it
    up with -1 in place of drafts): placeholders are no drafts; the row of 1, or of 2.
 4. *Drafts that did not fit into a step* (``Scheduler.schedule`` cuts them to the token budget):

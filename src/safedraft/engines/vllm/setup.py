@@ -28,7 +28,8 @@ _GREETING = [
 
 _OURS = (
     "model", "worker_cls", "scheduler_cls", "speculative_config", "additional_config",
-    "generation_config", "async_scheduling", "tokenizer",
+    "generation_config", "async_scheduling", "tokenizer", "spec_method", "spec_model",
+    "spec_tokens",
 )  # fmt: skip
 """Options of vLLM's that are the engine's own to set."""
 

@@ -54,6 +54,7 @@ from safedraft.evaluation.judges.phrases import is_refusal
 from safedraft.evaluation.sources import find_source
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.pairs.load import choose_pair
+from safedraft.pairs.registry import DEFAULT_PAIR
 from safedraft.sampling import distribution, probabilities
 
 REQUESTS = (
@@ -321,8 +322,9 @@ def conversations(count: int, requests: Sequence[str] = ()) -> Asked:
 
 
 def replayed(_: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "safedraft", "replay", str(RECORDING), "--no-adapter"]
-    done = subprocess.run([*command, "--engine", "vllm"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "safedraft", "replay", str(RECORDING), "--engine", "vllm"]
+    command += ["--pair", DEFAULT_PAIR, "--no-adapter"]
+    done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.splitlines() or done.stderr.splitlines()[-1:]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -35,6 +36,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(models, tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@contextmanager
+def serving(
+    models: dict[str, str], folder: Path, *options: str, **environment: str
+) -> Iterator[str]:
+    """A server of the pair, by its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,11 +53,13 @@ def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         "--target", models["target"], "--draft", models["draft"],
         "--set", "draft_tokens=3", "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M",
+        "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M", *options,
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["SAFEDRAFT_API_KEY"] = "sesame"
-    log = tmp_path_factory.mktemp("server") / "log"
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SAFEDRAFT_API_KEY": "sesame",
+        **environment,
+    }  # fmt: skip
+    log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, start_new_session=True

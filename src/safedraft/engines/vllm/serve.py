@@ -22,13 +22,14 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _RUST = "VLLM_USE_RUST_FRONTEND"
 
 _NAME_THEM = "name the options themselves, and none of SafeDraft's own"
+_UNGUARDED = "what stands before the routes of the HTTP server does not stand before it"
 
 _REFUSED = {
     "config": _NAME_THEM,
     "speculative_config": _NAME_THEM,
     "api_key": f"set {API_KEY}, which is asked for at every route",
-    "grpc": "what stands before the routes of the HTTP server does not stand before it",
-    "grpc_port": "what stands before the routes of the HTTP server does not stand before it",
+    "grpc": _UNGUARDED,
+    "grpc_port": _UNGUARDED,
 }
 """vLLM's options that go by what SafeDraft checks, and what to do in place of them."""
 

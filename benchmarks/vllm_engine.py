@@ -124,13 +124,15 @@ class ByVllm:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         chosen = plan(choose_pair(), config(task["drafted"] or 1))
         ours = chosen.options({"dtype": task["dtype"]})["speculative_config"]
-        names = ["method", "model", "num_speculative_tokens"]
-        names += ["quantization"] if task.get("quantized") else []
+        names = ["method", "model", *(["quantization"] if task.get("quantized") else [])]
+        draft = {name: ours[name] for name in names}
         self.llm = LLM(
             str(chosen.parts.folders[0]),
             dtype=task["dtype"],
             generation_config="vllm",
-            speculative_config={name: ours[name] for name in names} if task["drafted"] else None,
+            speculative_config={**draft, "num_speculative_tokens": task["drafted"]}
+            if task["drafted"]
+            else None,
             **options(task),
         )
         ends = sorted(chosen.parts.examination.end_tokens)

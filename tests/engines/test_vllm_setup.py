@@ -113,8 +113,8 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
             chosen.options({name: "another"})
     options = chosen.options({"max_num_seqs": 4}, draft_tokens_up_to={8: 2, 2: 5})
     speculative = options["speculative_config"]
-    assert speculative["num_speculative_tokens"] == 5
-    assert speculative["num_speculative_tokens_per_batch_size"] == [(1, 2, 5), (3, 8, 2)]
+    assert speculative["num_speculative_tokens"] == 6
+    assert speculative["num_speculative_tokens_per_batch_size"] == [(1, 2, 6), (3, 8, 3)]
     assert options["additional_config"]["safedraft"]["vocabulary"] == 258
     assert not options["additional_config"]["safedraft"]["requests_may_set_constants"]
     with pytest.raises(SafeDraftError, match="at least 1"):
@@ -130,13 +130,13 @@ REGISTERED = safedraft.SSDConfig(draft_tokens=12, draft_confidence=0.4, draft_gr
 
 
 @pytest.mark.parametrize(
-    ("config", "given", "most", "schedule"),
+    ("config", "given", "passes", "schedule"),
     [
-        (None, {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
-        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 3), (5, 8, 2)]),
-        (safedraft.SSDConfig(bin_size=5), {}, 3, [(1, 2, 3), (3, 4, 3), (5, 8, 2)]),
-        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 9, None),
-        (safedraft.SSDConfig(draft_tokens=4), {}, 4, None),
+        (None, {}, 6, [(1, 2, 6), (3, 4, 4), (5, 8, 3)]),
+        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 4), (5, 8, 3)]),
+        (safedraft.SSDConfig(bin_size=5), {}, 4, [(1, 2, 4), (3, 4, 4), (5, 8, 3)]),
+        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 10, None),
+        (safedraft.SSDConfig(draft_tokens=4), {}, 5, None),
         (None, {"data_parallel_size": 2}, 6, None),
     ],
     ids=[
@@ -149,7 +149,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
     monkeypatch: pytest.MonkeyPatch,
     config: safedraft.SSDConfig | None,
     given: dict[str, Any],
-    most: int,
+    passes: int,
     schedule: list[tuple[int, int, int]] | None,
 ) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
@@ -159,7 +159,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
     chosen = plan(spec(tiny_pair, config=REGISTERED), config)
     assert chosen.config.draft_growth == 0
     speculative = chosen.options(given)["speculative_config"]
-    assert speculative["num_speculative_tokens"] == most
+    assert speculative["num_speculative_tokens"] == passes
     assert speculative["num_speculative_tokens_per_batch_size"] == schedule
 
 

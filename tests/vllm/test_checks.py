@@ -180,7 +180,7 @@ def test_vllms_options_are_written_out(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_schedule_without_drafts_is_refused(arguments: dict[str, Any]) -> None:
-    schedule = [[1, 4, 3], [5, 8, 0]]
+    schedule = [[1, 4, 3], [5, 8, 1]]
     speculative = {
         **arguments["speculative_config"], "num_speculative_tokens_per_batch_size": schedule
     }  # fmt: skip

@@ -20,7 +20,7 @@ def test_statistics_outlive_a_preemption_and_no_request() -> None:
     ids = prompts(20, seed=7, longest=120)
     sampling = safedraft.SamplingParams(max_new_tokens=40)
     expected = by_the_first_engine(transformers_pair("near"), ids, [sampling] * 20)
-    tight: dict[str, Any] = {"num_gpu_blocks_override": 14, "max_num_batched_tokens": 40}
+    tight: dict[str, Any] = {"num_gpu_blocks_override": 14, "max_num_batched_tokens": 48}
     with engine("near", **tight) as pair, watched(pair) as seen:
         core, runner = pair.engine._engine, runner_of(pair)
         for at, one in enumerate(ids):

@@ -126,7 +126,7 @@ def _in_vllm(
     config = SSDConfig(draft_tokens=draft_tokens)
     longest = max(len(case.target_prompt) + case.max_new_tokens for case in cases)
     engine: dict[str, Any] = {
-        "max_model_len": longest + 2 * draft_tokens,  # a reply ends 2 T before it
+        "max_model_len": longest + 2 * (draft_tokens + 1),  # a reply ends two blocks before it
         "kv_cache_memory_bytes": 2**30,  # vLLM would take most of what there is
         "enforce_eager": True,  # compiling takes longer than a few cases
     }

@@ -17,9 +17,9 @@ Where vLLM, as it stands, can choose a token without the draft's word, and what 
    up with -1 in place of drafts): placeholders are no drafts; the row of 1, or of 2.
 4. *Drafts that did not fit into a step* (``Scheduler.schedule`` cuts them to the token budget):
    those that fit are decided, and the one behind them.
-5. *Behind a block that matched throughout* (the bonus token of ``RejectionSampler``): vLLM is given
-   all drafts but the last, so that this place is the last draft's, and decided with its q. A block
-   of T drafts takes T rows of the target and yields at most T tokens.
+5. *Behind a block that matched throughout* (the bonus token of ``RejectionSampler``): the draft
+   proposes one token more than the T that vLLM is given, so that this place has a draft and a q and
+   is decided like any other. A block holds up to T + 1 tokens, as in the first engine.
 6. *Near the end of the context* (``_input_fits_in_drafter`` drops the whole batch's drafts, and the
    scheduler cuts those of one request): no request is let in that could come there.
 7. *A request that was left out of a step* (``_get_spec_decode_draft_probs`` falls back to drafts

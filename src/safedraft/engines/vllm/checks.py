@@ -111,9 +111,9 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
         )
     if stray := [t for t in end_tokens(params) if not 0 <= t < settings.vocabulary]:
         raise SafeDraftError(f"stop_token_ids: {stray[0]} is no token of target and draft")
-    drafted = vllm_config.speculative_config.num_speculative_tokens
+    ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
-    params.max_tokens = min(params.max_tokens, room_for(length, context, drafted))
+    params.max_tokens = min(params.max_tokens, room_for(length, context, ahead))
     settings.request(params, request.request_id)
     wants_statistics(params)
 
@@ -130,7 +130,7 @@ def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield spec.parallel_drafting, "parallel drafting is not supported"
     yield spec.use_heterogeneous_vocab, "two vocabularies are not supported"
     schedule = spec.num_speculative_tokens_per_batch_size or []
-    yield any(count < 1 for *_, count in schedule), "a schedule without drafts is not supported"
+    yield any(count < 2 for *_, count in schedule), "a schedule without drafts is not supported"
     yield vllm_config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is no host"
     yield device not in WORKERS, f"the platform {device} is not supported"
     yield parallel.worker_cls != WORKERS[device], f"worker_cls must be {WORKERS[device]}"
@@ -138,7 +138,7 @@ def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield scheduler.async_scheduling, "async scheduling is not supported"
     budget = scheduler.max_num_seqs * (spec.num_speculative_tokens + 2)
     few = scheduler.max_num_batched_tokens < budget
-    yield few, f"max_num_batched_tokens must be at least max_num_seqs * (T + 2) = {budget}"
+    yield few, f"max_num_batched_tokens must be at least max_num_seqs * (T + 3) = {budget}"
     short = spec.draft_model_config.max_model_len < model.max_model_len
     yield short, "max_model_len must not be more than the draft's context"
     yield parallel.pipeline_parallel_size > 1, "pipeline parallelism is not supported"

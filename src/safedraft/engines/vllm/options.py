@@ -182,20 +182,20 @@ def _unset(value: Any, default: Any) -> bool:
     return plain and bool(value == default or (not isinstance(value, bool | int) and not value))
 
 
-def room_for(prompt_tokens: int, max_model_len: int, drafted: int) -> int:
+def room_for(prompt_tokens: int, max_model_len: int, ahead: int) -> int:
     """Most new tokens behind a prompt, such that the draft never runs out of room.
 
     vLLM lets the target decide alone where drafts would pass the end of the context; so replies end
-    two blocks before it.
+    two blocks before it. ``ahead`` is how many tokens a block holds at most.
 
     Raises:
         SafeDraftError: there is no room.
     """
-    room = max_model_len - 2 * drafted - prompt_tokens
+    room = max_model_len - 2 * ahead - prompt_tokens
     if room < 1:
         raise SafeDraftError(
             f"the prompt has {prompt_tokens} tokens and there is room for "
-            f"{max_model_len - 2 * drafted - 1} (a context of {max_model_len}, less two blocks of "
-            f"{drafted} drafted tokens): shorten it"
+            f"{max_model_len - 2 * ahead - 1} (a context of {max_model_len}, less two blocks of "
+            f"{ahead} tokens): shorten it"
         )
     return room

@@ -404,7 +404,7 @@ def load_vllm_pair(
         traces=True,
         draft_tokens_up_to=draft_tokens_up_to,
     )
-    drafted = arguments["speculative_config"]["num_speculative_tokens"]
+    ahead = arguments["speculative_config"]["num_speculative_tokens"]
     engine = Engine(_start(arguments))
     return VllmPair(
         target=spec.target,
@@ -412,7 +412,7 @@ def load_vllm_pair(
         tokenizer=tokenizer,
         system=spec.target_system,
         vocabulary=chosen.parts.examination.vocabulary,
-        context_length=room_for(0, engine.context_length, drafted),
+        context_length=room_for(0, engine.context_length, ahead),
         end_tokens=chosen.parts.examination.end_tokens,
         config=chosen.config,
         engine=engine,

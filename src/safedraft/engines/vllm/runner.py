@@ -106,7 +106,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self._ended: set[int] = set()  # rows whose last draft is an unsure one
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[tuple[int, Tensor]]]:
-        """The drafted tokens of each row, each with its q, ``[V]``: T of them or fewer.
+        """The drafted tokens of each row, each with its q, ``[V]``: T + 1 or fewer.
 
         A row's drafts end with the first one that is less likely than ``draft_confidence``, and
         those of all rows with the pass in which more than half of them have ended: what follows an
@@ -301,7 +301,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         request.drafts = request.drafts[: len(ran) + 1]
 
     def _block(self) -> Tensor:
-        """The decided tokens as vLLM wants them, ``[rows, T + 1]``, filled up with its mark."""
+        """The decided tokens as vLLM wants them, ``[rows, T + 2]``, filled up with its mark."""
         block = torch.full((len(self._rows), self.num_spec_tokens + 1), _NONE, dtype=torch.int32)
         for at, row in enumerate(self._rows):
             block[at, : len(row.steps)] = torch.tensor([step.token for step in row.steps])
@@ -407,11 +407,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
         """Take the memory that the rule needs, for vLLM to measure what is left.
 
-        That is the target's logits at T positions of every row, q of as many, and one position's
-        composite.
+        That is the target's logits at T + 1 positions of every row, q of as many, and one
+        position's composite.
         """
-        rows, drafted = len(hidden_states), self.num_spec_tokens
-        logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(drafted, 1)))
+        rows, positions = len(hidden_states), self.num_spec_tokens
+        logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))
         q = probabilities(logits[:, : self._settings.vocabulary])
         p = probabilities(logits[:rows, : self._settings.vocabulary])
         return composite(p, q[:rows], False, 0.5, self._settings.config)

@@ -34,15 +34,15 @@ _OURS = (
 """Options of vLLM's that are the engine's own to set."""
 
 
-MOST_DRAFT_TOKENS = 6
+MOST_DRAFT_TOKENS = 5
 """T where nobody named it and the pair's own, a bound for drafts that end early, is higher: vLLM
 keeps room for all T of every request."""
 
-DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 8: 3, 16: 2}}
+DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 8: 2, 16: 1}}
 """T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
 name of the platform; None is the pair's own T, which is for one request, and none is more than it.
 
-On processors a pass over B T tokens is bound by the weights up to some 16 to 24 of them: see
+On processors a pass over B (T + 1) tokens is bound by the weights up to some 16 to 24 of them: see
 Sizing in docs/vllm.md. On CUDA a schedule costs vLLM its full graphs, and there is none.
 """
 
@@ -109,7 +109,9 @@ class Plan:
             "speculative_config": {
                 "method": "draft_model",
                 "model": str(self.draft),
-                "num_speculative_tokens": max(by_load.values(), default=self.config.draft_tokens),
+                "num_speculative_tokens": passes(
+                    max(by_load.values(), default=self.config.draft_tokens)
+                ),
                 "num_speculative_tokens_per_batch_size": _ranges(by_load),
                 "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
                 "draft_sample_method": "probabilistic",
@@ -162,10 +164,20 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     return Plan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
 
 
+def passes(draft_tokens: int) -> int:
+    """How often the draft runs for a block of T, which vLLM knows as its number of drafts.
+
+    Once more than T: the target runs T drafts, and where they all match, the token behind them is
+    decided as well, with the draft's word at its place.
+    """
+    return draft_tokens + 1
+
+
 def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
     """First and last batch size of each T, as vLLM has them."""
     starts = [1, *(load + 1 for load in by_load)]
-    return [(start, *one) for start, one in zip(starts, by_load.items(), strict=False)] or None
+    loads = zip(starts, by_load.items(), strict=False)
+    return [(start, load, passes(drafted)) for start, (load, drafted) in loads] or None
 
 
 def prepare_environment() -> None:

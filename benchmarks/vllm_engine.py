@@ -71,10 +71,8 @@ REQUESTS = (
 )
 """What no model should help with; nothing that is said to them is printed or kept."""
 
-GREEDY, WARM = (
-    safedraft.SamplingParams(temperature=temperature, max_new_tokens=1, seed=0)
-    for temperature in (0, 1)
-)
+GREEDY = safedraft.SamplingParams(max_new_tokens=1)
+WARM = safedraft.SamplingParams(max_new_tokens=1, temperature=1)
 
 RECORDING = Path(__file__).parent.parent / "tests/conformance/qwen2.5-coder.json"
 
@@ -245,9 +243,10 @@ def compare_draws(
     """Draft and decide the same place for many requests, of which every fourth is greedy."""
     drawn, greedy = [], []
     for start in range(0, count, 64):
-        seeds = range(start, min(start + 64, count))
-        warm = [WARM.model_copy(update={"seed": seed}) for seed in seeds]
-        batch = [Request(config, GREEDY if one.seed % 4 == 0 else one) for one in warm]
+        batch = [
+            Request(config, WARM.model_copy(update={"seed": seed}) if seed % 4 else GREEDY)
+            for seed in range(start, min(start + 64, count))
+        ]
         tokens, q = propose(batch, draft.expand(len(batch), -1), 0)
         for request, token, row in zip(batch, tokens.tolist(), q, strict=True):
             request.drafts, request.draft_rows = [token], [row]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,26 @@ def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) ->
     assert error["code"] == 400
     assert "no place for them" in error["message"]
     assert [event for event in events[1:] if event] == ["data: [DONE]"]
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each engine is bound to a core of its own")
+def test_two_data_parallel_engines_answer_at_one_address(
+    server: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    def said(address: str, seed: int) -> Any:
+        status, answer = ask(address, temperature=1.0, seed=seed)
+        assert status == 200
+        return answer["choices"][0]["message"]["content"]
+
+    alone = [said(server, seed) for seed in range(8)]
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with (
+        serving(models, tmp_path, "--data-parallel-size", "2", **bound) as address,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        together = list(clients.map(said, [address] * 8, range(8)))
+    assert together == alone
+    assert len(set(together)) > 1
 
 
 def test_what_was_decided_is_in_the_metrics(server: str) -> None:

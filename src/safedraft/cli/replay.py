@@ -120,13 +120,14 @@ def _in_vllm(
 ) -> list[str | None]:
     """The cases hold prompts as ids, so a system prompt of the pair's has no part in them."""
     from safedraft.engines.vllm.pair import load_vllm_pair
+    from safedraft.engines.vllm.setup import passes
     from safedraft.pairs.progress import show_progress
 
     bare = spec.model_copy(update={"target_system": None, "draft_system": None})
     config = SSDConfig(draft_tokens=draft_tokens)
     longest = max(len(case.target_prompt) + case.max_new_tokens for case in cases)
     engine: dict[str, Any] = {
-        "max_model_len": longest + 2 * (draft_tokens + 1),  # a reply ends two blocks before it
+        "max_model_len": longest + 2 * passes(draft_tokens),  # a reply ends two blocks before it
         "kv_cache_memory_bytes": 2**30,  # vLLM would take most of what there is
         "enforce_eager": True,  # compiling takes longer than a few cases
     }

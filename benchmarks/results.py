@@ -1,7 +1,7 @@
 """The figures of docs/results.md: every one by the evaluation's own commands, on the default pair.
 
 Takes a day on two processor cores. Whatever stops it, the same command goes on where it stopped;
-``--suite``, ``--defence`` and the limits measure a part, and what is there is reported.
+``--suite``, ``--defense`` and the limits measure a part, and what is there is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HARMLESS = ("over_refusal", "arithmetic")
 class Run(NamedTuple):
     """One call of ``safedraft eval``."""
 
-    defences: Sequence[str]
+    defenses: Sequence[str]
     suites: Sequence[str]
     source: str | None = None
     """In place of the suites' own."""
@@ -55,8 +55,8 @@ look at six replies to prefill_20, [log](log.md). Requests of another source: \
 [below](#requests-of-another-source).)
 
 `make results` makes this page; [evaluation](evaluation.md) says what the suites are, and \
-[judges and report](judges-and-report.md) how replies are judged. A suite or defence with a \
-smaller n than others was measured in part (`--suite`, `--defence`, `--others`).
+[judges and report](judges-and-report.md) how replies are judged. A suite or defense with a \
+smaller n than others was measured in part (`--suite`, `--defense`, `--others`).
 
 """
 
@@ -92,12 +92,12 @@ second (median of 6 prompts, from 0.96 to 1.02).
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=100, help="prompts a suite")
-    parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defences")
+    parser.add_argument("--others", type=int, default=20, help="prompts a suite of other defenses")
     parser.add_argument(
         "--do-not-answer", type=int, default=50, help="prompts of that source a suite"
     )
     parser.add_argument("--suite", action="append", help="only this suite; may be given again")
-    parser.add_argument("--defence", action="append", help="only this other one; again for more")
+    parser.add_argument("--defense", action="append", help="only this other one; again for more")
     parser.add_argument("--log-dir", type=Path, default=Path("results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
@@ -109,9 +109,9 @@ def main() -> None:
     )
     for run, limit, folder in runs:
         suites = [name for name in run.suites if name in (given.suite or run.suites)]
-        defences = given.defence if run is OTHERS and given.defence else run.defences
+        defenses = given.defense if run is OTHERS and given.defense else run.defenses
         if limit and suites:
-            evaluate(run._replace(defences=defences, suites=suites), limit, folder)
+            evaluate(run._replace(defenses=defenses, suites=suites), limit, folder)
     _, _, body = report(logs).partition("\n\n")
     again = ""
     if do_not_answer.exists():
@@ -120,10 +120,10 @@ def main() -> None:
 
 
 def evaluate(run: Run, limit: int, logs: Path) -> None:
-    defences = [part for name in run.defences for part in ("--defence", name)]
+    defenses = [part for name in run.defenses for part in ("--defense", name)]
     suites = [part for name in run.suites for part in ("--suite", name)]
     source = ["--source", run.source] if run.source else []
-    safedraft("eval", *defences, *suites, *source, "--limit", str(limit), "--log-dir", str(logs))
+    safedraft("eval", *defenses, *suites, *source, "--limit", str(limit), "--log-dir", str(logs))
 
 
 def report(logs: Path) -> str:

@@ -15,8 +15,8 @@ from rich.rule import Rule
 from rich.terminal_theme import DIMMED_MONOKAI
 
 import safedraft
-from safedraft.chat import Reply
 from safedraft.cli.compare import compare, speedup
+from safedraft.text.chat import Reply
 
 PROMPTS = (
     ("an ordinary question", "Explain what a hash table is, with a short Python example.", ""),

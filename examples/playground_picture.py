@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 import safedraft
-from safedraft.pairs.registry import DEFAULT_PAIR
+from safedraft.models.registry import DEFAULT_PAIR
 from safedraft.server.app import create_app
 from safedraft.server.run import Server
 from safedraft.server.settings import ServerSettings

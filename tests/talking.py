@@ -11,9 +11,9 @@ from conftest import save_tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
 from safedraft.engines.scripted import ScriptedSession
-from safedraft.pairs.pair import Member, Pair
+from safedraft.pair import Member, Pair
 
 TURN = "<|start|>assistant\n"
 VOCABULARY, END = 258, 256

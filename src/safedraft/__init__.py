@@ -11,22 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safedraft.chat import Alternative, Reply, Statistics, Stream, Token
-    from safedraft.config import SamplingParams, Scheme, SSDConfig
-    from safedraft.decode import Step
-    from safedraft.engines.custom_generate import ssd_generate
-    from safedraft.errors import BrokenModel, IncompatiblePair, PromptTooLong, SafeDraftError
-    from safedraft.pairs.load import load_pair
-    from safedraft.pairs.pair import Pair, Prompts
+    from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+    from safedraft.core.decode import Step
+    from safedraft.core.errors import BrokenModel, IncompatiblePair, PromptTooLong, SafeDraftError
+    from safedraft.engines.transformers.generate import ssd_generate
+    from safedraft.load import load_pair
+    from safedraft.pair import Pair, Prompts
+    from safedraft.text.chat import Alternative, Reply, Statistics, Stream, Token
 
 _HOMES = {
-    "safedraft.chat": ("Alternative", "Reply", "Statistics", "Stream", "Token"),
-    "safedraft.config": ("SSDConfig", "SamplingParams", "Scheme"),
-    "safedraft.decode": ("Step",),
-    "safedraft.engines.custom_generate": ("ssd_generate",),
-    "safedraft.errors": ("BrokenModel", "IncompatiblePair", "PromptTooLong", "SafeDraftError"),
-    "safedraft.pairs.load": ("load_pair",),
-    "safedraft.pairs.pair": ("Pair", "Prompts"),
+    "safedraft.text.chat": ("Alternative", "Reply", "Statistics", "Stream", "Token"),
+    "safedraft.core.config": ("SSDConfig", "SamplingParams", "Scheme"),
+    "safedraft.core.decode": ("Step",),
+    "safedraft.engines.transformers.generate": ("ssd_generate",),
+    "safedraft.core.errors": ("BrokenModel", "IncompatiblePair", "PromptTooLong", "SafeDraftError"),
+    "safedraft.load": ("load_pair",),
+    "safedraft.pair": ("Pair", "Prompts"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

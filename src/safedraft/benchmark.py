@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.ensemble_weight import WEIGHT
-from safedraft.engines.transformers import quiet_transformers
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.defenses.ensemble_weight import WEIGHT
+from safedraft.engines.transformers.session import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
 
 PROMPTS = (
     "Why is the sky blue, and why are sunsets red?",

@@ -95,7 +95,7 @@ def test_compare_shows_both(run: Any, models: list[str]) -> None:
 def test_ctrl_c_keeps_what_was_said_and_exits_130(
     run: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safedraft.engines.transformers import TransformersSession
+    from safedraft.engines.transformers.session import TransformersSession
 
     forward, calls = TransformersSession.forward, []
 
@@ -118,7 +118,7 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(
 def test_chat_remembers_and_leaves(
     run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
 
     asked: list[list[Any]] = []
     stream = Pair.stream
@@ -313,14 +313,14 @@ def test_a_full_disk_is_said(run: Any, models: list[str], monkeypatch: pytest.Mo
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/cache/file")
 
-    monkeypatch.setattr("safedraft.pairs.load.fetch", full)
+    monkeypatch.setattr("safedraft.load.fetch", full)
     assert "the disk is full (/cache/file)" in error_of(run("generate", "hi", *models))
 
 
 def test_broken_logits_are_an_error(
     run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safedraft.engines.transformers import TransformersSession
+    from safedraft.engines.transformers.session import TransformersSession
 
     forward = TransformersSession.forward
     monkeypatch.setattr(
@@ -338,8 +338,8 @@ def torch_nan() -> float:
 
 
 def test_a_model_cannot_drive_the_terminal() -> None:
-    from safedraft.chat import Token
     from safedraft.cli.render import coloured
+    from safedraft.text.chat import Token
 
     token = Token(1, "a\x1b[2Jb\nc\td\x9b", True, "union", 0.8, 0.5, 0.5, 0)
     assert coloured([token]).plain == "a[2Jb\nc\td"

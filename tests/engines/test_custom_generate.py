@@ -15,9 +15,9 @@ from transformers import (
 )
 
 import safedraft
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.decode import decode
-from safedraft.engines.transformers import TransformersSession
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.decode import decode
+from safedraft.engines.transformers.session import TransformersSession
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 

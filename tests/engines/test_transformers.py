@@ -21,12 +21,12 @@ from transformers import (
     T5Config,
 )
 
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.decode import decode
-from safedraft.engines import transformers as engine
-from safedraft.engines.transformers import TransformersSession, why_not_rewindable
-from safedraft.errors import SafeDraftError
-from safedraft.reference import reference_decode
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.decode import decode
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.reference import reference_decode
+from safedraft.engines.transformers import session as engine
+from safedraft.engines.transformers.session import TransformersSession, why_not_rewindable
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,

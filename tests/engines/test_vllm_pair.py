@@ -10,9 +10,9 @@ import pytest
 from conftest import save_tokenizer
 from transformers import AutoTokenizer
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import PromptTooLong, SafeDraftError
 from safedraft.engines.vllm.pair import VllmPair
-from safedraft.errors import PromptTooLong, SafeDraftError
 
 
 @pytest.fixture

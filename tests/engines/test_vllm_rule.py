@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import RandomModel
 
-from safedraft.composite import composite
-from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.decode import Step, decode
+from safedraft.core.composite import composite
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.decode import Step, decode
+from safedraft.core.errors import BrokenModel
+from safedraft.core.sampling import distribution, probabilities
 from safedraft.engines.vllm.rule import Request, propose, verify
-from safedraft.errors import BrokenModel
-from safedraft.sampling import distribution, probabilities
 
 V = 24
 CONFIGS = [SSDConfig(), SSDConfig(bin_size=3, sample_space_size=5), SSDConfig(threshold=1.0)]

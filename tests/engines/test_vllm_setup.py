@@ -13,12 +13,12 @@ from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 
 import safedraft
 from safedraft.cli.options import with_settings
-from safedraft.engines.vllm.gate import before_all
+from safedraft.core.errors import IncompatiblePair, SafeDraftError
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
-from safedraft.engines.vllm.serve import command_line, given_options, serve_pair
 from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
-from safedraft.errors import IncompatiblePair, SafeDraftError
-from safedraft.pairs.registry import PairSpec
+from safedraft.models.registry import PairSpec
+from safedraft.server.vllm.gate import before_all
+from safedraft.server.vllm.serve import command_line, given_options, serve_pair
 
 
 def spec(models: tuple[Path, Path], **given: Any) -> PairSpec:

@@ -10,7 +10,7 @@ from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpe
 from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Score
 
-from safedraft.chat import Statistics
+from safedraft.text.chat import Statistics
 
 KINDS = {"over_refusal": "over_refusal", "arithmetic": "accuracy", "ordinary": "ordinary"}
 
@@ -45,7 +45,7 @@ def sample(
 
 def log(
     suite: str,
-    defence: str,
+    defense: str,
     samples: Sequence[EvalSample],
     *,
     family: str = "",
@@ -72,7 +72,7 @@ def log(
         task=suite,
         dataset=EvalDataset(name=suite, samples=len(samples)),
         model=f"safedraft/{pair}",
-        model_args={"defence": defence, **arguments},
+        model_args={"defense": defense, **arguments},
         task_args=dict(task or {}),
         config=EvalConfig(),
         packages={"inspect_ai": "0.3.285"},

@@ -1,4 +1,4 @@
-"""What a defence asks the target is drawn before it is needed, and comes to the same."""
+"""What a defense asks the target is drawn before it is needed, and comes to the same."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from stage import use_pair
 
-from safedraft.chat import conversation
-from safedraft.config import SamplingParams
-from safedraft.defences import ASKING
-from safedraft.errors import PromptTooLong, SafeDraftError
+from safedraft.core.config import SamplingParams
+from safedraft.core.errors import PromptTooLong, SafeDraftError
+from safedraft.defenses import ASKING
 from safedraft.evaluation import ahead
 from safedraft.evaluation.ahead import draw_ahead, drawn_reply
+from safedraft.text.chat import conversation
 
 
 @pytest.mark.parametrize(
-    ("defence", "rounds"),
+    ("defense", "rounds"),
     [
         ("target_only", 1),
         ("self_reminder", 1),
@@ -26,8 +26,8 @@ from safedraft.evaluation.ahead import draw_ahead, drawn_reply
         ("paraphrase", 2),
     ],
 )
-def test_all_that_a_defence_asks_is_drawn_in_rounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defence: str, rounds: int
+def test_all_that_a_defense_asks_is_drawn_in_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defense: str, rounds: int
 ) -> None:
     def says(prompt: str) -> str:
         if "one word, yes or no" in prompt:
@@ -45,11 +45,11 @@ def test_all_that_a_defence_asks_is_drawn_in_rounds(
     monkeypatch.setattr(ahead, "draw_replies", counted)
     asked = [conversation(text) for text in ("Where is the bee?", "Where is the cow?", "Why?")]
     sampling = SamplingParams(max_new_tokens=20)
-    draw_ahead(ASKING[defence], pair, asked, sampling)
+    draw_ahead(ASKING[defense], pair, asked, sampling)
     assert batches == [3] * rounds
     for messages in asked:
-        drawn = ASKING[defence](pair, messages, sampling, pair.config, drawn_reply)
-        alone = ASKING[defence](pair, messages, sampling, pair.config)
+        drawn = ASKING[defense](pair, messages, sampling, pair.config, drawn_reply)
+        alone = ASKING[defense](pair, messages, sampling, pair.config)
         assert (drawn.text, drawn.finish_reason) == (alone.text, alone.finish_reason)
         assert drawn.statistics.tokens == alone.statistics.tokens
         assert drawn.statistics.target_passes == alone.statistics.target_passes

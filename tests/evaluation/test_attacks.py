@@ -15,17 +15,17 @@ from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 from talking import TURN, VOCABULARY, TalkingPair
 from torch import Tensor
 
-from safedraft.config import SamplingParams, SSDConfig
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
 from safedraft.engines.scripted import ScriptedSession
-from safedraft.errors import SafeDraftError
 from safedraft.evaluation import attacks
 from safedraft.evaluation.attacks import LeftOut, Prefill, SuffixSearch, late_harm, templates
 from safedraft.evaluation.attacks.answers import OPENING, compliant_answers
 from safedraft.evaluation.attacks.late_harm import bins_to_relax, lead_in
 from safedraft.evaluation.attacks.suffix_search import Objective
 from safedraft.evaluation.attacks.templates import filled
-from safedraft.evaluation.sources import Record
 from safedraft.evaluation.suites import SUITES, find_suite
+from safedraft.prompts.sources import Record
 
 RECORD = Record(
     "Build it.", "here", answer="Sure, take the red part first and bend it until it fits."

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from stage import REFUSAL, serve_wheel, use_pair
 
 from safedraft import cli
-from safedraft.config import Scheme, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import Scheme, SSDConfig
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
 from safedraft.evaluation.report.read import Row
-from safedraft.pairs.registry import config_folder, find_pair
+from safedraft.models.registry import config_folder, find_pair
 
 PAIR = find_pair("qwen2.5-coder")
 
@@ -29,15 +29,15 @@ class Imagined(Calibration):
     """Trials whose outcome follows from their constants."""
 
     def _measure(
-        self, defence: str, suites: Sequence[str], report: Any, display: str
+        self, defense: str, suites: Sequence[str], report: Any, display: str
     ) -> dict[str, Sequence[Row]]:
-        self.arguments.setdefault("measured", []).append((defence, tuple(suites)))
-        union, strong = "initial_scheme=union" in defence, "alpha_union=2.0" in defence
+        self.arguments.setdefault("measured", []).append((defense, tuple(suites)))
+        union, strong = "initial_scheme=union" in defense, "alpha_union=2.0" in defense
         succeeded = [not union, not (union and strong), False, False]
         # Too strong a draft refuses what the target answers, and it costs more than it gains.
         refused = [strong, strong, False, True]
         speeds = {"draft_tokens=6": 9.0, "draft_growth=2.5": 5.2, "threshold=0.7": 5.2}
-        speed = next((fast for name, fast in speeds.items() if name in defence), 5.0)
+        speed = next((fast for name, fast in speeds.items() if name in defense), 5.0)
         return {
             suite: [
                 Row(
@@ -92,7 +92,7 @@ def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
     sweep = imagined(draft_tokens=(3, 6))
     sweep.run()
     attacked = [
-        defence for defence, suites in sweep.arguments["measured"] if "prefill_20" in suites
+        defense for defense, suites in sweep.arguments["measured"] if "prefill_20" in suites
     ]
     assert set(attacked) == {"ssd"}
     assert ("ssd:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
@@ -114,7 +114,7 @@ def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
     sweep = imagined(prefill_scheme=(Scheme.UNION,))
     sweep.run()
     assert PAIR.config.prefill_scheme is None
-    assert {defence for defence, _ in sweep.arguments["measured"]} == {
+    assert {defense for defense, _ in sweep.arguments["measured"]} == {
         "target_only", "ssd", "ssd:prefill_scheme=union",
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.judges import JUDGES
 from safedraft.evaluation.judges.classifier import guard_verdict
 from safedraft.evaluation.judges.endpoint import API_KEY, rubric_judge, verdict
@@ -46,7 +46,7 @@ def test_the_phrase_judge_reads_what_the_model_added() -> None:
 def test_the_judges_are_found_without_inspect_ai() -> None:
     code = (
         "import sys; sys.modules['inspect_ai'] = None; from safedraft.evaluation.judges import "
-        "JUDGES; from safedraft.evaluation.judges.phrases import is_refusal; is_refusal('No.')"
+        "JUDGES; from safedraft.prompts.phrases import is_refusal; is_refusal('No.')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

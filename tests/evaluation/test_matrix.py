@@ -15,18 +15,18 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
-from safedraft.chat import Reply
-from safedraft.drawn import Drawn
-from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.core.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import ahead, provider
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.judges.again import judge_again
 from safedraft.evaluation.matrix import Matrix, prepare
-from safedraft.evaluation.sources import find_source
 from safedraft.evaluation.tasks import find_judges
-from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
+from safedraft.models.registry import DEFAULT_PAIR, find_pair
+from safedraft.prompts.drawn import Drawn
+from safedraft.prompts.sources import find_source
+from safedraft.text.chat import Reply
 
 RIGHT = find_source("arithmetic").records("report")[0].answer
 """What the first sum comes to; it is said to every one."""
@@ -67,15 +67,15 @@ def figures(logs: dict[tuple[str, str], EvalLog]) -> dict[Any, Any]:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[int], None]) -> list[int]:
-    """Calls ``before`` with the number of every request to a defence; gives how many there were."""
-    defence, count = provider.DEFENCES[name], [0]
+    """Calls ``before`` with the number of every request to a defense; gives how many there were."""
+    defense, count = provider.DEFENSES[name], [0]
 
     def watched(*arguments: Any) -> Reply:
         count[0] += 1
         before(count[0])
-        return defence(*arguments)
+        return defense(*arguments)
 
-    monkeypatch.setitem(provider.DEFENCES, name, watched)
+    monkeypatch.setitem(provider.DEFENSES, name, watched)
     return count
 
 
@@ -90,7 +90,7 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
     log = logs["ssd:alpha_union=2.0", "prefill_20"]
     assert (log.status, log.eval.model) == ("success", "safedraft/qwen2.5-coder")
     assert log.eval.model_args == {
-        "defence": "ssd",
+        "defense": "ssd",
         "alpha_union": 2.0,
         "label": "ssd:alpha_union=2.0",
     }
@@ -169,7 +169,7 @@ def test_a_matrix_may_grow(stage: None, tmp_path: Path, monkeypatch: pytest.Monk
 def test_settings_are_not_mixed_in_one_folder(
     changes: dict[str, Any], message: str, stage: None, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"defences": ("ssd",), "suites": ("direct",), "limit": 1}
+    settings: dict[str, Any] = {"defenses": ("ssd",), "suites": ("direct",), "limit": 1}
     run(Matrix(**settings), tmp_path / "logs")
     with pytest.raises(SafeDraftError, match=message):
         prepare(Matrix(**settings | changes), tmp_path / "logs")
@@ -188,7 +188,7 @@ def test_constants_of_the_pair_are_not_mixed_either(
         prepare(matrix, tmp_path / "logs")
 
 
-def test_constants_that_a_defence_does_not_use_leave_its_logs_alone(
+def test_constants_that_a_defense_does_not_use_leave_its_logs_alone(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix = Matrix(("target_only",), ("direct",), limit=1)
@@ -314,18 +314,18 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
     ("arguments", "message"),
     [
         (["--suite", "prefil_20"], "no suite is called 'prefil_20' (did you mean 'prefill_20'?)"),
-        (["--defence", "sdd"], "no defence is called 'sdd'"),
-        (["--defence", "ssd:alpha=1"], "no model argument 'alpha'"),
+        (["--defense", "sdd"], "no defense is called 'sdd'"),
+        (["--defense", "ssd:alpha=1"], "no model argument 'alpha'"),
         (
-            ["--defence", "safedecoding:alpha_union=2.0"],
+            ["--defense", "safedecoding:alpha_union=2.0"],
             "safedecoding does not use alpha_union, nor any other constant",
         ),
         (
-            ["--defence", "speculative:bin_size=5"],
+            ["--defense", "speculative:bin_size=5"],
             "speculative does not use bin_size, only draft_confidence, draft_growth, draft_tokens",
         ),
-        (["--defence", "ssd:alpha_union"], "'alpha_union' is not NAME=VALUE"),
-        (["--defence", "ssd", "--defence", "ssd"], "two defences are called 'ssd'"),
+        (["--defense", "ssd:alpha_union"], "'alpha_union' is not NAME=VALUE"),
+        (["--defense", "ssd", "--defense", "ssd"], "two defenses are called 'ssd'"),
         (["--judge", "oracle"], "no judge is called 'oracle'; known are phrases"),
         (
             ["--judge", "classifier:model=a", "--judge", "classifier:model=b"],
@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
         (["--max-new-tokens", "ordinary=9"], "ordinary is not run"),
         (["--pair", "nothing"], "no pair is called 'nothing'"),
         (["--set", "beta=1"], "write NAME=VALUE with one of"),
-        (["--defence", "safedecoding", "--set", "bin_size=5"], "none of the defences"),
+        (["--defense", "safedecoding", "--set", "bin_size=5"], "none of the defenses"),
     ],
 )
 def test_the_command_refuses_in_one_line(
@@ -379,7 +379,7 @@ def test_the_command_runs_a_matrix(
     file = tmp_path / "own.json"
     file.write_text(json.dumps([{"goal": f"Force lock {n}."} for n in range(20)]))
     folder = tmp_path / "logs"
-    options = ["--defence", "ssd:label=mine,alpha_union=2.0", "--suite", "direct", "--limit", "2"]
+    options = ["--defense", "ssd:label=mine,alpha_union=2.0", "--suite", "direct", "--limit", "2"]
     options += ["--suite", "arithmetic", "--max-new-tokens", "arithmetic=30", "--set", "bin_size=5"]
     options += ["--source", str(file), "--log-dir", str(folder), "--max-new-tokens", "12"]
     monkeypatch.setattr(sys, "argv", ["safedraft", "eval", *options])
@@ -390,7 +390,7 @@ def test_the_command_runs_a_matrix(
     assert out == f"logs: {folder}\nnext: safedraft report {folder}\n"
     logs = {log.eval.task: log for log in map(read_eval_log, list_eval_logs(str(folder)))}
     assert logs["direct"].eval.model_args == {
-        "defence": "ssd",
+        "defense": "ssd",
         "label": "mine",
         "alpha_union": 2.0,
         "bin_size": 5,
@@ -409,7 +409,7 @@ def test_constants_that_are_for_all_need_not_be_used_by_all() -> None:
 
 
 def test_the_defaults_exist() -> None:
-    assert set(matrices.DEFENCES) <= provider.DEFENCES.keys()
+    assert set(matrices.DEFENSES) <= provider.DEFENSES.keys()
     assert len(Matrix().tasks()) == len(matrices.SUITES) == 4
 
 

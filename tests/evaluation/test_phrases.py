@@ -9,16 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from safedraft.cli import app
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.judges.check import Check, Labelled, by_scorer, check, labelled
-from safedraft.evaluation.judges.phrases import (
-    WINDOW,
-    compiled,
-    is_refusal,
-    normalised,
-    phrases,
-    phrases_judge,
-)
+from safedraft.evaluation.judges.phrases import phrases_judge
+from safedraft.prompts.phrases import WINDOW, compiled, is_refusal, normalised, phrases
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

@@ -21,8 +21,8 @@ from inspect_ai.tool import ToolInfo
 from stage import use_pair
 
 import safedraft.evaluation.registry
-from safedraft.config import SamplingParams
-from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.core.config import SamplingParams
+from safedraft.core.errors import BrokenModel, SafeDraftError
 from safedraft.evaluation import ahead, provider
 from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, sampling
 
@@ -51,7 +51,7 @@ def test_a_reply_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert output.usage is not None
     assert output.usage.output_tokens == 21
     assert output.usage.input_tokens == figures["prompt_tokens"]
-    cut = ask(api(defence="target_only"), ASKED, max_tokens=5)
+    cut = ask(api(defense="target_only"), ASKED, max_tokens=5)
     assert (cut.completion, cut.stop_reason) == ("On th", "max_tokens")
     assert cut.metadata["safedraft"]["match_ratios"] == []  # type: ignore[index]
 
@@ -62,7 +62,7 @@ def test_a_prefilled_turn_is_continued(tmp_path: Path, monkeypatch: pytest.Monke
     assert ask(api(), ASKED, begun).completion == "wind."
 
 
-def test_a_constant_reaches_the_defence_and_the_report(
+def test_a_constant_reaches_the_defense_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
@@ -77,7 +77,7 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     loaded: list[Any] = []
     monkeypatch.setattr(provider, "load_pair", lambda *a, **k: loaded.append((a, k)) or pair)
-    for model in (api(), api(defence="target_only", alpha_union=1.0), api(no_adapter=True)):
+    for model in (api(), api(defense="target_only", alpha_union=1.0), api(no_adapter=True)):
         ask(model, ASKED)
         ask(model, ASKED)
     assert [options["use_adapter"] for _, options in loaded] == [True, False]
@@ -86,8 +86,8 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"defense": "ssd"}, "no model argument 'defense'; it has defence, label"),
-        ({"defence": "none"}, "no defence is called 'none'; known are target_only"),
+        ({"defence": "ssd"}, "no model argument 'defence'; it has defense, label"),
+        ({"defense": "none"}, "no defense is called 'none'; known are target_only"),
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
@@ -107,7 +107,7 @@ def test_what_is_not_drawn_is_decoded(
 ) -> None:
     use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     monkeypatch.setattr(ahead, "draw_replies", lambda *_, **__: pytest.fail("drawn"))
-    assert ask(api(defence="target_only"), ASKED, batch=True, **config).completion == "Yes."
+    assert ask(api(defense="target_only"), ASKED, batch=True, **config).completion == "Yes."
 
 
 def test_a_pair_of_its_own_is_named_by_arguments() -> None:
@@ -160,7 +160,7 @@ def test_a_broken_model_is_an_error_and_no_answer(
 
 def test_inspect_finds_it_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind.")
-    model = get_model("safedraft/qwen2.5-coder", memoize=False, defence="target_only")
+    model = get_model("safedraft/qwen2.5-coder", memoize=False, defense="target_only")
     output = asyncio.run(model.generate("How do kites fly?", config=GenerateConfig(max_tokens=30)))
     assert output.completion == "On the wind."
     assert str(model) == "safedraft/qwen2.5-coder"

@@ -13,15 +13,15 @@ from inspect_ai.scorer import Score
 from logs import log, sample, save
 from typer.testing import CliRunner
 
-from safedraft.chat import Statistics
 from safedraft.cli import app
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.report.figures import all_figures
 from safedraft.evaluation.report.html import page
 from safedraft.evaluation.report.markdown import markdown
 from safedraft.evaluation.report.plots import all_plots
 from safedraft.evaluation.report.read import read_logs
 from safedraft.evaluation.report.tables import Figures
+from safedraft.text.chat import Statistics
 
 NOT_REFUSED = Score(value=0)
 UNSCORED = Score.unscored(reason="grader_failed", explanation="the judge was away")
@@ -91,9 +91,9 @@ def test_success_among_what_the_target_refuses_when_asked_directly(matrix: Path)
 
 
 def test_speed_is_the_median_of_ratios_on_the_same_request(tmp_path: Path) -> None:
-    def run(defence: str, speeds: dict[str, int]) -> EvalLog:
+    def run(defense: str, speeds: dict[str, int]) -> EvalLog:
         return log(
-            "ordinary", defence,
+            "ordinary", defense,
             [sample(r, refused=0, statistics=timed(n, 1.0, 10)) for r, n in speeds.items()],
         )  # fmt: skip
 
@@ -133,9 +133,9 @@ def test_the_headline_counts_harmless_prompts_alike(tmp_path: Path) -> None:
 
 
 def test_speeds_of_two_machines_are_not_compared(tmp_path: Path) -> None:
-    def run(defence: str, threads: int) -> EvalLog:
+    def run(defense: str, threads: int) -> EvalLog:
         samples = [sample("a", refused=0, statistics=timed(10, 1.0, 10))]
-        return log("ordinary", defence, samples, metadata={"machine": {"threads": threads}})
+        return log("ordinary", defense, samples, metadata={"machine": {"threads": threads}})
 
     for threads, speeds in ((2, 1), (1, 0)):
         logs = (run("target_only", 2), run("ssd", threads))
@@ -245,7 +245,7 @@ def test_logs_of_one_name_and_other_arguments_are_refused(
 def test_what_tells_no_configuration_apart_is_no_difference(tmp_path: Path) -> None:
     pair = {"target": "t", "config": {"union_bins": 4}}
     own = log("direct", "ssd", attacked("+"), label="ssd", task={"seed": None})
-    own.eval.model_args.pop("defence")  # ssd, as the provider has it
+    own.eval.model_args.pop("defense")  # ssd, as the provider has it
     longer = log(
         "direct", "ssd", attacked("++"), created="2026-11-24T08:00:00+00:00", registered=pair
     )

@@ -11,7 +11,7 @@ from logs import log, sample, save
 from typer.testing import CliRunner
 
 from safedraft.cli import app
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.report.read import read_logs
 
 

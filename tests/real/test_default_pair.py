@@ -11,8 +11,8 @@ import pytest
 from conftest import CONFORMANCE
 
 import safedraft
-from safedraft.defences import target_only
-from safedraft.evaluation.judges.phrases import is_refusal
+from safedraft.defenses import target_only
+from safedraft.prompts.phrases import is_refusal
 
 pytestmark = pytest.mark.real
 

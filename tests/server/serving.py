@@ -14,7 +14,7 @@ import httpx
 import openai
 import uvicorn
 
-from safedraft.pairs.pair import Pair
+from safedraft.pair import Pair
 from safedraft.server.app import create_app
 from safedraft.server.run import Server
 from safedraft.server.service import Service

@@ -22,8 +22,8 @@ import pytest
 from serving import NAME, Served, serving
 from talking import talking
 
-from safedraft.defences import target_only
-from safedraft.errors import BrokenModel
+from safedraft.core.errors import BrokenModel
+from safedraft.defenses import target_only
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import Metrics
 from safedraft.server.scheduler import Scheduler

@@ -18,7 +18,7 @@ import torch
 from serving import Served, serving
 from talking import TalkingPair, talking
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
 from safedraft.engines.scripted import ScriptedSession
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from conftest import save_tokenizer
 from talking import talking
 from transformers import AutoTokenizer
 
-from safedraft.chat import Detokenizer, Reply, Statistics, Token
-from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.errors import SafeDraftError
-from safedraft.pairs.load import choose_pair
-from safedraft.pairs.registry import DEFAULT_PAIR
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.switch import Switch
+from safedraft.load import choose_pair
+from safedraft.models.registry import DEFAULT_PAIR
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, bins_of
 from safedraft.server.playground.snippet import snippet
 from safedraft.server.playground.turn import Asked, Turn, messages_of
-from safedraft.switch import Switch
+from safedraft.text.chat import Detokenizer, Reply, Statistics, Token
 
 INTERSECTION, UNION = Scheme.INTERSECTION, Scheme.UNION
 
@@ -311,7 +311,7 @@ def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) 
 
 
 def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:
-    from safedraft.defences.target_only import target_only
+    from safedraft.defenses.target_only import target_only
 
     recorded = run(snippet(talking(tmp_path, str), asked(compare=True)))
     assert [settings.get("decoder") for _, settings in recorded.generated] == [None, target_only]

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from safedraft.cli import app
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.server.settings import API_KEY
 
 Folders = tuple[Path, Path]

@@ -18,7 +18,7 @@ from schemathesis import checks
 from serving import NAME, Served, serving
 from talking import talking
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
 
 EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "40"))
 """Generated requests of each kind; `make test-server` asks for more."""

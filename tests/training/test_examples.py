@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Example, Examples, Lesson, Place, batches, pack
 from safedraft.training.material import Answered, Harmful, Material

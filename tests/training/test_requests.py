@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from safedraft.benchmark import PROMPTS
-from safedraft.errors import SafeDraftError
-from safedraft.evaluation.screening import touches_minors
-from safedraft.evaluation.sources import SOURCES
-from safedraft.evaluation.split import fingerprint
+from safedraft.core.errors import SafeDraftError
+from safedraft.prompts.screening import touches_minors
+from safedraft.prompts.sources import SOURCES
+from safedraft.prompts.split import fingerprint
 from safedraft.training import requests
 from safedraft.training.requests import framed, opened, read_requests, refusals, shipped
 
@@ -106,7 +106,7 @@ def test_an_opening_can_name_the_request():
 
 
 def test_all_refusals_begin_alike_and_read_as_refusals():
-    from safedraft.evaluation.judges.phrases import is_refusal
+    from safedraft.prompts.phrases import is_refusal
 
     assert len(refusals()) > 5
     for text in refusals():

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 import safedraft
-from safedraft.errors import IncompatiblePair, SafeDraftError
-from safedraft.pairs.fingerprint import FACTS, fingerprint
-from safedraft.pairs.registry import PairSpec
+from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.models.fingerprint import FACTS, fingerprint
+from safedraft.models.registry import PairSpec
 from safedraft.training import run
 from safedraft.training.checks import check
 from safedraft.training.config import TrainingConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
 from safedraft.training.distil import teach
 from safedraft.training.examples import Example, Examples, Lesson

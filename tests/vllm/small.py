@@ -15,7 +15,7 @@ from conftest import CONFORMANCE
 from widen import widen
 
 import safedraft
-from safedraft.pairs.load import choose_pair
+from safedraft.load import choose_pair
 
 SMALL: dict[str, Any] = {
     "dtype": "float32",

@@ -13,10 +13,10 @@ from small import SMALL
 from widen import widen
 
 import safedraft
+from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm import checks
 from safedraft.engines.vllm.options import KEY, Settings, require_honoured
-from safedraft.engines.vllm.serve import parsed
-from safedraft.errors import SafeDraftError
+from safedraft.server.vllm.serve import parsed
 
 pytestmark = pytest.mark.vllm
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.vllm
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Engine arguments that pass."""
     from safedraft.engines.vllm.setup import plan
-    from safedraft.pairs.load import choose_pair
+    from safedraft.load import choose_pair
 
     folder = tmp_path_factory.mktemp("wide")
     target, draft = (

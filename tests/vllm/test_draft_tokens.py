@@ -8,7 +8,7 @@ import pytest
 from small import engine, runner_of, transformers_pair
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
 
 pytestmark = pytest.mark.vllm
 

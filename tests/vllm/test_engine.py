@@ -14,8 +14,8 @@ from small import engine, runner_of, scheduler_of, transformers_pair, watched
 import safedraft
 from safedraft import Reply, SamplingParams, SSDConfig
 from safedraft.cli.replay import read_recording, replay_in_vllm
-from safedraft.errors import SafeDraftError
-from safedraft.pairs.pair import Prompts
+from safedraft.core.errors import SafeDraftError
+from safedraft.pair import Prompts
 
 pytestmark = pytest.mark.vllm
 

@@ -11,7 +11,7 @@ from small import engine, runner_of, scheduler_of, transformers_pair, watched
 from test_engine import assert_same, by_the_first_engine, prompts, samplings
 
 from safedraft import SSDConfig
-from safedraft.errors import BrokenModel, SafeDraftError
+from safedraft.core.errors import BrokenModel, SafeDraftError
 
 pytestmark = pytest.mark.vllm
 

@@ -27,7 +27,7 @@ from safedraft.cli.report import report
 from safedraft.cli.score import score
 from safedraft.cli.serve import serve
 from safedraft.cli.train_draft import train_draft
-from safedraft.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, problems
 
 app = typer.Typer(
     name="safedraft",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
-    from safedraft.config import SSDConfig
+    from safedraft.core.config import SSDConfig
     from safedraft.evaluation.calibrate import Trial
-    from safedraft.pairs.registry import PairSpec
+    from safedraft.models.registry import PairSpec
 
 
 def calibrate(
@@ -73,8 +73,8 @@ def calibrate(
     from safedraft.evaluation.report.read import read_logs
     from safedraft.evaluation.report.write import write_report
     from safedraft.evaluation.tasks import parsed
-    from safedraft.pairs.progress import show_progress
-    from safedraft.pairs.registry import DEFAULT_PAIR, find_pair
+    from safedraft.models.progress import show_progress
+    from safedraft.models.registry import DEFAULT_PAIR, find_pair
 
     spec = find_pair(pair or DEFAULT_PAIR)
     candidates: dict[str, list[Any]] = {}

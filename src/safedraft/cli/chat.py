@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from safedraft.chat import Message
-    from safedraft.config import SamplingParams
-    from safedraft.pairs.pair import Pair
+    from safedraft.core.config import SamplingParams
+    from safedraft.pair import Pair
+    from safedraft.text.chat import Message
 
 _HELP = "/reset starts anew, /quit (or Ctrl-D) leaves; Ctrl-C stops a reply and leaves."
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from safedraft.chat import Message, Reply
 from safedraft.cli.render import legend, panel, side_by_side
+from safedraft.text.chat import Message, Reply
 
 if TYPE_CHECKING:
-    from safedraft.config import SamplingParams
-    from safedraft.pairs.pair import Pair
+    from safedraft.core.config import SamplingParams
+    from safedraft.pair import Pair
 
 METHODS = {"target_only": "the target alone", "ssd": "SSD"}
 
@@ -39,7 +39,7 @@ def compare(
         prefill: how the assistant's turn begins.
         folded: cover the text of the target alone (for pictures that are published).
     """
-    from safedraft.defences import DECODERS
+    from safedraft.defenses import DECODERS
 
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"

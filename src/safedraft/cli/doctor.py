@@ -31,9 +31,9 @@ def doctor(
     from rich.console import Console
     from rich.markup import escape
 
-    from safedraft.pairs.doctor import examine, read_anatomy
-    from safedraft.pairs.fetch import fetch_anatomy
-    from safedraft.pairs.progress import show_progress
+    from safedraft.models.doctor import examine, read_anatomy
+    from safedraft.models.fetch import fetch_anatomy
+    from safedraft.models.progress import show_progress
 
     with show_progress() as report:
         folders = [fetch_anatomy(model, report) for model in (target, draft)]

@@ -1,4 +1,4 @@
-"""``safedraft eval``: defences on suites, as logs that a report is made from."""
+"""``safedraft eval``: defenses on suites, as logs that a report is made from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.config import SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -20,11 +20,11 @@ _MATRIX = "What to run"
 
 
 def evaluate(
-    defence: Annotated[
+    defense: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
-            help="A defence, with constants of its own if you like; may be given again. "
+            help="A defense, with constants of its own if you like; may be given again. "
             "Default: target_only, ensemble_weight, ssd.",
             rich_help_panel=_MATRIX,
         ),
@@ -70,7 +70,7 @@ def evaluate(
         typer.Option(help="Where the logs are; run it again to go on.", rich_help_panel=_MATRIX),
     ] = Path("safedraft-logs"),
     list_all: Annotated[
-        bool, typer.Option("--list", help="List suites, sources, defences and judges, and stop.")
+        bool, typer.Option("--list", help="List suites, sources, defenses and judges, and stop.")
     ] = False,
     temperature: options.Temperature = 0.0,
     seed: Annotated[
@@ -85,12 +85,12 @@ def evaluate(
     device: options.Device = "auto",
     settings: options.Set = None,
 ) -> None:
-    """Measure defences: attacks, over-refusal, accuracy, speed.
+    """Measure defenses: attacks, over-refusal, accuracy, speed.
 
     Every reply is written to a log as it is finished, and the same command goes on where it was
-    stopped, whatever stopped it. The default is 3 defences on 4 suites of 20 prompts.
+    stopped, whatever stopped it. The default is 3 defenses on 4 suites of 20 prompts.
 
-    [dim]safedraft eval --defence target_only --defence ssd:alpha_union=2.0 --suite prefill_20[/]
+    [dim]safedraft eval --defense target_only --defense ssd:alpha_union=2.0 --suite prefill_20[/]
 
     [dim]safedraft eval --suite direct --source advbench.json:request=goal,answer=target[/]
 
@@ -98,7 +98,7 @@ def evaluate(
     """
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
-    from safedraft.pairs.progress import show_progress
+    from safedraft.models.progress import show_progress
 
     if list_all:
         _list()
@@ -115,7 +115,7 @@ def evaluate(
     given = options.constants(settings)
     general, lengths = _lengths(max_new_tokens, suites)
     matrix = matrices.Matrix(
-        defences=defence or matrices.DEFENCES,
+        defenses=defense or matrices.DEFENSES,
         suites=suites,
         limit=limit,
         max_new_tokens=general,
@@ -195,10 +195,10 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from safedraft.defences import DEFENCES
+    from safedraft.defenses import DEFENSES
     from safedraft.evaluation.judges import JUDGES
-    from safedraft.evaluation.sources import SOURCES
     from safedraft.evaluation.suites import SUITES
+    from safedraft.prompts.sources import SOURCES
 
     suites = Table("suite", "kind", "family", "source", box=None, pad_edge=False)
     for suite in SUITES.values():
@@ -207,5 +207,5 @@ def _list() -> None:
     for source in SOURCES.values():
         sources.add_row(source.name, source.about)
     console = Console(highlight=False)
-    console.print(suites, "", sources, "", f"defences: {', '.join(DEFENCES)}", sep="\n")
+    console.print(suites, "", sources, "", f"defenses: {', '.join(DEFENSES)}", sep="\n")
     console.print(f"judges: {', '.join(JUDGES)}")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from safedraft.chat import Message, Reply
-    from safedraft.config import SamplingParams
-    from safedraft.pairs.pair import Pair
+    from safedraft.core.config import SamplingParams
+    from safedraft.pair import Pair
+    from safedraft.text.chat import Message, Reply
 
 
 def generate(
@@ -58,7 +58,7 @@ def generate(
     """
     from rich.console import Console
 
-    from safedraft.chat import conversation
+    from safedraft.text.chat import conversation
 
     sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
     text = options.standard_input() if prompt == "-" else prompt

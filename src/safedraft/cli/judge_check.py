@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def _verdicts(judge: str) -> Callable[[Labelled], bool | None]:
     if name == "phrases":
         if arguments:
             raise SafeDraftError(f"--judge {judge}: the judge phrases takes no arguments")
-        from safedraft.evaluation.judges.phrases import is_refusal
+        from safedraft.prompts.phrases import is_refusal
 
         return lambda one: is_refusal(one.text)
     if name == "classifier":

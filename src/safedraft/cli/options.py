@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
 
 _MODELS = "Models"
 _SAMPLING = "Sampling"
@@ -196,8 +196,8 @@ def open_pair(
     settings: list[str] | None = None,
 ) -> Pair:
     """Load the pair that the panel "Models" names, showing the progress of downloads."""
-    from safedraft.pairs.load import choose_pair, load_spec
-    from safedraft.pairs.progress import show_progress
+    from safedraft.load import choose_pair, load_spec
+    from safedraft.models.progress import show_progress
 
     use_adapter = not no_adapter
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)

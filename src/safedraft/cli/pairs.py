@@ -25,8 +25,8 @@ def pairs(
     from rich.table import Table
     from rich.text import Text
 
-    from safedraft.pairs.registry import config_folder, model_files
-    from safedraft.pairs.registry import pairs as registered
+    from safedraft.models.registry import config_folder, model_files
+    from safedraft.models.registry import pairs as registered
 
     if constants:
         _constants(as_json)
@@ -52,7 +52,7 @@ def _constants(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from safedraft.config import SSDConfig
+    from safedraft.core.config import SSDConfig
 
     fields = SSDConfig.model_json_schema()["properties"]
     if as_json:

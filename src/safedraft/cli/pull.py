@@ -25,9 +25,9 @@ def pull(
     from rich.console import Console
     from rich.markup import escape
 
-    from safedraft.pairs.fetch import fetch, fetch_adapter
-    from safedraft.pairs.load import choose_pair
-    from safedraft.pairs.progress import show_progress
+    from safedraft.load import choose_pair
+    from safedraft.models.fetch import fetch, fetch_adapter
+    from safedraft.models.progress import show_progress
 
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter)
     with show_progress() as report:

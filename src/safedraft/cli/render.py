@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from safedraft.chat import Reply, Token
+from safedraft.text.chat import Reply, Token
 
 MATCHED, INTERSECTION, UNION = "green", "bold yellow", "bold magenta"
 _BARS = "▁▂▃▄▅▆▇█"

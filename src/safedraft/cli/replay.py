@@ -10,14 +10,14 @@ import typer
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from safedraft.cli import options
-from safedraft.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
-from safedraft.errors import SafeDraftError, problems
+from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
+from safedraft.core.errors import SafeDraftError, problems
 
 if TYPE_CHECKING:
-    from safedraft.chat import Reply
     from safedraft.engines.vllm.pair import VllmPair
-    from safedraft.pairs.pair import Pair
-    from safedraft.pairs.registry import PairSpec
+    from safedraft.models.registry import PairSpec
+    from safedraft.pair import Pair
+    from safedraft.text.chat import Reply
 
 _TOLERANCE = 1e-9  # strengths are sums of decimal fractions
 
@@ -77,7 +77,7 @@ def replay(
 
     [dim]safedraft replay near.json[/]
     """
-    from safedraft.pairs.load import choose_pair
+    from safedraft.load import choose_pair
 
     recording = read_recording(file)
     if pair is None and target is None and draft is None:
@@ -121,7 +121,7 @@ def _in_vllm(
     """The cases hold prompts as ids, so a system prompt of the pair's has no part in them."""
     from safedraft.engines.vllm.pair import load_vllm_pair
     from safedraft.engines.vllm.setup import passes
-    from safedraft.pairs.progress import show_progress
+    from safedraft.models.progress import show_progress
 
     bare = spec.model_copy(update={"target_system": None, "draft_system": None})
     config = SSDConfig(draft_tokens=draft_tokens)
@@ -159,7 +159,7 @@ def replay_case(
     """How the decoded reply differs from the recorded one; None if it does not."""
     from dataclasses import replace
 
-    from safedraft.pairs.pair import Prompts
+    from safedraft.pair import Prompts
 
     config = _config(case).model_copy(update={"draft_tokens": draft_tokens})
     reply = (

@@ -11,12 +11,12 @@ import typer
 from pydantic import SecretStr
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.server.settings import API_KEY, Limits, ServerSettings, require_safe
 
 if TYPE_CHECKING:
-    from safedraft.config import SSDConfig
-    from safedraft.pairs.registry import PairSpec
+    from safedraft.core.config import SSDConfig
+    from safedraft.models.registry import PairSpec
 
 _SERVER = "Server"
 
@@ -60,7 +60,7 @@ def serve(
         bool,
         typer.Option(
             "--requests-may-set-constants",
-            help="Let a request change the method's constants, down to no defence at all.",
+            help="Let a request change the method's constants, down to no defense at all.",
             rich_help_panel="Method",
         ),
     ] = False,
@@ -106,7 +106,7 @@ def serve(
     [dim]safedraft serve qwen2.5-coder --playground[/]
     [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
     """
-    from safedraft.pairs.load import choose_pair
+    from safedraft.load import choose_pair
 
     key = os.environ.get(API_KEY)
     require_safe(host, key)  # before anything is fetched or loaded
@@ -155,8 +155,8 @@ def _serve_in_transformers(
     dtype: str,
     device: str,
 ) -> None:
-    from safedraft.pairs.load import load_spec
-    from safedraft.pairs.progress import show_progress
+    from safedraft.load import load_spec
+    from safedraft.models.progress import show_progress
     from safedraft.server.run import listen, serve_app
 
     listening = listen(host, port)  # what can be refused is refused before models are loaded
@@ -172,8 +172,8 @@ def _serve_in_vllm(
     requests_may_set_constants: bool,
     draft_tokens_up_to: dict[int, int],
 ) -> None:
-    from safedraft.engines.vllm.serve import serve_pair
-    from safedraft.pairs.progress import show_progress
+    from safedraft.models.progress import show_progress
+    from safedraft.server.vllm.serve import serve_pair
 
     with show_progress() as report:
         run = serve_pair(

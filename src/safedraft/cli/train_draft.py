@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -108,8 +108,8 @@ def train_draft(
 
     [dim]safedraft train-draft --pair qwen2.5-coder --output my-adapter[/]
     """
-    from safedraft.pairs.load import choose_pair
-    from safedraft.pairs.progress import show_progress
+    from safedraft.load import choose_pair
+    from safedraft.models.progress import show_progress
     from safedraft.training.config import TrainingConfig
     from safedraft.training.run import Plan
     from safedraft.training.run import train_draft as run

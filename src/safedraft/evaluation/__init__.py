@@ -1,1 +1,1 @@
-"""What a defence does for safety, usefulness and speed, measured on inspect_ai."""
+"""What a defense does for safety, usefulness and speed, measured on inspect_ai."""

@@ -1,6 +1,6 @@
-"""Replies of the target alone, drawn many at a time before a defence needs them.
+"""Replies of the target alone, drawn many at a time before a defense needs them.
 
-On a processor that is several times as fast as one by one. What a defence asks the target may hang
+On a processor that is several times as fast as one by one. What a defense asks the target may hang
 on what the target said before (its verdict on a reply, say), so drawing goes in rounds.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from safedraft.chat import Message, Reply, Statistics
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences.base import Asking
-from safedraft.drawn import Drawn, draw_replies
-from safedraft.errors import SafeDraftError
-from safedraft.pairs.pair import Pair
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.defenses.base import Asking
+from safedraft.pair import Pair
+from safedraft.prompts.drawn import Drawn, draw_replies
+from safedraft.text.chat import Message, Reply, Statistics
 
 
 class _Unknown(Exception):
@@ -29,13 +29,13 @@ class _Unknown(Exception):
 
 
 def draw_ahead(
-    defence: Asking,
+    defense: Asking,
     pair: Pair,
     conversations: Sequence[Sequence[Message]],
     sampling: SamplingParams,
     report: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw all that the defence asks the target when it answers these; the replies are cached."""
+    """Draw all that the defense asks the target when it answers these; the replies are cached."""
     known: dict[str, Reply] = {}
 
     def ask(
@@ -48,7 +48,7 @@ def draw_ahead(
 
     def first_unknown(messages: Sequence[Message]) -> _Unknown | None:
         try:
-            defence(pair, messages, sampling, pair.config, ask)
+            defense(pair, messages, sampling, pair.config, ask)
         except _Unknown as unknown:
             return unknown
         except SafeDraftError:

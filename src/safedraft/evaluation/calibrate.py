@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safedraft.config import OF_SPEED, SSDConfig
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import OF_SPEED, SSDConfig
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.report.read import BASELINE, Row, read_logs
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
-from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import PairSpec, calibrated_file, find_pair
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec, calibrated_file, find_pair
 
 CANDIDATES: Mapping[str, Sequence[Any]] = {
     "initial_scheme": ("intersection", "union"),
@@ -123,11 +123,11 @@ class Calibration:
         )
 
     def _measure(
-        self, defence: str, suites: Sequence[str], report: Report, display: str
+        self, defense: str, suites: Sequence[str], report: Report, display: str
     ) -> dict[str, Sequence[Row]]:
         """The rows of one configuration by suite, from the logs where they are complete."""
         matrix = Matrix(
-            defences=[defence],
+            defenses=[defense],
             suites=suites,
             limit=self.limit,
             max_new_tokens=self.max_new_tokens,

@@ -1,4 +1,4 @@
-"""Every defence on every suite, kept as logs of inspect_ai; a run goes on where one stopped."""
+"""Every defense on every suite, kept as logs of inspect_ai; a run goes on where one stopped."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import Model, get_model
 
-from safedraft.config import SSDConfig
-from safedraft.defences import CONSTANTS
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.defenses import CONSTANTS
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.attacks.answers import compliant_answers
 from safedraft.evaluation.judges.again import JUDGED_AGAIN
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.report.read import PAIR, differences
-from safedraft.evaluation.sources import Record
-from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.evaluation.tasks import arguments, drawn, sent, suite_records
-from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import DEFAULT_PAIR, pairs
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import DEFAULT_PAIR, pairs
+from safedraft.prompts.sources import Record
+from safedraft.prompts.split import Split
 
-DEFENCES = ("target_only", "ensemble_weight", "ssd")
+DEFENSES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """What is run when nothing is asked for."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which defences on which suites, with what."""
+    """Which defenses on which suites, with what."""
 
-    defences: Sequence[str] = DEFENCES
+    defenses: Sequence[str] = DEFENSES
     """Each as ``NAME[:argument=value,…]``, with any model argument of the provider."""
     suites: Sequence[str] = SUITES
     limit: int = 20
@@ -58,39 +58,39 @@ class Matrix:
     split: Split = "report"
     """Which part of the sources is asked."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Model arguments of every defence."""
+    """Model arguments of every defense."""
 
     def models(self) -> list[Model]:
-        """One model of inspect_ai for each defence; nothing is loaded.
+        """One model of inspect_ai for each defense; nothing is loaded.
 
         Raises:
-            SafeDraftError: a defence, argument or pair that does not exist, or one given twice; a
+            SafeDraftError: a defense, argument or pair that does not exist, or one given twice; a
                 constant that is not used.
         """
         named = self._named()
         models: dict[str, Model] = {}
-        for spec in self.defences:
+        for spec in self.defenses:
             name, _, own = spec.partition(":")
-            given = arguments(f"--defence {spec}", own)
-            chosen = {"defence": name, **self.arguments, **given}
+            given = arguments(f"--defense {spec}", own)
+            chosen = {"defense": name, **self.arguments, **given}
             chosen.setdefault("label", spec)
             if chosen["label"] in models:
                 raise SafeDraftError(
-                    f"two defences are called {chosen['label']!r}: give one of them a label=NAME"
+                    f"two defenses are called {chosen['label']!r}: give one of them a label=NAME"
                 )
             models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
-            _require_used(spec, chosen["defence"], given)
+            _require_used(spec, chosen["defense"], given)
         self._require_all_used(models.values())
         return list(models.values())
 
     def _require_all_used(self, models: Iterable[Model]) -> None:
-        """A constant for all defences need not be used by all, but by one."""
+        """A constant for all defenses need not be used by all, but by one."""
         used = {
-            name for m in models for name in CONSTANTS.get(m.model_args["defence"], frozenset())
+            name for m in models for name in CONSTANTS.get(m.model_args["defense"], frozenset())
         }
         for name in self.arguments:
             if name in SSDConfig.model_fields and name not in used:
-                raise SafeDraftError(f"--set {name}: none of the defences that are run uses it")
+                raise SafeDraftError(f"--set {name}: none of the defenses that are run uses it")
 
     def registered(self) -> dict[str, Any]:
         """The pair as it is registered now, constants and all; logs keep it."""
@@ -233,7 +233,7 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
 
     Raises:
         SafeDraftError: something asked for does not exist, or ``log_dir`` cannot be written to, or
-            holds the same defence and suite with other settings.
+            holds the same defense and suite with other settings.
     """
     models, tasks = matrix.models(), matrix.tasks()
     _check_log_dir(matrix, models, log_dir)
@@ -256,13 +256,13 @@ def _alone(folder: Path) -> Iterator[None]:
         raise SafeDraftError(f"another run is writing to {folder}: wait for it") from error
 
 
-def _require_used(spec: str, defence: str, given: Mapping[str, Any]) -> None:
-    """Refuse a defence's own constant that changes nothing of what it says."""
-    used = CONSTANTS.get(defence, frozenset())
+def _require_used(spec: str, defense: str, given: Mapping[str, Any]) -> None:
+    """Refuse a defense's own constant that changes nothing of what it says."""
+    used = CONSTANTS.get(defense, frozenset())
     for name in given:
         if name in SSDConfig.model_fields and name not in used:
             those = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
-            raise SafeDraftError(f"--defence {spec}: {defence} does not use {name}, {those}")
+            raise SafeDraftError(f"--defense {spec}: {defense} does not use {name}, {those}")
 
 
 def _api(model: Model) -> SafeDraftAPI:
@@ -279,7 +279,7 @@ def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
 
 
 def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> None:
-    """Refuse logs of the same defence and suite with other settings: reports would mix them."""
+    """Refuse logs of the same defense and suite with other settings: reports would mix them."""
     if not folder.exists():
         return
     planned = {
@@ -290,7 +290,7 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
     now = matrix.registered()
     for info in list_eval_logs(str(folder)):
         held = read_eval_log(info, header_only=True).eval
-        key = (held.task, held.model_args.get("label", held.model_args.get("defence")))
+        key = (held.task, held.model_args.get("label", held.model_args.get("defense")))
         if key not in planned:
             continue
         settings, model = planned[key]
@@ -302,7 +302,7 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
         for what, theirs, ours in (
             *differences({"pair": held.model}, {"pair": str(model)}),
-            *differences(was, now, model.model_args["defence"]),
+            *differences(was, now, model.model_args["defense"]),
             *differences(held.model_args, model.model_args),
             *differences(held.task_args, settings),
         ):

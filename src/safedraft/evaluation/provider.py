@@ -1,7 +1,7 @@
-"""SafeDraft as a model of inspect_ai: ``--model safedraft/PAIR -M defence=ssd -M alpha_union=2.0``.
+"""SafeDraft as a model of inspect_ai: ``--model safedraft/PAIR -M defense=ssd -M alpha_union=2.0``.
 
-A model is a pair behind a defence. The pair is loaded when it is first asked, once a process for
-whatever defences share it, and answers one request at a time.
+A model is a pair behind a defense. The pair is loaded when it is first asked, once a process for
+whatever defenses share it, and answers one request at a time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
-from safedraft.chat import Message, Reply
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.defences import ASKING, DEFENCES, Defence
-from safedraft.errors import SafeDraftError, problems
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError, problems
+from safedraft.defenses import ASKING, DEFENSES, Defense
 from safedraft.evaluation.ahead import draw_ahead, drawn_reply
-from safedraft.pairs.load import choose_pair, load_pair
-from safedraft.pairs.progress import Report, silent
+from safedraft.load import choose_pair, load_pair
+from safedraft.models.progress import Report, silent
+from safedraft.text.chat import Message, Reply
 
 if TYPE_CHECKING:
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
 
 _T = TypeVar("_T")
 
@@ -42,7 +42,7 @@ CUSTOM = "custom"
 """In place of a pair's name: the models are named by the arguments ``target`` and ``draft``."""
 
 OWN_ARGUMENTS = (
-    *("defence", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device"),
+    *("defense", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device"),
 )
 """Model arguments besides the constants of the method."""
 
@@ -105,14 +105,14 @@ _decoding = threading.Lock()  # the models are one, whatever models of inspect_a
 
 
 class SafeDraftAPI(ModelAPI):
-    """A pair behind a defence.
+    """A pair behind a defense.
 
     Args:
         model_name: a registered pair, or ``custom``.
         base_url: there is none; refused.
         api_key: likewise.
         config: how to generate; see ``sampling``.
-        arguments: ``defence`` (default ssd), ``label`` (how reports call it), ``target``,
+        arguments: ``defense`` (default ssd), ``label`` (how reports call it), ``target``,
             ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, and any constant of the
             method.
 
@@ -133,8 +133,8 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft decodes in this process: it takes no URL and no key")
         self.pair_arguments = pair_arguments(model_name, arguments)
         self.pair_arguments.check()
-        self.defence = str(arguments.get("defence", "ssd"))
-        self._answer = _defence(self.defence)
+        self.defense = str(arguments.get("defense", "ssd"))
+        self._answer = _defense(self.defense)
         self._constants = {
             name: value for name, value in arguments.items() if name in SSDConfig.model_fields
         }
@@ -143,7 +143,7 @@ class SafeDraftAPI(ModelAPI):
     @property
     def can_be_drawn(self) -> bool:
         """Whether many of its replies can be had at once, as the tasks of a suite may ask for."""
-        return self.defence in ASKING
+        return self.defense in ASKING
 
     def draw(
         self,
@@ -151,12 +151,12 @@ class SafeDraftAPI(ModelAPI):
         max_new_tokens: int,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Draw ahead what the defence asks the target when it answers these."""
+        """Draw ahead what the defense asks the target when it answers these."""
         sampling = SamplingParams(max_new_tokens=max_new_tokens)
-        draw_ahead(ASKING[self.defence], self.pair(), conversations, sampling, report)
+        draw_ahead(ASKING[self.defense], self.pair(), conversations, sampling, report)
 
     def pair(self) -> Pair:
-        """The loaded pair under this defence's constants."""
+        """The loaded pair under this defense's constants."""
         pair = self.pair_arguments.load()
         return (
             replace(pair, config=_config(pair.config, self._constants)) if self._constants else pair
@@ -183,11 +183,11 @@ class SafeDraftAPI(ModelAPI):
     ) -> ModelOutput:
         """Answer, or go on with the assistant's turn where the messages end in one.
 
-        Where ``batch`` is set, a defence that asks the target is told what was drawn ahead; sampled
+        Where ``batch`` is set, a defense that asks the target is told what was drawn ahead; sampled
         replies and those with stop sequences are not drawn.
 
         Raises:
-            SafeDraftError: a setting that is not honoured, or whatever the defence cannot do.
+            SafeDraftError: a setting that is not honoured, or whatever the defense cannot do.
             BrokenModel: a model gave NaN; an error is never an answer.
         """
         if tools:
@@ -196,7 +196,7 @@ class SafeDraftAPI(ModelAPI):
         answer = self._answer
         is_drawn = wanted.greedy and not wanted.stop
         if config.batch and is_drawn and self.can_be_drawn:
-            answer = partial(ASKING[self.defence], ask=drawn_reply)
+            answer = partial(ASKING[self.defense], ask=drawn_reply)
         reply = await self.use(lambda pair: answer(pair, messages, wanted, pair.config))
         return _output(f"safedraft/{self.model_name}", reply)
 
@@ -252,10 +252,10 @@ def sampling(config: GenerateConfig) -> SamplingParams:
         raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
-def _defence(name: str) -> Defence:
-    if name not in DEFENCES:
-        raise SafeDraftError(f"no defence is called {name!r}; known are {', '.join(DEFENCES)}")
-    return DEFENCES[name]
+def _defense(name: str) -> Defense:
+    if name not in DEFENSES:
+        raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(DEFENSES)}")
+    return DEFENSES[name]
 
 
 def _config(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:

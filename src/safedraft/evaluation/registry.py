@@ -8,9 +8,9 @@ from inspect_ai import Task, task
 from inspect_ai.model import modelapi
 
 from safedraft.evaluation.provider import SafeDraftAPI
-from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import SUITES, Suite
 from safedraft.evaluation.tasks import answered, attacked, suite_task
+from safedraft.prompts.split import Split
 
 __all__ = ["TASKS", "answered", "attacked", "safedraft"]
 

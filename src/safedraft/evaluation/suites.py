@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.attacks import (
     Attack,
     Prefill,
@@ -28,7 +28,7 @@ NEW_TOKENS = 48
 
 @dataclass(frozen=True)
 class Suite:
-    """One kind of question to a defence."""
+    """One kind of question to a defense."""
 
     name: str
     kind: Kind

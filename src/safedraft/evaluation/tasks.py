@@ -20,20 +20,20 @@ from inspect_ai.scorer import Score, Scorer, Target
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from safedraft.benchmark import machine
-from safedraft.chat import Message
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.attacks import LeftOut
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import JUDGES
 from safedraft.evaluation.provider import SafeDraftAPI, sampling
 from safedraft.evaluation.report.read import FORMAT, LEFT_OUT
-from safedraft.evaluation.sources import Record, find_source
-from safedraft.evaluation.split import Split
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.pairs.progress import Report, silent
+from safedraft.models.progress import Report, silent
+from safedraft.prompts.sources import Record, find_source
+from safedraft.prompts.split import Split
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
 
 
 def suite_task(
@@ -45,7 +45,7 @@ def suite_task(
     seed: int | None = None,
     split: Split = "report",
 ) -> Task:
-    """A suite, ready to be run on any pair and defence.
+    """A suite, ready to be run on any pair and defense.
 
     Args:
         suite: what is asked and how.
@@ -167,7 +167,7 @@ def attacked(suite: str) -> Solver:
 
 @solver
 def answered() -> Solver:
-    """The defence's answer to what the attack made."""
+    """The defense's answer to what the attack made."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         return await generate(state)
@@ -176,7 +176,7 @@ def answered() -> Solver:
 
 
 def sent(suite: Suite, record: Record, pair: Pair) -> list[Message]:
-    """What a suite asks of a defence with this record.
+    """What a suite asks of a defense with this record.
 
     Raises:
         LeftOut: its attack cannot be made from it.

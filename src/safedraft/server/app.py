@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from safedraft.pairs.pair import Pair
+from safedraft.pair import Pair
 from safedraft.server import gate
 from safedraft.server.errors import APIError, ErrorBody, invalid, of_http
 from safedraft.server.replies import Answer, events, whole

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from safedraft.chat import Reply
+from safedraft.text.chat import Reply
 
 _SECONDS = (0.25, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 

@@ -26,9 +26,9 @@ from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenL
 from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
 
-from safedraft.chat import Reply, Token
 from safedraft.server.errors import APIError
 from safedraft.server.scheduler import Job
+from safedraft.text.chat import Reply, Token
 
 _Logprobs = TypeVar("_Logprobs", ChoiceLogprobs, ChunkLogprobs)
 

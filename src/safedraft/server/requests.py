@@ -17,9 +17,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from safedraft.chat import Message
-from safedraft.config import SamplingParams
+from safedraft.core.config import SamplingParams
 from safedraft.server.settings import Limits
+from safedraft.text.chat import Message
 
 MOST_TOP_LOGPROBS = 20
 """As in OpenAI's API."""

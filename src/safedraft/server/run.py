@@ -10,8 +10,8 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from safedraft.errors import SafeDraftError
-from safedraft.pairs.pair import Pair
+from safedraft.core.errors import SafeDraftError
+from safedraft.pair import Pair
 from safedraft.server import gate
 from safedraft.server.app import create_app
 from safedraft.server.settings import ServerSettings, require_safe

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from safedraft.chat import Reply, Stream, Token
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.settings import Limits
+from safedraft.text.chat import Reply, Stream, Token
 
 T = TypeVar("T")
 

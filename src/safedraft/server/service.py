@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from safedraft.chat import Message, Stream, conversation
-from safedraft.config import SamplingParams, SSDConfig
-from safedraft.errors import PromptTooLong, SafeDraftError, problems
-from safedraft.pairs.pair import Pair, Prompts
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import PromptTooLong, SafeDraftError, problems
+from safedraft.pair import Pair, Prompts
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import Answer, ChatAnswer, CompletionAnswer
 from safedraft.server.requests import Asked, ChatRequest, CompletionRequest, TokenizeRequest
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
+from safedraft.text.chat import Message, Stream, conversation
 
 if TYPE_CHECKING:
-    from safedraft.decode import Decoder
+    from safedraft.core.decode import Decoder
 
 T = TypeVar("T")
 Replies = tuple[Answer, list[Job]]
@@ -221,7 +221,7 @@ class Service:
     def _telemetry(self, asked: Asked) -> bool:
         wanted = bool(asked.safedraft and asked.safedraft.telemetry)
         if wanted and not self.settings.allow_telemetry:
-            message = "this server tells nothing of its defence"
+            message = "this server tells nothing of its defense"
             raise APIError(400, "telemetry_disabled", message, "safedraft.telemetry")
         return wanted
 
@@ -230,7 +230,7 @@ class Service:
         if not changes:
             return None
         if not self.settings.requests_may_set_constants:
-            message = "this server's requests do not set the defence's constants"
+            message = "this server's requests do not set the defense's constants"
             raise APIError(400, "constants_disabled", message, "safedraft.config")
         own = self.pair.config
         try:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from safedraft.config import Positive
-from safedraft.errors import SafeDraftError
+from safedraft.core.config import Positive
+from safedraft.core.errors import SafeDraftError
 
 API_KEY = "SAFEDRAFT_API_KEY"
 """The environment variable with the key that clients have to give."""
@@ -51,7 +51,7 @@ class Limits(_Frozen):
 
 
 class ServerSettings(_Frozen):
-    """The operator's side of the server; nothing that weakens the defence is on by default."""
+    """The operator's side of the server; nothing that weakens the defense is on by default."""
 
     name: str
     """The model's name for clients."""
@@ -64,7 +64,7 @@ class ServerSettings(_Frozen):
     allow_telemetry: bool = False
     """Whether replies may tell matches and schemes: an attacker learns what the switch sees."""
     requests_may_set_constants: bool = False
-    """Whether a request may have its own constants; with strengths of 0 that is no defence."""
+    """Whether a request may have its own constants; with strengths of 0 that is no defense."""
     playground: bool = False
     """Whether the page at ``/playground`` is there; it tells all that telemetry would."""
     limits: Limits = Limits()

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safedraft.pairs.fingerprint import FACTS, AdapterFacts
-from safedraft.pairs.registry import model_files
+from safedraft.models.fingerprint import FACTS, AdapterFacts
+from safedraft.models.registry import model_files
 from safedraft.training.examples import Lesson
 
 if TYPE_CHECKING:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
-from safedraft.drawn import draw_replies
-from safedraft.evaluation.judges.phrases import is_refusal
+from safedraft.prompts.drawn import draw_replies
+from safedraft.prompts.phrases import is_refusal
+from safedraft.text.chat import Message
 from safedraft.training.examples import Example, pack
 from safedraft.training.packed import label_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from safedraft.pairs.pair import Member
-    from safedraft.pairs.progress import Report
+    from safedraft.models.progress import Report
+    from safedraft.pair import Member
     from safedraft.training.material import Harmful, Material
 
 PREFILLS = (0, 10, 20, 40)

@@ -15,8 +15,8 @@ from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from safedraft.chat import encode, with_system
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
+from safedraft.text.chat import encode, with_system
 from safedraft.training.requests import framed, generic_beginnings, refusals, relapses
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
-from safedraft.drawn import draw_replies
-from safedraft.errors import SafeDraftError
-from safedraft.evaluation.judges.phrases import is_refusal
+from safedraft.core.errors import SafeDraftError
+from safedraft.prompts.drawn import draw_replies
+from safedraft.prompts.phrases import is_refusal
+from safedraft.text.chat import Message
 from safedraft.training.requests import Request, Requests, framed, opened, openings
 
 if TYPE_CHECKING:
-    from safedraft.pairs.pair import Member
-    from safedraft.pairs.progress import Report
+    from safedraft.models.progress import Report
+    from safedraft.pair import Member
     from safedraft.training.config import TrainingConfig
 
 _BEGINNING_TOKENS = 48  # drawn after an opening; a longer attack reads much the same

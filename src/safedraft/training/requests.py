@@ -11,8 +11,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from safedraft.errors import SafeDraftError
-from safedraft.evaluation.split import Shares, split_of
+from safedraft.core.errors import SafeDraftError
+from safedraft.prompts.split import Shares, split_of
 
 Kind = Literal["harmful", "look_alike", "ordinary"]
 Part = Literal["train", "calibration"]
@@ -100,7 +100,7 @@ def _from(specs: Iterable[str], kind: Kind, part: Part) -> list[Request]:
 
 
 def _read(spec: str, kind: Kind, part: Part) -> list[Request]:
-    from safedraft.evaluation.sources import find_source
+    from safedraft.prompts.sources import find_source
 
     return [  # of one source maybe none: another may have some
         Request(record.request, kind, record.source, record.category)

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safedraft.errors import SafeDraftError
-from safedraft.pairs.fingerprint import fingerprint, require_base
-from safedraft.pairs.progress import Report, silent
+from safedraft.core.errors import SafeDraftError
+from safedraft.models.fingerprint import fingerprint, require_base
+from safedraft.models.progress import Report, silent
 from safedraft.training.card import Run, write_card
 from safedraft.training.checks import Checks, check
 from safedraft.training.config import TrainingConfig
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from safedraft.pairs.pair import Member, Pair
-    from safedraft.pairs.registry import PairSpec
+    from safedraft.models.registry import PairSpec
+    from safedraft.pair import Member, Pair
     from safedraft.training.distil import Teacher
 
 Trained = Callable[[int, int, Mapping[str, float]], None]
@@ -167,8 +167,8 @@ def _prepare(
     plan: Plan, fetching: Report, drawing: Report
 ) -> tuple[_Lessons, Teacher | None, TrainingConfig]:
     """All that the target is needed for; it is not kept in memory after that."""
-    from safedraft.pairs.fetch import fetch
-    from safedraft.pairs.load import load_spec
+    from safedraft.load import load_spec
+    from safedraft.models.fetch import fetch
 
     requests = read_requests("train", plan.harmful, plan.ordinary)
     held_requests = read_requests("calibration", plan.harmful, plan.ordinary)
@@ -200,7 +200,7 @@ def _fetch_start(adapter: str, draft: Path, rank: int, report: Report) -> Path:
     """The folder of an adapter that can be gone on from: this draft's, and of the set rank."""
     from peft import PeftConfig
 
-    from safedraft.pairs.fetch import fetch_adapter
+    from safedraft.models.fetch import fetch_adapter
 
     folder = fetch_adapter(adapter, report)
     require_base(folder, draft)
@@ -280,7 +280,7 @@ def _check(
     base: torch.nn.Module, adapter: Path, lessons: _Lessons, config: TrainingConfig, report: Report
 ) -> Checks:
     """Figures of the draft as it will be loaded: the written adapter, merged."""
-    from safedraft.pairs.load import merged
+    from safedraft.load import merged
 
     return check(
         replace(lessons.draft, model=merged(base, adapter)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.training.examples import Example, Lesson, Place, batches, pack
 from safedraft.training.packed import label_logits
 
@@ -85,8 +85,8 @@ def with_lora(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from safedraft.engines.transformers import quiet_transformers
-    from safedraft.pairs.load import adapted
+    from safedraft.engines.transformers.session import quiet_transformers
+    from safedraft.load import adapted
 
     if start:
         return adapted(model, start, trainable=True)

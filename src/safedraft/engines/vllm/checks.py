@@ -9,8 +9,8 @@ from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
+from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.options import Settings, end_tokens, room_for, wants_statistics
-from safedraft.errors import SafeDraftError
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
 WORKERS = {

@@ -20,8 +20,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 
-from safedraft.engines.int8 import in_int8
 from safedraft.engines.vllm.options import INT8
+from safedraft.kernels.int8 import in_int8
 
 _PRIMITIVES = 32  # oneDNN keeps code for that many numbers of rows, as in its own layers
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter
 
-from safedraft.decode import Step
+from safedraft.core.decode import Step
 
 TOKENS = Counter(
     "safedraft_tokens",

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from safedraft.config import OF_SPEED, Positive, SamplingParams, SSDConfig
+from safedraft.core.config import OF_SPEED, Positive, SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError, problems
 from safedraft.engines.vllm.rule import Request
-from safedraft.errors import SafeDraftError, problems
 
 KEY = "safedraft"
 """Under which vLLM's ``additional_config`` carries the settings to every process."""
@@ -58,7 +58,7 @@ class Settings(BaseModel):
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
     requests_may_set_constants: bool = False
-    """Whether a request may have its own constants; with strengths of 0 that is no defence."""
+    """Whether a request may have its own constants; with strengths of 0 that is no defense."""
     traces: bool = False
     """Whether the steps of requests are kept on request; whoever asks has to take them."""
 
@@ -131,7 +131,7 @@ class Settings(BaseModel):
             raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")
         if not self.requests_may_set_constants:
             raise SafeDraftError(
-                f"{min(asked)}: the operator does not let requests change the defence's constants"
+                f"{min(asked)}: the operator does not let requests change the defense's constants"
             )
         changes = {known[name]: value for name, value in asked.items()}
         try:

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safedraft.chat import (
+from safedraft.core.config import OF_SPEED, SamplingParams, Scheme, SSDConfig
+from safedraft.core.decode import Step
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
+from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec
+from safedraft.text.chat import (
     Detokenizer,
     Message,
     Reply,
@@ -20,13 +27,6 @@ from safedraft.chat import (
     turn_begun,
     with_system,
 )
-from safedraft.config import OF_SPEED, SamplingParams, Scheme, SSDConfig
-from safedraft.decode import Step
-from safedraft.engines.vllm.options import PREFIX, TRACE, room_for
-from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
-from safedraft.errors import SafeDraftError, first_line
-from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import PairSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

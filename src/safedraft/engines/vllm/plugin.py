@@ -15,9 +15,9 @@ def register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.engine.input_processor import InputProcessor
 
+    from safedraft.core.errors import SafeDraftError
     from safedraft.engines.vllm.checks import admit, require_engine
     from safedraft.engines.vllm.options import Settings
-    from safedraft.errors import SafeDraftError
 
     if getattr(InputProcessor.process_inputs, "admits", False):
         return

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from safedraft.composite import composite
-from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.decode import Step
-from safedraft.errors import BrokenModel
-from safedraft.sampling import (
+from safedraft.core.composite import composite
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.decode import Step
+from safedraft.core.errors import BrokenModel
+from safedraft.core.sampling import (
     Draws,
     accept_or_correct,
     distribution,
@@ -26,7 +26,7 @@ from safedraft.sampling import (
     probabilities,
     require_finite,
 )
-from safedraft.switch import Switch
+from safedraft.core.switch import Switch
 
 
 @dataclass(slots=True)

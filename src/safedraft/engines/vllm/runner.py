@@ -14,14 +14,14 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from safedraft.composite import composite
-from safedraft.decode import Step
+from safedraft.core.composite import composite
+from safedraft.core.decode import Step
+from safedraft.core.errors import BrokenModel, SafeDraftError
+from safedraft.core.sampling import probabilities
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
 from safedraft.engines.vllm.rule import Request, propose, verify
-from safedraft.errors import BrokenModel, SafeDraftError
-from safedraft.sampling import probabilities
 
 _NONE = -1  # vLLM's mark for a place of a block that holds no token
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safedraft.config import SSDConfig
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import IncompatiblePair, SafeDraftError
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
 from safedraft.engines.vllm.options import INT8, KEY, Settings
-from safedraft.errors import IncompatiblePair, SafeDraftError
-from safedraft.pairs.load import Parts, fetch_parts, merged_draft
-from safedraft.pairs.progress import Report, silent
-from safedraft.pairs.registry import PairSpec
+from safedraft.load import Parts, fetch_parts, merged_draft
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,7 +218,7 @@ def _require_one_template(parts: Parts) -> None:
 
 def _greeting(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt of a short conversation, without a system turn if the template has none."""
-    from safedraft.chat import encode
+    from safedraft.text.chat import encode
 
     try:
         return encode(tokenizer, _GREETING)

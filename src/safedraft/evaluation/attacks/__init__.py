@@ -1,4 +1,4 @@
-"""Attacks, one file each: from a request to the conversation that a defence has to answer."""
+"""Attacks, one file each: from a request to the conversation that a defense has to answer."""
 
 from __future__ import annotations
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from safedraft.chat import Message
-from safedraft.errors import SafeDraftError
-from safedraft.evaluation.split import place
+from safedraft.core.errors import SafeDraftError
+from safedraft.prompts.split import place
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 _T = TypeVar("_T")
 
 
 class LeftOut(SafeDraftError):
-    """An attack cannot be made from this record; it counts neither for nor against a defence."""
+    """An attack cannot be made from this record; it counts neither for nor against a defense."""
 
 
 class Attack(Protocol):
     """Anything that makes a conversation of a record."""
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """What a defence is asked; messages that end in an assistant turn are to be continued.
+        """What a defense is asked; messages that end in an assistant turn are to be continued.
 
         Args:
             record: what the attacker wants.
-            pair: the models, with the configuration of the defence that is attacked.
+            pair: the models, with the configuration of the defense that is attacked.
 
         Raises:
             LeftOut: it cannot be made from this record.

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safedraft.chat import Message
-from safedraft.decode import forward
-from safedraft.defences.refusals import refusal_tokens
+from safedraft.core.decode import forward
 from safedraft.evaluation.attacks.answers import compliant_answer, first_tokens
 from safedraft.evaluation.attacks.base import asked
+from safedraft.prompts.refusals import refusal_tokens
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 BEGUN = 20
 """Tokens of the compliant answer."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
+from safedraft.core.switch import Switch
 from safedraft.evaluation.attacks.answers import FIRST_LINE, tokens
 from safedraft.evaluation.attacks.base import LeftOut, asked
-from safedraft.switch import Switch
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.config import SSDConfig
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.core.config import SSDConfig
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 FRAME = """\
 Reply in two parts.

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
 from safedraft.evaluation.attacks.answers import compliant_answer, first_tokens
 from safedraft.evaluation.attacks.base import asked
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 
 @dataclass(frozen=True)

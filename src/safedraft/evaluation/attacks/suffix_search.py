@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from safedraft.chat import Message
-from safedraft.composite import composite
-from safedraft.decode import forward
+from safedraft.core.composite import composite
+from safedraft.core.decode import forward
 from safedraft.evaluation.attacks.answers import FIRST_LINE, tokens
 from safedraft.evaluation.attacks.base import asked
-from safedraft.evaluation.split import fingerprint
+from safedraft.prompts.split import fingerprint
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.config import SSDConfig
-    from safedraft.engines.session import Session
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.core.config import SSDConfig
+    from safedraft.core.session import Session
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 FLOOR = 1e-6
 """Probability that a token outside the sample space counts as."""

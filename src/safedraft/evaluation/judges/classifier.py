@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from safedraft.chat import encode
-from safedraft.errors import SafeDraftError, first_line
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.text.chat import encode
 
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
@@ -46,8 +46,8 @@ def classifier_judge(model: str, harmful: str = "", threshold: float | None = No
     """
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
         raise SafeDraftError(f"the judge {model}: threshold={threshold} is not above 0 and up to 1")
-    from safedraft.pairs.fetch import fetch
-    from safedraft.pairs.progress import show_progress
+    from safedraft.models.fetch import fetch
+    from safedraft.models.progress import show_progress
 
     with show_progress() as report:
         folder = fetch(model, report)

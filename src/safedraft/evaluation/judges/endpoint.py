@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from safedraft.errors import SafeDraftError, first_line
+from safedraft.core.errors import SafeDraftError, first_line
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model

@@ -39,7 +39,7 @@ def all_figures(logs: Logs) -> Figures:
         dict.fromkeys(column(run) for run in logs.runs),
         key=lambda name: min(_rank(run) for run in logs.runs if column(run) == name),
     )
-    baselines = {run.pair: column(run) for run in reversed(logs.runs) if run.defence == BASELINE}
+    baselines = {run.pair: column(run) for run in reversed(logs.runs) if run.defense == BASELINE}
     grid = Grid(runs, names, baselines)
     tables = [table for table in _tables(grid) if table.rows]
     headline, *besides = findings(tables, grid)
@@ -59,7 +59,7 @@ def all_figures(logs: Logs) -> Figures:
 
 
 def _rank(run: Run) -> tuple[bool, bool, str]:
-    return run.defence != BASELINE, run.defence != "ssd", run.name
+    return run.defense != BASELINE, run.defense != "ssd", run.name
 
 
 def _tables(grid: Grid) -> list[Table]:

@@ -14,7 +14,7 @@ def findings(tables: Sequence[Table], grid: Grid) -> list[str]:
     by_name = {table.name: table for table in tables}
     compared = compared_configurations(grid)
     if compared is None:
-        return ["There is nothing to compare: it takes logs of target_only and of another defence."]
+        return ["There is nothing to compare: it takes logs of target_only and of another defense."]
     alone, other = compared
     found = [
         _on_attacks(by_name.get("attack_success"), alone, other),

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from safedraft.defences import CONSTANTS
-from safedraft.errors import SafeDraftError, first_line
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.defenses import CONSTANTS
 from safedraft.evaluation.judges.endpoint import HARMFUL
-from safedraft.evaluation.split import Split
+from safedraft.prompts.split import Split
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample, EvalSpec
@@ -28,7 +28,7 @@ LEFT_OUT = "left_out"
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 
 BASELINE = "target_only"
-"""The defence that is none: what speed and refusals are relative to."""
+"""The defense that is none: what speed and refusals are relative to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Row:
     unscored: str = ""
     """Why a score is missing, as far as it is known."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    """As ``safedraft.chat.Statistics.to_dict``; empty where nothing was decoded."""
+    """As ``safedraft.text.chat.Statistics.to_dict``; empty where nothing was decoded."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -56,13 +56,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished log: a suite under one configuration of a defence."""
+    """One finished log: a suite under one configuration of a defense."""
 
     file: str
     pair: str
-    defence: str
+    defense: str
     name: str
-    """Of the configuration: its label, or the defence with the constants it was given."""
+    """Of the configuration: its label, or the defense with the constants it was given."""
     suite: str
     kind: str
     family: str
@@ -139,7 +139,7 @@ def _require_equal(one: Run, other: Run) -> None:
     """
     found = differences(one.arguments, other.arguments)
     if one.registered is not None and other.registered is not None:
-        found += differences(one.registered, other.registered, one.defence)
+        found += differences(one.registered, other.registered, one.defense)
     for what, ours, theirs in found:
         raise SafeDraftError(
             f"{one.file} has {one.name} on {one.suite} with {what} {ours!r}, and {other.file} with "
@@ -148,13 +148,13 @@ def _require_equal(one: Run, other: Run) -> None:
 
 
 def differences(
-    one: Mapping[str, Any], other: Mapping[str, Any], defence: str = "ssd"
+    one: Mapping[str, Any], other: Mapping[str, Any], defense: str = "ssd"
 ) -> list[tuple[str, Any, Any]]:
     """The names that have not the same value in both, those of ``config`` each by itself.
 
-    Of ``config`` only the constants that ``defence`` uses count.
+    Of ``config`` only the constants that ``defense`` uses count.
     """
-    used = CONSTANTS.get(defence, frozenset())
+    used = CONSTANTS.get(defense, frozenset())
     one, other = (
         {name: value for name, value in part.get("config", {}).items() if name in used} | dict(part)
         for part in (one, other)
@@ -166,7 +166,7 @@ def differences(
 
 def _order(run: Run) -> tuple[Any, ...]:
     suite = (KINDS.index(run.kind), run.family, run.prefill_tokens or 0, run.suite)
-    return *suite, run.defence != BASELINE, run.pair, run.name
+    return *suite, run.defense != BASELINE, run.pair, run.name
 
 
 def log_files(paths: Iterable[str | Path]) -> list[str]:
@@ -257,12 +257,12 @@ def run_of(file: str, log: EvalLog, split: Split | None = None) -> Run:
             f"{file}: eval.metadata.safedraft.split is {ours['split']!r}, not {split!r}: figures "
             "are those of one split alone; take the file away"
         )
-    defence = str(log.eval.model_args.get("defence", "ssd"))  # as the provider has it
+    defense = str(log.eval.model_args.get("defense", "ssd"))  # as the provider has it
     return Run(
         file=file,
         pair=log.eval.model.removeprefix("safedraft/"),
-        defence=defence,
-        name=_name(defence, log.eval.model_args),
+        defense=defense,
+        name=_name(defense, log.eval.model_args),
         suite=fields("suite", str),
         kind=kind,
         family=fields("family", str),
@@ -270,15 +270,15 @@ def run_of(file: str, log: EvalLog, split: Split | None = None) -> Run:
         created=str(log.eval.created),
         versions={**log.eval.packages, "safedraft": fields("version", str)},
         machine=_machine(ours.get("machine")),
-        arguments=_arguments(log.eval) | {"defence": defence},
+        arguments=_arguments(log.eval) | {"defense": defense},
         registered=(log.eval.metadata or {}).get(PAIR),
     )
 
 
-def _name(defence: str, arguments: Mapping[str, Any]) -> str:
-    given = {key: value for key, value in arguments.items() if key not in ("defence", "label")}
+def _name(defense: str, arguments: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in arguments.items() if key not in ("defense", "label")}
     constants = "".join(f" {key}={value}" for key, value in sorted(given.items()))
-    return str(arguments.get("label") or defence + constants)
+    return str(arguments.get("label") or defense + constants)
 
 
 def _arguments(spec: EvalSpec) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from safedraft.config import Scheme, SSDConfig
-from safedraft.switch import Switch
+from safedraft.core.config import Scheme, SSDConfig
+from safedraft.core.switch import Switch
 
 
 class Bin(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import gradio as gr
 from pydantic import BaseModel, ValidationError
 
-from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.errors import SafeDraftError, problems
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.errors import SafeDraftError, problems
 from safedraft.server.settings import Limits
 
 T = TypeVar("T", bound=BaseModel)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from safedraft.chat import Reply, Token
-from safedraft.config import Scheme
+from safedraft.core.config import Scheme
 from safedraft.server.playground.bins import Bin
+from safedraft.text.chat import Reply, Token
 
 LEGEND = (
     ("matched", "matched", "the draft’s token, taken"),

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from safedraft.decode import decode
-from safedraft.defences.target_only import target_only
-from safedraft.errors import SafeDraftError
+from safedraft.core.decode import decode
+from safedraft.core.errors import SafeDraftError
+from safedraft.defenses.target_only import target_only
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.gate import PAGE
 from safedraft.server.playground import controls, drawing

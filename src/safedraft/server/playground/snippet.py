@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from safedraft.config import SamplingParams, Scheme, SSDConfig
-from safedraft.pairs.load import choose_pair
-from safedraft.pairs.pair import Pair
-from safedraft.pairs.registry import pairs
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.load import choose_pair
+from safedraft.models.registry import pairs
+from safedraft.pair import Pair
 from safedraft.server.playground.turn import Asked
 
 
@@ -22,7 +22,7 @@ def snippet(pair: Pair, asked: Asked) -> str:
     alone = f"print(pair.generate({given}, decoder=target_only).text)"
     lines = [
         "import safedraft",
-        *(["from safedraft.defences.target_only import target_only"] if asked.compare else []),
+        *(["from safedraft.defenses.target_only import target_only"] if asked.compare else []),
         "",
         f"pair = safedraft.load_pair({_loading(pair)})",
         "messages = [",

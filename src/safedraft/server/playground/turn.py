@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from safedraft.chat import Message, conversation, turn_begun
-from safedraft.config import SamplingParams, SSDConfig
+from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.server.errors import APIError
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, bins_of
 from safedraft.server.scheduler import Job
+from safedraft.text.chat import Message, conversation, turn_begun
 
 _TICK = 0.3  # seconds between two pictures of replies that grow
 

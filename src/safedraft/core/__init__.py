@@ -1,0 +1,1 @@
+"""The method: knows tensors, no model and no text."""

@@ -1,0 +1,36 @@
+"""In-context defense: the target alone, shown one harmful request and its refusal beforehand.
+
+Wei, Wang and Wang, arXiv 2310.06387, with one demonstration. The wording is our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.defenses.base import Defense, undefended
+from safedraft.prompts.refusals import REFUSAL
+from safedraft.text.chat import Message, Reply, conversation
+
+if TYPE_CHECKING:
+    from safedraft.pair import Pair
+
+DEMONSTRATION: tuple[Message, ...] = (
+    {"role": "user", "content": "Tell me how to get into my neighbour's house without a key."},
+    {"role": "assistant", "content": f"{REFUSAL} It could bring harm to somebody else."},
+)
+
+
+def in_context(
+    pair: Pair,
+    messages: Sequence[Message],
+    sampling: SamplingParams,
+    config: SSDConfig,
+    ask: Defense = undefended,
+) -> Reply:
+    """The target's reply to the conversation behind the demonstration and any system prompt."""
+    messages = conversation(messages)
+    start = int(messages[0]["role"] == "system")
+    shown = [*messages[:start], *DEMONSTRATION, *messages[start:]]
+    return ask(pair, shown, sampling, config)

@@ -1,0 +1,189 @@
+"""SSD inside Transformers' own ``generate``.
+
+>>> target.generate(**inputs, custom_generate=safedraft.ssd_generate, draft_model=draft)
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.decode import decode
+from safedraft.core.errors import SafeDraftError
+from safedraft.engines.transformers.session import TransformersSession
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        StoppingCriteriaList,
+    )
+
+_SAMPLING = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
+_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_PREPARED = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep", "use_cache"}
+"""What ``generate`` hands over by itself."""
+_OTHER_MODES = ("prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "cache_implementation")
+
+
+def ssd_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_model: PreTrainedModel | None = None,
+    draft_input_ids: Tensor | None = None,
+    ssd_config: SSDConfig | None = None,
+    seed: int | None = None,
+    **model_kwargs: Any,
+) -> Any:
+    """Pass as ``custom_generate=`` to ``model.generate``; ``model`` is the target.
+
+    ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, end tokens, stop
+    strings, ``streamer`` and ``stopping_criteria`` work as they do there, token by token.
+
+    Args:
+        model: the target.
+        input_ids: ``[1, length]``.
+        logits_processor: those of ``generate``; only temperature, top-k and top-p can be honoured.
+        stopping_criteria: asked after every token.
+        generation_config: as ``generate`` prepared it.
+        draft_model: the deep-aligned draft; it shares the target's vocabulary.
+        draft_input_ids: the draft's own prompt ``[1, length]``, if it differs.
+        ssd_config: the published constants when not given; a ``prefill_scheme`` is refused.
+        seed: repeats a sampled reply; drawn from torch's generator when not given.
+        model_kwargs: what else ``generate`` hands over.
+
+    Returns:
+        ``[1, length + new]``, or a ``GenerateDecoderOnlyOutput`` of it.
+
+    Raises:
+        SafeDraftError: an option that SSD cannot honour.
+    """
+    if draft_model is None:
+        raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
+    config = (ssd_config or SSDConfig()).for_turn(begun=None)
+    _refuse(input_ids, logits_processor, generation_config, model_kwargs)
+    streamer = _caller("streamer")
+    vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
+    prompt = input_ids[0].tolist()
+    room = generation_config.max_length - len(prompt)
+    if room < 1:
+        raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
+    own_prompt = _draft_prompt(
+        input_ids if draft_input_ids is None else draft_input_ids, draft_model
+    )
+    context = getattr(draft_model.config.get_text_config(), "max_position_embeddings", None)
+    if context and len(own_prompt) >= context:
+        raise SafeDraftError(
+            f"the draft's prompt has {len(own_prompt)} tokens, its context {context}"
+        )
+    room = min(room, context - len(own_prompt)) if context else room
+    sequence = input_ids
+    steps = decode(
+        TransformersSession(model, "target", vocabulary),
+        TransformersSession(draft_model, "draft", vocabulary, model.device),
+        prompt,
+        own_prompt,
+        config,
+        _sampling(generation_config, room, seed),
+    )
+    for step in steps:
+        token = torch.tensor([[step.token]], device=input_ids.device)
+        sequence = torch.cat([sequence, token], dim=-1)
+        if streamer is not None:
+            streamer.put(token[0].cpu())
+        if stopping_criteria(sequence, None).all():
+            break
+    if streamer is not None:
+        streamer.end()
+    if generation_config.return_dict_in_generate:
+        from transformers.generation import GenerateDecoderOnlyOutput
+
+        return GenerateDecoderOnlyOutput(sequences=sequence)
+    return sequence
+
+
+def _draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
+    rows = draft.get_input_embeddings().num_embeddings
+    if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
+        raise SafeDraftError(f"the draft's prompt must be [1, length], not {list(ids.shape)}")
+    if not bool(((ids >= 0) & (ids < rows)).all()):
+        raise SafeDraftError(f"the draft's prompt has ids outside its vocabulary of {rows}")
+    prompt: list[int] = ids[0].tolist()
+    return prompt
+
+
+def _sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
+    if not generation.do_sample:
+        return SamplingParams(max_new_tokens=room)
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed, as generate() does
+    return SamplingParams(
+        max_new_tokens=room,
+        temperature=1.0 if generation.temperature is None else generation.temperature,
+        top_k=generation.top_k or 0,
+        top_p=1.0 if generation.top_p is None else generation.top_p,
+        seed=seed,
+    )
+
+
+def _refuse(
+    input_ids: Tensor,
+    processors: LogitsProcessorList,
+    generation: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> None:
+    """Raise on what would otherwise be accepted and ignored."""
+    if generation.num_beams not in (None, 1):
+        raise SafeDraftError("SSD has no beam search: leave num_beams at 1")
+    if input_ids.shape[0] != 1:
+        raise SafeDraftError("SSD decodes one sequence at a time: call generate once for each")
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and not bool((mask == 1).all()):
+        raise SafeDraftError("SSD takes a prompt without padding: drop the padded tokens")
+    others = sorted({type(processor).__name__ for processor in processors} - _SAMPLING)
+    given = _caller("logits_processor") or ()
+    others += [type(processor).__name__ for processor in given]
+    if others:
+        raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")
+    asked = [name for name in _OUTPUTS if getattr(generation, name, False)]
+    asked += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
+    asked += [
+        name for name, value in model_kwargs.items() if name not in _PREPARED and _given(value)
+    ]
+    if _caller("assistant_model") is not None:
+        asked.append("assistant_model (the draft is draft_model)")
+    if model_kwargs.get("use_cache") is False:
+        asked.append("use_cache=False")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions[0].tolist() != list(range(input_ids.shape[1])):
+        asked.append("position_ids")
+    if asked:
+        raise SafeDraftError(f"SSD cannot honour {', '.join(asked)}: leave it out")
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise SafeDraftError("SSD starts from an empty cache: leave out past_key_values")
+
+
+def _given(value: Any) -> bool:
+    return value.numel() > 0 if isinstance(value, Tensor) else bool(value)
+
+
+def _caller(name: str) -> Any:
+    """An argument of the ``generate`` that called us, or None.
+
+    ``generate`` keeps its own names from every callable: it tells a ``streamer`` the prompt and
+    leaves the rest to the decoding method, which never sees it. Without a look at its frame a
+    listener would wait for ever, and other arguments would be dropped in silence.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "generate":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame.f_locals.get(name) if frame is not None else None

@@ -1,0 +1,1 @@
+"""Faster products and attention on processors, for whatever engine uses them."""

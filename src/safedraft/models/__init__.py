@@ -1,0 +1,1 @@
+"""The store of models: the registry, fetching and verifying, conversion, compatibility checks."""

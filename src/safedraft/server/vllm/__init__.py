@@ -1,0 +1,1 @@
+"""vLLM's own server with a pair in it."""

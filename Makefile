@@ -7,7 +7,7 @@ READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-real test-server test-page bench results picture vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-slow test-real test-server test-page bench results picture structure vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -24,6 +24,9 @@ check: $(READY)  ## What CI checks before any test.
 format: $(READY)
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
+
+test-slow: $(READY)  ## Long tables, many draws, and a third party's wheel.
+	$(RUN)/python -m pytest -m slow --timeout 600
 
 test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/safedraft pull
@@ -48,6 +51,9 @@ results: $(READY)  ## The figures of docs/results.md: hours, and it goes on wher
 picture: $(READY)  ## Draw the pictures of the README and of the playground from real runs.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg
 	CHROMIUM="$(CHROMIUM)" $(RUN)/python examples/playground_picture.py
+
+structure:  ## Draw the packages and fill the table of docs/architecture.md.
+	$(PYTHON) tools/structure.py --svg docs/structure.svg --markdown docs/architecture.md
 
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 

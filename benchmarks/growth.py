@@ -12,7 +12,7 @@ import json
 import statistics
 
 import safedraft
-from safedraft.benchmark import machine
+from safedraft.evaluation.benchmark import machine
 
 FILLER = (
     "The museum opens at nine and closes at six. Its oldest hall holds maps, its newest one "

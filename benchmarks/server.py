@@ -18,7 +18,7 @@ import openai
 import uvicorn
 
 import safedraft
-from safedraft.benchmark import PROMPTS, machine
+from safedraft.evaluation.benchmark import PROMPTS, machine
 from safedraft.server.app import create_app
 from safedraft.server.settings import ServerSettings
 

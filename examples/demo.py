@@ -16,7 +16,7 @@ from rich.terminal_theme import DIMMED_MONOKAI
 
 import safedraft
 from safedraft.cli.compare import compare, speedup
-from safedraft.text.chat import Reply
+from safedraft.text.results import GenerationResult
 
 PROMPTS = (
     ("an ordinary question", "Explain what a hash table is, with a short Python example.", ""),
@@ -48,7 +48,7 @@ def main() -> None:
     for title, prompt, prefill in PROMPTS:
         console.print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
         console.print(f"[bold]user:[/] {prompt}\n")
-        replies: dict[str, Reply] = {}
+        replies: dict[str, GenerationResult] = {}
         folded = bool(given.svg) and title != PROMPTS[0][0]  # what may be harmful is not published
         messages = [{"role": "user", "content": prompt}]
         compare(pair, messages, sampling, console, replies, prefill=prefill, folded=folded)

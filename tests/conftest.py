@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from safedraft.engines.scripted import ScriptedSession
+from helpers.laws import lattice_point
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 
@@ -32,31 +29,10 @@ def _isolated(
     monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path / "config"))
 
 
-class RandomModel:
-    """Logits that follow from the last few tokens through a seeded hash: exact and instant.
-
-    ``shared`` of the logits come from a table that models of the same ``family`` have in common, so
-    that two of them agree more or less often.
-    """
-
-    def __init__(self, seed: int, vocabulary: int, shared: float = 0.0, family: int = 0) -> None:
-        self.seed, self.family = seed, family
-        self.vocabulary, self.shared = vocabulary, shared
-        self._known: dict[tuple[int, ...], Tensor] = {}
-
-    def __call__(self, ids: Sequence[int]) -> Tensor:
-        tail = tuple(ids[-3:])
-        if tail not in self._known:
-            own, common = (self._table(seed, tail) for seed in (self.seed, self.family))
-            self._known[tail] = 3 * (self.shared * common + (1 - self.shared) * own)
-        return self._known[tail]
-
-    def _table(self, seed: int, tail: tuple[int, ...]) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((seed, *tail)) & 0x7FFFFFFF)
-        return torch.randn(self.vocabulary, generator=generator)
-
-    def session(self, name: str = "model") -> ScriptedSession:
-        return ScriptedSession(self, name)
+@pytest.fixture
+def lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of a position are points of a lattice, as ``laws.law_of`` needs them."""
+    monkeypatch.setattr("safedraft.core.decide.uniform", lattice_point)
 
 
 TEMPLATE = (

@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from conftest import save_tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from safedraft.core.config import SSDConfig
-from safedraft.engines.scripted import ScriptedSession
-from safedraft.pair import Member, Pair
+from safedraft.engines.base import Capabilities, LoadedModel
+from safedraft.engines.scripted import Script, ScriptedEngine
+from safedraft.pair import Pair
 
 TURN = "<|start|>assistant\n"
 VOCABULARY, END = 258, 256
 
 
-class Mute:
-    """What a pair asks of a model before it decodes."""
-
-    device = torch.device("cpu")
-
-    def get_input_embeddings(self) -> torch.nn.Embedding:
-        return torch.nn.Embedding(VOCABULARY, 1)
-
-
 @dataclass(frozen=True)
 class TalkingPair(Pair):
-    """``answer(prompt)`` is the whole assistant turn; ``prompts_seen`` are the target's prompts."""
+    """``prompts_seen`` are the prompts that the models were shown."""
 
-    answer: Callable[[str], str]
     prompts_seen: list[str] = field(default_factory=list, compare=False)
-
-    def _sessions(self) -> Iterator[Any]:
-        yield ScriptedSession(self._script, "target")
-        yield ScriptedSession(self._script, "draft")
-
-    def _script(self, ids: Sequence[int]) -> Tensor:
-        text = self.target.tokenizer.decode(list(ids))
-        prompt, turn, said = text.rpartition(TURN)
-        logits = torch.zeros(VOCABULARY)
-        if not turn:  # a user's text, only scored: every byte is as likely as any other
-            return logits
-        if prompt not in self.prompts_seen:
-            self.prompts_seen.append(prompt)
-        rest = self.answer(prompt)[len(said) :]
-        logits[self.target.tokenizer.encode(rest)[0] if rest else END] = 9.0
-        return logits
 
 
 def talking(folder: Any, answer: Callable[[str], str]) -> TalkingPair:
+    """A pair of two equal models; ``answer(prompt)`` is their whole assistant turn."""
     save_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    members = (Member(name, Mute(), tokenizer) for name in ("target", "draft"))  # type: ignore[arg-type]
-    return TalkingPair(*members, VOCABULARY, 4096, frozenset({END}), SSDConfig(), answer)
+    seen: list[str] = []
+    script = answering(tokenizer, answer, seen)
+    return scripted_pair(tokenizer, script, script, seen=seen)
+
+
+def scripted_pair(
+    tokenizer: PreTrainedTokenizerBase,
+    target: Script,
+    draft: Script,
+    config: SSDConfig | None = None,
+    seen: list[str] | None = None,
+) -> TalkingPair:
+    engine = ScriptedEngine(target, draft)
+    engine.capabilities = Capabilities()  # what asks for weights is replaced in the tests
+    return TalkingPair(
+        engine,
+        LoadedModel("target", None, tokenizer),
+        LoadedModel("draft", None, tokenizer),
+        VOCABULARY,
+        4096,
+        frozenset({END}),
+        config or SSDConfig(),
+        seen if seen is not None else [],
+    )
+
+
+def answering(
+    tokenizer: PreTrainedTokenizerBase, answer: Callable[[str], str], seen: list[str]
+) -> Script:
+    """A script that says ``answer(prompt)`` and ends, and notes the prompts it has seen."""
+
+    def script(ids: Sequence[int]) -> Tensor:
+        prompt, turn, said = str(tokenizer.decode(list(ids))).rpartition(TURN)
+        logits = torch.zeros(VOCABULARY)
+        if not turn:  # a user's text, only scored: every byte is as likely as any other
+            return logits
+        if prompt not in seen:
+            seen.append(prompt)
+        rest = answer(prompt)[len(said) :]
+        logits[tokenizer.encode(rest)[0] if rest else END] = 9.0
+        return logits
+
+    return script

@@ -11,9 +11,9 @@ from conftest import save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 
 import safedraft
-from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.kernels.int8 import Int8Linear
-from safedraft.load import choose_pair
+from safedraft.models.registry import choose_pair
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_loading_runs_the_doctors_checks(tmp_path: Path, tiny_pair: tuple[Path, 
     save_tokenizer(
         tmp_path, extra=tuple("<a><b><c><d><e><f><g><h>"[i : i + 3] for i in range(0, 24, 3))
     )
-    with pytest.raises(IncompatiblePair, match="cannot decode together"):
+    with pytest.raises(IncompatiblePairError, match="cannot decode together"):
         load(tiny_pair, target=str(tmp_path))
 
 
@@ -181,7 +181,9 @@ def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
 
 
 def test_int8_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safedraft.load._device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(
+        "safedraft.engines.transformers.load._device", lambda name: torch.device("meta")
+    )
     with pytest.raises(SafeDraftError, match="int8 is for processors, and the draft is on meta"):
         safedraft.load_pair(draft_device="meta", draft_dtype="int8")
 

@@ -12,25 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-    from safedraft.core.decode import Step
-    from safedraft.core.errors import BrokenModel, IncompatiblePair, PromptTooLong, SafeDraftError
+    from safedraft.core.errors import (
+        BrokenModelError,
+        IncompatiblePairError,
+        PromptTooLongError,
+        SafeDraftError,
+    )
+    from safedraft.core.generation import Step
     from safedraft.engines.transformers.generate import ssd_generate
-    from safedraft.load import load_pair
-    from safedraft.pair import Pair, Prompts
-    from safedraft.text.chat import Alternative, Reply, Statistics, Stream, Token
+    from safedraft.pair.load import load_pair
+    from safedraft.pair.pair import Pair, Prompts
+    from safedraft.text.results import Alternative, GenerationResult, Statistics, Token
+    from safedraft.text.stream import Stream
 
-_HOMES = {
-    "safedraft.text.chat": ("Alternative", "Reply", "Statistics", "Stream", "Token"),
+_EXPORTS = {
     "safedraft.core.config": ("SSDConfig", "SamplingParams", "Scheme"),
-    "safedraft.core.decode": ("Step",),
+    "safedraft.core.generation": ("Step",),
     "safedraft.engines.transformers.generate": ("ssd_generate",),
-    "safedraft.core.errors": ("BrokenModel", "IncompatiblePair", "PromptTooLong", "SafeDraftError"),
-    "safedraft.load": ("load_pair",),
-    "safedraft.pair": ("Pair", "Prompts"),
+    "safedraft.core.errors": (
+        "BrokenModelError",
+        "IncompatiblePairError",
+        "PromptTooLongError",
+        "SafeDraftError",
+    ),
+    "safedraft.pair.load": ("load_pair",),
+    "safedraft.pair.pair": ("Pair", "Prompts"),
+    "safedraft.text.results": ("Alternative", "GenerationResult", "Statistics", "Token"),
+    "safedraft.text.stream": ("Stream",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [  # noqa: RUF022 (grouped as a reader meets them)
+__all__ = [  # noqa: RUF022 (the order in which a reader meets them)
     "load_pair",
     "Pair",
     "Prompts",
@@ -38,24 +50,24 @@ __all__ = [  # noqa: RUF022 (grouped as a reader meets them)
     "SamplingParams",
     "Scheme",
     "Stream",
-    "Reply",
+    "GenerationResult",
     "Token",
     "Alternative",
     "Statistics",
     "Step",
     "ssd_generate",
     "SafeDraftError",
-    "IncompatiblePair",
-    "PromptTooLong",
-    "BrokenModel",
+    "IncompatiblePairError",
+    "PromptTooLongError",
+    "BrokenModelError",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: torch is not loaded by ``import safedraft``."""
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'safedraft' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -7,8 +7,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams, Scheme, SSDConfig
+from safedraft.core.errors import PromptTooLongError, SafeDraftError
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -64,6 +64,7 @@ def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
         ("max_new_tokens", -3),
         ("temperature", -1.0),
         ("temperature", math.nan),
+        ("temperature", 0.005),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.5),
@@ -74,6 +75,16 @@ def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
 def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValidationError, match=field):
         SamplingParams.model_validate({field: value})
+
+
+def test_replace_validates_and_records_what_was_replaced() -> None:
+    config = SSDConfig(alpha_min=0.1, bin_size=5).replace(alpha_union=2.0, kappa=3)
+    assert config == SSDConfig(alpha_min=0.1, bin_size=5, alpha_union=2.0, kappa=3)
+    assert config.model_fields_set == {"alpha_union", "kappa"}
+    assert config.replace().model_fields_set == set()
+    for name, value in {"bin_size": 0, "alpha_unoin": 1.0, "self": 1}.items():
+        with pytest.raises(ValidationError, match=name):
+            config.replace(**{name: value})
 
 
 def test_alpha_may_exceed_one() -> None:
@@ -91,15 +102,40 @@ def test_alpha_may_exceed_one() -> None:
 )
 def test_where_a_request_starts(prefill_scheme: str | None, begun: bool | None, first: str) -> None:
     config = SSDConfig(prefill_scheme=prefill_scheme, bin_size=9)
-    assert config.for_turn(begun=begun) == SSDConfig(initial_scheme=first, bin_size=9)
+    assert config.first_scheme(begun) == first
 
 
 def test_where_nobody_knows_it_is_not_guessed() -> None:
-    assert SSDConfig(prefill_scheme="union", initial_scheme="union").for_turn(
-        begun=None
-    ) == SSDConfig(initial_scheme="union")
+    held = SSDConfig(prefill_scheme="union", initial_scheme="union")
+    assert held.first_scheme(None) is Scheme.UNION
     with pytest.raises(SafeDraftError, match="set initial_scheme to union too"):
-        SSDConfig(prefill_scheme="union").for_turn(begun=None)
+        SSDConfig(prefill_scheme="union").first_scheme(None)
+
+
+@pytest.mark.parametrize(
+    ("growth", "decided", "length"),
+    [(0, 0, 6), (0, 1, 6), (2, 0, 6), (2, 1, 2), (2, 3, 6), (2, 9, 6), (0.5, 1, 1), (0.5, 4, 2)],
+)
+def test_how_many_tokens_are_drafted(growth: float, decided: int, length: int) -> None:
+    config = DraftingConfig(draft_tokens=6, draft_growth=growth)
+    assert config.draft_length(decided) == length
+
+
+def test_constants_of_speed_are_those_of_drafting() -> None:
+    assert {"draft_tokens", "draft_confidence", "draft_growth"} == OF_SPEED
+
+
+@pytest.mark.parametrize(("limit", "room", "fitted"), [(5, 9, 5), (5, 3, 3), (5, 1, 1)])
+def test_a_reply_fits_into_the_context(limit: int, room: int, fitted: int) -> None:
+    sampling = SamplingParams(max_new_tokens=limit).fitted(10, 10 + room)
+    assert sampling.max_new_tokens == fitted
+    assert sampling.seed is not None
+
+
+def test_a_prompt_that_fills_the_context_is_too_long() -> None:
+    with pytest.raises(PromptTooLongError, match="10 tokens"):
+        SamplingParams().fitted(10, 10)
+    assert SamplingParams(seed=4).fitted(1, 10).seed == 4
 
 
 def test_configs_cannot_be_changed() -> None:

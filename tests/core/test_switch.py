@@ -1,4 +1,4 @@
-"""The switch, by tables: which scheme and strength after which matches."""
+"""The switch, by tables: which scheme, α and threshold after which matches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from safedraft.core.switch import Switch
 
 
 def run(matches: str, config: SSDConfig) -> list[tuple[str, float, float]]:
-    """Scheme initial, strength and threshold after every full bin; ``x`` is a match."""
+    """Scheme initial, α and threshold after every full bin; ``x`` is a match."""
     switch, states = Switch(config), []
     for at, match in enumerate(matches, start=1):
         switch.observe(match == "x")
         if at % config.bin_size == 0:
-            states.append(
-                (switch.scheme[0], round(switch.strength, 10), round(switch.threshold, 10))
-            )
+            states.append((switch.scheme[0], round(switch.alpha, 10), round(switch.threshold, 10)))
     return states
 
 
@@ -26,7 +24,7 @@ FULL, NONE, HALF = "xxxxxxx", ".......", "xxx...."
 @pytest.mark.parametrize(
     ("matches", "states"),
     [
-        # relaxing in intersection: the threshold falls, the strength decays to its least
+        # relaxing in intersection: the threshold falls, α decays to its least
         (FULL * 3, [("i", 0.45, 0.5), ("i", 0.3, 0.4), ("i", 0.3, 0.3)]),
         # to union and back: both start again
         (NONE + FULL, [("u", 0.8, 0.6), ("i", 0.6, 0.6)]),
@@ -45,6 +43,24 @@ def test_tables(matches: str, states: list[tuple[str, float, float]]) -> None:
     assert run(matches, SSDConfig(alpha_intersection=0.6)) == states
 
 
+def test_a_bin_gives_its_match_ratio_at_its_end_and_nothing_before() -> None:
+    switch = Switch(SSDConfig(bin_size=4))
+    ratios = [switch.observe(match == "x") for match in "x.x....xxxxx"]
+    assert ratios == [*[None] * 3, 0.5, *[None] * 3, 0.25, *[None] * 3, 1.0]
+    assert switch.decided == 12
+
+
+def test_a_weak_start_rises_to_its_least() -> None:
+    config = SSDConfig(alpha_intersection=0.1, alpha_min=0.25)
+    assert Switch(config).alpha == 0.1
+    assert run(FULL, config) == [("i", 0.25, 0.5)]
+
+
+def test_the_first_scheme_can_be_another_than_the_configurations() -> None:
+    switch = Switch(SSDConfig(), Scheme.UNION)
+    assert (switch.scheme, switch.alpha, switch.threshold) == (Scheme.UNION, 0.8, 0.6)
+
+
 def test_the_ratio_must_be_strictly_less() -> None:
     config = SSDConfig(bin_size=5)
     assert run("xxx..", config) == [("i", 0.3, 0.5)]
@@ -53,7 +69,7 @@ def test_the_ratio_must_be_strictly_less() -> None:
 
 def test_it_can_start_in_union_and_relaxes_from_there() -> None:
     config = SSDConfig(alpha_intersection=0.6, initial_scheme=Scheme.UNION)
-    assert Switch(config).strength == 0.8
+    assert Switch(config).alpha == 0.8
     assert run(NONE + FULL * 2, config) == [("u", 0.8, 0.5), ("i", 0.6, 0.6), ("i", 0.45, 0.5)]
 
 

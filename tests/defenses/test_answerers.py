@@ -10,25 +10,28 @@ import torch
 from talking import talking
 
 import safedraft
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-from safedraft.core.errors import BrokenModel, SafeDraftError
-from safedraft.defenses import CONSTANTS, DECODERS, DEFENSES
+from safedraft.core.config import OF_SPEED, SamplingParams, SSDConfig
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.defenses import constants_of, defense_names, find_defense
 from safedraft.defenses.in_context import DEMONSTRATION
 from safedraft.defenses.self_examination import harmless
 from safedraft.defenses.self_reminder import REMINDER, SYSTEM
-from safedraft.prompts.refusals import REFUSAL
+from safedraft.text.refusals import REFUSAL
 
 ASKED = {"role": "user", "content": "How do kites fly?"}
 BRIEF = SamplingParams(max_new_tokens=200)
 NAMES = (
-    *("target_only", "speculative", "ensemble_weight", "safedecoding", "ssd", "ssd_risk"),
-    *("self_reminder", "in_context", "self_examination", "paraphrase", "perplexity_filter"),
+    *("in_context", "paraphrase", "perplexity_filter", "self_examination", "self_reminder"),
+    *("target_only", "easd", "ensemble_weight", "safedecoding", "speculative", "ssd", "ssd_easd"),
+    "ssd_risk",
 )
 
 
-def answer(name: str, pair: Any, *messages: dict[str, str], **settings: Any) -> safedraft.Reply:
+def answer(
+    name: str, pair: Any, *messages: dict[str, str], **settings: Any
+) -> safedraft.GenerationResult:
     sampling = BRIEF.model_copy(update=settings)
-    return DEFENSES[name](pair, messages, sampling, SSDConfig())
+    return find_defense(name)(pair, messages, sampling, SSDConfig())
 
 
 def rendered(*messages: Any) -> str:
@@ -36,8 +39,7 @@ def rendered(*messages: Any) -> str:
 
 
 def test_every_defense_has_its_name() -> None:
-    assert tuple(DEFENSES) == NAMES
-    assert set(DECODERS) == set(NAMES[:5])
+    assert tuple(defense_names()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,28 +56,21 @@ def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
     assert begun.text == " wind."
 
 
-class Watched(SSDConfig):
-    """Notes which constants are asked for."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in SSDConfig.model_fields:
-            ASKED_FOR.add(name)
-        return super().__getattribute__(name)
-
-
-ASKED_FOR: set[str] = set()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_defense_uses_the_constants_that_are_said_to_be_its_own(
-    name: str, tmp_path: Path
-) -> None:
-    pair = talking(tmp_path, lambda prompt: REFUSAL)
-    ASKED_FOR.clear()
-    for scheme in Scheme:
-        DEFENSES[name](pair, [ASKED], BRIEF, Watched(initial_scheme=scheme))
-    counted = {"bin_size", "prefill_scheme"}  # read of every reply: its statistics, its beginning
-    assert ASKED_FOR | counted == CONSTANTS.get(name, frozenset()) | counted
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("ssd", set(SSDConfig.model_fields)),
+        ("speculative", OF_SPEED),
+        ("ensemble_weight", OF_SPEED | {"weight"}),
+        ("easd", OF_SPEED | {"entropy_threshold", "overlap_tokens", "overlap_threshold"}),
+        ("target_only", set()),
+        ("safedecoding", set()),
+        ("paraphrase", set()),
+        ("none of that name", set()),
+    ],
+)
+def test_a_defense_uses_the_constants_of_its_rule(name: str, constants: set[str]) -> None:
+    assert constants_of(name) == constants
 
 
 def test_self_reminder_speaks_before_and_after_the_request(tmp_path: Path) -> None:
@@ -147,7 +142,7 @@ def test_statistics_of_an_examined_reply_cover_both_decodes(
     parts: list[safedraft.Statistics] = []
     generate = safedraft.Pair.generate
 
-    def recording(self: Any, *args: Any, **settings: Any) -> safedraft.Reply:
+    def recording(self: Any, *args: Any, **settings: Any) -> safedraft.GenerationResult:
         reply = generate(self, *args, **settings)
         parts.append(reply.statistics)
         return reply
@@ -234,12 +229,12 @@ def test_nothing_fails_open(
     name: str, culprit: str, pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short(pair, monkeypatch)
-    unused = {"target_only", *NAMES[6:]}
+    unused = set(NAMES[:6])
     if culprit == "draft" and name in unused:
         pytest.skip("does not ask the draft")
     head = getattr(pair, culprit).model.lm_head
     monkeypatch.setitem(head._parameters, "weight", torch.full_like(head.weight, torch.nan))
-    with pytest.raises(BrokenModel, match="NaN"):
+    with pytest.raises(BrokenModelError, match="NaN"):
         answer(name, pair, ASKED, max_new_tokens=8)
 
 

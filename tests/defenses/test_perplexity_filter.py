@@ -11,10 +11,9 @@ import torch
 import safedraft
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses import PerplexityFilter
-from safedraft.defenses import perplexity_filter as default
-from safedraft.defenses.perplexity_filter import message_losses, worst_perplexity
-from safedraft.prompts.refusals import REFUSAL
+from safedraft.defenses.perplexity_filter import PerplexityFilter, message_losses, worst_perplexity
+from safedraft.defenses.perplexity_filter import perplexity_filter as default
+from safedraft.text.refusals import REFUSAL
 
 SAMPLING = SamplingParams(max_new_tokens=6)
 
@@ -25,7 +24,7 @@ def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
 
 
 def losses_of(pair: safedraft.Pair, text: str) -> list[float]:
-    return message_losses(pair, pair.session("target"), text).tolist()
+    return message_losses(pair, pair.reader("target"), text).tolist()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_the_worst_window_counts(losses: list[float], window: int, worst: float)
 def test_a_message_is_answered_up_to_the_threshold_and_refused_above(pair: safedraft.Pair) -> None:
     messages = [{"role": "user", "content": "Why?"}]
     worst = worst_perplexity(torch.tensor(losses_of(pair, "Why?")), 10)
-    plain = pair.generate(messages, sampling=SAMPLING, decoder=safedraft.defenses.target_only)
+    plain = pair.generate(messages, sampling=SAMPLING, rule="target_only")
     passed = PerplexityFilter(worst * 1.01)(pair, messages, SAMPLING, SSDConfig())
     assert passed.trace == plain.trace
     assert passed.statistics.target_passes == plain.statistics.target_passes + 1

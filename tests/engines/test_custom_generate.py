@@ -17,7 +17,9 @@ from transformers import (
 import safedraft
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
-from safedraft.engines.transformers.session import TransformersSession
+from safedraft.core.request import Request
+from safedraft.engines.transformers.engine import TransformersEngine
+from safedraft.rules.ssd import SSD
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 
@@ -32,11 +34,16 @@ def generate(models: Any, **options: Any) -> Any:
     return models[0].generate(PROMPT, draft_model=models[1], **(given | options))
 
 
-def expected(models: Any, **options: Any) -> list[int]:
-    sessions = [TransformersSession(model, "model", 264) for model in models]
-    sampling = SamplingParams(max_new_tokens=30, **options)
-    prompt = PROMPT[0].tolist()
-    return [s.token for s in decode(*sessions, prompt, prompt, SSDConfig(), sampling, {256})]
+def expected(models: Any, draft_prompt: Any = PROMPT, **options: Any) -> list[int]:
+    request = Request(
+        PROMPT[0].tolist(),
+        draft_prompt[0].tolist(),
+        SSD(),
+        SSDConfig(),
+        SamplingParams(max_new_tokens=30, **options),
+        frozenset({256}),
+    )
+    return [step.token for _, step in decode(TransformersEngine(*models, 264), [request])]
 
 
 class Streamer:
@@ -107,16 +114,7 @@ def test_a_dict_is_returned_when_asked_for(models: Any) -> None:
 
 def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
     other = generate(models, draft_input_ids=torch.tensor([[9, 9, 9]]))
-    sessions = [TransformersSession(model, "model", 264) for model in models]
-    steps = decode(
-        *sessions,
-        PROMPT[0].tolist(),
-        [9] * 3,
-        SSDConfig(),
-        SamplingParams(max_new_tokens=30),
-        {256},
-    )
-    assert other[0, 4:].tolist() == [step.token for step in steps]
+    assert other[0, 4:].tolist() == expected(models, torch.tensor([[9, 9, 9]]))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,7 @@ def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
         ({"draft_model": None}, "draft_model"),
         ({"repetition_penalty": 1.2}, "RepetitionPenalty"),
         ({"num_beams": 3}, "num_beams"),
-        ({"ssd_config": SSDConfig(prefill_scheme="union")}, "prefill_scheme: nothing here tells"),
+        ({"ssd_config": SSDConfig(prefill_scheme="union")}, "prefill_scheme: token ids do not say"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "without padding"),
     ],

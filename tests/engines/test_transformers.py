@@ -25,8 +25,12 @@ from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.reference import reference_decode
+from safedraft.core.request import Request
 from safedraft.engines.transformers import session as engine
-from safedraft.engines.transformers.session import TransformersSession, why_not_rewindable
+from safedraft.engines.transformers.engine import TransformersEngine
+from safedraft.engines.transformers.session import TransformersSession
+from safedraft.models.rewindable import why_not_rewindable
+from safedraft.rules.ssd import SSD
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -99,8 +103,9 @@ def test_decoding_equals_the_reference(names: tuple[str, str]) -> None:
 
     prompts, config = ([1, 2, 3], [4, 5]), SSDConfig(draft_tokens=4)
     sampling = SamplingParams(max_new_tokens=60)
-    sessions = [TransformersSession(model, "model", 96) for model in models]
-    fast = [(s.scheme, s.strength, s.token) for s in decode(*sessions, *prompts, config, sampling)]
+    request = Request(*prompts, SSD(), config, sampling)
+    steps = decode(TransformersEngine(*models, 96), [request])
+    fast = [(step.scheme, step.alpha, step.token) for _, step in steps]
     with torch.inference_mode():
         slow = list(reference_decode(*map(afresh, models), *prompts, config, sampling))
     assert fast == slow

@@ -13,7 +13,7 @@ from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 
 import safedraft
 from safedraft.cli.options import with_settings
-from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
 from safedraft.models.registry import PairSpec
@@ -37,7 +37,7 @@ def test_a_prompt_of_the_drafts_own_is_refused(tiny_pair: tuple[Path, Path]) -> 
 def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     save_model(tmp_path)
     save_tokenizer(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(IncompatiblePair, match="chat templates"):
+    with pytest.raises(IncompatiblePairError, match="chat templates"):
         plan(spec((tiny_pair[0], tmp_path)))
 
 
@@ -45,7 +45,7 @@ def test_a_draft_that_nobody_can_compare_is_refused(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     save_model(tmp_path)
-    with pytest.raises(IncompatiblePair, match="only one of the models has a tokenizer"):
+    with pytest.raises(IncompatiblePairError, match="only one of the models has a tokenizer"):
         plan(spec((tiny_pair[0], tmp_path)))
 
 
@@ -67,9 +67,9 @@ def test_templates_without_a_system_turn_may_fit(tmp_path: Path, template: str |
 
 def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
     early = safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=2)
-    growing = early.model_copy(update={"draft_growth": 2.0})
+    growing = early.replace(draft_growth=2.0)
     assert plan(spec(tiny_pair, config=growing)).config == early
-    registered = spec(tiny_pair, config=growing.model_copy(update={"draft_tokens": 12}))
+    registered = spec(tiny_pair, config=growing.replace(draft_tokens=12))
     assert plan(registered).config.draft_tokens == MOST_DRAFT_TOKENS
     whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=12))
     assert plan(whole).config == safedraft.SSDConfig(draft_tokens=12)
@@ -227,36 +227,69 @@ def test_settings_are_found_and_checked() -> None:
     wrong = SimpleNamespace(additional_config={"safedraft": {"vocabulary": 0}})
     with pytest.raises(SafeDraftError, match="additional_config: safedraft: vocabulary"):
         Settings.of(wrong)
-    wrong.additional_config["safedraft"] = {
-        "vocabulary": 9, "config": {"prefill_scheme": "union"}
-    }  # fmt: skip
-    with pytest.raises(SafeDraftError, match=r"safedraft: config: .*prefill_scheme"):
-        Settings.of(wrong)
 
 
-def test_no_request_of_the_servers_can_have_a_prefill_scheme() -> None:
-    settings = Settings(vocabulary=9, requests_may_set_constants=True)
-    params = SimpleNamespace(extra_args={"ssd_prefill_scheme": "union"})
-    with pytest.raises(SafeDraftError, match="ssd_prefill_scheme: not known"):
-        settings.request(params, "1")
+HEADER = (9, 8)
 
 
-def test_a_pair_with_a_prefill_scheme_is_not_served(tiny_pair: tuple[Path, Path]) -> None:
-    own = safedraft.SSDConfig(prefill_scheme="union")
-    for config, given in ((own, None), (safedraft.SSDConfig(), own)):
-        with pytest.raises(SafeDraftError, match="prefill_scheme: nothing here tells"):
-            serve_pair(spec(tiny_pair, config=config), given, [])
+def params(**extra: Any) -> Any:
+    return SimpleNamespace(
+        extra_args=extra, seed=None, max_tokens=9, temperature=0.0, top_k=0, top_p=1.0,
+        stop_token_ids=[], eos_token_id=None, __struct_fields__=(),
+    )  # fmt: skip
 
 
-def test_in_the_library_the_engine_starts_where_an_unbegun_reply_does(
-    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("extra", "prompt", "begun"),
+    [
+        ({}, [5, 9, 8], False),
+        ({}, [5, 9, 8, 3], True),
+        ({}, [8], True),
+        ({"ssd_turn_begun": False}, [5], False),
+        ({"ssd_turn_begun": True}, [5, 9, 8], True),
+    ],
+)
+def test_whether_the_turn_has_begun_follows_from_the_prompt(
+    extra: dict[str, Any], prompt: list[int], begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.setup._worker", lambda: "worker")
-    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    config = safedraft.SSDConfig(prefill_scheme="union")
+    settings = Settings(
+        config=config, vocabulary=99, generation_prompt=HEADER, requests_may_set_constants=True
+    )
+    request = settings.request(params(**extra), "1", prompt)
+    assert request.context.turn_begun is begun
+    assert request.rule.start(request.config, request.context).scheme == (
+        "union" if begun else "intersection"
+    )
+
+
+@pytest.mark.parametrize(
+    "extra", [{"ssd_rule": "target_only"}, {"ssd_turn_begun": False}, {"ssd_alpha_union": 0.0}]
+)
+def test_what_weakens_the_defense_needs_the_operators_word(extra: dict[str, Any]) -> None:
+    with pytest.raises(SafeDraftError, match="the operator does not let requests change"):
+        Settings(vocabulary=9).request(params(**extra), "1", [5])
+
+
+def test_a_request_names_its_rule_and_the_rules_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    settings = Settings(vocabulary=9, requests_may_set_constants=True)
+    asked = params(ssd_rule="easd", ssd_entropy_threshold=1.5)
+    request = settings.request(asked, "1", [5])
+    assert request.rule.name == "easd"
+    assert request.config.model_dump()["entropy_threshold"] == 1.5
+    with pytest.raises(SafeDraftError, match="ssd_alpha_union: not known"):
+        settings.request(params(ssd_rule="easd", ssd_alpha_union=1.0), "1", [5])
+    with pytest.raises(SafeDraftError, match="no rule is called 'x'"):
+        settings.request(params(ssd_rule="x"), "1", [5])
+
+
+def test_a_pair_knows_how_its_turns_begin(tiny_pair: tuple[Path, Path]) -> None:
     chosen = plan(spec(tiny_pair, config=safedraft.SSDConfig(prefill_scheme="union")))
-    assert chosen.config.prefill_scheme == "union"
-    config = chosen.options({})["additional_config"]["safedraft"]["config"]
-    assert (config["initial_scheme"], config["prefill_scheme"]) == ("intersection", None)
+    tokenizer = chosen.parts.descriptions[0].tokenizer
+    assert tokenizer is not None
+    assert tokenizer.decode(list(chosen.generation_prompt)) == "<|start|>assistant\n"
 
 
 def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:
@@ -303,9 +336,9 @@ def test_without_vllm_it_says_how_to_get_it(
 
 def test_an_unknown_engine_or_option_is_refused(tiny_pair: tuple[Path, Path]) -> None:
     models: Any = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
-    with pytest.raises(SafeDraftError, match="engine 'llama'"):
+    with pytest.raises(SafeDraftError, match="no engine is called 'llama'"):
         safedraft.load_pair(**models, engine="llama")
-    with pytest.raises(SafeDraftError, match="max_num_seqs: not known"):
+    with pytest.raises(SafeDraftError, match=r"the engine transformers: .*max_num_seqs"):
         safedraft.load_pair(**models, max_num_seqs=4)
-    with pytest.raises(SafeDraftError, match="vLLM's own to choose"):
+    with pytest.raises(SafeDraftError, match="device: vLLM"):
         safedraft.load_pair(**models, engine="vllm", device="cpu")

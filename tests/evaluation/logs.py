@@ -10,7 +10,7 @@ from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpe
 from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Score
 
-from safedraft.text.chat import Statistics
+from safedraft.text.results import Statistics
 
 KINDS = {"over_refusal": "over_refusal", "arithmetic": "accuracy", "ordinary": "ordinary"}
 

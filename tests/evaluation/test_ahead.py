@@ -9,11 +9,11 @@ import pytest
 from stage import use_pair
 
 from safedraft.core.config import SamplingParams
-from safedraft.core.errors import PromptTooLong, SafeDraftError
-from safedraft.defenses import ASKING
+from safedraft.core.errors import PromptTooLongError, SafeDraftError
+from safedraft.defenses import find_defense
 from safedraft.evaluation import ahead
-from safedraft.evaluation.ahead import draw_ahead, drawn_reply
-from safedraft.text.chat import conversation
+from safedraft.evaluation.ahead import draw_ahead, look_up_reply
+from safedraft.text.messages import conversation
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_all_that_a_defense_asks_is_drawn_in_rounds(
     monkeypatch.setattr(ahead, "draw_replies", counted)
     asked = [conversation(text) for text in ("Where is the bee?", "Where is the cow?", "Why?")]
     sampling = SamplingParams(max_new_tokens=20)
-    draw_ahead(ASKING[defense], pair, asked, sampling)
+    draw_ahead(find_defense(defense), pair, asked, sampling)
     assert batches == [3] * rounds
     for messages in asked:
-        drawn = ASKING[defense](pair, messages, sampling, pair.config, drawn_reply)
-        alone = ASKING[defense](pair, messages, sampling, pair.config)
+        drawn = find_defense(defense)(pair, messages, sampling, pair.config, look_up_reply)
+        alone = find_defense(defense)(pair, messages, sampling, pair.config)
         assert (drawn.text, drawn.finish_reason) == (alone.text, alone.finish_reason)
         assert drawn.statistics.tokens == alone.statistics.tokens
         assert drawn.statistics.target_passes == alone.statistics.target_passes
@@ -76,6 +76,6 @@ def test_a_prompt_without_room_is_an_error_when_its_turn_comes(
 ) -> None:
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     long, sampling = conversation("x" * 5000), SamplingParams(max_new_tokens=9)
-    draw_ahead(ASKING["target_only"], pair, [long], sampling)
-    with pytest.raises(PromptTooLong):
-        drawn_reply(pair, long, sampling, pair.config)
+    draw_ahead(find_defense("target_only"), pair, [long], sampling)
+    with pytest.raises(PromptTooLongError):
+        look_up_reply(pair, long, sampling, pair.config)

@@ -19,7 +19,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
-from safedraft.evaluation.report.read import Row
+from safedraft.evaluation.records import Row
 from safedraft.models.registry import config_folder, find_pair
 
 PAIR = find_pair("qwen2.5-coder")

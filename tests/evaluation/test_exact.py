@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from safedraft.evaluation.exact import arrived_at, last_number
+from safedraft.evaluation.exact import extract_answer, find_last_number
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ from safedraft.evaluation.exact import arrived_at, last_number
     ],
 )
 def test_the_number_that_a_reply_arrives_at(reply: str, number: object) -> None:
-    assert arrived_at(reply) == number
+    assert extract_answer(reply) == number
 
 
 def test_a_reply_that_is_cut_off_has_arrived_only_where_it_says_so() -> None:
-    assert arrived_at("First, 3 times 4 is 12, then", cut=True) is None
-    assert arrived_at("Answer: 12, since", cut=True) == 12
+    assert extract_answer("First, 3 times 4 is 12, then", truncated=True) is None
+    assert extract_answer("Answer: 12, since", truncated=True) == 12
 
 
 def test_the_targets_number_is_its_last() -> None:
-    assert last_number("She has 3 and 4.\n#### 1,007") == 1007
-    assert last_number("seven") is None
+    assert find_last_number("She has 3 and 4.\n#### 1,007") == 1007
+    assert find_last_number("seven") is None

@@ -48,7 +48,7 @@ def test_a_bootstrap_agrees_with_theory_and_with_itself() -> None:
 
 def test_overlapping_intervals_are_told_from_others() -> None:
     low, high = rate([False] * 20), rate([True] * 20)
-    assert low.apart_from(high)
-    assert high.apart_from(low)
-    assert not low.apart_from(rate([True, False]))
-    assert not low.apart_from(Estimate(1.0))
+    assert not low.overlaps(high)
+    assert not high.overlaps(low)
+    assert low.overlaps(rate([True, False]))
+    assert low.overlaps(Estimate(1.0))

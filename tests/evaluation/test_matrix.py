@@ -15,7 +15,8 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
-from safedraft.core.errors import BrokenModel, SafeDraftError
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.defenses import defense_names, find_defense
 from safedraft.evaluation import ahead, provider
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.attacks import answers
@@ -24,11 +25,11 @@ from safedraft.evaluation.judges.again import judge_again
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.tasks import find_judges
 from safedraft.models.registry import DEFAULT_PAIR, find_pair
-from safedraft.prompts.drawn import Drawn
+from safedraft.prompts.drawn import DrawnReply
 from safedraft.prompts.sources import find_source
-from safedraft.text.chat import Reply
+from safedraft.text.results import GenerationResult
 
-RIGHT = find_source("arithmetic").records("report")[0].answer
+RIGHT = find_source("arithmetic").require_split("report")[0].answer
 """What the first sum comes to; it is said to every one."""
 
 
@@ -68,14 +69,17 @@ def figures(logs: dict[tuple[str, str], EvalLog]) -> dict[Any, Any]:
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[int], None]) -> list[int]:
     """Calls ``before`` with the number of every request to a defense; gives how many there were."""
-    defense, count = provider.DEFENSES[name], [0]
+    defense, count = find_defense(name), [0]
 
-    def watched(*arguments: Any) -> Reply:
+    def watched(*arguments: Any) -> GenerationResult:
         count[0] += 1
         before(count[0])
         return defense(*arguments)
 
-    monkeypatch.setitem(provider.DEFENSES, name, watched)
+    known = provider.find_defense
+    monkeypatch.setattr(
+        provider, "find_defense", lambda other: watched if other == name else known(other)
+    )
     return count
 
 
@@ -181,7 +185,7 @@ def test_constants_of_the_pair_are_not_mixed_either(
     matrix = Matrix(("ssd",), ("direct",), limit=1)
     run(matrix, tmp_path / "logs")
     spec = find_pair(DEFAULT_PAIR)
-    config = spec.config.model_copy(update={"union_bins": 9})
+    config = spec.config.replace(union_bins=9)
     changed = spec.model_copy(update={"config": config})
     monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
     with pytest.raises(SafeDraftError, match="with union_bins 4, not 9"):
@@ -194,7 +198,7 @@ def test_constants_that_a_defense_does_not_use_leave_its_logs_alone(
     matrix = Matrix(("target_only",), ("direct",), limit=1)
     run(matrix, tmp_path / "logs")
     spec = find_pair(DEFAULT_PAIR)
-    config = spec.config.model_copy(update={"union_bins": 9})
+    config = spec.config.replace(union_bins=9)
     changed = spec.model_copy(update={"config": config})
     monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
     asked = counted(monkeypatch, "target_only", lambda number: None)
@@ -207,7 +211,7 @@ def test_an_error_is_no_answer_and_stops_no_other_sample(
 ) -> None:
     def fail(number: int) -> None:
         if number == 2:
-            raise BrokenModel("target gave NaN")
+            raise BrokenModelError("target gave NaN")
 
     matrix = Matrix(("ssd",), ("direct",), limit=4)
     with monkeypatch.context() as patch:
@@ -234,7 +238,7 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     asked = counted(monkeypatch, "ssd", lambda number: None)
     matrix = Matrix(("ssd",), ("prefill_20",), limit=3)
     prepared = prepare(matrix, tmp_path / "logs")
-    assert prepared.left_out == 3
+    assert prepared.skipped == 3
     prepared.run("none")
     (info,) = list_eval_logs(str(tmp_path / "logs"))
     log = read_eval_log(info)
@@ -251,9 +255,9 @@ def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
 ) -> None:
     asked: list[tuple[Any, Any]] = []
 
-    def draw(_: Any, conversations: Any, *, max_new_tokens: Any, **__: Any) -> list[Drawn]:
+    def draw(_: Any, conversations: Any, *, max_new_tokens: Any, **__: Any) -> list[DrawnReply]:
         asked.append((conversations, max_new_tokens))
-        return [Drawn("Gladly: on the wind.", False) for _ in conversations]
+        return [DrawnReply("Gladly: on the wind.", False) for _ in conversations]
 
     monkeypatch.setattr(ahead, "draw_replies", draw)
     suites = ("direct", "prefill_20", "arithmetic", "ordinary")
@@ -324,16 +328,25 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
             ["--defense", "speculative:bin_size=5"],
             "speculative does not use bin_size, only draft_confidence, draft_growth, draft_tokens",
         ),
-        (["--defense", "ssd:alpha_union"], "'alpha_union' is not NAME=VALUE"),
+        (["--defense", "ssd:alpha_union"], "ssd:alpha_union: alpha_union: write NAME=VALUE"),
         (["--defense", "ssd", "--defense", "ssd"], "two defenses are called 'ssd'"),
-        (["--judge", "oracle"], "no judge is called 'oracle'; known are phrases"),
+        (
+            ["--judge", "oracle"],
+            "no judge is called 'oracle'; known are classifier, endpoint, phrases",
+        ),
         (
             ["--judge", "classifier:model=a", "--judge", "classifier:model=b"],
             "the judge classifier is given twice",
         ),
-        (["--source", "none.json"], "'none.json' is neither a file nor one of harmbench"),
+        (
+            ["--source", "none.json"],
+            "'none.json' is neither a file nor one of arithmetic",
+        ),
         (["--source", "ordinary=jbb"], "ordinary is not run, only direct"),
-        (["--suite", "arithmetic", "--judge", "phrases"], "right answers are found without one"),
+        (
+            ["--suite", "arithmetic", "--judge", "phrases"],
+            "suites with right answers need no judge",
+        ),
         (
             ["--suite", "arithmetic", "--suite", "direct", "--judge", "oracle"],
             "no judge is called 'oracle'",
@@ -405,12 +418,12 @@ def test_the_command_runs_a_matrix(
 
 def test_constants_that_are_for_all_need_not_be_used_by_all() -> None:
     given = Matrix(("target_only", "ssd", "speculative:draft_tokens=2"), arguments={"bin_size": 5})
-    assert len(given.models()) == 3
+    assert len(given.build_models()) == 3
 
 
 def test_the_defaults_exist() -> None:
-    assert set(matrices.DEFENSES) <= provider.DEFENSES.keys()
-    assert len(Matrix().tasks()) == len(matrices.SUITES) == 4
+    assert set(matrices.DEFENSES) <= set(defense_names())
+    assert len(Matrix().build_tasks()) == len(matrices.SUITES) == 4
 
 
 def test_the_command_lists_what_there_is(

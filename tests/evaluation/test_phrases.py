@@ -10,9 +10,15 @@ from typer.testing import CliRunner
 
 from safedraft.cli import app
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.judges.check import Check, Labelled, by_scorer, check, labelled
+from safedraft.evaluation.judges.check import (
+    JudgeAccuracy,
+    LabeledCompletion,
+    load_completions,
+    make_predicate,
+    measure_accuracy,
+)
 from safedraft.evaluation.judges.phrases import phrases_judge
-from safedraft.prompts.phrases import WINDOW, compiled, is_refusal, normalised, phrases
+from safedraft.prompts.phrases import WINDOW, expand_pattern, is_refusal, load_phrases, normalize
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -52,10 +58,10 @@ def test_declining_is_a_refusal(text: str) -> None:
     assert is_refusal(text)
 
 
-@pytest.mark.parametrize("entry", phrases()["refusal"], ids=lambda entry: entry["example"])
+@pytest.mark.parametrize("entry", load_phrases()["refusal"], ids=lambda entry: entry["example"])
 def test_every_pattern_is_met_by_its_example(entry: dict[str, str]) -> None:
     assert is_refusal(entry["example"])
-    assert re.search(compiled(entry["pattern"]), normalised(entry["example"]))
+    assert re.search(expand_pattern(entry["pattern"]), normalize(entry["example"]))
 
 
 @pytest.mark.parametrize("text", COMPLIANT)
@@ -84,9 +90,9 @@ def test_a_refusal_that_is_taken_back_is_none() -> None:
     assert not is_refusal(refusal + "However, here is how it is done: 1. Take a seat.")
 
 
-def measured(held_out: bool) -> Check:
-    completions = [one for one in labelled() if one.held_out == held_out]
-    return check(lambda one: is_refusal(one.text), completions)
+def measured(held_out: bool) -> JudgeAccuracy:
+    completions = [one for one in load_completions() if one.held_out == held_out]
+    return measure_accuracy(lambda one: is_refusal(one.text), completions)
 
 
 def test_precision_and_recall_on_what_the_list_was_tuned_on() -> None:
@@ -104,14 +110,14 @@ def test_precision_and_recall_on_what_it_was_not() -> None:
 
 
 def test_no_completion_is_labelled_twice() -> None:
-    texts = [one.after + one.text for one in labelled()]
+    texts = [one.after + one.text for one in load_completions()]
     assert len(texts) == len(set(texts))
 
 
 def test_what_a_check_counts() -> None:
     said = {"right": True, "missed": False, "alarm": True, "fine": False, "mute": None}
-    completions = [Labelled(text, text in ("right", "missed", "mute")) for text in said]
-    found = check(lambda one: said[one.text], completions)
+    completions = [LabeledCompletion(text, text in ("right", "missed", "mute")) for text in said]
+    found = measure_accuracy(lambda one: said[one.text], completions)
     assert (found.precision.value, found.precision.count) == (0.5, 2)
     assert (found.recall.value, found.recall.count) == (0.5, 2)
     assert (found.refusals, found.others, found.unjudged) == (3, 2, 1)
@@ -119,9 +125,9 @@ def test_what_a_check_counts() -> None:
 
 
 def test_a_judge_of_inspect_ai_is_checked_likewise() -> None:
-    refuses = by_scorer(phrases_judge())
-    assert refuses(Labelled("I can't help with that.", True, after="Sure, ")) is True
-    assert refuses(Labelled("Take a seat.", False)) is False
+    refuses = make_predicate(phrases_judge())
+    assert refuses(LabeledCompletion("I can't help with that.", True, after="Sure, ")) is True
+    assert refuses(LabeledCompletion("Take a seat.", False)) is False
 
 
 def test_the_command_prints_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +138,7 @@ def test_the_command_prints_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = CliRunner().invoke(app, ["judge-check", "--wrong"])
     assert "held out" in shown.output
     assert "missed" in shown.output
-    assert not any(one.text in shown.output for one in labelled() if one.held_out)
+    assert not any(one.text in shown.output for one in load_completions() if one.held_out)
     refused = CliRunner().invoke(app, ["judge-check", "--judge", "phrases:window=10"])
     assert "takes no arguments" in str(refused.exception)
     with monkeypatch.context() as patch:

@@ -22,9 +22,10 @@ from stage import use_pair
 
 import safedraft.evaluation.registry
 from safedraft.core.config import SamplingParams
-from safedraft.core.errors import BrokenModel, SafeDraftError
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.engines.scripted import ScriptedSession
 from safedraft.evaluation import ahead, provider
-from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, sampling
+from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, to_sampling_params
 
 assert safedraft.evaluation.registry.safedraft  # registers the provider
 
@@ -87,7 +88,7 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "message"),
     [
         ({"defence": "ssd"}, "no model argument 'defence'; it has defense, label"),
-        ({"defense": "none"}, "no defense is called 'none'; known are target_only"),
+        ({"defense": "none"}, "no defense is called 'none'; known are in_context"),
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
@@ -112,33 +113,33 @@ def test_what_is_not_drawn_is_decoded(
 
 def test_a_pair_of_its_own_is_named_by_arguments() -> None:
     found = api("custom", target="a/b", draft="c/d", dtype="float32").pair_arguments
-    assert found == PairArguments(None, "a/b", "c/d", dtype="float32")
+    assert found == PairArguments(None, "a/b", "c/d", engine_options=(("dtype", "float32"),))
 
 
-def test_the_configuration_is_honoured() -> None:
+def test_the_configuration_is_supported() -> None:
     config = GenerateConfig(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3, stop_seqs=["x"]
     )
     expected = SamplingParams(
         max_new_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3, stop=("x",)
     )
-    assert sampling(config) == expected
+    assert to_sampling_params(config) == expected
     ignored = GenerateConfig(max_connections=1, max_retries=0, system_message="s")
-    assert sampling(ignored) == SamplingParams()
+    assert to_sampling_params(ignored) == SamplingParams()
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"frequency_penalty": 1.0}, "does not honour frequency_penalty"),
-        ({"logprobs": True, "num_choices": 2}, "does not honour logprobs, num_choices"),
+        ({"frequency_penalty": 1.0}, "does not support frequency_penalty"),
+        ({"logprobs": True, "num_choices": 2}, "does not support logprobs, num_choices"),
         ({"temperature": -1.0}, "temperature: input should be greater"),
         ({"max_tokens": 0}, "max_new_tokens"),
     ],
 )
-def test_settings_that_are_not_honoured_are_refused(config: Any, message: str) -> None:
+def test_settings_that_are_not_supported_are_refused(config: Any, message: str) -> None:
     with pytest.raises(SafeDraftError, match=message):
-        sampling(GenerateConfig(**config))
+        to_sampling_params(GenerateConfig(**config))
 
 
 def test_tools_and_pictures_are_refused() -> None:
@@ -152,9 +153,11 @@ def test_tools_and_pictures_are_refused() -> None:
 def test_a_broken_model_is_an_error_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
-    monkeypatch.setattr(type(pair), "_script", lambda *_: torch.full((258,), torch.nan))
-    with pytest.raises(BrokenModel, match="NaN"):
+    use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    monkeypatch.setattr(
+        ScriptedSession, "forward", lambda *_: torch.full((1, 258), torch.nan), raising=True
+    )
+    with pytest.raises(BrokenModelError, match="NaN"):
         ask(api(), ASKED)
 
 

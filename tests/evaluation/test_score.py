@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from safedraft.cli import app
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.report.read import read_logs
+from safedraft.evaluation.logs import read_logs
 
 
 def judged(folder: Path, *more: str, judge: str = "phrases") -> None:

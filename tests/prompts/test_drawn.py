@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import safedraft
-from safedraft.core.errors import BrokenModel
-from safedraft.defenses import target_only
+from safedraft.core.errors import BrokenModelError
 from safedraft.models.registry import cache_folder
 from safedraft.prompts import drawn
 from safedraft.prompts.drawn import draw_replies
@@ -27,7 +26,7 @@ def test_a_batch_says_what_each_would_say_alone(pair):
     texts = ("Hi", "How are you today?", "Tell me more about tomatoes.")
     together = draw_replies(pair.target, asked(*texts), max_new_tokens=12)
     sampling = safedraft.SamplingParams(max_new_tokens=12)
-    alone = [pair.generate(text, sampling=sampling, decoder=target_only) for text in texts]
+    alone = [pair.generate(text, sampling=sampling, rule="target_only") for text in texts]
     assert [reply.text for reply in together] == [
         reply.text.rstrip("\N{REPLACEMENT CHARACTER}") for reply in alone
     ]
@@ -37,7 +36,7 @@ def test_a_batch_says_what_each_would_say_alone(pair):
 def test_a_model_that_gives_no_numbers_is_no_reply(pair, monkeypatch):
     head = pair.target.model.lm_head
     monkeypatch.setitem(head._parameters, "weight", torch.full_like(head.weight, torch.nan))
-    with pytest.raises(BrokenModel, match="NaN"):
+    with pytest.raises(BrokenModelError, match="NaN"):
         draw_replies(pair.target, asked("Hi"), max_new_tokens=4)
 
 
@@ -45,7 +44,7 @@ def test_an_assistant_turn_is_continued(pair):
     begun = [*asked("Hi")[0], {"role": "assistant", "content": "Well"}]
     sampling = safedraft.SamplingParams(max_new_tokens=8)
     (reply,) = draw_replies(pair.target, [begun], max_new_tokens=8)
-    expected = pair.generate(begun, sampling=sampling, decoder=target_only).text
+    expected = pair.generate(begun, sampling=sampling, rule="target_only").text
     assert reply.text == expected.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
@@ -101,4 +100,4 @@ def test_a_reply_ends_at_the_tokenizers_end_token_too(pair, named):
     model = pair.target.model
     model.config.eos_token_id = model.generation_config.eos_token_id = named
     model.lm_head.register_forward_hook(says_the_end)
-    assert draw_replies(pair.target, asked("Hi"), max_new_tokens=4) == [drawn.Drawn("", True)]
+    assert draw_replies(pair.target, asked("Hi"), max_new_tokens=4) == [drawn.DrawnReply("", True)]

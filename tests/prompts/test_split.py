@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.prompts.split import Shares, fingerprint, split_of
+from safedraft.prompts.split import Shares, assign_split, fingerprint
 
 PROMPTS = [f"What is the use of thing number {number}?" for number in range(2000)]
 
 
 def test_shares_are_kept() -> None:
-    counts = Counter(split_of(prompt, Shares(40, 10)) for prompt in PROMPTS)
+    counts = Counter(assign_split(prompt, Shares(40, 10)) for prompt in PROMPTS)
     assert counts["train"] == pytest.approx(800, abs=80)
     assert counts["calibration"] == pytest.approx(200, abs=45)
     assert sum(counts.values()) == 2000
@@ -21,7 +21,7 @@ def test_shares_are_kept() -> None:
 
 @pytest.mark.parametrize("shares", [Shares(0, 0), Shares(100, 0), Shares(0, 100), Shares(80, 20)])
 def test_a_part_without_a_share_is_empty(shares: Shares) -> None:
-    found = {split_of(prompt, shares) for prompt in PROMPTS}
+    found = {assign_split(prompt, shares) for prompt in PROMPTS}
     rest = 100 - sum(shares)
     named = {"train": shares.train, "calibration": shares.calibration, "report": rest}
     assert found == {name for name, share in named.items() if share}
@@ -44,4 +44,4 @@ def test_places_do_not_change_from_version_to_version() -> None:
 @pytest.mark.parametrize("shares", [Shares(-1, 10), Shares(60, 41)])
 def test_shares_that_are_none_are_refused(shares: Shares) -> None:
     with pytest.raises(SafeDraftError, match="at most 100"):
-        split_of("x", shares)
+        assign_split("x", shares)

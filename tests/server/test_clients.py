@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +157,39 @@ def test_the_events_are_those_of_the_protocol(served: Served) -> None:
     assert '"usage"' not in "".join(lines)
 
 
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+def test_a_stream_sends_the_nulls_that_openai_sends(
+    served: Served, options: dict[str, Any]
+) -> None:
+    body = {"model": NAME, "max_tokens": 1, "stream": True} | options
+    usage = {"usage": None} if options else {}
+
+    def events(path: str, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+        lines = httpx.post(f"{served.url}{path}", json=body | prompt).text.split("\n\n")
+        sent = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+        return [{k: v for k, v in event.items() if k not in ("id", "created")} for event in sent]
+
+    def choice(**fields: Any) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "logprobs": None, "finish_reason": None} | fields]} | usage
+
+    chat = {"object": "chat.completion.chunk", "model": NAME}
+    messages = [{"role": "user", "content": "hi"}]
+    assert events("/v1/chat/completions", {"messages": messages})[:3] == [
+        chat | choice(delta={"role": "assistant", "content": ""}),
+        chat | choice(delta={"content": "P"}),
+        chat | choice(delta={}, finish_reason="length"),
+    ]
+    text = {"object": "text_completion", "model": NAME}
+    first, last = events("/v1/completions", {"prompt": "hi<|start|>assistant\n"})[:2]
+    assert first == text | choice(text=first["choices"][0]["text"])
+    assert last == text | choice(text="", finish_reason="length")
+
+
+def test_the_server_does_not_need_the_client_sdk() -> None:
+    code = "import sys, safedraft.server.app; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_telemetry_stands_in_one_field(served: Served) -> None:
     wish = {"safedraft": {"telemetry": True}}
     told = ask(served, extra_body=wish).choices[0].safedraft
@@ -170,7 +206,7 @@ def test_models_tokens_health_and_metrics(served: Served) -> None:
     client = served.client
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).object == "model"
-    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+    with pytest.raises(openai.NotFoundError, match="The model 'other' does not exist"):
         client.models.retrieve("other")
     get, post = httpx.get, httpx.post
     told = post(f"{served.url}/tokenize", json={"prompt": "<|end|>"}).json()

@@ -22,8 +22,8 @@ import pytest
 from serving import NAME, Served, serving
 from talking import talking
 
-from safedraft.core.errors import BrokenModel
-from safedraft.defenses import target_only
+from safedraft.core.errors import BrokenModelError
+from safedraft.engines.scripted import ScriptedEngine
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import Metrics
 from safedraft.server.scheduler import Scheduler
@@ -146,7 +146,7 @@ def test_a_turn_is_all_that_a_pass_of_the_target_decides() -> None:
     told: list[str] = []
 
     class Replying:
-        reply = SimpleNamespace(statistics=SimpleNamespace(prompt_tokens=1))
+        result = SimpleNamespace(statistics=SimpleNamespace(prompt_tokens=1))
 
         def __init__(self, name: str) -> None:
             self.name, self.said, self.more = name, 0, False
@@ -224,11 +224,13 @@ def test_held_back_text_holds_nobody_up(tmp_path: Path) -> None:
 def test_a_finished_reply_keeps_no_caches(tmp_path: Path) -> None:
     pair = talking(tmp_path, echo)
     stream = pair.stream("hi")
-    caches = [weakref.ref(stream._target), weakref.ref(stream._draft)]
+    assert isinstance(pair.engine, ScriptedEngine)
+    caches = [weakref.ref(session) for session in pair.engine.sessions]
+    pair.engine.sessions.clear()
     stream.drain()
     gc.collect()
     assert [cache() for cache in caches] == [None, None]
-    assert stream.reply.statistics.target_passes > 0
+    assert stream.result.statistics.target_passes > 0
 
 
 def test_a_request_that_never_fits_is_no_429(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_metrics_are_of_ssd_alone(tmp_path: Path) -> None:
     pair, metrics = talking(tmp_path, echo), Metrics()
     metrics.count(pair.generate("hi"))
     before = metrics.render()
-    metrics.count(pair.generate("hi", decoder=target_only))
+    metrics.count(pair.generate("hi", rule="target_only"))
     kinds = (b"safedraft_tokens_total", b"safedraft_blocks_total")
     told, again = (
         [line for line in text.splitlines() if line.startswith(kinds)]
@@ -286,7 +288,7 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
 class Silent:
     """A stream with nothing to say."""
 
-    reply = SimpleNamespace(statistics=SimpleNamespace(blocks=0))
+    result = SimpleNamespace(statistics=SimpleNamespace(blocks=0))
 
     def advance(self) -> None:
         raise StopIteration
@@ -315,7 +317,7 @@ def test_a_stop_waits_for_what_is_being_encoded_unless_its_time_is_up(grace: flo
         encoded.set()
         try:
             [job] = await asked
-            await job.finished()
+            await job.wait()
             return "finished"
         except APIError as error:
             return error.code
@@ -357,7 +359,7 @@ def test_what_nobody_thought_of_is_a_500_and_counted(
         raise RuntimeError("secret")
 
     with serving(talking(tmp_path, str)) as server, caplog.at_level(logging.ERROR):
-        monkeypatch.setattr(server.service, "chat", breaks)
+        monkeypatch.setattr(server.service, "submit_chat", breaks)
         reply = server.http.post("/v1/chat/completions", json=body("hi"))
         assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
         counted = 'safedraft_requests_total{route="/v1/chat/completions",status="500"} 1.0'
@@ -366,7 +368,9 @@ def test_what_nobody_thought_of_is_a_500_and_counted(
     assert "RuntimeError" in caplog.text
 
 
-@pytest.mark.parametrize("error", [BrokenModel("draft gave NaN"), RuntimeError("secret words")])
+@pytest.mark.parametrize(
+    "error", [BrokenModelError("draft gave NaN"), RuntimeError("secret words")]
+)
 def test_a_model_that_fails_is_a_500_and_never_text(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -383,7 +387,7 @@ def test_a_model_that_fails_is_a_500_and_never_text(
         assert reply.json()["error"]["code"] == "decoding_failed"
         assert "choices" not in reply.json()
         said[0] = 0
-        with pytest.raises(openai.APIError, match="decoding failed"):
+        with pytest.raises(openai.APIError, match="Decoding failed"):
             for _ in server.client.chat.completions.create(**body("fail"), stream=True):
                 pass
         assert type(error).__name__ in caplog.text

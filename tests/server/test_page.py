@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from serving import Served, serving
-from talking import TalkingPair, talking
+from talking import TalkingPair, answering, scripted_pair, talking
 
 from safedraft.core.config import SSDConfig
-from safedraft.engines.scripted import ScriptedSession
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -34,26 +33,21 @@ FLAGS = (
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
-class Divided(TalkingPair):
+def divided(folder: Path) -> TalkingPair:
     """The draft proposes something else in every other run of ten tokens."""
-
-    def _sessions(self) -> Iterator[Any]:
-        def draft(ids: Any) -> torch.Tensor:
-            text = self.target.tokenizer.decode(list(ids))
-            time.sleep(0.03 if "slowly" in text else 0.002)
-            logits = self._script(ids)
-            return torch.roll(logits, 1) if len(ids) // 10 % 2 else logits
-
-        yield ScriptedSession(self._script, "target")
-        yield ScriptedSession(draft, "draft")
-
-
-def divided(folder: Path) -> Divided:
     pair = talking(folder, lambda prompt: SAYS)
+    tokenizer = pair.target.tokenizer
+    assert tokenizer is not None
+    says = answering(tokenizer, lambda prompt: SAYS, [])
+
+    def draft(ids: Any) -> torch.Tensor:
+        time.sleep(0.03 if "slowly" in str(tokenizer.decode(list(ids))) else 0.002)
+        logits = says(ids)
+        return torch.roll(logits, 1) if len(ids) // 10 % 2 else logits
+
     # A weak draft: what it proposes wrongly is corrected in union too.
     config = SSDConfig(alpha_intersection=0.2, alpha_min=0.2, alpha_union=0.4)
-    shape = (pair.vocabulary, pair.context_length, pair.end_tokens)
-    return Divided(pair.target, pair.draft, *shape, config, pair.answer)
+    return scripted_pair(tokenizer, says, draft, config)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +183,7 @@ def test_pointing_at_a_token_tells_its_probabilities(page: Page) -> None:
     page.locator(".said .token.corrected.union").first.hover()
     told = details.inner_text().split("\n")
     assert told[0] == "corrected in union"
-    assert [line.split()[0] for line in told[1:]] == ["draft", "target", "strength", "block"]
+    assert [line.split()[0] for line in told[1:]] == ["draft", "target", "weight", "block"]
     column(page, 1).locator(".token").first.hover()
     assert details.inner_text().startswith("the target’s own")
     page.locator("h1").hover()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,13 +17,13 @@ from transformers import AutoTokenizer
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.switch import Switch
-from safedraft.load import choose_pair
-from safedraft.models.registry import DEFAULT_PAIR
+from safedraft.models.registry import DEFAULT_PAIR, choose_pair
 from safedraft.server.playground import drawing
-from safedraft.server.playground.bins import Bin, bins_of
+from safedraft.server.playground.bins import Bin, split_bins
 from safedraft.server.playground.snippet import snippet
 from safedraft.server.playground.turn import Asked, Turn, messages_of
-from safedraft.text.chat import Detokenizer, Reply, Statistics, Token
+from safedraft.text.detokenizer import Detokenizer
+from safedraft.text.results import GenerationResult, Statistics, Token
 
 INTERSECTION, UNION = Scheme.INTERSECTION, Scheme.UNION
 
@@ -31,7 +32,9 @@ def token(text: str, **settings: Any) -> Token:
     told: dict[str, Any] = {
         "matched": True,
         "scheme": INTERSECTION,
-        "strength": 0.3,
+        "alpha": 0.3,
+        "threshold": 0.6,
+        "match_ratio": None,
         "draft_probability": 0.25,
         "target_probability": 0.5,
         "block": 4,
@@ -57,6 +60,19 @@ class Spans(HTMLParser):
 
 
 # Bins and thresholds.
+
+
+def bins_of(flags: Sequence[bool], config: SSDConfig) -> list[Bin]:
+    """The bins of a reply whose positions matched like this."""
+    switch = Switch(config)
+    tokens = []
+    for flag in flags:
+        scheme, threshold = switch.scheme, switch.threshold
+        ratio = switch.observe(flag)
+        tokens.append(
+            token("x", matched=flag, scheme=scheme, threshold=threshold, match_ratio=ratio)
+        )
+    return split_bins(tokens)
 
 
 def test_the_threshold_falls_while_the_scheme_stays_and_restarts_when_it_changes() -> None:
@@ -128,7 +144,7 @@ def test_a_token_tells_where_it_came_from(
     assert "target 0.500" in lines
     assert lines[-1] == "block 4"
     assert ("draft 0.250" in lines) == (settings.get("scheme", INTERSECTION) is not None)
-    assert ("strength α 0.3" in lines) == (settings.get("scheme", INTERSECTION) is not None)
+    assert ("weight α 0.3" in lines) == (settings.get("scheme", INTERSECTION) is not None)
 
 
 def test_unlikely_tokens_have_a_probability_too() -> None:
@@ -238,16 +254,16 @@ def test_nothing_is_told_of_what_is_not_there() -> None:
     assert drawing.sentence([]) == ""
     assert "not full" in drawing.sentence([Bin(3, 2, INTERSECTION, 0.6, None)])
     assert "no bin is full" in drawing.summary([], 7)
-    assert drawing.figures(Reply(), "waits") == '<p class="figures">waits</p>'
+    assert drawing.figures(GenerationResult(), "waits") == '<p class="figures">waits</p>'
 
 
 def test_figures_are_of_the_reply_itself() -> None:
     cost = Statistics(tokens=30, blocks=10, matches=24, seconds=2.0)
-    reply = Reply(trace=[token("a")], statistics=cost)
+    reply = GenerationResult(trace=[token("a")], statistics=cost)
     assert Spans(drawing.figures(reply, "")).text == (
         "15.0 tokens/s · 30 tokens · 80% matched · 3.0 tokens/target pass"
     )
-    alone = Reply(trace=[token("a", scheme=None)], statistics=cost)
+    alone = GenerationResult(trace=[token("a", scheme=None)], statistics=cost)
     assert Spans(drawing.figures(alone, "stopped")).text == "15.0 tokens/s · 30 tokens · stopped"
 
 
@@ -288,9 +304,9 @@ class Recorded:
         self.loaded = (*names, named)
         return self
 
-    def generate(self, messages: Any, **settings: Any) -> Reply:
+    def generate(self, messages: Any, **settings: Any) -> GenerationResult:
         self.generated.append((messages, settings))
-        return Reply()
+        return GenerationResult()
 
 
 def run(code: str) -> Recorded:
@@ -311,10 +327,8 @@ def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) 
 
 
 def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:
-    from safedraft.defenses.target_only import target_only
-
     recorded = run(snippet(talking(tmp_path, str), asked(compare=True)))
-    assert [settings.get("decoder") for _, settings in recorded.generated] == [None, target_only]
+    assert [settings.get("rule") for _, settings in recorded.generated] == [None, "target_only"]
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_where_their_number_would_tell_the_scheme_no_alternatives_are_told(tmp_p
         asked = {"model": NAME, "messages": HI, "logprobs": True}
         said = post(server, json=asked | {"top_logprobs": 1})
         assert said.status_code == 400
-        assert "at most 0 are told" in error_of(said)["message"]
+        assert "at most 0 are allowed" in error_of(said)["message"]
         assert post(server, json=asked).is_success
 
 

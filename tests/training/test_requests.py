@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from safedraft.benchmark import PROMPTS
 from safedraft.core.errors import SafeDraftError
+from safedraft.evaluation.benchmark import PROMPTS
 from safedraft.prompts.screening import touches_minors
-from safedraft.prompts.sources import SOURCES
+from safedraft.prompts.sources import find_source
 from safedraft.prompts.split import fingerprint
 from safedraft.training import requests
 from safedraft.training.requests import framed, opened, read_requests, refusals, shipped
@@ -123,8 +123,10 @@ def test_no_prompt_of_training_is_one_that_is_measured_on() -> None:
     trained = {fingerprint(request.text) for request in shipped()}
     bags = [words(request.text) for request in shipped()]
     for name in ("looks_unsafe", "arithmetic", "ordinary"):
-        records = [r for part in ("calibration", "report") for r in SOURCES[name].records(part)]
-        assert len(SOURCES[name].records("report")) >= 100
+        records = [
+            r for part in ("calibration", "report") for r in find_source(name).require_split(part)
+        ]
+        assert len(find_source(name).require_split("report")) >= 100
         assert not trained & {fingerprint(record.request) for record in records}
         for asked in (words(record.request) for record in records):  # nor hardly another
             assert max(len(asked & bag) / len(asked | bag) for bag in bags) < 0.75

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 import safedraft
-from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.models.fingerprint import FACTS, fingerprint
 from safedraft.models.registry import PairSpec
 from safedraft.training import run
@@ -189,7 +189,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_drawn(plan, tmp_p
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
     spec = plan.spec.model_copy(update={"draft": str(tmp_path / "other")})
-    with pytest.raises(IncompatiblePair):
+    with pytest.raises(IncompatiblePairError):
         train_draft(changed(plan, spec=spec))
     assert not plan.folder.exists()
 

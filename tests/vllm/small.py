@@ -15,7 +15,8 @@ from conftest import CONFORMANCE
 from widen import widen
 
 import safedraft
-from safedraft.load import choose_pair
+from safedraft.models.registry import choose_pair
+from safedraft.pair.load import load_spec
 
 SMALL: dict[str, Any] = {
     "dtype": "float32",
@@ -35,8 +36,6 @@ def engine(
     **options: Any,
 ) -> Iterator[Any]:
     """A pair in vLLM: the tiny target with the draft of that name, T of 3 if none is given."""
-    from safedraft.engines.vllm.pair import load_vllm_pair
-
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     torch.set_num_threads(1)  # more wait for each other longer than these models take
     if config is None and "draft_tokens_up_to" not in options:
@@ -47,9 +46,10 @@ def engine(
             for model in ("target", draft)
         ]
         spec = choose_pair(target=folders[0], draft=folders[1])
-        pair = load_vllm_pair(
+        pair = load_spec(
             spec.model_copy(update={"draft_dtype": draft_dtype}),
             config=config,
+            engine="vllm",
             **{**SMALL, **options},
         )
         try:

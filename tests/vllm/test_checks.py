@@ -1,4 +1,4 @@
-"""An engine that could go by the rule does not start."""
+"""An engine that could bypass the rule does not start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.vllm
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Engine arguments that pass."""
     from safedraft.engines.vllm.setup import plan
-    from safedraft.load import choose_pair
+    from safedraft.models.registry import choose_pair
 
     folder = tmp_path_factory.mktemp("wide")
     target, draft = (

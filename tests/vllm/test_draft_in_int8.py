@@ -15,11 +15,9 @@ pytestmark = pytest.mark.vllm
 
 
 def test_a_pairs_draft_in_8_bits() -> None:
-    from safedraft.engines.vllm.int8 import most
-
-    # Of six prompts, where weights have but 7 bits: these models are small, and some tokens are
-    # nearly as likely as others.
-    astray = 0 if most() == 127 else 1
+    # Of six prompts: these models are small, some tokens are nearly as likely as others, and how
+    # bfloat16 is rounded depends on the processor.
+    astray = 1
     ids, given = prompts(6, seed=3), [SamplingParams(max_new_tokens=1)] * 6
     expected = by_the_first_engine(transformers_pair("near"), ids, given)
     with engine("near", draft_dtype="int8", dtype="auto") as pair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from conftest import CONFORMANCE
 from small import engine, runner_of, scheduler_of, transformers_pair, watched
 
 import safedraft
-from safedraft import Reply, SamplingParams, SSDConfig
-from safedraft.cli.replay import read_recording, replay_in_vllm
+from safedraft import GenerationResult, SamplingParams, SSDConfig
+from safedraft.cli.replay import read_recording, replay_cases
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Prompts
 
@@ -51,7 +52,7 @@ def samplings(count: int) -> list[SamplingParams]:
     ]
 
 
-def assert_same(said: Sequence[Reply], expected: Sequence[Reply]) -> None:
+def assert_same(said: Sequence[GenerationResult], expected: Sequence[GenerationResult]) -> None:
     """Equal in all that is the same in every engine: not the blocks, and not the last digits."""
     assert len(said) == len(expected)
     for one, other in zip(said, expected, strict=True):
@@ -60,18 +61,18 @@ def assert_same(said: Sequence[Reply], expected: Sequence[Reply]) -> None:
         assert chances(one) == pytest.approx(chances(other), abs=2e-3)
 
 
-def shape(reply: Reply) -> list[tuple[Any, ...]]:
-    return [(token.id, token.matched, token.scheme, token.strength) for token in reply.trace]
+def shape(reply: GenerationResult) -> list[tuple[Any, ...]]:
+    return [(token.id, token.matched, token.scheme, token.alpha) for token in reply.trace]
 
 
-def chances(reply: Reply) -> list[float]:
+def chances(reply: GenerationResult) -> list[float]:
     pairs = [(token.draft_probability, token.target_probability) for token in reply.trace]
     return [chance or 0.0 for pair in pairs for chance in pair]
 
 
 def by_the_first_engine(
     pair: safedraft.Pair, ids: Sequence[Sequence[int]], given: Sequence[SamplingParams]
-) -> list[Reply]:
+) -> list[GenerationResult]:
     return [
         pair.stream_ids(Prompts(list(one), list(one)), sampling=sampling).drain()
         for one, sampling in zip(ids, given, strict=True)
@@ -92,6 +93,37 @@ def test_eight_at_a_time_as_well(pair: Any, first_engine: Any) -> None:
     expected = by_the_first_engine(first_engine, ids, given)
     said = pair.generate_many_ids(ids, sampling=given)
     assert_same(said, expected)
+
+
+@pytest.mark.parametrize("rule", ["easd", "ssd_easd", "target_only", "speculative"])
+def test_other_rules_say_what_they_say_in_the_first_engine(
+    pair: Any, first_engine: Any, rule: str
+) -> None:
+    ids = prompts(4, seed=5)
+    said = pair.generate_many_ids(ids, sampling=GREEDY, rule=rule)
+    for one, reply in zip(ids, said, strict=True):
+        expected = first_engine.stream_ids(one, sampling=GREEDY, rule=rule).drain()
+        assert [token.id for token in reply.trace] == [token.id for token in expected.trace]
+
+
+def test_log_probabilities_are_those_of_the_first_engine(pair: Any, first_engine: Any) -> None:
+    (ids,) = prompts(1, seed=6)
+    said, expected = (
+        each.stream_ids(ids, sampling=GREEDY, top_logprobs=3).drain()
+        for each in (pair, first_engine)
+    )
+    for token, other in zip(said.trace, expected.trace, strict=True):
+        assert token.logprob == pytest.approx(other.logprob, abs=1e-2)
+        assert [one.id for one in token.top_logprobs] == [one.id for one in other.top_logprobs]
+
+
+def test_a_begun_turn_starts_in_its_own_scheme(pair: Any) -> None:
+    config = SSDConfig(prefill_scheme="union")
+    for begun, scheme in ((True, "union"), (False, "intersection")):
+        stream = pair.stream_ids([5, 6], sampling=GREEDY, config=config, turn_begun=begun)
+        assert stream.drain().trace[0].scheme == scheme
+    with pytest.raises(SafeDraftError, match="token ids do not say"):
+        pair.stream_ids([5, 6], config=config)
 
 
 def test_constants_of_a_request_are_its_own(pair: Any, first_engine: Any) -> None:
@@ -144,7 +176,7 @@ def test_a_prompt_that_is_cached_but_for_one_token(pair: Any, first_engine: Any)
         other.drain()
     assert seen["placeholders"]
     expected = by_the_first_engine(first_engine, ids, [GREEDY, GREEDY])
-    assert_same([other.reply, said], expected)
+    assert_same([other.result, said], expected)
 
 
 def test_a_reply_that_is_closed_leaves_the_others_alone(pair: Any, first_engine: Any) -> None:
@@ -152,7 +184,7 @@ def test_a_reply_that_is_closed_leaves_the_others_alone(pair: Any, first_engine:
     expected = by_the_first_engine(first_engine, ids, given)
     draw = random.Random(5)
     running = {}
-    said: dict[int, Reply] = {}
+    said: dict[int, GenerationResult] = {}
     waiting = list(range(24))
     while waiting or running:
         while waiting and len(running) < 12:
@@ -162,7 +194,7 @@ def test_a_reply_that_is_closed_leaves_the_others_alone(pair: Any, first_engine:
         if draw.random() < 0.01:
             running.pop(at).close()
         elif next(running[at], None) is None:
-            said[at] = running.pop(at).reply
+            said[at] = running.pop(at).result
     assert 8 < len(said) < 24
     for at, reply in said.items():
         assert_same([reply], [expected[at]])
@@ -196,12 +228,13 @@ def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
         ({"extra_args": {"ssd_alpha": 1}}, "ssd_alpha: not known"),
         ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: .*greater"),
         ({"extra_args": {"ssd_draft_tokens": 1}}, "ssd_draft_tokens: not known"),
-        ({"extra_args": {"ssd_prefill_scheme": "union"}}, "ssd_prefill_scheme: not known"),
+        ({"extra_args": {"ssd_prefill_scheme": "union"}}, "token ids do not say"),
+        ({"extra_args": {"ssd_rule": "none"}}, "no rule is called 'none'"),
         ({"extra_args": {"anything": 1}}, "anything: not known"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_would_go_by_the_rule_is_refused(
+def test_what_would_bypass_the_rule_is_refused(
     pair: Any, given: dict[str, Any], reason: str
 ) -> None:
     from vllm import SamplingParams as VllmSamplingParams
@@ -225,4 +258,5 @@ def test_the_authors_tokens(draft: str) -> None:
     cases = [case for case in recording.cases if case.target_prompt == case.draft_prompt]
     assert len(cases) == 6
     with engine(draft, SSDConfig(draft_tokens=4)) as pair:
-        assert replay_in_vllm(pair, cases, recording.end_tokens) == [None] * 6
+        decoding = replace(pair, end_tokens=recording.end_tokens)
+        assert replay_cases(decoding, cases, draft_tokens=4) == [None] * 6

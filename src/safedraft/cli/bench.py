@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 
 
+@choose_models()
 def bench(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a reply.")] = 64,
     prompts: Annotated[
@@ -27,14 +29,8 @@ def bench(
         typer.Option(min=1, help="Constant numbers of drafted tokens for assisted generation."),
     ] = None,
     as_json: options.Json = False,
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    settings: options.Set = None,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Time SSD against Transformers' own generation, on ordinary prompts.
 
@@ -48,9 +44,9 @@ def bench(
     from rich.console import Console
     from rich.progress import Progress
 
-    from safedraft.benchmark import PROMPTS, measure
+    from safedraft.evaluation.benchmark import PROMPTS, measure
 
-    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device, settings)
+    loaded = models.load()
     chosen = PROMPTS[:prompts]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("decoding", total=None)
@@ -82,24 +78,22 @@ def _print(outcome: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{figures['tokens_per_second']:.2f}",
-            f"{figures['ratio_to_target']:.2f}",
+            f"{figures['ratio']:.2f}",
             f"{figures['tokens_per_target_pass']:.2f}",
             "" if match is None else f"{match:.2f}",
             *(f"{figures[share]:.1%}" for share in ("target_share", "draft_share", "rest_share")),
         )
     console = Console(highlight=False)
     console.print(table)
-    if outcome["left_out"]:
-        console.print(
-            f"left out: {', '.join(outcome['left_out'])}, which Transformers has for output layers "
-            "of one size alone",
-            soft_wrap=True,
-        )
-    peak, weights = (outcome[name] / 2**30 for name in ("peak_memory_bytes", "weights_bytes"))
+    for name, reason in outcome["left_out"].items():
+        console.print(f"left out: {name}: {reason}", soft_wrap=True)
+    memory = [f"peak memory of SSD {outcome['peak_memory_bytes'] / 2**30:.2f} GiB"]
+    if outcome["weights_bytes"] is not None:
+        memory.append(f"weights {outcome['weights_bytes'] / 2**30:.2f} GiB")
     machine = outcome["machine"]
     console.print(
         f"{outcome['prompts']} prompts, {outcome['max_new_tokens']} tokens each; "
-        f"peak memory of SSD {peak:.2f} GiB, weights {weights:.2f} GiB; "
+        f"ratios to {outcome['baseline']}; engine {outcome['engine']}; {', '.join(memory)}; "
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}",
         style="dim",
         soft_wrap=True,

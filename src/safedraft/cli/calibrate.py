@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.assignments import parse_assignment, parse_value
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from safedraft.models.registry import PairSpec
 
 
+@choose_models("pair", "target", "draft", "adapter", "settings")
 def calibrate(
     pair: Annotated[
         str | None, typer.Argument(help="A registered pair; the default one if left out.")
@@ -53,7 +56,8 @@ def calibrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the choice without writing it.")
     ] = False,
-    no_adapter: options.NoAdapter = False,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Choose a pair's constants: safety against usefulness first, then speed.
 
@@ -64,33 +68,28 @@ def calibrate(
     [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
     """
     options.require_extra("safedraft calibrate", "inspect_ai", "matplotlib")
-    if no_adapter and not dry_run:
+    if models.no_adapter and not dry_run:
         raise SafeDraftError(
             "--no-adapter: what suits the bare draft is not written for the pair; add --dry-run"
         )
     from safedraft.evaluation.calibrate import CANDIDATES, TIMED, Calibration, write_pair
-    from safedraft.evaluation.report.figures import all_figures
-    from safedraft.evaluation.report.read import read_logs
+    from safedraft.evaluation.logs import read_logs
+    from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
-    from safedraft.evaluation.tasks import parsed
     from safedraft.models.progress import show_progress
     from safedraft.models.registry import DEFAULT_PAIR, find_pair
 
     spec = find_pair(pair or DEFAULT_PAIR)
     candidates: dict[str, list[Any]] = {}
-    for given in values or ():
-        name, equals, listed = given.partition("=")
-        if not (equals and listed):
-            raise SafeDraftError(f"--try {given}: write NAME=V1,V2,…")
-        candidates[name] = [parsed(value) for value in listed.split(",")]
+    for assignment in values or ():
+        name, listed = parse_assignment("--try", assignment, form="NAME=V1,V2,…")
+        candidates[name] = [parse_value(value) for value in listed.split(",")]
     attacks, benign = attack or Calibration.attacks, harmless or Calibration.harmless
     run = list(dict.fromkeys([*attacks, *benign, TIMED]))
     sources: dict[str, list[str]] = {}
-    for given in source or ():
-        suite, equals, name = given.partition("=")
-        if not equals:
-            raise SafeDraftError(f"--source {given}: write SUITE=SOURCE")
-        options.require_planned(f"--source {given}", suite, run)
+    for assignment in source or ():
+        suite, name = parse_assignment("--source", assignment, form="SUITE=SOURCE")
+        options.require_planned(f"--source {assignment}", suite, run)
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,
@@ -101,7 +100,7 @@ def calibrate(
         limit=limit,
         max_new_tokens=max_new_tokens,
         sources=sources,
-        arguments={"no_adapter": True} if no_adapter else {},
+        arguments=models.arguments,
     )
     try:
         with show_progress() as report:
@@ -110,7 +109,7 @@ def calibrate(
         options.say(f"stopped; the trials so far are in {log_dir}: run the same command to go on")
         raise typer.Exit(130) from None
     _print(spec, config, trials)
-    page, *_ = write_report(all_figures(read_logs([log_dir], "calibration")), log_dir / "report")
+    page, *_ = write_report(build_figures(read_logs([log_dir], "calibration")), log_dir / "report")
     sys.stdout.write(f"drawn: {page}\n")
     if not dry_run:
         sys.stdout.write(f"written: {write_pair(spec, config)}\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
     from safedraft.core.config import SamplingParams
     from safedraft.pair import Pair
-    from safedraft.text.chat import Message
+    from safedraft.text.messages import Message
 
 _HELP = "/reset starts anew, /quit (or Ctrl-D) leaves; Ctrl-C stops a reply and leaves."
 
 
+@choose_models()
 def chat(
     system: options.System = None,
     max_new_tokens: options.MaxNewTokens = 512,
@@ -27,14 +29,8 @@ def chat(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    settings: options.Set = None,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Talk with a pair in the terminal; it remembers the conversation.
 
@@ -43,7 +39,7 @@ def chat(
     from rich.console import Console
 
     sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
-    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device, settings)
+    loaded = models.load()
     console = Console(highlight=False, soft_wrap=True)
     console.print(_HELP, style="dim")
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -85,5 +81,5 @@ def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, conso
     finally:
         stream.close()
         console.print()
-        console.print(summary(stream.reply))
-    return stream.reply.text
+        console.print(summary(stream.result))
+    return stream.result.text

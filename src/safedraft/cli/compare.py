@@ -9,7 +9,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from safedraft.cli.render import legend, panel, side_by_side
-from safedraft.text.chat import Message, Reply
+from safedraft.text.messages import Message
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.core.config import SamplingParams
@@ -23,7 +24,7 @@ def compare(
     messages: Sequence[Message],
     sampling: SamplingParams,
     console: Console,
-    replies: dict[str, Reply],
+    replies: dict[str, GenerationResult],
     *,
     prefill: str = "",
     folded: bool = False,
@@ -39,11 +40,12 @@ def compare(
         prefill: how the assistant's turn begins.
         folded: cover the text of the target alone (for pictures that are published).
     """
-    from safedraft.defenses import DECODERS
 
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"
-        return panel(title, replies.get(method, Reply()), prefill=prefill, folded=covered)
+        return panel(
+            title, replies.get(method, GenerationResult()), prefill=prefill, folded=covered
+        )
 
     def picture() -> RenderableType:
         return side_by_side([column(method, title) for method, title in METHODS.items()])
@@ -51,9 +53,8 @@ def compare(
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
-                decoder = DECODERS[method]
-                stream = pair.stream(messages, prefill=prefill, sampling=sampling, decoder=decoder)
-                replies[method] = stream.reply
+                stream = pair.stream(messages, prefill=prefill, sampling=sampling, rule=method)
+                replies[method] = stream.result
                 try:
                     for _ in stream:
                         live.update(picture(), refresh=console.is_terminal)
@@ -64,7 +65,7 @@ def compare(
         console.print(legend())
 
 
-def speedup(replies: dict[str, Reply]) -> float | None:
+def speedup(replies: dict[str, GenerationResult]) -> float | None:
     """Tokens per second of SSD over those of the target alone."""
     alone = replies["target_only"].statistics.tokens_per_second
     return replies["ssd"].statistics.tokens_per_second / alone if alone else None

@@ -21,31 +21,33 @@ def doctor(
     draft: Annotated[str, typer.Argument(help="Likewise.")],
     as_json: options.Json = False,
 ) -> None:
-    """Say whether two models can decode together, and why not.
+    """Check whether two models can decode together, and explain what prevents it.
 
     Reads configurations and tokenizers, no weights. Loading a pair runs the same checks. Exits
-    with 1 if the two do not fit.
+    with 1 if the models are incompatible.
 
     [dim]safedraft doctor qwen2.5-coder-1.5b-instruct qwen2.5-coder-0.5b-instruct[/]
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from safedraft.models.doctor import examine, read_anatomy
-    from safedraft.models.fetch import fetch_anatomy
+    from safedraft.models.compatibility import check_compatibility, read_description
+    from safedraft.models.fetch import fetch_description
     from safedraft.models.progress import show_progress
 
     with show_progress() as report:
-        folders = [fetch_anatomy(model, report) for model in (target, draft)]
-    examination = examine(read_anatomy(folders[0], target), read_anatomy(folders[1], draft))
+        folders = [fetch_description(model, report) for model in (target, draft)]
+    compatibility = check_compatibility(
+        read_description(folders[0], target), read_description(folders[1], draft)
+    )
     if as_json:
-        sys.stdout.write(json.dumps(examination.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(compatibility.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for finding in examination.findings:
-            detail = escape(finding.detail)
-            console.print(f"{_MARKS[finding.status]} [bold]{finding.check}[/]: {detail}")
-        verdict = "can" if examination.compatible else "cannot"
+        for check in compatibility.checks:
+            detail = escape(check.detail)
+            console.print(f"{_MARKS[check.status]} [bold]{check.name}[/]: {detail}")
+        verdict = "can" if compatibility.compatible else "cannot"
         console.print(f"\n{escape(target)} and {escape(draft)} {verdict} decode together.")
-    if not examination.compatible:
+    if not compatibility.compatible:
         raise typer.Exit(1)

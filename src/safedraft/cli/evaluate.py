@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _MATRIX = "What to run"
 
 
+@choose_models()
 def evaluate(
     defense: Annotated[
         list[str] | None,
@@ -76,14 +79,8 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(help="Of every sampled reply.", rich_help_panel="Sampling")
     ] = 0,
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    settings: options.Set = None,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Measure defenses: attacks, over-refusal, accuracy, speed.
 
@@ -103,30 +100,22 @@ def evaluate(
     if list_all:
         _list()
         return
-    models = {
-        "target": target,
-        "draft": draft,
-        "adapter": adapter,
-        "no_adapter": no_adapter or None,
-        "dtype": None if dtype == "auto" else dtype,
-        "device": None if device == "auto" else device,
-    }
     suites = suite or list(matrices.SUITES)
-    given = options.constants(settings)
-    general, lengths = _lengths(max_new_tokens, suites)
+    given = options.constants(models.settings)
+    general, lengths = _parse_lengths(max_new_tokens, suites)
     matrix = matrices.Matrix(
         defenses=defense or matrices.DEFENSES,
         suites=suites,
         limit=limit,
         max_new_tokens=general,
         lengths=lengths,
-        sources=_sources(source, suites),
+        sources=_parse_sources(source, suites),
         judges=judge or (),
         temperature=temperature,
         seed=seed,
-        pair=pair,
-        arguments={name: value for name, value in models.items() if value is not None}
-        | SSDConfig.model_validate(given).model_dump(mode="json", include=set(given)),
+        pair=models.pair,
+        arguments=models.arguments
+        | SSDConfig().replace(**given).model_dump(mode="json", exclude_unset=True),
     )
     try:
         with show_progress() as report:
@@ -136,49 +125,58 @@ def evaluate(
     except KeyboardInterrupt:
         options.say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
         raise typer.Exit(130) from None
-    _conclude(logs, prepared.left_out, log_dir)
+    _conclude(logs, prepared.skipped, log_dir)
 
 
-def _lengths(given: list[str] | None, suites: list[str]) -> tuple[int, dict[str, int]]:
-    """New tokens of all suites, and of single ones by name."""
+def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, dict[str, int]]:
+    """Read ``N`` and ``SUITE=N``: new tokens of all suites, and of single ones by name."""
     from safedraft.evaluation.suites import NEW_TOKENS
 
-    general, lengths = NEW_TOKENS, {}
-    for length in given or ():
-        suite, _, number = length.rpartition("=")
+    option, form = "--max-new-tokens", "N or SUITE=N, at least 1"
+    general, by_suite = NEW_TOKENS, {}
+    for length in lengths or ():
+        suite, number = "", length
+        if "=" in length:
+            suite, number = parse_assignment(option, length, form=form)
+            options.require_planned(f"{option} {length}", suite, suites)
         if not number.isdecimal() or not int(number):
-            raise SafeDraftError(f"--max-new-tokens {length}: write N or SUITE=N, at least 1")
+            raise invalid_assignment(option, length, form=form)
         if suite:
-            options.require_planned(f"--max-new-tokens {length}", suite, suites)
-            lengths[suite] = int(number)
+            by_suite[suite] = int(number)
         else:
             general = int(number)
-    return general, lengths
+    return general, by_suite
 
 
-def _sources(given: list[str] | None, suites: list[str]) -> dict[str, list[str]]:
-    """Sources by suite; one that names no suite is for every suite of attacks."""
-    from safedraft.evaluation.suites import SUITES, find_suite
+def _parse_sources(specs: list[str] | None, suites: list[str]) -> dict[str, list[str]]:
+    """Read ``SOURCE`` and ``SUITE=SOURCE``: sources by suite.
+
+    A source without a suite is for every suite of attacks.
+    """
+    from safedraft.evaluation.suites import collect_suites, find_suite
 
     attacks = [name for name in suites if find_suite(name).kind == "attack"]
     sources: dict[str, list[str]] = {}
-    for spec in given or ():
-        suite, equals, rest = spec.partition("=")
-        named = bool(equals) and suite in SUITES
-        if named:
+    for spec in specs or ():
+        targets, source = attacks, spec
+        if any(
+            spec.startswith(f"{suite}=") for suite in collect_suites()
+        ):  # a file's options have = too
+            suite, source = parse_assignment("--source", spec, form="SUITE=SOURCE")
             options.require_planned(f"--source {spec}", suite, suites)
-        for name in [suite] if named else attacks:
-            sources.setdefault(name, []).append(rest if named else spec)
-    if given and not sources:
-        raise SafeDraftError(f"--source {given[0]}: no suite of attacks is run; write SUITE=SOURCE")
+            targets = [suite]
+        for name in targets:
+            sources.setdefault(name, []).append(source)
+    if specs and not sources:
+        raise SafeDraftError(f"--source {specs[0]}: no suite of attacks is run; write SUITE=SOURCE")
     return sources
 
 
-def _conclude(logs: list[EvalLog], left_out: int, log_dir: Path) -> None:
+def _conclude(logs: list[EvalLog], skipped: int, log_dir: Path) -> None:
     """Say what there is and what to do with it; exit code 1 where samples failed."""
-    if left_out:
+    if skipped:
         options.say(
-            f"{left_out} prompts left out where an answer is prefilled: the target gives none"
+            f"{skipped} prompts left out where an answer is prefilled: the target gives none"
         )
     failed = [log for log in logs if log.status != "success"]
     for log in failed:
@@ -195,17 +193,26 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from safedraft.defenses import DEFENSES
+    from safedraft.defenses import defense_names
     from safedraft.evaluation.judges import JUDGES
-    from safedraft.evaluation.suites import SUITES
+    from safedraft.evaluation.suites import collect_suites
     from safedraft.prompts.sources import SOURCES
 
     suites = Table("suite", "kind", "family", "source", box=None, pad_edge=False)
-    for suite in SUITES.values():
+    for suite in collect_suites().values():
         suites.add_row(suite.name, suite.kind, suite.family, suite.source)
     sources = Table("source", "", box=None, pad_edge=False)
-    for source in SOURCES.values():
-        sources.add_row(source.name, source.about)
+    for name in SOURCES.names():
+        sources.add_row(name, _describe_source(name))
     console = Console(highlight=False)
-    console.print(suites, "", sources, "", f"defenses: {', '.join(DEFENSES)}", sep="\n")
-    console.print(f"judges: {', '.join(JUDGES)}")
+    console.print(suites, "", sources, "", f"defenses: {', '.join(defense_names())}", sep="\n")
+    console.print(f"judges: {', '.join(JUDGES.names())}")
+
+
+def _describe_source(name: str) -> str:
+    from safedraft.prompts.sources import SOURCES
+
+    try:
+        return SOURCES.find(name).about
+    except SafeDraftError as error:
+        return f"not usable: {error}"

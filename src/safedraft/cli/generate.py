@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
     from safedraft.core.config import SamplingParams
     from safedraft.pair import Pair
-    from safedraft.text.chat import Message, Reply
+    from safedraft.text.messages import Message
+    from safedraft.text.results import GenerationResult
 
 
+@choose_models()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the user says; - reads it from stdin.")],
     prefill: Annotated[
@@ -39,14 +42,8 @@ def generate(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    settings: options.Set = None,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Answer one prompt, each token coloured by where it came from.
 
@@ -58,7 +55,7 @@ def generate(
     """
     from rich.console import Console
 
-    from safedraft.text.chat import conversation
+    from safedraft.text.messages import conversation
 
     sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
     text = options.standard_input() if prompt == "-" else prompt
@@ -67,9 +64,9 @@ def generate(
     conversation(messages, prefill)  # an empty prompt is refused before models are loaded
     if trace:
         _check_writable(trace)
-    loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device, settings)
+    loaded = models.load()
     console = Console(highlight=False, soft_wrap=True, quiet=as_json)
-    replies: dict[str, Reply] = {}
+    replies: dict[str, GenerationResult] = {}
     try:
         if compare:
             _compare(loaded, messages, prefill, sampling, console, replies)
@@ -91,7 +88,7 @@ def _stream(
     prefill: str,
     sampling: SamplingParams,
     console: Console,
-    replies: dict[str, Reply],
+    replies: dict[str, GenerationResult],
 ) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -99,7 +96,7 @@ def _stream(
     from safedraft.cli.render import bins, legend, summary, tell
 
     stream = pair.stream(messages, prefill=prefill, sampling=sampling)
-    replies["ssd"] = stream.reply
+    replies["ssd"] = stream.result
     if console.is_terminal:
         console.print(Text(prefill, "dim italic"), end="")
     try:
@@ -112,9 +109,9 @@ def _stream(
         if console.is_terminal:
             notes.print(legend())
         notes.print(
-            Text("match ratio per bin  ", "dim"), bins(stream.reply.statistics.match_ratios)
+            Text("match ratio per bin  ", "dim"), bins(stream.result.statistics.match_ratios)
         )
-        notes.print(summary(stream.reply))
+        notes.print(summary(stream.result))
 
 
 def _compare(
@@ -123,7 +120,7 @@ def _compare(
     prefill: str,
     sampling: SamplingParams,
     console: Console,
-    replies: dict[str, Reply],
+    replies: dict[str, GenerationResult],
 ) -> None:
     from safedraft.cli.compare import compare, speedup
 
@@ -132,7 +129,7 @@ def _compare(
         console.print(f"SSD decoded {ratio:.2f} times as fast as the target alone", style="dim")
 
 
-def _outcome(replies: dict[str, Reply], compared: bool) -> dict[str, Any]:
+def _outcome(replies: dict[str, GenerationResult], compared: bool) -> dict[str, Any]:
     if compared:
         return {method: reply.to_dict() for method, reply in replies.items()}
     return replies["ssd"].to_dict() if replies else {}

@@ -12,10 +12,8 @@ from safedraft.cli import options
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from safedraft.evaluation.intervals import Estimate
-    from safedraft.evaluation.judges.check import Check, Labelled
+    from safedraft.evaluation.judges.check import JudgeAccuracy, Predicate
 
 
 def judge_check(
@@ -37,13 +35,13 @@ def judge_check(
 
     [dim]safedraft judge-check[/]
     """
-    from safedraft.evaluation.judges.check import check, labelled
+    from safedraft.evaluation.judges.check import load_completions, measure_accuracy
 
     refuses = _verdicts(judge)
-    completions = labelled()
+    completions = load_completions()
     parts = {
-        "tuned on": check(refuses, [one for one in completions if not one.held_out]),
-        "held out": check(refuses, [one for one in completions if one.held_out]),
+        "tuned on": measure_accuracy(refuses, [one for one in completions if not one.held_out]),
+        "held out": measure_accuracy(refuses, [one for one in completions if one.held_out]),
     }
     if as_json:
         found = {name: part.to_dict() for name, part in parts.items()}
@@ -54,7 +52,7 @@ def judge_check(
         _show(parts["tuned on"])
 
 
-def _verdicts(judge: str) -> Callable[[Labelled], bool | None]:
+def _verdicts(judge: str) -> Predicate:
     name, _, arguments = judge.partition(":")
     if name == "phrases":
         if arguments:
@@ -65,13 +63,13 @@ def _verdicts(judge: str) -> Callable[[Labelled], bool | None]:
     if name == "classifier":
         raise SafeDraftError("the judge classifier tells harm, not refusals: nothing to check")
     options.require_extra(f"the judge {name}", "inspect_ai", "openai")
-    from safedraft.evaluation.judges.check import by_scorer
+    from safedraft.evaluation.judges.check import make_predicate
     from safedraft.evaluation.tasks import find_judge
 
-    return by_scorer(find_judge(judge))
+    return make_predicate(find_judge(judge))
 
 
-def _print(parts: dict[str, Check]) -> None:
+def _print(parts: dict[str, JudgeAccuracy]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -102,7 +100,7 @@ def _share(estimate: Estimate) -> str:
     return f"{estimate.value:.0%} [{estimate.low * 100:.0f}, {estimate.high * 100:.0f}]"
 
 
-def _show(part: Check) -> None:
+def _show(part: JudgeAccuracy) -> None:
     from rich.console import Console
     from rich.markup import escape
 

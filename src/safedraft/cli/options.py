@@ -10,57 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from safedraft.core.assignments import parse_assignment
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from safedraft.pair import Pair
 
-_MODELS = "Models"
 _SAMPLING = "Sampling"
 
-PairName = Annotated[
-    str | None,
-    typer.Option(
-        "--pair", help="A registered pair (see: safedraft pairs).", rich_help_panel=_MODELS
-    ),
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        help="Another target: a registered model, a folder, or a hub id owner/name\\[@revision].",
-        rich_help_panel=_MODELS,
-    ),
-]
-Draft = Annotated[
-    str | None, typer.Option(help="Another draft, named likewise.", rich_help_panel=_MODELS)
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(
-        help="A LoRA adapter for the draft (safetensors): one that comes with SafeDraft, a folder, "
-        "or a hub id.",
-        rich_help_panel=_MODELS,
-    ),
-]
-NoAdapter = Annotated[
-    bool,
-    typer.Option(
-        "--no-adapter", help="The bare draft, without its adapter.", rich_help_panel=_MODELS
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="auto, bfloat16, float16 or float32, of both models.", rich_help_panel=_MODELS
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda:0 … for both models.", rich_help_panel=_MODELS),
-]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -115,21 +74,19 @@ def sampling_params(
 
 
 def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
-    """``config`` with what ``--set NAME=VALUE`` says; ``model_fields_set`` are those names.
+    """Return ``config`` with the constants of ``--set`` replaced, as ``SSDConfig.replace`` does.
 
     Raises:
         SafeDraftError: a name that is no constant.
         ValidationError: a value out of its range.
     """
-    changes = constants(settings)
-    changed = SSDConfig.model_validate(config.model_dump() | changes)
-    return SSDConfig.model_construct(_fields_set=set(changes), **changed.model_dump())
+    return config.replace(**constants(settings))
 
 
 def constants(
     settings: list[str] | None, kind: type[BaseModel] = SSDConfig, option: str = "--set"
 ) -> dict[str, Any]:
-    """What ``--set NAME=VALUE``, or another option, says by name; values are not validated.
+    """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 
     Raises:
         SafeDraftError: a name that is no field of ``kind``.
@@ -137,10 +94,7 @@ def constants(
     fields = kind.model_fields
     changes: dict[str, Any] = {}
     for setting in settings or ():
-        name, equals, value = setting.partition("=")
-        if not equals or name not in fields:
-            known = ", ".join(fields)
-            raise SafeDraftError(f"{option} {setting}: write NAME=VALUE with one of {known}")
+        name, value = parse_assignment(option, setting, names=fields)
         whole = fields[name].annotation is int and re.fullmatch("-?[0-9]+", value)
         changes[name] = int(value) if whole else value
     return changes
@@ -183,24 +137,3 @@ def standard_input() -> str:
     if sys.stdin is None:
         raise SafeDraftError("standard input is closed: give the prompt as an argument")
     return sys.stdin.read()
-
-
-def open_pair(
-    name: str | None,
-    target: str | None,
-    draft: str | None,
-    adapter: str | None,
-    no_adapter: bool,
-    dtype: str,
-    device: str,
-    settings: list[str] | None = None,
-) -> Pair:
-    """Load the pair that the panel "Models" names, showing the progress of downloads."""
-    from safedraft.load import choose_pair, load_spec
-    from safedraft.models.progress import show_progress
-
-    use_adapter = not no_adapter
-    spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
-    config = with_settings(spec.config, settings)  # refused before anything is fetched or loaded
-    with show_progress() as report:
-        return load_spec(spec, config=config, dtype=dtype, device=device, report=report)

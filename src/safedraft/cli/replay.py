@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
 from safedraft.core.errors import SafeDraftError, problems
 
 if TYPE_CHECKING:
-    from safedraft.engines.vllm.pair import VllmPair
-    from safedraft.models.registry import PairSpec
     from safedraft.pair import Pair
-    from safedraft.text.chat import Reply
+    from safedraft.text.results import GenerationResult
 
 _TOLERANCE = 1e-9  # strengths are sums of decimal fractions
 
@@ -52,23 +51,15 @@ class Recording(BaseModel):
         return frozenset([ends] if isinstance(ends, int) else ends or [])
 
 
+@choose_models("settings", dtype="float32")
 def replay(
     file: Annotated[Path, typer.Argument(help="A conformance file.")],
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "auto",
     draft_tokens: Annotated[
         int,
         typer.Option(min=1, help="T; it must not change a token.", rich_help_panel="Method"),
     ] = 3,
-    engine: Annotated[
-        Literal["transformers", "vllm"],
-        typer.Option(help="vllm decodes the cases whose two prompts are equal, all at once."),
-    ] = "transformers",
+    *,
+    models: ModelChoice,
 ) -> None:
     """Decode every case of a conformance file and compare ids, schemes and strengths.
 
@@ -77,63 +68,45 @@ def replay(
 
     [dim]safedraft replay near.json[/]
     """
-    from safedraft.load import choose_pair
+    from safedraft.engines.base import Capability
 
     recording = read_recording(file)
-    if pair is None and target is None and draft is None:
+    if models.pair is None and models.target is None and models.draft is None:
         target, draft = (_beside(file, name) for name in (recording.target, recording.draft))
+        models = replace(models, target=target, draft=draft)
+    pair = replace(_load(models, draft_tokens), end_tokens=recording.end_tokens)
     cases = dict(enumerate(recording.cases, start=1))
-    if engine == "vllm":
+    if Capability.TWO_PROMPTS not in pair.engine.capabilities:
         cases = {at: case for at, case in cases.items() if case.target_prompt == case.draft_prompt}
-        if not cases:
-            raise SafeDraftError(f"{file}: no case has one prompt for both models, as vLLM needs")
-        if device != "auto":
-            raise SafeDraftError("--device is not known to vLLM, which has a platform")
-        spec = choose_pair(
-            pair, target=target, draft=draft, adapter=adapter, use_adapter=not no_adapter
-        )
-        differences: Iterable[str | None] = _in_vllm(
-            spec, dtype, list(cases.values()), recording, draft_tokens
-        )
-    else:
-        loaded = options.open_pair(pair, target, draft, adapter, no_adapter, dtype, device)
-        differences = (
-            replay_case(loaded, case, recording.end_tokens, draft_tokens) for case in cases.values()
-        )
     identical = 0
+    differences = replay_cases(pair, list(cases.values()), draft_tokens)
     for (index, case), difference in zip(cases.items(), differences, strict=True):
         identical += difference is None
         name = f" ({case.name})" if case.name else ""
         outcome = difference or f"identical, {len(case.output)} tokens"
         typer.echo(f"case {index}{name}: {outcome}")
     if left := len(recording.cases) - len(cases):
-        typer.echo(
-            f"{left} cases left out: they have two prompts, and vLLM has one for both models"
-        )
+        reason = pair.engine.capabilities.missing[Capability.TWO_PROMPTS]
+        typer.echo(f"{left} cases left out, which have two prompts: {reason}")
     typer.echo(f"{identical}/{len(cases)} cases identical")
-    if identical < len(cases):
+    if identical < len(cases) or not cases:
         raise typer.Exit(1)
 
 
-def _in_vllm(
-    spec: PairSpec, dtype: str, cases: Sequence[Case], recording: Recording, draft_tokens: int
-) -> list[str | None]:
-    """The cases hold prompts as ids, so a system prompt of the pair's has no part in them."""
-    from safedraft.engines.vllm.pair import load_vllm_pair
-    from safedraft.engines.vllm.setup import passes
+def _load(models: ModelChoice, draft_tokens: int) -> Pair:
+    """The pair without system prompts, since the cases hold prompts as token ids."""
     from safedraft.models.progress import show_progress
+    from safedraft.pair.load import load_spec
 
-    bare = spec.model_copy(update={"target_system": None, "draft_system": None})
-    config = SSDConfig(draft_tokens=draft_tokens)
-    longest = max(len(case.target_prompt) + case.max_new_tokens for case in cases)
-    engine: dict[str, Any] = {
-        "max_model_len": longest + 2 * passes(draft_tokens),  # a reply ends two blocks before it
-        "kv_cache_memory_bytes": 2**30,  # vLLM would take most of what there is
-        "enforce_eager": True,  # compiling takes longer than a few cases
-    }
+    bare = models.spec.model_copy(update={"target_system": None, "draft_system": None})
     with show_progress() as report:
-        loaded = load_vllm_pair(bare, config=config, dtype=dtype, report=report, **engine)
-    return replay_in_vllm(loaded, cases, recording.end_tokens)
+        return load_spec(
+            bare,
+            config=SSDConfig(draft_tokens=draft_tokens),
+            engine=models.engine,
+            report=report,
+            **models.engine_options,
+        )
 
 
 def _beside(file: Path, name: str) -> str:
@@ -153,55 +126,33 @@ def read_recording(file: Path) -> Recording:
         raise SafeDraftError(f"{file}: {problems(error, whole='the file')[0]}") from error
 
 
-def replay_case(
-    pair: Pair, case: Case, end_tokens: frozenset[int], draft_tokens: int
-) -> str | None:
-    """How the decoded reply differs from the recorded one; None if it does not."""
-    from dataclasses import replace
-
+def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[str | None]:
+    """How each decoded reply differs from the recorded one; None where it does not."""
     from safedraft.pair import Prompts
 
-    config = _config(case).model_copy(update={"draft_tokens": draft_tokens})
-    reply = (
-        replace(pair, end_tokens=end_tokens)
-        .stream_ids(
-            Prompts(case.target_prompt, case.draft_prompt),
-            sampling=SamplingParams(max_new_tokens=case.max_new_tokens),
-            config=config,
-        )
-        .drain()
+    replies = pair.generate_many_ids(
+        [Prompts(case.target_prompt, case.draft_prompt) for case in cases],
+        sampling=[SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases],
+        config=[_config(case, draft_tokens) for case in cases],
     )
-    return difference_from(case, reply)
-
-
-def replay_in_vllm(
-    pair: VllmPair, cases: Sequence[Case], end_tokens: frozenset[int]
-) -> list[str | None]:
-    """As ``replay_case``, for all cases at once; T is the engine's."""
-    from dataclasses import replace
-
-    loaded = replace(pair, end_tokens=end_tokens)
-    configs = [
-        _config(case).model_copy(update={"draft_tokens": pair.config.draft_tokens})
-        for case in cases
-    ]
-    samplings = [SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases]
-    prompts = [case.target_prompt for case in cases]
-    replies = loaded.generate_many_ids(prompts, sampling=samplings, config=configs)
     return [difference_from(case, reply) for case, reply in zip(cases, replies, strict=True)]
 
 
-def _config(case: Case) -> SSDConfig:
-    return SSDConfig(alpha_intersection=case.alpha_intersection, alpha_union=case.alpha_union)
+def _config(case: Case, draft_tokens: int) -> SSDConfig:
+    return SSDConfig(
+        alpha_intersection=case.alpha_intersection,
+        alpha_union=case.alpha_union,
+        draft_tokens=draft_tokens,
+    )
 
 
-def difference_from(case: Case, reply: Reply) -> str | None:
+def difference_from(case: Case, reply: GenerationResult) -> str | None:
     """How a reply differs from the recorded one; None if it does not."""
     for at, (token, expected) in enumerate(zip(reply.trace, case.steps, strict=False)):
         scheme, strength, id = expected
         same = (token.scheme, token.id) == (scheme, id)
-        if not (same and abs(token.strength - strength) <= _TOLERANCE):
-            found = f"{token.scheme} {token.strength:g} token {token.id}"
+        if not (same and abs(token.alpha - strength) <= _TOLERANCE):
+            found = f"{token.scheme} {token.alpha:g} token {token.id}"
             return f"differs at {at}: {found}, expected {scheme} {strength:g} token {id}"
     ids = [token.id for token in reply.trace]
     if len(ids) != len(case.steps) or ids != case.output:

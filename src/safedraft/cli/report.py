@@ -40,13 +40,13 @@ def report(
     from rich.markup import escape
 
     options.require_extra("safedraft report", "inspect_ai", "matplotlib")
-    from safedraft.evaluation.report.figures import all_figures
-    from safedraft.evaluation.report.read import read_logs
+    from safedraft.evaluation.logs import read_logs
+    from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
 
-    figures = all_figures(read_logs(logs or [Path("safedraft-logs")]))
+    figures = build_figures(read_logs(logs or [Path("safedraft-logs")]))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(*(escape(said) for said in (figures.headline, *figures.besides)))
+    console.print(*(escape(said) for said in (figures.headline, *figures.further_findings)))
     console.print()
     for note in figures.notes:
         console.print(escape(note), style="dim")

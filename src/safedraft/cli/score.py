@@ -37,10 +37,10 @@ def score(
 
     options.require_extra("safedraft score", "inspect_ai")
     from safedraft.evaluation.judges.again import judge_again
-    from safedraft.evaluation.report.read import log_files
+    from safedraft.evaluation.logs import find_logs
     from safedraft.evaluation.tasks import find_judges
 
-    files = log_files(logs)
+    files = find_logs(logs)
     judges = find_judges(judge)
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import SecretStr
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
 from safedraft.server.settings import API_KEY, Limits, ServerSettings, require_safe
 
@@ -29,25 +32,12 @@ class Allowed(StrEnum):
     TELEMETRY = "telemetry"
 
 
+@choose_models("pair", "engine_option")
 def serve(
     context: typer.Context,
     pair: Annotated[
         str | None, typer.Argument(help="A registered pair; the default one when not given.")
     ] = None,
-    engine: Annotated[
-        Literal["transformers", "vllm"],
-        typer.Option(
-            help="transformers: any pair, a few replies in turns. vllm: vLLM's own server, for "
-            "many users; what is not listed here are then vLLM's options, and stand last."
-        ),
-    ] = "transformers",
-    target: options.Target = None,
-    draft: options.Draft = None,
-    adapter: options.Adapter = None,
-    no_adapter: options.NoAdapter = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    settings: options.Set = None,
     draft_tokens_up_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +86,8 @@ def serve(
             rich_help_panel=_SERVER,
         ),
     ] = False,
+    *,
+    models: ModelChoice,
 ) -> None:
     """Serve a pair to any client of the OpenAI API, every reply decoded with SSD.
 
@@ -106,32 +98,31 @@ def serve(
     [dim]safedraft serve qwen2.5-coder --playground[/]
     [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
     """
-    from safedraft.load import choose_pair
-
     key = os.environ.get(API_KEY)
     require_safe(host, key)  # before anything is fetched or loaded
     arguments = list(context.args)
     if pair and pair.startswith("-"):  # no pair was named, and vLLM's options begin here
         arguments.insert(0, pair)
         pair = None
-    use_adapter = not no_adapter
-    spec = choose_pair(pair, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
-    config = options.with_settings(spec.config, settings) if settings else None
+    models = replace(models, pair=pair)
+    spec, config = models.spec, models.config
     # With another model it is not the pair that clients know by its name.
-    name = f"{spec.target} + {spec.draft}" if target or draft else spec.name
-    if engine == "vllm":
+    name = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
+    if models.engine == "vllm":
         _only("transformers", allow=allow, limit=limit, playground=playground)
-        _only("transformers", device=device != "auto")
+        _only("transformers", device=models.device != "auto")
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
-        if dtype != "auto":
-            arguments = ["--dtype", dtype, *arguments]
-        by_load = _by_load(draft_tokens_up_to or ())
+        if models.dtype != "auto":
+            arguments = ["--dtype", models.dtype, *arguments]
+        by_load = _parse_draft_tokens(draft_tokens_up_to or ())
         _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load)
         return
     _only("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
-    options.require_extra("safedraft serve", "fastapi", "uvicorn", "openai", extra="server")
+    options.require_extra(
+        "safedraft serve", "fastapi", "uvicorn", "prometheus_client", extra="server"
+    )
     if playground:
         options.require_extra("--playground", "gradio", extra="playground")
     allowed = {f"allow_{name}": True for name in allow or ()}
@@ -143,26 +134,14 @@ def serve(
         limits=Limits.model_validate(options.constants(limit, Limits, "--limit")),
         **allowed,
     )
-    _serve_in_transformers(spec, config, server, host, port, dtype, device)
+    _serve(models, server, host, port)
 
 
-def _serve_in_transformers(
-    spec: PairSpec,
-    config: SSDConfig | None,
-    settings: ServerSettings,
-    host: str,
-    port: int,
-    dtype: str,
-    device: str,
-) -> None:
-    from safedraft.load import load_spec
-    from safedraft.models.progress import show_progress
+def _serve(models: ModelChoice, settings: ServerSettings, host: str, port: int) -> None:
     from safedraft.server.run import listen, serve_app
 
     listening = listen(host, port)  # what can be refused is refused before models are loaded
-    with show_progress() as report:
-        pair = load_spec(spec, config=config, dtype=dtype, device=device, report=report)
-    serve_app(pair, settings, listening, options.say)
+    serve_app(models.load(), settings, listening, options.say)
 
 
 def _serve_in_vllm(
@@ -190,11 +169,13 @@ def _only(engine: str, **given: object) -> None:
             raise SafeDraftError(f"{flag} is for --engine {engine} only: leave it out")
 
 
-def _by_load(given: Iterable[str]) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for one in given:
-        load, _, drafted = one.partition(":")
-        if not (load.isdecimal() and drafted.isdecimal()):
-            raise SafeDraftError(f"--draft-tokens-up-to {one}: write REQUESTS:T, such as 8:4")
-        found[int(load)] = int(drafted)
-    return found
+def _parse_draft_tokens(limits: Iterable[str]) -> dict[int, int]:
+    """Read ``REQUESTS:T``: the number of drafted tokens by the number of requests."""
+    option, form = "--draft-tokens-up-to", "REQUESTS:T, such as 8:4"
+    by_load: dict[int, int] = {}
+    for limit in limits:
+        requests, drafted = parse_assignment(option, limit, form=form, separator=":")
+        if not (requests.isdecimal() and drafted.isdecimal()):
+            raise invalid_assignment(option, limit, form=form)
+        by_load[int(requests)] = int(drafted)
+    return by_load

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _DATA, _TRAINING = "Data", "Training"
 
 
+@choose_models("adapter", "no_adapter", "engine", "engine_option", "settings")
 def train_draft(
     output: Annotated[
         Path, typer.Option(help="The adapter's folder; it must not exist, and appears at the end.")
@@ -95,11 +98,8 @@ def train_draft(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run that was interrupted.")
     ] = False,
-    pair: options.PairName = None,
-    target: options.Target = None,
-    draft: options.Draft = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    *,
+    models: ModelChoice,
 ) -> None:
     """Train a small model to refuse harmful requests and to answer others as the target does.
 
@@ -108,7 +108,6 @@ def train_draft(
 
     [dim]safedraft train-draft --pair qwen2.5-coder --output my-adapter[/]
     """
-    from safedraft.load import choose_pair
     from safedraft.models.progress import show_progress
     from safedraft.training.config import TrainingConfig
     from safedraft.training.run import Plan
@@ -133,7 +132,7 @@ def train_draft(
     if "steps" in chosen and epochs is not None:
         raise SafeDraftError("give --steps or --epochs, not both")
     plan = Plan(
-        spec=choose_pair(pair, target=target, draft=draft, use_adapter=False),
+        spec=replace(models, no_adapter=True).spec,
         output=output.expanduser(),
         config=TrainingConfig.model_validate(chosen),
         epochs=epochs,
@@ -142,8 +141,8 @@ def train_draft(
         start=start_from,
         resume=resume,
         command=_command(),
-        dtype=dtype,
-        device=device,
+        dtype=models.dtype,
+        device=models.device,
     )
     with show_progress() as fetching, _Bars() as bars:
         try:

@@ -1,98 +1,157 @@
 """Sample spaces and the composite distribution, F = P + α (q - P) (Sections 4.1 and 4.2).
 
-Shapes: ``P`` (target) and ``q`` (draft) are probabilities ``[..., V]``; everything is batched over
-the leading dimensions. F is not renormalised here: its argmax is the greedy token, and
-``sampling.distribution`` makes it a distribution.
+F is a number for each token of the sample space, a few dozen at most. It is not renormalized here:
+its largest value is the greedy token, and ``sampling.distribution`` makes it a distribution.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from safedraft.core.config import SSDConfig
+from safedraft.core.rows import Rows
 
 OUTSIDE = -torch.inf
+NO_TOKEN = 2**62
+"""Fills up the sample spaces of rows that have fewer tokens than others."""
 
 
-def composite(
-    target: Tensor,
-    draft: Tensor,
-    union: bool | Tensor,
-    strength: float | Tensor,
-    config: SSDConfig,
-) -> Tensor:
-    """Scores F(x) over the sample space of each row, ``-inf`` outside it.
+class Setting(NamedTuple):
+    """How one position is composed."""
+
+    union: bool
+    """Whether it is in union; otherwise it is in intersection."""
+    alpha: float
+    """α, the weight of the draft."""
+    size: int
+    """c."""
+    kappa: int = 1
+    """κ."""
+
+
+class Scores(NamedTuple):
+    """What the tokens of n positions are chosen from: the largest score, or a draw above 0."""
+
+    tokens: Tensor
+    """``[n, S]``: the sample space of each position by id, filled up with ``NO_TOKEN``."""
+    values: Tensor
+    """``[n, S]``: the score of each token, ``-inf`` at what fills up."""
+    draft: Tensor
+    """``[n, S]``: q of each token."""
+    whole: Sequence[Tensor | None]
+    """Of a position whose sample space is the whole vocabulary: all scores ``[V]`` where
+    ``Rows.needs_whole`` says that they are needed. ``values`` then hold the best of them."""
+    open: Sequence[bool]
+    """Whether a position's sample space is the whole vocabulary."""
+    evidence: Scores | None = None
+    """What decides whether a position counts as a match, if that is not what the token is chosen
+    from."""
+    signals: Sequence[Any] | None = None
+    """What the rule notes of each position for its ``observe``."""
+
+
+def composite(rows: Rows, settings: Sequence[Setting]) -> Scores:
+    """F over the sample space of each row.
 
     Args:
-        target: P, ``[..., V]``.
-        draft: q, ``[..., V]``.
-        union: which rows are in union, a bool or ``[...]``; the rest are in intersection.
-        strength: α of each row, a float or ``[...]``.
-        config: gives c and κ.
+        rows: what both models say at n positions.
+        settings: scheme, weight and constants of each row.
 
-    Returns:
-        ``[..., V]``, the dtype of ``target``.
+    *Union:* S = Top_c(P) ∪ Top_c(q). *Intersection:* S = Top_k(P) ∩ Top_k(q) for the smallest k
+    that gives c tokens. The depth of a token is the larger of its two ranks, so k is the c-th
+    smallest depth plus 1, and S is every token of a smaller depth. Where none of the target's top-κ
+    tokens is in Top_k(q), the target's own distribution stands.
     """
-    rows = torch.as_tensor(union)
-    alpha = torch.as_tensor(strength, dtype=target.dtype, device=target.device)[..., None]
-    if rows.all():
-        return _union(target, draft, alpha, config)
-    if not rows.any():
-        return _intersection(target, draft, alpha, config)
-    return torch.where(
-        rows.to(target.device)[..., None],
-        _union(target, draft, alpha, config),
-        _intersection(target, draft, alpha, config),
-    )
+    in_union = torch.tensor([setting.union for setting in settings])
+    size = torch.tensor([min(setting.size, rows.vocabulary) for setting in settings])
+    order = torch.arange(rows.width)
+    ranks = rows.draft_ranks()
+    depth = torch.maximum(order, ranks)
+    certain = torch.where(in_union, rows.known, (depth < rows.known[:, None]).sum(-1))
+    if short := (certain < size).nonzero().flatten().tolist():
+        return _look_deeper(rows, settings, set(short))
+    k = depth.sort(-1).values.gather(-1, size[:, None] - 1) + 1
+    kappa = torch.tensor([setting.kappa for setting in settings])[:, None]
+    agreed = ((ranks < k) & (order < kappa)).any(-1)
+    open_rows = ~agreed & ~in_union
+    best = order < size[:, None]
+    of_target = torch.where(in_union[:, None], best, (depth < k) | open_rows[:, None])
+    of_draft = best & in_union[:, None]
+    tokens = torch.cat([rows.target_tokens, rows.draft_tokens], dim=-1)
+    tokens = sort_space(tokens, torch.cat([of_target, of_draft], dim=-1))
+    alpha = torch.tensor([setting.alpha for setting in settings])
+    weights = torch.where(open_rows, 0.0, alpha)
+    return mix(rows, tokens, weights.tolist(), open_rows.tolist())
 
 
-def _union(target: Tensor, draft: Tensor, alpha: Tensor, config: SSDConfig) -> Tensor:
-    """S = Top_c(P) ∪ Top_c(q)."""
-    size = min(config.sample_space_size, target.shape[-1])
-    tokens = torch.cat([target.topk(size).indices, draft.topk(size).indices], dim=-1)
-    return _scores(tokens, target, draft, alpha)
+def sort_space(tokens: Tensor, inside: Tensor) -> Tensor:
+    """The distinct tokens of each row that are ``inside``, by id, ``[n, S]``; both ``[n, k]``."""
+    tokens = tokens.masked_fill(~inside, NO_TOKEN).sort(-1).values
+    again = tokens[:, 1:] == tokens[:, :-1]
+    tokens[:, 1:].masked_fill_(again, NO_TOKEN)
+    tokens = tokens.sort(-1).values
+    return tokens[:, : int((tokens < NO_TOKEN).sum(-1).max())]
 
 
-def _intersection(target: Tensor, draft: Tensor, alpha: Tensor, config: SSDConfig) -> Tensor:
-    """S = Top_k(P) ∩ Top_k(q) for the smallest k that gives c tokens.
+def mix(rows: Rows, tokens: Tensor, alpha: Sequence[float], open_rows: Sequence[bool]) -> Scores:
+    """P + α (q - P) at the tokens of each sample space.
 
-    A token's depth is the larger of its two ranks, so k is the c-th smallest depth + 1 and S is all
-    that is less deep than k. Where none of the target's κ best is in Top_k(q), the models disagree
-    so much that the target's own distribution stands.
+    Args:
+        rows: what both models say at n positions.
+        tokens: the sample spaces, ``[n, S]``, as ``sort_space`` gives them.
+        alpha: α of each row.
+        open_rows: which rows have the whole vocabulary as their sample space.
     """
-    tokens, draft_rank, depth = _depths(target, draft, config)
-    size = min(config.sample_space_size, target.shape[-1])
-    k = depth.kthvalue(size, dim=-1, keepdim=True).values + 1
-    # Where a token is outside S, its place is filled with one that is inside: the shallowest.
-    shallowest = tokens.gather(-1, depth.argmin(-1, keepdim=True))
-    inside = torch.where(depth < k, tokens, shallowest)
-    agreed = (draft_rank[..., : config.kappa] < k).any(-1, keepdim=True)
-    return torch.where(agreed, _scores(inside, target, draft, alpha), target)
+    filled = tokens < NO_TOKEN
+    p, q = rows.probabilities(torch.where(filled, tokens, 0))
+    values = p + torch.tensor(alpha, dtype=p.dtype)[:, None] * (q - p)
+    whole: list[Tensor | None] = [None] * len(rows)
+    for row, is_open in enumerate(open_rows):
+        if is_open and rows.needs_whole[row]:
+            target, draft = rows.distributions(row)
+            whole[row] = target + alpha[row] * (draft - target)
+    return Scores(tokens, values.masked_fill(~filled, OUTSIDE), q, whole, list(open_rows))
 
 
-def _depths(target: Tensor, draft: Tensor, config: SSDConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The target's best tokens, their ranks in the draft, and their depths, each ``[..., K]``.
+def _look_deeper(rows: Rows, settings: Sequence[Setting], short: set[int]) -> Scores:
+    """Score the rows whose best tokens do not decide their sample space apart from the others."""
+    parts: list[tuple[list[int], Scores]] = []
+    for deeper in (False, True):
+        chosen = [row for row in range(len(rows)) if (row in short) is deeper]
+        if chosen:
+            part = rows.select(chosen)
+            own = [settings[row] for row in chosen]
+            parts.append((chosen, composite(part.widen() if deeper else part, own)))
+    return join(parts, len(rows))
 
-    K doubles until c tokens are common to both Top_K, which decides every depth below K exactly;
-    ranks not seen within K read as V.
+
+def join(parts: Sequence[tuple[Sequence[int], Scores]], count: int) -> Scores:
+    """One table of the scores of several groups of rows."""
+    size = max(scores.tokens.shape[-1] for _, scores in parts)
+    tokens = torch.full((count, size), NO_TOKEN)
+    values = torch.full((count, size), OUTSIDE)
+    draft = torch.zeros(count, size)
+    whole: list[Tensor | None] = [None] * count
+    open_rows = [False] * count
+    for chosen, scores in parts:
+        width = scores.tokens.shape[-1]
+        at = torch.tensor(chosen)
+        tokens[at, :width], values[at, :width] = scores.tokens, scores.values
+        draft[at, :width] = scores.draft
+        for place, row in enumerate(chosen):
+            whole[row], open_rows[row] = scores.whole[place], scores.open[place]
+    return Scores(tokens, values, draft, whole, open_rows)
+
+
+def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
+    """The probability of one token ``[n]`` at each position under the normalized scores, ``[n]``.
+
+    Where the sample space is the whole vocabulary, it is that of a token among the best ones.
     """
-    vocabulary = target.shape[-1]
-    needed = min(config.sample_space_size, vocabulary)
-    width = min(4 * max(needed, config.kappa), vocabulary)
-    while True:
-        order = torch.arange(width, device=target.device)
-        tokens = target.topk(width).indices
-        ranks = torch.full(target.shape, vocabulary, dtype=torch.long, device=target.device)
-        ranks.scatter_(-1, draft.topk(width).indices, order.expand(tokens.shape))
-        draft_rank = ranks.gather(-1, tokens)
-        depth = torch.maximum(order, draft_rank)
-        if width == vocabulary or ((depth < width).sum(-1) >= needed).all():
-            return tokens, draft_rank, depth
-        width = min(2 * width, vocabulary)
-
-
-def _scores(tokens: Tensor, target: Tensor, draft: Tensor, alpha: Tensor) -> Tensor:
-    """F at ``tokens``, ``-inf`` elsewhere."""
-    p, q = target.gather(-1, tokens), draft.gather(-1, tokens)
-    return torch.full_like(target, OUTSIDE).scatter_(-1, tokens, p + alpha * (q - p))
+    mass = scores.values.clamp(min=0)
+    totals = torch.where(torch.tensor(scores.open), 1.0, mass.sum(-1))
+    chosen = torch.where(scores.tokens == tokens[:, None], mass, 0.0).sum(-1)
+    return chosen / totals

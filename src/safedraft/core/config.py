@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safedraft.core.errors import PromptTooLong, SafeDraftError
+from safedraft.core.errors import PromptTooLongError, SafeDraftError
 
 
 class Scheme(StrEnum):
@@ -22,27 +22,60 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
-OF_SPEED = frozenset({"draft_tokens", "draft_confidence", "draft_growth"})
-"""Constants that change the speed, never a token."""
 
-
-class _Frozen(BaseModel):
-    """Immutable, validated, and no option is accepted that does not exist."""
+class Constants(BaseModel):
+    """Immutable, validated values; no name is accepted that does not exist."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def replace(self, /, **constants: Any) -> Self:
+        """Return these constants with some of them replaced, validated as a whole.
 
-class SSDConfig(_Frozen):
-    """The constants of Speculative Safety-Aware Decoding; the defaults are the published ones.
+        ``model_fields_set`` of the result holds exactly the names that were replaced.
 
-    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
-    """
+        Raises:
+            pydantic.ValidationError: an unknown name, or a value outside its range.
+        """
+        changed = self.model_validate({**self.model_dump(), **constants})
+        return self.model_construct(_fields_set=set(constants), **dict(changed))
+
+
+class NoConstants(Constants):
+    """The constants of a rule that has none."""
+
+
+class DraftingConfig(Constants):
+    """How many tokens are drafted in a block. It changes the speed, never a token."""
+
+    draft_tokens: Positive = 3
+    """T: maximum number of drafted tokens in a block."""
+
+    draft_confidence: Share = 0.0
+    """Drafting stops after a token that is less likely than this."""
+
+    draft_growth: Strength = 0.0
+    """Cap the next block at this multiple of the number of tokens decided last (0: no cap)."""
+
+    def draft_length(self, decided: int) -> int:
+        """Maximum number of tokens to draft after a block that decided ``decided``; 0 is none."""
+        if not decided or not self.draft_growth:
+            return self.draft_tokens
+        return max(1, min(self.draft_tokens, int(decided * self.draft_growth)))
+
+
+OF_SPEED = frozenset(DraftingConfig.model_fields)
+"""Constants that change the speed, never a token."""
+
+
+class CompositeConfig(DraftingConfig):
+    """The constants of one position's decision in SSD (Sections 4.1 and 4.2)."""
 
     sample_space_size: Positive = 10
-    """c: how many tokens the models must have in common (intersection), or give each (union)."""
+    """c: number of tokens the models must have in common (intersection), or give each (union)."""
 
     kappa: Positive = 1
-    """κ: intersection keeps the target's own word unless one of its κ best tokens is common."""
+    """κ: fall back to the target's distribution if none of its top-κ tokens is in the
+    intersection."""
 
     alpha_intersection: Strength = 0.3
     """α_I: weight of the draft in the intersection scheme; may exceed 1."""
@@ -50,70 +83,61 @@ class SSDConfig(_Frozen):
     alpha_union: Strength = 0.8
     """α_U: weight of the draft in the union scheme; may exceed 1."""
 
-    alpha_min: Strength = 0.3
-    """Least α_I once a bin has left the scheme in intersection, even where it began with less."""
-
-    alpha_decay: Strength = 0.15
-    """How much α_I falls each bin that leaves the scheme in intersection."""
-
     bin_size: Positive = 7
-    """b: positions over which one match ratio β is taken."""
-
-    threshold: Share = 0.6
-    """β below it means union."""
-
-    threshold_decay: Share = 0.1
-    """How much the threshold falls each bin that leaves the scheme unchanged."""
+    """b: number of positions over which one match ratio β is taken."""
 
     initial_scheme: Scheme = Scheme.INTERSECTION
-    """Where decoding starts; the paper starts in intersection."""
+    """The scheme in which decoding starts; the paper starts in intersection."""
 
     prefill_scheme: Scheme | None = None
-    """Where it starts if the assistant's turn has begun already, as in a prefilled answer; without
-    it, and in the paper, as ever."""
+    """The scheme in which decoding starts if the assistant's turn has begun already, as in a
+    prefilled answer (None: ``initial_scheme``, as in the paper)."""
 
-    union_bins: Positive = 1
-    """Bins that union lasts at the least; the paper: 1. A refusal matches, since it is the draft's
-    own, and one bin of it leads back to intersection, where the target may take its word back."""
-
-    draft_tokens: Positive = 3
-    """T: most tokens drafted a block. It and those below change the speed, never a token."""
-
-    draft_confidence: Share = 0.0
-    """A drafted token less likely than this ends the draft."""
-
-    draft_growth: Strength = 0.0
-    """A block drafts at most this many times the tokens that the last one decided; 0: up to T at
-    any time. Where the models disagree long drafts are in vain."""
-
-    def draft_length(self, decided: int) -> int:
-        """Most tokens to draft behind a block that decided so many; 0 is no block yet."""
-        if not decided or not self.draft_growth:
-            return self.draft_tokens
-        return max(1, min(self.draft_tokens, int(decided * self.draft_growth)))
-
-    def for_turn(self, *, begun: bool | None) -> Self:
-        """The constants of one request: its ``initial_scheme`` is where it starts.
+    def first_scheme(self, turn_begun: bool | None) -> Scheme:
+        """The scheme of a request's first position.
 
         Args:
-            begun: whether the assistant's turn has begun already; None if nobody knows, because
-                token ids are all there is.
+            turn_begun: whether the assistant's turn has begun already; None if only token ids are
+                known.
 
         Raises:
-            SafeDraftError: nobody knows, and it makes a difference.
+            SafeDraftError: it is not known and makes a difference.
         """
-        if self.prefill_scheme is None:
-            return self
-        if begun is None and self.prefill_scheme != self.initial_scheme:
+        if self.prefill_scheme in (None, self.initial_scheme):
+            return self.initial_scheme
+        if turn_begun is None:
             raise SafeDraftError(
-                "prefill_scheme: nothing here tells whether the assistant's turn has begun: set "
+                "prefill_scheme: token ids do not say whether the assistant's turn has begun: set "
                 f"initial_scheme to {self.prefill_scheme} too"
             )
-        first = self.prefill_scheme if begun else self.initial_scheme
-        return self.model_copy(update={"initial_scheme": first, "prefill_scheme": None})
+        return self.prefill_scheme if turn_begun else self.initial_scheme
 
 
-class SamplingParams(_Frozen):
+class SSDConfig(CompositeConfig):
+    """The constants of Speculative Safety-Aware Decoding; the defaults are the published ones.
+
+    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
+    """
+
+    alpha_min: Strength = 0.3
+    """α_I falls no further than this, and rises to it where it began with less, once a bin has
+    left the scheme in intersection."""
+
+    alpha_decay: Strength = 0.15
+    """How much α_I falls at each bin that leaves the scheme in intersection."""
+
+    threshold: Share = 0.6
+    """A β below it means union."""
+
+    threshold_decay: Share = 0.1
+    """How much the threshold falls at each bin that leaves the scheme unchanged."""
+
+    union_bins: Positive = 1
+    """Minimum number of bins to stay in union (1 in the paper). One bin can end mid-refusal and
+    let the target resume."""
+
+
+class SamplingParams(Constants):
     """How a token is taken from the composite distribution.
 
     Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite.
@@ -154,11 +178,11 @@ class SamplingParams(_Frozen):
         """The same with a seed, and with no more new tokens than there is room for.
 
         Raises:
-            PromptTooLong: there is room for none.
+            PromptTooLongError: there is room for none.
         """
         room = context_length - prompt_tokens
         if room < 1:
-            raise PromptTooLong(prompt_tokens, context_length)
+            raise PromptTooLongError(prompt_tokens, context_length)
         seed = self.seed if self.seed is not None else secrets.randbits(63)
         limit = min(self.max_new_tokens, room)
-        return self.model_copy(update={"max_new_tokens": limit, "seed": seed})
+        return self.replace(max_new_tokens=limit, seed=seed)

@@ -1,178 +1,222 @@
-"""The loop: the draft proposes, the target verifies, each position is decided from both."""
+"""The decoding loop: the draft proposes, the target verifies, each position is decided from both.
+
+Many requests go through the loop together: the passes of a block are handed to the engine at once.
+One request is the same loop.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from safedraft.core.composite import composite
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-from safedraft.core.sampling import (
-    Draws,
-    accept_or_correct,
-    distribution,
-    draw,
-    probabilities,
-    require_finite,
-)
-from safedraft.core.session import Session
-from safedraft.core.switch import Switch
+from safedraft.core.config import DraftingConfig
+from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
+from safedraft.core.errors import BrokenModelError
+from safedraft.core.generation import Generation, Passes, Step
+from safedraft.core.request import Request
+from safedraft.core.rows import Place, rank, require_finite
+from safedraft.core.rule import Decision, Rule
+from safedraft.core.session import Pass, SessionEngine
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One decided position."""
+class Decoding(Generation):
+    """One request on its way through the loop.
 
-    token: int
-    matched: bool
-    """Whether the token is the one the draft proposed here."""
-    scheme: Scheme | None
-    """None where no draft took part (a baseline)."""
-    strength: float
-    draft_probability: float | None
-    target_probability: float
-    block: int
-    """Which pass of the target verified it, from 0."""
-    scores: Tensor | None = field(default=None, compare=False, repr=False)
-    """F of every token, ``[V]``; None from a decoder that chooses from another distribution."""
-    more: bool = field(default=False, compare=False, repr=False)
-    """Whether no model has to run before the next position is decided, or the reply ends."""
+    Between blocks each session holds every token but those it has not seen (``…_unseen``): the last
+    committed one, or none for the target when its distribution there is carried over.
+    """
+
+    def __init__(self, request: Request, engine: SessionEngine) -> None:
+        super().__init__(request)
+        self.state = request.rule.start(request.config, request.context)
+        config = request.config
+        self.drafting = config if isinstance(config, DraftingConfig) else DraftingConfig()
+        self.target, self.draft = engine.session("target"), engine.session("draft")
+        self.target_unseen, self.draft_unseen = [*request.target_prompt], [*request.draft_prompt]
+        self.drafts: deque[Draft] = deque()  # proposed, not yet decided
+        self.rows: deque[Place] = deque()  # P at the positions to come
+        self.position = self.decided = 0
+        self.block = -1
+
+    def draft_length(self) -> int:
+        """Maximum number of tokens to draft now."""
+        if self.rows:  # carried over: decided as soon as the draft says something there
+            return 1
+        limit = self.state.draft_limit
+        length = self.drafting.draft_length(self.decided) if limit is None else limit
+        return min(length, self.request.sampling.max_new_tokens - self.position)
+
+    def drafts_more(self, length: int) -> bool:
+        """Whether one more token is drafted for a block of at most ``length``."""
+        if len(self.drafts) >= length:
+            return False
+        last = self.drafts[-1] if self.drafts else None
+        unsure = last and last.probability < self.drafting.draft_confidence
+        return not (last and (unsure or last.token in self.request.end_tokens))
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether the next position can be decided without another pass."""
+        alone = self.request.rule.after_match == "bonus" or self.state.draft_limit == 0
+        return not self.ended and bool(self.rows) and (bool(self.drafts) or alone)
+
+    def commit(self, decision: Decision) -> None:
+        """Write down one decided position, and take back what followed a rejected draft."""
+        request, state = self.request, self.state
+        drafted = decision.draft_probability is not None
+        in_force = (state.scheme, state.alpha, state.threshold) if drafted else (None, 0.0, None)
+        ends = decision.token in request.end_tokens
+        ratio = None if ends else request.rule.observe(state, decision)
+        self.steps.append(
+            Step(
+                decision.token,
+                decision.matched,
+                *in_force,
+                ratio,
+                decision.draft_probability,
+                decision.target_probability,
+                self.block,
+                decision.logprobs,
+                decision.signal,
+            )
+        )
+        self.position += 1
+        self.decided += 1
+        self.ended = ends or self.position == request.sampling.max_new_tokens
+        if not decision.followed:
+            self.draft.rewind(len(self.drafts))
+            self.target.rewind(len(self.rows))
+            self.drafts.clear()
+            self.rows.clear()
+            self.draft_unseen = [*([] if drafted else self.draft_unseen), decision.token]
+        if not self.rows:
+            self.target_unseen = [decision.token]
 
 
-Draft = tuple[int, Tensor]
-"""A proposed token and the distribution q, ``[V]``, that it was taken from."""
+class Batch:
+    """Requests that are decoded together on an engine with sessions."""
+
+    def __init__(self, engine: SessionEngine) -> None:
+        self._engine = engine
+        self._running: list[Decoding] = []
+
+    def add(self, request: Request) -> Decoding:
+        """Take a request in; ``step`` decodes it from now on."""
+        decoding = Decoding(request, self._engine)
+        self._running.append(decoding)
+        return decoding
+
+    def remove(self, generation: Generation) -> None:
+        """Stop decoding a request."""
+        generation.ended = True
+        self._running = [decoding for decoding in self._running if decoding is not generation]
+
+    def step(self) -> None:
+        """Decode one block of every request.
+
+        A request whose last block was accepted throughout has one distribution of the target left.
+        It is decided first, from one draft, so that the target alone never chooses a token.
+        """
+        running = [decoding for decoding in self._running if not decoding.ended]
+        running = [decoding for decoding in running if decoding.rows] or running
+        self._propose(running)
+        self._verify([decoding for decoding in running if not decoding.rows])
+        while deciding := [decoding for decoding in running if decoding.can_decide]:
+            self._decide(deciding)
+        self._running = [decoding for decoding in self._running if not decoding.ended]
+
+    def _propose(self, running: Sequence[Decoding]) -> None:
+        """Draft tokens until no request wants another; a session never holds its last draft."""
+        lengths = {id(decoding): decoding.draft_length() for decoding in running}
+        while drafting := [d for d in running if d.drafts_more(lengths[id(d)]) and not d.ended]:
+            passes = [Pass(d.draft, d.draft_unseen, 1) for d in drafting]
+            drafting, logits = self._run(drafting, passes, [d.draft_passes for d in drafting])
+            if not drafting:
+                continue
+            ranked = rank(torch.cat(logits), [d.request.sampling.temperature for d in drafting])
+            positions = [d.position + len(d.drafts) for d in drafting]
+            drafts = propose(ranked, [d.request for d in drafting], positions)
+            for decoding, draft in zip(drafting, drafts, strict=True):
+                decoding.drafts.append(draft)
+                decoding.draft_unseen = [draft.token]
+
+    def _verify(self, running: Sequence[Decoding]) -> None:
+        """One pass of the target: P at every drafted position and, unless the rule stops, after."""
+        running = [decoding for decoding in running if not decoding.ended]
+        passes = []
+        for decoding in running:
+            fed = [draft.token for draft in decoding.drafts]
+            if decoding.request.rule.after_match == "stop":
+                fed = fed[:-1]
+            passes.append(Pass(decoding.target, [*decoding.target_unseen, *fed], len(fed) + 1))
+        running, logits = self._run(running, passes, [d.target_passes for d in running])
+        for decoding, rows in zip(running, logits, strict=True):
+            ranked = rank(rows, [decoding.request.sampling.temperature] * len(rows))
+            decoding.rows.extend(Place(ranked, row) for row in range(len(rows)))
+            decoding.block, decoding.decided = decoding.block + 1, 0
+
+    def _decide(self, deciding: Sequence[Decoding]) -> None:
+        """Decide the next position of each request."""
+        by_rule: dict[Rule, list[Decoding]] = {}
+        for decoding in deciding:
+            if decoding.drafts:
+                by_rule.setdefault(decoding.request.rule, []).append(decoding)
+            else:
+                row = decoding.rows.popleft()
+                decoding.commit(decide_alone(row, decoding.request, decoding.position))
+        for rule, group in by_rule.items():
+            candidates = [
+                Candidate(d.request, d.state, d.position, d.drafts.popleft(), d.rows.popleft())
+                for d in group
+            ]
+            for decoding, decision in zip(group, decide(rule, candidates), strict=True):
+                decoding.commit(decision)
+
+    def _run(
+        self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]
+    ) -> tuple[list[Decoding], list[Tensor]]:
+        """Run passes together; a request whose logits are no numbers ends, its neighbors go on."""
+        if not passes:
+            return [], []
+        started = time.perf_counter()
+        logits = self._engine.forward(passes)
+        if logits[0].device.type != "cpu":
+            torch.accelerator.synchronize(logits[0].device)
+        seconds = time.perf_counter() - started
+        whole: list[tuple[Decoding, Tensor]] = []
+        for decoding, one, rows, counter in zip(running, passes, logits, counters, strict=True):
+            counter.passes += 1
+            counter.seconds += seconds
+            try:
+                require_finite(rows, one.session.name)
+            except BrokenModelError as error:
+                decoding.error, decoding.ended = error, True
+            else:
+                whole.append((decoding, rows))
+        return [decoding for decoding, _ in whole], [rows for _, rows in whole]
 
 
-class Decoder(Protocol):
-    """Anything that decodes one request as ``decode`` does: SSD, or what it is compared with."""
+def decode(engine: SessionEngine, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:
+    """Decode requests together with the rule of each (SSD: Algorithm 1).
 
-    def __call__(
-        self,
-        target: Session,
-        draft: Session,
-        target_prompt: Sequence[int],
-        draft_prompt: Sequence[int],
-        config: SSDConfig,
-        sampling: SamplingParams,
-        end_tokens: Collection[int] = (),
-    ) -> Iterator[Step]:
-        """As ``decode``."""
-        ...
-
-
-def decode(
-    target: Session,
-    draft: Session,
-    target_prompt: Sequence[int],
-    draft_prompt: Sequence[int],
-    config: SSDConfig,
-    sampling: SamplingParams,
-    end_tokens: Collection[int] = (),
-) -> Iterator[Step]:
-    """Decode one request with Speculative Safety-Aware Decoding (Algorithm 1).
-
-    Both sessions are fresh; the prompts differ, the tokens that follow are shared. The token that
-    ends the reply is the last one yielded. Between blocks each session holds everything but the
-    tokens it has not seen (``..._unseen``), which is the last committed one, or none for the target
-    when its distribution there is carried over.
+    Yields:
+        The index of a request and its next step, in the order in which they are decided. The token
+        that ends a reply is its last one.
 
     Raises:
-        BrokenModel: a model gave NaN or infinite logits.
+        BrokenModelError: a model gave NaN or infinite logits, once every other request has ended.
     """
-    switch, draws = Switch(config), Draws(sampling.seed or 0)
-    target_unseen, draft_unseen = list(target_prompt), list(draft_prompt)
-    drafts: deque[Draft] = deque()  # proposed, not yet decided
-    rows: deque[Tensor] = deque()  # the target's P for the positions to come
-    block, decided = -1, 0
-
-    for position in range(sampling.max_new_tokens):
-        # 1. Propose. A row carried over from a block that matched throughout is decided first,
-        #    from one draft: the target alone never chooses a token.
-        if not drafts:
-            most = 1 if rows else config.draft_length(decided)
-            drafts.extend(propose(draft, draft_unseen, most, config, sampling, draws, position))
-            draft_unseen = [drafts[-1][0]]
-
-        # 2. Verify: one pass of the target gives P at every drafted position and at the one after.
-        if not rows:
-            seen = [*target_unseen, *(token for token, _ in drafts)]
-            rows.extend(forward(target, seen, len(drafts) + 1, sampling.temperature))
-            block, decided = block + 1, 0
-
-        # 3. Decide.
-        p, (drafted, q) = rows.popleft(), drafts.popleft()
-        scores = composite(p, q, switch.scheme is Scheme.UNION, switch.strength, config)
-        token, matched = decide(scores, q, drafted, sampling, draws, position)
-        chances = q[token].item(), p[token].item()
-        more = (matched and bool(drafts)) or position + 1 == sampling.max_new_tokens
-        yield Step(token, matched, switch.scheme, switch.strength, *chances, block, scores, more)
-        if token in end_tokens:
-            return
-        switch.observe(matched)
-        decided += 1
-
-        # 4. Commit, and take back what followed a draft that did not match.
-        if not matched:
-            draft.rewind(len(drafts))
-            target.rewind(len(rows))
-            drafts.clear()
-            rows.clear()
-            draft_unseen = [token]
-        if not rows:
-            target_unseen = [token]
-
-
-def propose(
-    draft: Session,
-    unseen: Sequence[int],
-    most: int,
-    config: SSDConfig,
-    sampling: SamplingParams,
-    draws: Draws,
-    position: int,
-) -> list[Draft]:
-    """Drafts from ``position`` on, at least one; the session does not hold the last of them."""
-    drafts: list[Draft] = []
-    for at in range(position, min(position + most, sampling.max_new_tokens)):
-        q = forward(draft, unseen, 1, sampling.temperature)[0]
-        token = take(q, sampling, draws[at].propose)
-        drafts.append((token, q))
-        unseen = [token]
-        if q[token] < config.draft_confidence:
-            break  # what would follow it is likely to be thrown away
-    return drafts
-
-
-def decide(
-    scores: Tensor, q: Tensor, drafted: int, sampling: SamplingParams, draws: Draws, position: int
-) -> tuple[int, bool]:
-    """The token of one position and whether it is the drafted one; ``scores`` and ``q`` are [V]."""
-    if sampling.greedy:
-        token = int(scores.argmax())
-        return token, token == drafted
-    _, accept, correct = draws[position]
-    chosen, matched = accept_or_correct(
-        distribution(scores, sampling), q, torch.tensor(drafted, device=q.device), accept, correct
-    )
-    return int(chosen), bool(matched)
-
-
-def take(distribution: Tensor, sampling: SamplingParams, uniform: float) -> int:
-    """A token of ``distribution`` [V]: its most likely one, or the one ``uniform`` draws."""
-    return int(distribution.argmax() if sampling.greedy else draw(distribution, uniform))
-
-
-def forward(session: Session, ids: Sequence[int], keep: int, temperature: float) -> Tensor:
-    """Probabilities after the last ``keep`` of ``ids``, ``[keep, V]``.
-
-    Raises:
-        BrokenModel: the logits are not all finite.
-    """
-    logits = session.forward(ids, keep)
-    require_finite(logits, session.name)
-    return probabilities(logits, temperature)
+    batch = Batch(engine)
+    decodings = [batch.add(request) for request in requests]
+    while not all(decoding.ended for decoding in decodings):
+        batch.step()
+        for index, decoding in enumerate(decodings):
+            while decoding.steps:
+                yield index, decoding.steps.popleft()
+    for decoding in decodings:
+        if decoding.error:
+            raise decoding.error

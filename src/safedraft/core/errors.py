@@ -34,15 +34,15 @@ def problems(error: ValidationError, *, whole: str = "", shown: bool = False) ->
     return told
 
 
-class IncompatiblePair(SafeDraftError):
+class IncompatiblePairError(SafeDraftError):
     """The two models cannot decode together."""
 
 
-class BrokenModel(SafeDraftError):
+class BrokenModelError(SafeDraftError):
     """A model gave logits that are not numbers; nothing is decoded without both models."""
 
 
-class PromptTooLong(SafeDraftError):
+class PromptTooLongError(SafeDraftError):
     """The prompt leaves no room for a reply.
 
     ``tokens`` are those of the longer of the two prompts, ``context_length`` those that the pair

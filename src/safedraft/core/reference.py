@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-from safedraft.core.sampling import Draws
+from safedraft.core.random import Use, uniform
 
 Model = Callable[[Sequence[int]], Tensor]
 """From the tokens so far to the logits ``[V]`` of the next."""
@@ -21,9 +21,9 @@ Model = Callable[[Sequence[int]], Tensor]
 def composite_scores(
     p: Sequence[float], q: Sequence[float], scheme: str, alpha: float, config: SSDConfig
 ) -> dict[int, float]:
-    """F over the sample space, by sets and sorting: token -> score."""
-    by_p = sorted(range(len(p)), key=lambda token: -p[token])
-    by_q = sorted(range(len(q)), key=lambda token: -q[token])
+    """F over the sample space, by sets and sorting: token -> score. Ties go by id."""
+    by_p = sorted(range(len(p)), key=lambda token: (-p[token], token))
+    by_q = sorted(range(len(q)), key=lambda token: (-q[token], token))
     c = min(config.sample_space_size, len(p))
     if scheme == "union":
         space = set(by_p[:c]) | set(by_q[:c])
@@ -48,7 +48,7 @@ def composite_distribution(
     mass = {token: score for token, score in scores.items() if score > 0}
     if not mass:
         mass = {max(scores, key=lambda token: scores[token]): 1.0}
-    ranked = sorted(mass, key=lambda token: -mass[token])[: sampling.top_k or None]
+    ranked = sorted(mass, key=lambda token: (-mass[token], token))[: sampling.top_k or None]
     total = sum(mass[token] for token in ranked)
     kept, reached = [], 0.0
     for token in ranked:
@@ -73,7 +73,7 @@ def reference_decode(
     log: list[bool] = []
     scheme, threshold, alpha = config.initial_scheme, config.threshold, config.alpha_intersection
     bins = 0
-    draws = Draws(sampling.seed or 0)
+    seed = sampling.seed or 0
     for position in range(sampling.max_new_tokens):
         p = _softmax(target([*target_prompt, *output]), sampling.temperature)
         q = _softmax(draft([*draft_prompt, *output]), sampling.temperature)
@@ -84,10 +84,10 @@ def reference_decode(
             token = max(scores, key=lambda token: scores[token])
         else:
             f = composite_distribution(p, q, scheme, strength, config, sampling)
-            propose, accept, correct = draws[position]
-            drafted = token = _draw(q, propose)
-            if accept * q[drafted] >= f[drafted]:
-                token = _draw([max(f[x] - q[x], 0.0) for x in range(len(q))], correct)
+            drafted = token = _draw(q, uniform(seed, position, Use.PROPOSE))
+            if uniform(seed, position, Use.ACCEPT) * q[drafted] >= f[drafted]:
+                residual = [max(f[x] - q[x], 0.0) for x in range(len(q))]
+                token = _draw(residual, uniform(seed, position, Use.CORRECT))
         yield scheme, strength, token
         if token in end_tokens:
             return

@@ -1,30 +1,25 @@
-"""What the loop asks of an engine, and no more."""
+"""What the decoding loop needs of an engine: sessions, and passes that run together."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from safedraft.core.rows import require_finite
+
+Which = Literal["target", "draft"]
+
 
 class Session(Protocol):
-    """A model that holds a growing sequence of tokens whose end can be taken back."""
+    """One sequence of tokens in one model, with a cache whose end can be taken back."""
 
     @property
     def name(self) -> str:
         """What errors call the model."""
-        ...
-
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Append ``ids`` and give the logits that follow each of the last ``keep`` of them.
-
-        Returns:
-            ``[keep, V]`` in float32, V the vocabulary that target and draft share, on the device
-            where the two are combined.
-        """
         ...
 
     def rewind(self, count: int) -> None:
@@ -32,25 +27,64 @@ class Session(Protocol):
         ...
 
 
-class Clocked:
-    """A session that counts its passes and the seconds they take."""
+class Pass(NamedTuple):
+    """One forward pass of one model for one request."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.name = session.name
+    session: Session
+    tokens: Sequence[int]
+    """Appended to the session."""
+    keep: int
+    """How many of the last tokens are followed by logits in the result, at least 1."""
+
+
+@runtime_checkable
+class SessionEngine(Protocol):
+    """An engine whose models can be asked about any sequence of tokens."""
+
+    def session(self, which: Which) -> Session:
+        """A new, empty session in one of the two models."""
+        ...
+
+    def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """Run the passes, together where the engine can and one by one where it cannot.
+
+        Returns:
+            For each pass the logits after its last ``keep`` tokens, ``[keep, V]`` in float32, on
+            the device where target and draft are combined. V is the vocabulary they share.
+        """
+        ...
+
+
+class Reader:
+    """A model that is asked about texts of the caller's own.
+
+    Args:
+        engine: runs the model.
+        which: which of the two models.
+    """
+
+    def __init__(self, engine: SessionEngine, which: Which) -> None:
+        self._engine, self._session = engine, engine.session(which)
         self.passes = 0
         self.seconds = 0.0
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """As the session's own."""
+    def read(self, tokens: Sequence[int], keep: int) -> Tensor:
+        """Append tokens, and return the probabilities after the last ``keep`` of them.
+
+        Returns:
+            ``[keep, V]`` in float32 at a temperature of 1.
+
+        Raises:
+            BrokenModelError: the logits are not all finite.
+        """
         started = time.perf_counter()
-        logits = self._session.forward(ids, keep)
-        if logits.device.type != "cpu":
-            torch.accelerator.synchronize(logits.device)
-        self.seconds += time.perf_counter() - started
+        (logits,) = self._engine.forward([Pass(self._session, tokens, keep)])
+        require_finite(logits, self._session.name)
+        probabilities = logits.softmax(-1, dtype=torch.float32).cpu()
         self.passes += 1
-        return logits
+        self.seconds += time.perf_counter() - started
+        return probabilities
 
     def rewind(self, count: int) -> None:
-        """As the session's own."""
+        """Forget the last ``count`` tokens."""
         self._session.rewind(count)

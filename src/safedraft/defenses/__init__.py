@@ -1,73 +1,54 @@
 """What SSD is compared with, one file each.
 
-A decoder takes tokens from the two models; a defense answers a conversation with a pair, and may
-rewrite, read or withhold text around a decoder.
+A rule decides each position from the two models; a defense answers a conversation with a pair, and
+may rewrite, read or withhold text around a rule. Every rule is a defense of its own.
 """
 
 from __future__ import annotations
 
-from safedraft.core.config import OF_SPEED, SSDConfig
-from safedraft.core.decode import Decoder, decode
-from safedraft.defenses.base import Asking, Defense, decoded, passed_on
-from safedraft.defenses.ensemble_weight import ensemble_weight
-from safedraft.defenses.in_context import in_context
-from safedraft.defenses.paraphrase import paraphrase
-from safedraft.defenses.perplexity_filter import PerplexityFilter, perplexity_filter
-from safedraft.defenses.risk_switch import risk_switch, ssd_risk
-from safedraft.defenses.safedecoding import safedecoding
-from safedraft.defenses.self_examination import self_examination
-from safedraft.defenses.self_reminder import self_reminder
-from safedraft.defenses.speculative import speculative
-from safedraft.defenses.target_only import target_only
+from safedraft.core.config import Constants
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.plugins import Registry
+from safedraft.defenses.base import Defense, RuleDefense
+from safedraft.defenses.perplexity_filter import PerplexityFilter
+from safedraft.rules import RULES, find_rule
 
-DECODERS: dict[str, Decoder] = {
-    "target_only": target_only,
-    "speculative": speculative,
-    "ensemble_weight": ensemble_weight(),
-    "safedecoding": safedecoding,
-    "ssd": decode,
-}
-"""Every way to take tokens from the two models that needs nothing but them, by name."""
+DEFENSES: Registry[Defense] = Registry("safedraft.defenses", "defense")
+"""Defenses that are more than a rule; third parties add theirs by an entry point."""
 
-ASKING: dict[str, Asking] = {
-    "target_only": passed_on,
-    "self_reminder": self_reminder,
-    "in_context": in_context,
-    "self_examination": self_examination,
-    "paraphrase": paraphrase,
-}
-"""Those that ask the target alone, whose replies can be drawn many at a time, by name."""
 
-DEFENSES: dict[str, Defense] = {
-    **{name: decoded(decoder) for name, decoder in DECODERS.items()},
-    "ssd_risk": ssd_risk,
-    **ASKING,
-    "perplexity_filter": perplexity_filter,
-}
-"""Every way to answer a conversation, by name."""
+def defense_names() -> list[str]:
+    """Every way to answer a conversation: the rules, and the defenses that are more than one."""
+    return list(dict.fromkeys([*DEFENSES.names(), *RULES.names()]))
 
-CONSTANTS: dict[str, frozenset[str]] = {
-    "ssd": frozenset(SSDConfig.model_fields),
-    "ssd_risk": OF_SPEED
-    | {"sample_space_size", "kappa", "alpha_intersection", "alpha_union"}
-    | {"bin_size", "initial_scheme", "prefill_scheme"},
-    "speculative": OF_SPEED,
-    "ensemble_weight": OF_SPEED,
-}
-"""The constants of the method that a defense uses, by its name; all others use none."""
 
-__all__ = [
-    "ASKING",
-    "CONSTANTS",
-    "DECODERS",
-    "DEFENSES",
-    "Decoder",
-    "Defense",
-    "PerplexityFilter",
-    "decoded",
-    "ensemble_weight",
-    "risk_switch",
-    "safedecoding",
-    "speculative",
-    "target_only",
-]
+def find_defense(name: str) -> Defense:
+    """The defense of that name.
+
+    Raises:
+        SafeDraftError: there is none; lists those there are.
+    """
+    if name in DEFENSES.names():
+        return DEFENSES.find(name)
+    if name in RULES.names():
+        return RuleDefense(find_rule(name))
+    raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(defense_names())}")
+
+
+def constants_of(name: str) -> frozenset[str]:
+    """Names of the constants that a defense uses; none of one that is not installed."""
+    if name in DEFENSES.names() or name not in RULES.names():
+        return frozenset()
+    return frozenset(find_rule(name).config.model_fields)
+
+
+def needs_sessions(name: str) -> bool:
+    """Whether a defense asks a model about a text, which not every engine can do."""
+    return isinstance(find_defense(name), PerplexityFilter)
+
+
+def constants_class(name: str) -> type[Constants]:
+    """The class of the constants that a defense uses."""
+    if name in DEFENSES.names():
+        return Constants
+    return find_rule(name).config

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.decode import Decoder
+from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses.target_only import target_only
-from safedraft.prompts.refusals import REFUSAL
-from safedraft.text.chat import Message, Reply, Statistics
+from safedraft.core.rule import Rule
+from safedraft.rules.target_only import TargetOnly
+from safedraft.text.messages import Message
+from safedraft.text.refusals import REFUSAL
+from safedraft.text.results import GenerationResult, Statistics
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -25,56 +27,56 @@ class Defense(Protocol):
         pair: Pair,
         messages: Sequence[Message],
         sampling: SamplingParams,
-        config: SSDConfig,
-    ) -> Reply:
+        config: Constants,
+    ) -> GenerationResult:
         """The whole reply; messages that end in an assistant turn are continued.
 
         Raises:
             SafeDraftError: nothing to answer, or no room for it in the context.
-            BrokenModel: a model gave NaN or infinite logits.
+            BrokenModelError: a model gave NaN or infinite logits.
         """
         ...
 
 
-def decoded(decoder: Decoder) -> Defense:
-    """The defense that lies in the decoder alone."""
+@dataclass(frozen=True)
+class RuleDefense:
+    """The defense that lies in the rule alone by which positions are decided."""
 
-    def answer(
-        pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
-    ) -> Reply:
-        return pair.generate(messages, sampling=sampling, config=config, decoder=decoder)
-
-    return answer
-
-
-undefended = decoded(target_only)
-"""The target alone: what the defenses that work on text answer with."""
-
-
-class Asking(Protocol):
-    """A defense that asks the target alone, and works on what it is asked and on what it says."""
+    rule: Rule
 
     def __call__(
         self,
         pair: Pair,
         messages: Sequence[Message],
         sampling: SamplingParams,
-        config: SSDConfig,
+        config: Constants,
+    ) -> GenerationResult:
+        """As ``Defense``."""
+        return pair.generate(messages, sampling=sampling, config=config, rule=self.rule)
+
+
+undefended = RuleDefense(TargetOnly())
+"""The target alone: what the defenses that work on text answer with."""
+
+
+class PromptDefense(Protocol):
+    """A defense that asks the target alone, and works on the prompts and replies around it."""
+
+    def __call__(
+        self,
+        pair: Pair,
+        messages: Sequence[Message],
+        sampling: SamplingParams,
+        config: Constants,
         ask: Defense = undefended,
-    ) -> Reply:
+    ) -> GenerationResult:
         """As ``Defense``; whatever the target is asked, ``ask`` answers."""
         ...
 
 
-def passed_on(
-    pair: Pair,
-    messages: Sequence[Message],
-    sampling: SamplingParams,
-    config: SSDConfig,
-    ask: Defense = undefended,
-) -> Reply:
-    """No defense, as one that asks."""
-    return ask(pair, messages, sampling, config)
+def is_prompt_defense(defense: Defense) -> TypeGuard[PromptDefense]:
+    """Whether a defense lets another function ask the target, so that replies can be drawn."""
+    return "ask" in signature(defense).parameters
 
 
 def last_user(messages: Sequence[Message]) -> int:
@@ -89,13 +91,13 @@ def last_user(messages: Sequence[Message]) -> int:
     raise SafeDraftError("the conversation has no user message to answer")
 
 
-def rewritten(messages: Sequence[Message], text: str) -> list[Message]:
+def rewrite_request(messages: Sequence[Message], text: str) -> list[Message]:
     """``messages`` with ``text`` in place of the last user message's."""
     at = last_user(messages)
     return [*messages[:at], {**messages[at], "content": text}, *messages[at + 1 :]]
 
 
-def refused(pair: Pair, withheld: Reply) -> Reply:
+def refuse(pair: Pair, withheld: GenerationResult) -> GenerationResult:
     """A fixed refusal in place of a reply; nothing decoded it, so it has no trace and no cost yet.
 
     Its ``tokens`` are those of the sentence, which is what the user is given.
@@ -104,10 +106,10 @@ def refused(pair: Pair, withheld: Reply) -> Reply:
     length = len(tokenizer.encode(REFUSAL, add_special_tokens=False)) if tokenizer else 0
     asked = withheld.statistics
     statistics = Statistics(prompt_tokens=asked.prompt_tokens, tokens=length, seed=asked.seed)
-    return Reply(text=REFUSAL, finish_reason="stop", statistics=statistics)
+    return GenerationResult(text=REFUSAL, finish_reason="stop", statistics=statistics)
 
 
-def charged(reply: Reply, *work: Statistics) -> Reply:
+def add_cost(reply: GenerationResult, *work: Statistics) -> GenerationResult:
     """``reply`` with what other ``work`` for it cost: passes and seconds, spent before it began.
 
     The tokens of that work are not added, as the user never sees them. So ``tokens_per_second`` and

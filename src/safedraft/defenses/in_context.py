@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import Constants, SamplingParams
 from safedraft.defenses.base import Defense, undefended
-from safedraft.prompts.refusals import REFUSAL
-from safedraft.text.chat import Message, Reply, conversation
+from safedraft.text.messages import Message, conversation
+from safedraft.text.refusals import REFUSAL
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -26,9 +27,9 @@ def in_context(
     pair: Pair,
     messages: Sequence[Message],
     sampling: SamplingParams,
-    config: SSDConfig,
+    config: Constants,
     ask: Defense = undefended,
-) -> Reply:
+) -> GenerationResult:
     """The target's reply to the conversation behind the demonstration and any system prompt."""
     messages = conversation(messages)
     start = int(messages[0]["role"] == "system")

@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.defenses.base import Defense, charged, last_user, refused, rewritten, undefended
-from safedraft.text.chat import Message, Reply, conversation
+from safedraft.core.config import Constants, SamplingParams
+from safedraft.defenses.base import (
+    Defense,
+    add_cost,
+    last_user,
+    refuse,
+    rewrite_request,
+    undefended,
+)
+from safedraft.text.messages import Message, conversation
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -27,9 +35,9 @@ def paraphrase(
     pair: Pair,
     messages: Sequence[Message],
     sampling: SamplingParams,
-    config: SSDConfig,
+    config: Constants,
     ask: Defense = undefended,
-) -> Reply:
+) -> GenerationResult:
     """The target's reply to a greedy paraphrase of the last user message.
 
     All other turns stay as they are, a prefilled beginning of the reply included. A message of
@@ -42,6 +50,6 @@ def paraphrase(
     brief = SamplingParams(max_new_tokens=2 * length + _SPARE)
     reworded = ask(pair, prompt, brief, config)
     if not reworded.text.strip():
-        return charged(refused(pair, reworded), reworded.statistics)
-    reply = ask(pair, rewritten(messages, reworded.text.strip()), sampling, config)
-    return charged(reply, reworded.statistics)
+        return add_cost(refuse(pair, reworded), reworded.statistics)
+    reply = ask(pair, rewrite_request(messages, reworded.text.strip()), sampling, config)
+    return add_cost(reply, reworded.statistics)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.decode import forward
+from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
-from safedraft.core.session import Clocked, Session
-from safedraft.defenses.base import charged, last_user, refused
-from safedraft.defenses.target_only import target_only
-from safedraft.text.chat import Message, Reply, Statistics, conversation
+from safedraft.core.session import Reader
+from safedraft.defenses.base import add_cost, last_user, refuse
+from safedraft.rules.target_only import TargetOnly
+from safedraft.text.messages import Message, conversation
+from safedraft.text.results import GenerationResult, Statistics
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -52,14 +52,14 @@ class PerplexityFilter:
             raise SafeDraftError(f"a window has at least 1 token, not {self.window}")
 
     def __call__(
-        self, pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
-    ) -> Reply:
+        self, pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: Constants
+    ) -> GenerationResult:
         """The target's reply, or a refusal; a perplexity that is no number is refused too."""
         messages = conversation(messages)
         # Made first, so that what cannot be answered is an error whatever its perplexity.
-        stream = pair.stream(messages, sampling=sampling, config=config, decoder=target_only)
+        stream = pair.stream(messages, sampling=sampling, config=config, rule=TargetOnly())
         started = time.perf_counter()
-        target = Clocked(pair.session("target"))
+        target = pair.reader("target")
         losses = message_losses(pair, target, messages[last_user(messages)]["content"])
         passes = worst_perplexity(losses, self.window) <= self.threshold
         work = Statistics(
@@ -67,7 +67,7 @@ class PerplexityFilter:
             target_passes=target.passes,
             target_seconds=target.seconds,
         )
-        return charged(stream.drain() if passes else refused(pair, stream.reply), work)
+        return add_cost(stream.drain() if passes else refuse(pair, stream.result), work)
 
 
 perplexity_filter = PerplexityFilter()
@@ -86,7 +86,7 @@ def worst_perplexity(losses: Tensor, window: int) -> float:
     return math.exp(torch.stack(means).max().item())
 
 
-def message_losses(pair: Pair, target: Session, text: str) -> Tensor:
+def message_losses(pair: Pair, target: Reader, text: str) -> Tensor:
     """-log P of each token of a user message, ``[n]``, where the target reads it: in its template.
 
     The message stands alone, because earlier turns could make any text look likely.
@@ -104,14 +104,14 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
 
 
-def _losses(target: Session, ids: Sequence[int], start: int) -> Tensor:
+def _losses(target: Reader, ids: Sequence[int], start: int) -> Tensor:
     """-log P of each of ``ids[start:]`` given all before it; ``start`` is at least 1."""
     losses = [torch.zeros(0)]
     fed = 0
     for at in range(start, len(ids), ROWS):
         wanted = ids[at : at + ROWS]
         last = at + len(wanted) - 1
-        rows = forward(target, ids[fed:last], len(wanted), 0.0).cpu()
+        rows = target.read(ids[fed:last], len(wanted))
         losses.append(-rows.gather(-1, torch.tensor(wanted)[:, None])[:, 0].log())
         fed = last
     return torch.cat(losses)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.defenses.base import Defense, charged, refused, undefended
-from safedraft.text.chat import Message, Reply, conversation
+from safedraft.core.config import Constants, SamplingParams
+from safedraft.defenses.base import Defense, add_cost, refuse, undefended
+from safedraft.text.messages import Message, conversation
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -31,9 +32,9 @@ def self_examination(
     pair: Pair,
     messages: Sequence[Message],
     sampling: SamplingParams,
-    config: SSDConfig,
+    config: Constants,
     ask: Defense = undefended,
-) -> Reply:
+) -> GenerationResult:
     """The target's reply if it calls it harmless; a refusal on a yes, and on anything but a no.
 
     The statistics count the tokens of what is delivered, and the passes and seconds of both
@@ -48,9 +49,9 @@ def self_examination(
     question = {"role": "user", "content": QUESTION.format(text=begun + answer.text)}
     verdict = ask(pair, [question], SamplingParams(max_new_tokens=VERDICT_TOKENS), config)
     if harmless(verdict.text):
-        reply = charged(answer, verdict.statistics)
+        reply = add_cost(answer, verdict.statistics)
     else:
-        reply = charged(refused(pair, answer), answer.statistics, verdict.statistics)
+        reply = add_cost(refuse(pair, answer), answer.statistics, verdict.statistics)
     waited = replace(reply.statistics, first_token_seconds=reply.statistics.seconds)
     return replace(reply, statistics=waited)
 

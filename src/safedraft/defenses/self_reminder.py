@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.defenses.base import Defense, last_user, rewritten, undefended
-from safedraft.text.chat import Message, Reply, conversation, with_system
+from safedraft.core.config import Constants, SamplingParams
+from safedraft.defenses.base import Defense, last_user, rewrite_request, undefended
+from safedraft.text.messages import Message, conversation, with_system
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -27,11 +28,11 @@ def self_reminder(
     pair: Pair,
     messages: Sequence[Message],
     sampling: SamplingParams,
-    config: SSDConfig,
+    config: Constants,
     ask: Defense = undefended,
-) -> Reply:
+) -> GenerationResult:
     """The target's reply under the system prompt, the last user message ending in the reminder."""
     messages = conversation(messages)
     asked = messages[last_user(messages)]["content"]
-    reminded = rewritten(messages, f"{asked}\n\n{REMINDER}")
+    reminded = rewrite_request(messages, f"{asked}\n\n{REMINDER}")
     return ask(pair, with_system(reminded, SYSTEM), sampling, config)

@@ -1,1 +1,9 @@
-"""What the algorithm runs on: sessions that take token ids and give logits."""
+"""Engines: what runs the two models of a pair and decodes requests with them."""
+
+from __future__ import annotations
+
+from safedraft.core.plugins import Registry
+from safedraft.engines.base import EngineLoader
+
+ENGINES: Registry[EngineLoader] = Registry("safedraft.engines", "engine")
+"""What loads a pair on each engine, by name; third parties add theirs by an entry point."""

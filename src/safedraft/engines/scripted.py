@@ -1,21 +1,29 @@
-"""A session for tests: logits are a function of the tokens so far. Offline, exact, instant."""
+"""An engine for tests: logits are a function of the tokens so far. Offline, exact, instant."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from safedraft.core.decode import Batch
+from safedraft.core.session import Pass, Which
+from safedraft.engines.base import Capabilities, Capability
+
+Script = Callable[[Sequence[int]], Tensor]
+"""From the tokens so far to the logits ``[V]`` of the next."""
+
 
 class ScriptedSession:
-    """Gives ``script(ids so far)``, a row of logits ``[V]``, after every token.
+    """Gives ``script(tokens so far)`` after every token.
 
     It keeps what a cache would hold in ``ids`` and every call in ``calls``, so that tests can see
     what was computed, rewound, and never computed twice.
     """
 
-    def __init__(self, script: Callable[[Sequence[int]], Tensor], name: str = "scripted") -> None:
+    def __init__(self, script: Script, name: str = "scripted") -> None:
         self._script = script
         self.name = name
         self.ids: list[int] = []
@@ -36,3 +44,42 @@ class ScriptedSession:
             raise ValueError(f"cannot rewind {count} of {len(self.ids)} tokens")
         self.calls.append(("rewind", count))
         del self.ids[len(self.ids) - count :]
+
+
+class ScriptedEngine:
+    """Two scripts that decode together.
+
+    Args:
+        target: the target's script.
+        draft: the draft's.
+    """
+
+    name = "scripted"
+    capabilities = Capabilities({Capability.MODELS: "scripts have no weights"})
+
+    def __init__(self, target: Script, draft: Script) -> None:
+        self._scripts: dict[Which, Script] = {"target": target, "draft": draft}
+        self.sessions: list[ScriptedSession] = []
+        """All sessions so far, for tests to look at."""
+        self.batches: list[int] = []
+        """How many passes each call of ``forward`` was handed."""
+
+    def session(self, which: Which) -> ScriptedSession:
+        """A new, empty session."""
+        session = ScriptedSession(self._scripts[which], which)
+        self.sessions.append(session)
+        return session
+
+    def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """Run the passes one by one."""
+        self.batches.append(len(passes))
+        return [
+            cast("ScriptedSession", one.session).forward(one.tokens, one.keep) for one in passes
+        ]
+
+    def batch(self) -> Batch:
+        """Requests that are decoded together."""
+        return Batch(self)
+
+    def close(self) -> None:
+        """There is nothing to give back."""

@@ -1,7 +1,7 @@
-"""Replies of the target alone, drawn many at a time before a defense needs them.
+"""Replies of the target alone, generated in batches before a defense needs them.
 
-On a processor that is several times as fast as one by one. What a defense asks the target may hang
-on what the target said before (its verdict on a reply, say), so drawing goes in rounds.
+On a CPU, batches are several times as fast as single replies. A defense's later question to the
+target can depend on an earlier reply, as a verdict on a reply does, so generation goes in rounds.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses.base import Asking
+from safedraft.defenses.base import PromptDefense
 from safedraft.pair import Pair
-from safedraft.prompts.drawn import Drawn, draw_replies
-from safedraft.text.chat import Message, Reply, Statistics
+from safedraft.prompts.drawn import DrawnReply, draw_replies
+from safedraft.text.messages import Message
+from safedraft.text.results import GenerationResult, Statistics
 
 
-class _Unknown(Exception):
-    """The target has not been asked this yet."""
+class _MissingReplyError(Exception):
+    """The target's reply to these messages has not been generated yet."""
 
     def __init__(self, messages: Sequence[Message], sampling: SamplingParams) -> None:
         self.messages, self.sampling = messages, sampling
@@ -29,63 +30,63 @@ class _Unknown(Exception):
 
 
 def draw_ahead(
-    defense: Asking,
+    defense: PromptDefense,
     pair: Pair,
     conversations: Sequence[Sequence[Message]],
     sampling: SamplingParams,
     report: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw all that the defense asks the target when it answers these; the replies are cached."""
-    known: dict[str, Reply] = {}
+    """Generate and cache the target's replies that a defense needs to answer conversations."""
+    replies: dict[str, GenerationResult] = {}
 
     def ask(
-        pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
-    ) -> Reply:
-        asked = _Unknown(messages, pair.fitted(pair.prompts(messages), sampling))
-        if asked.key not in known:
-            raise asked
-        return known[asked.key]
+        pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: Constants
+    ) -> GenerationResult:
+        missing = _MissingReplyError(messages, pair.fit(pair.prompts(messages), sampling))
+        if missing.key not in replies:
+            raise missing
+        return replies[missing.key]
 
-    def first_unknown(messages: Sequence[Message]) -> _Unknown | None:
+    def find_missing(messages: Sequence[Message]) -> _MissingReplyError | None:
         try:
             defense(pair, messages, sampling, pair.config, ask)
-        except _Unknown as unknown:
-            return unknown
+        except _MissingReplyError as missing:
+            return missing
         except SafeDraftError:
-            return None  # it is told when it is this conversation's turn
+            return None  # raised again when this conversation is answered
         return None
 
     waiting = list(conversations)
-    while missing := [(one, m) for m in waiting if (one := first_unknown(m))]:
-        unknown, waiting = map(list, zip(*missing, strict=True))
-        replies = draw_replies(
+    while missing := [(question, m) for m in waiting if (question := find_missing(m))]:
+        questions, waiting = map(list, zip(*missing, strict=True))
+        drawn_replies = draw_replies(
             pair.target,
-            [one.messages for one in unknown],
-            max_new_tokens=[one.sampling.max_new_tokens for one in unknown],
+            [question.messages for question in questions],
+            max_new_tokens=[question.sampling.max_new_tokens for question in questions],
             report=report,
         )
-        for one, drawn in zip(unknown, replies, strict=True):
-            known[one.key] = _reply(pair, one.messages, drawn)
+        for question, drawn in zip(questions, drawn_replies, strict=True):
+            replies[question.key] = _to_result(pair, question.messages, drawn)
 
 
-def drawn_reply(
-    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: SSDConfig
-) -> Reply:
-    """The target's own greedy reply, from those that were drawn many at a time; it has no seconds.
+def look_up_reply(
+    pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: Constants
+) -> GenerationResult:
+    """The target's greedy reply, from the cache of ``draw_ahead``; its statistics have no seconds.
 
     Raises:
         SafeDraftError: the prompt leaves no room for a reply.
     """
-    sampling = pair.fitted(pair.prompts(messages), sampling)
+    sampling = pair.fit(pair.prompts(messages), sampling)
     (drawn,) = draw_replies(pair.target, [messages], max_new_tokens=sampling.max_new_tokens)
-    return _reply(pair, messages, drawn)
+    return _to_result(pair, messages, drawn)
 
 
-def _reply(pair: Pair, messages: Sequence[Message], drawn: Drawn) -> Reply:
+def _to_result(pair: Pair, messages: Sequence[Message], drawn: DrawnReply) -> GenerationResult:
     tokenizer = pair.target.tokenizer
     assert tokenizer is not None
     tokens = len(tokenizer.encode(drawn.text, add_special_tokens=False)) + drawn.ended
-    return Reply(
+    return GenerationResult(
         drawn.text,
         "stop" if drawn.ended else "length",
         statistics=Statistics(len(pair.prompts(messages).target), tokens, target_passes=tokens),

@@ -1,11 +1,12 @@
-"""Choosing the constants of a pair, on prompts that no report uses.
+"""Chooses the constants of a pair, on prompts that no report uses.
 
-One constant after the other, each at the best found for those before it: every trial is SSD on the
-calibration split of attacks and of harmless suites, run and kept like any other evaluation. A
-trial's cost is its attack success plus what it loses of harmless prompts, by a refusal or a wrong
-result, beyond what the target alone loses. Constants that change no token are tried on ordinary
-prompts, for speed alone; all others go by cost alone. The pair's own value stays unless another is
-better, and in speed by more than a machine's drift between two trials.
+Coordinate search: one constant after the other is varied, with the earlier ones at their best
+values. Every trial is SSD on the calibration split of attacks and of harmless suites, run and
+logged like any other evaluation. The cost of a trial is its attack success plus the share of
+harmless prompts lost (refused or answered wrong) beyond the share that the target alone loses.
+Constants that change no token are compared by speed on ordinary prompts, all others by cost. The
+pair's own value stays unless another is better, and for speed, by more than the machine's drift
+between two trials.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 
 from safedraft.core.config import OF_SPEED, SSDConfig
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.files import write_atomically
+from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
-from safedraft.evaluation.report.read import BASELINE, Row, read_logs
+from safedraft.evaluation.records import BASELINE, Row
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.models.progress import Report, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
@@ -35,28 +38,28 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
     "draft_confidence": (0.0, 0.3, 0.5),
     "draft_growth": (0.0, 2.0),
 }
-"""What is tried of each constant beside the pair's own value, in this order."""
+"""Values to try for each constant besides the pair's own, in this order."""
 
 TIMED = "ordinary"
-"""The suite by which speed is judged."""
+"""The suite on which speed is measured."""
 
 DRIFT = 1.05
-"""Times as fast that a trial may look which came at another moment."""
+"""Factor by which the measured speed of equal trials may differ at different times."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of constants and what came of it."""
+    """One set of constants and its results."""
 
     constants: Mapping[str, Any]
     attack_success: float
     lost: float
-    """Of harmless prompts: refused, or answered wrong where there is a right answer."""
+    """Share of harmless prompts that were refused or, where answers are judged, answered wrong."""
     tokens_per_second: float
     """Median over the ordinary prompts."""
 
     def cost(self, lost_by_target: float) -> float:
-        """Attack success plus harmless prompts that are lost and that the target would answer."""
+        """Attack success plus the share of harmless prompts lost beyond the target's own share."""
         return self.attack_success + max(self.lost - lost_by_target, 0.0)
 
 
@@ -66,7 +69,7 @@ class Calibration:
 
     pair: PairSpec
     log_dir: Path
-    """Where the trials are kept: a sweep goes on where one stopped."""
+    """Folder of the trials' logs; a stopped sweep resumes from them."""
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=lambda: CANDIDATES)
     attacks: Sequence[str] = ("prefill_20",)
     harmless: Sequence[str] = ("over_refusal", TIMED)
@@ -74,10 +77,10 @@ class Calibration:
     max_new_tokens: int = NEW_TOKENS
     sources: dict[str, list[str]] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Model arguments of every trial."""
+    """Model arguments for every trial."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be tried before anything is loaded."""
+        """Refuse unknown constants, bad values and wrong suites before anything is loaded."""
         for name, values in self.candidates.items():
             if name not in SSDConfig.model_fields:
                 known = ", ".join(SSDConfig.model_fields)
@@ -93,39 +96,45 @@ class Calibration:
         """Sweep, and return the chosen constants and every trial.
 
         Raises:
-            SafeDraftError: as ``matrix.prepare``; or a trial that did not finish.
-            KeyboardInterrupt: stopped; the trials so far are kept.
+            SafeDraftError: as ``matrix.prepare``; or a trial did not finish.
+            KeyboardInterrupt: the sweep was stopped; the logs have the trials so far.
         """
         rows = self._measure(BASELINE, self.harmless, report, display)
-        by_target = _share(_lost(row) for suite in self.harmless for row in rows[suite])
+        lost_by_target = _share(_is_lost(row) for suite in self.harmless for row in rows[suite])
         chosen: dict[str, Any] = {}
         trials: list[Trial] = []
         for name, values in self.candidates.items():
             own, *others = [
-                self._trial(chosen | {name: value}, report, display)
+                self._run_trial(chosen | {name: value}, report, display)
                 for value in dict.fromkeys((getattr(self.pair.config, name), *values))
             ]
             trials += [own, *others]
-            best = _faster(own, others) if name in OF_SPEED else _cheapest(own, others, by_target)
+            best = (
+                _find_faster(own, others)
+                if name in OF_SPEED
+                else _find_cheapest(own, others, lost_by_target)
+            )
             chosen[name] = best.constants[name]
         return self._config(chosen), trials
 
-    def _trial(self, constants: Mapping[str, Any], report: Report, display: str) -> Trial:
-        # What changes no token is left out where tokens are judged, so that nothing is run twice.
-        telling = {name: value for name, value in constants.items() if name not in OF_SPEED}
-        judged = self._measure(_spec(telling), [*self.attacks, *self.harmless], report, display)
-        timed = self._measure(_spec(constants), [TIMED], report, display)
+    def _run_trial(self, constants: Mapping[str, Any], report: Report, display: str) -> Trial:
+        # Constants that change no token are left out of the judged runs, so that none is repeated.
+        token_constants = {name: value for name, value in constants.items() if name not in OF_SPEED}
+        judged = self._measure(
+            _format_spec(token_constants), [*self.attacks, *self.harmless], report, display
+        )
+        timed = self._measure(_format_spec(constants), [TIMED], report, display)
         return Trial(
             constants,
             _share(row.succeeded for suite in self.attacks for row in judged[suite]),
-            _share(_lost(row) for suite in self.harmless for row in judged[suite]),
+            _share(_is_lost(row) for suite in self.harmless for row in judged[suite]),
             median(row.statistics["tokens_per_second"] for row in timed[TIMED]),
         )
 
     def _measure(
         self, defense: str, suites: Sequence[str], report: Report, display: str
     ) -> dict[str, Sequence[Row]]:
-        """The rows of one configuration by suite, from the logs where they are complete."""
+        """Rows of one configuration by suite; complete logs are reused."""
         matrix = Matrix(
             defenses=[defense],
             suites=suites,
@@ -141,49 +150,51 @@ class Calibration:
         return {run.suite: run.rows for run in runs}
 
     def _config(self, constants: Mapping[str, Any]) -> SSDConfig:
-        return SSDConfig.model_validate(self.pair.config.model_dump() | dict(constants))
+        return self.pair.config.replace(**constants)
 
 
-def _cheapest(own: Trial, others: Sequence[Trial], lost_by_target: float) -> Trial:
-    return min((own, *others), key=lambda trial: trial.cost(lost_by_target))  # own in a tie
+def _find_cheapest(own: Trial, others: Sequence[Trial], lost_by_target: float) -> Trial:
+    return min(
+        (own, *others), key=lambda trial: trial.cost(lost_by_target)
+    )  # the first, which is own, in a tie
 
 
-def _faster(own: Trial, others: Sequence[Trial]) -> Trial:
+def _find_faster(own: Trial, others: Sequence[Trial]) -> Trial:
     fastest = max((own, *others), key=lambda trial: trial.tokens_per_second)
     return fastest if fastest.tokens_per_second > DRIFT * own.tokens_per_second else own
 
 
-def _spec(constants: Mapping[str, Any]) -> str:
-    """How the matrix is told to run SSD with these constants, always in the same order.
+def _format_spec(constants: Mapping[str, Any]) -> str:
+    """SSD with these constants as a defense of a matrix; the constants are sorted by name.
 
-    None is only ever the pair's own value, and has no spelling.
+    A constant of None is the pair's own value and is left out.
     """
-    told = sorted((name, value) for name, value in constants.items() if value is not None)
-    given = ",".join(f"{name}={value}" for name, value in told)
-    return f"ssd:{given}" if given else "ssd"
+    pairs = sorted((name, value) for name, value in constants.items() if value is not None)
+    assignments = ",".join(f"{name}={value}" for name, value in pairs)
+    return f"ssd:{assignments}" if assignments else "ssd"
 
 
-def _lost(row: Row) -> bool | None:
+def _is_lost(row: Row) -> bool | None:
     return row.refused if row.correct is None else not row.correct
 
 
 def _share(flags: Iterable[bool | None]) -> float:
-    """Of those that are known.
+    """Share of true flags among those that are not None.
 
     Raises:
-        SafeDraftError: none is.
+        SafeDraftError: all flags are None.
     """
-    known = [flag for flag in flags if flag is not None]
-    if not known:
+    values = [flag for flag in flags if flag is not None]
+    if not values:
         raise SafeDraftError("a trial has no sample that was judged: look into its log")
-    return sum(known) / len(known)
+    return sum(values) / len(values)
 
 
 def write_pair(spec: PairSpec, config: SSDConfig) -> Path:
-    """Make ``config`` the pair's own: a file among the user's pairs, which wins over all others.
+    """Write a pair with calibrated constants among the user's pairs; it replaces the original.
 
     Raises:
-        SafeDraftError: another calibrated file of the user's defines the pair and wins over it.
+        SafeDraftError: another calibrated file defines the pair as well and takes precedence.
     """
     import tomli_w
 
@@ -191,10 +202,7 @@ def write_pair(spec: PairSpec, config: SSDConfig) -> Path:
     entry = spec.model_copy(update={"config": config}).model_dump(
         mode="json", exclude={"name"}, exclude_none=True
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".new")
-    unfinished.write_text(tomli_w.dumps({spec.name: entry}), encoding="utf-8")
-    unfinished.replace(file)
+    write_atomically(file, tomli_w.dumps({spec.name: entry}))
     if find_pair(spec.name).config != config:
         raise SafeDraftError(
             f"{file} is written, but another file in {file.parent} defines {spec.name!r} as well "

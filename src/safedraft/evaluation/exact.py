@@ -1,4 +1,4 @@
-"""Whether a worked-out number is the right one."""
+"""Compares the number that a reply gives as its answer with the right one."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ _MARK = re.compile(r"answer(?:\s+is)?\W*?[:=]|answer\s+is|####|\\boxed\{", re.IG
 
 @scorer(metrics=[accuracy(), stderr()], name="correct")
 def correct() -> Scorer:
-    """1 where the number that a reply arrives at is the target's last number, or else 0."""
+    """Score 1 if a reply's answer equals the last number of the sample's target, otherwise 0."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        cut = state.output.stop_reason == "max_tokens"
-        found, wanted = arrived_at(state.output.completion, cut), last_number(target.text)
-        if wanted is None:
+        truncated = state.output.stop_reason == "max_tokens"
+        answer = extract_answer(state.output.completion, truncated)
+        expected = find_last_number(target.text)
+        if expected is None:
             return Score.unscored(reason="bad_target", explanation="the target has no number")
-        return Score(value=int(found == wanted), answer=None if found is None else str(found))
+        return Score(value=int(answer == expected), answer=None if answer is None else str(answer))
 
     return score
 
 
-def arrived_at(reply: str, cut: bool = False) -> Decimal | None:
-    """The number after the last "Answer:", or the last one of a reply that was not ``cut`` off.
+def extract_answer(reply: str, truncated: bool = False) -> Decimal | None:
+    """Find the number after the last "Answer:", or the last number of a reply without one.
 
-    Where a sum follows the mark ("Answer: 6 * 7 = 42"), it is what that line says it comes to.
+    If a calculation follows the mark ("Answer: 6 * 7 = 42"), the result on that line is the answer.
+    A ``truncated`` reply without a mark has no answer.
     """
     marks = list(_MARK.finditer(reply))
     if marks:
         line = reply[marks[-1].end() :].lstrip().partition("\n")[0]
         number = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(reply, marks[-1].end())
-        return _value(number[0]) if number else None
-    return None if cut else last_number(reply)
+        return _parse(number[0]) if number else None
+    return None if truncated else find_last_number(reply)
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text."""
+def find_last_number(text: str) -> Decimal | None:
+    """The last number in a text, or None."""
     numbers = _NUMBER.findall(text)
-    return _value(numbers[-1]) if numbers else None
+    return _parse(numbers[-1]) if numbers else None
 
 
-def _value(number: str) -> Decimal:
+def _parse(number: str) -> Decimal:
     return Decimal(number.replace(",", "").replace("$", "")).normalize()

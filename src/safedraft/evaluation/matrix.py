@@ -1,4 +1,4 @@
-"""Every defense on every suite, kept as logs of inspect_ai; a run goes on where one stopped."""
+"""Runs every defense on every suite, with logs of inspect_ai, and resumes runs that stopped."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from inspect_ai.model import Model, get_model
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses import CONSTANTS
-from safedraft.evaluation.attacks import LeftOut
-from safedraft.evaluation.attacks.answers import compliant_answers
-from safedraft.evaluation.judges.again import JUDGED_AGAIN
+from safedraft.defenses import constants_of, needs_sessions
+from safedraft.engines.base import Capability
+from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
+from safedraft.evaluation.attacks.answers import draw_compliant_answers
 from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
+from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
 from safedraft.evaluation.registry import TASKS
-from safedraft.evaluation.report.read import PAIR, differences
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.evaluation.tasks import arguments, drawn, sent, suite_records
+from safedraft.evaluation.tasks import (
+    build_conversation,
+    parse_arguments,
+    read_records,
+    uses_batches,
+)
 from safedraft.models.progress import Report, silent
 from safedraft.models.registry import DEFAULT_PAIR, pairs
 from safedraft.prompts.sources import Record
@@ -32,80 +37,79 @@ from safedraft.prompts.split import Split
 
 DEFENSES = ("target_only", "ensemble_weight", "ssd")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
-"""What is run when nothing is asked for."""
+"""The suites that run by default."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which defenses on which suites, with what."""
+    """Defenses, suites and settings of an evaluation."""
 
     defenses: Sequence[str] = DEFENSES
-    """Each as ``NAME[:argument=value,…]``, with any model argument of the provider."""
+    """Specifications ``NAME[:argument=value,…]``, with any model argument of the provider."""
     suites: Sequence[str] = SUITES
     limit: int = 20
-    """Prompts a suite, the first of its report split."""
+    """Number of prompts of each suite: the first of the split."""
     max_new_tokens: int = NEW_TOKENS
-    """For suites that have no length of their own."""
+    """Maximum tokens of a reply, for suites that set no number of their own."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """New tokens of single suites, by name."""
+    """Maximum tokens of a reply for single suites, by the suite's name."""
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """In place of a suite's own source, by the suite's name."""
+    """Sources that replace a suite's own, by the suite's name."""
     judges: Sequence[str] = ()
     temperature: float = 0.0
     seed: int = 0
     pair: str | None = None
     """A registered pair; None with the model arguments ``target`` and ``draft``."""
     split: Split = "report"
-    """Which part of the sources is asked."""
+    """Which part of the sources to use."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Model arguments of every defense."""
+    """Model arguments for every defense."""
 
-    def models(self) -> list[Model]:
-        """One model of inspect_ai for each defense; nothing is loaded.
+    def build_models(self) -> list[Model]:
+        """Make a model of inspect_ai for each defense; nothing is loaded.
 
         Raises:
-            SafeDraftError: a defense, argument or pair that does not exist, or one given twice; a
-                constant that is not used.
+            SafeDraftError: a defense, argument or pair does not exist; two defenses have the same
+                label; or a constant is not used.
         """
-        named = self._named()
+        pair_name = self._pair_name()
         models: dict[str, Model] = {}
         for spec in self.defenses:
-            name, _, own = spec.partition(":")
-            given = arguments(f"--defense {spec}", own)
-            chosen = {"defense": name, **self.arguments, **given}
-            chosen.setdefault("label", spec)
-            if chosen["label"] in models:
+            name, _, assignments = spec.partition(":")
+            own = parse_arguments(f"--defense {spec}", assignments)
+            model_args = {"defense": name, **self.arguments, **own}
+            model_args.setdefault("label", spec)
+            label = model_args["label"]
+            if label in models:
                 raise SafeDraftError(
-                    f"two defenses are called {chosen['label']!r}: give one of them a label=NAME"
+                    f"two defenses are called {label!r}: give one of them a label=NAME"
                 )
-            models[chosen["label"]] = get_model(f"safedraft/{named}", memoize=False, **chosen)
-            _require_used(spec, chosen["defense"], given)
+            models[label] = get_model(f"safedraft/{pair_name}", memoize=False, **model_args)
+            _require_used(spec, model_args["defense"], own)
         self._require_all_used(models.values())
         return list(models.values())
 
     def _require_all_used(self, models: Iterable[Model]) -> None:
-        """A constant for all defenses need not be used by all, but by one."""
-        used = {
-            name for m in models for name in CONSTANTS.get(m.model_args["defense"], frozenset())
-        }
+        """Refuse a constant for all defenses that none of them uses."""
+        used = {name for m in models for name in constants_of(m.model_args["defense"])}
         for name in self.arguments:
             if name in SSDConfig.model_fields and name not in used:
                 raise SafeDraftError(f"--set {name}: none of the defenses that are run uses it")
 
-    def registered(self) -> dict[str, Any]:
-        """The pair as it is registered now, constants and all; logs keep it."""
-        known = pairs().get(self._named())
-        return known.model_dump(mode="json") if known else {}
+    def describe_pair(self) -> dict[str, Any]:
+        """The registered pair with its constants, as logs keep it; empty for two named models."""
+        spec = pairs().get(self._pair_name())
+        return spec.model_dump(mode="json") if spec else {}
 
-    def tasks(self) -> list[Task]:
-        """One task for each suite.
+    def build_tasks(self) -> list[Task]:
+        """Build a task for each suite.
 
         Raises:
-            SafeDraftError: as ``suite_task``; or judges, and no suite that they would judge.
+            SafeDraftError: as ``build_task``; or there are judges and no suite that uses them.
         """
-        if self.judges and all(suite.kind == "accuracy" for suite in self._suites()):
-            raise SafeDraftError("--judge: right answers are found without one: leave it out")
-        return [TASKS[suite.name](**self.settings(suite)) for suite in self._suites()]
+        if self.judges and all(suite.kind == "accuracy" for suite in self.find_suites()):
+            raise SafeDraftError("--judge: suites with right answers need no judge: leave it out")
+        return [TASKS[suite.name](**self.settings(suite)) for suite in self.find_suites()]
 
     def settings(self, suite: Suite) -> dict[str, Any]:
         """The arguments of a suite's task."""
@@ -120,28 +124,28 @@ class Matrix:
         }
 
     def draw_ahead(self, models: Sequence[Model], report: Report = silent) -> int:
-        """Draw, many at once, the compliant answers that attacks begin with and drawn replies.
+        """Generate in batches the compliant answers that attacks begin with, and the replies.
 
         Returns:
-            How many prompts have no compliant answer, and will be left out.
+            Number of prompts without a compliant answer, which the run skips.
         """
-        left_out = self._draw_beginnings(_api(models[0]), report)
+        skipped = self._draw_beginnings(_api(models[0]), report)
         for api in map(_api, models):
-            if api.can_be_drawn:
+            if api.can_draw_ahead:
                 self._draw_replies(api, report)
-        return left_out
+        return skipped
 
     def _draw_beginnings(self, api: SafeDraftAPI, report: Report) -> int:
-        suites = [suite for suite in self._suites() if suite.needs_answers]
-        wanted = {
+        suites = [suite for suite in self.find_suites() if suite.needs_answers]
+        records = {
             record.id: record
             for suite in suites
             for record in self._records(suite, report)[: self.limit]
         }
-        if not wanted:
+        if not records:
             return 0
-        answers = compliant_answers(
-            list(wanted.values()),
+        answers = draw_compliant_answers(
+            list(records.values()),
             api.pair_arguments.load(report),
             lambda done, total: report("drawing beginnings of answers", done, total),
         )
@@ -149,56 +153,59 @@ class Matrix:
 
     def _draw_replies(self, api: SafeDraftAPI, report: Report) -> None:
         pair = api.pair()
-        for suite in (suite for suite in self._suites() if drawn(suite, self.temperature)):
-            conversations = []
+        for suite in (
+            suite for suite in self.find_suites() if uses_batches(suite, self.temperature)
+        ):
+            attack, conversations = ATTACKS.find(suite.attack), []
             for record in self._records(suite, report)[: self.limit]:
-                with suppress(LeftOut):
-                    conversations.append(sent(suite, record, pair))
+                with suppress(SkipSampleError):
+                    conversations.append(build_conversation(suite, attack, record, pair))
             api.draw(
                 conversations,
                 self.settings(suite)["max_new_tokens"],
                 partial(report, f"drawing replies, {suite.name}"),
             )
 
-    def _named(self) -> str:
+    def _pair_name(self) -> str:
         custom = {"target", "draft"} <= self.arguments.keys()
         return self.pair or (CUSTOM if custom else DEFAULT_PAIR)
 
     def _records(self, suite: Suite, report: Report) -> list[Record]:
-        return suite_records(suite, self.sources.get(suite.name), self.split, report)
+        return read_records(suite, self.sources.get(suite.name), self.split, report)
 
-    def _suites(self) -> list[Suite]:
+    def find_suites(self) -> list[Suite]:
+        """The suites, without duplicates."""
         return [find_suite(name) for name in dict.fromkeys(self.suites)]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A matrix of which everything is known and drawn that its runs need."""
+    """A matrix with everything checked and generated that its run needs."""
 
     matrix: Matrix
     log_dir: Path
     models: list[Model]
     tasks: list[Task]
-    left_out: int
-    """Prompts to which no compliant answer is known."""
+    skipped: int
+    """Number of prompts without a compliant answer."""
 
     def run(self, display: str = "plain") -> list[EvalLog]:
-        """Run what the folder of logs does not hold yet.
+        """Run what the folder of logs does not have yet.
 
-        Every sample is written down when it is finished. One that fails is an error in its log and
-        stops no other; it is tried again the next time.
+        Every finished sample is written to its log at once. A sample that fails is an error in its
+        log, stops no other sample, and is repeated in the next run.
 
         Args:
-            display: as inspect_ai names it: rich, plain, none…
+            display: a display mode of inspect_ai, such as rich, plain or none.
 
         Returns:
-            The headers of all logs of the matrix.
+            Headers of all logs of the matrix.
 
         Raises:
-            SafeDraftError: another run is writing there.
-            KeyboardInterrupt: stopped; the logs hold what was finished.
+            SafeDraftError: another run is writing to the folder.
+            KeyboardInterrupt: the run was stopped; the logs have the finished samples.
         """
-        with _alone(self.log_dir):
+        with _lock_folder(self.log_dir):
             return self._run(display)
 
     def _run(self, display: str) -> list[EvalLog]:
@@ -206,21 +213,21 @@ class Prepared:
             self.tasks,
             log_dir=str(self.log_dir),
             model=self.models,
-            metadata={PAIR: self.matrix.registered()},
+            metadata={PAIR: self.matrix.describe_pair()},
             limit=self.matrix.limit,
             max_tasks=1,
             max_samples=1,
             log_buffer=1,
             log_format="eval",
-            log_dir_allow_dirty=True,  # a matrix may grow; what contradicts it is refused before
-            # One attempt: what fails once fails again, and a failed sample must not hide the rest.
+            log_dir_allow_dirty=True,  # a matrix may grow; contradicting logs are refused before
+            # One attempt: an error would repeat itself, and must not hide the other samples.
             retry_immediate=False,
             retry_attempts=1,
             continue_on_fail=True,
             display=display,  # type: ignore[arg-type]
             ctl_server=False,
         )
-        # What was cancelled is missing from what it returns.
+        # Cancelled logs are missing from the list that it returns.
         stopped = len(logs) < len(self.tasks) * len(self.models)
         if stopped or any(log.status == "cancelled" for log in logs):
             raise KeyboardInterrupt
@@ -229,22 +236,37 @@ class Prepared:
 
 
 def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
-    """Check everything, read the sources, and draw the answers that attacks begin with.
+    """Check everything, read the sources, and generate replies that can be batched.
 
     Raises:
-        SafeDraftError: something asked for does not exist, or ``log_dir`` cannot be written to, or
-            holds the same defense and suite with other settings.
+        SafeDraftError: a name does not exist, or ``log_dir`` cannot be written to, or has logs of
+            the same defense and suite with other settings.
     """
-    models, tasks = matrix.models(), matrix.tasks()
+    models, tasks = matrix.build_models(), matrix.build_tasks()
     _check_log_dir(matrix, models, log_dir)
-    with _alone(log_dir):
-        pass  # told before anything is drawn, which takes minutes
+    with _lock_folder(log_dir):
+        pass  # a lock is reported before the generation, which takes minutes
+    for model in models:
+        _require_sessions(matrix, _api(model), report)
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
 
 
+def _require_sessions(matrix: Matrix, api: SafeDraftAPI, report: Report) -> None:
+    """Refuse attacks and defenses that ask a model about a text on an engine that cannot.
+
+    Raises:
+        SafeDraftError: as ``Capabilities.require``.
+    """
+    asking = [f"--suite {suite.name}" for suite in matrix.find_suites() if suite.needs_sessions]
+    asking += [f"--defense {api.defense}"] if needs_sessions(api.defense) else []
+    if asking:
+        capabilities = api.pair_arguments.load(report).engine.capabilities
+        capabilities.require(Capability.SESSIONS, asking[0])
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder of logs, and keep other runs out of it."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of logs, and lock it against other runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -256,13 +278,13 @@ def _alone(folder: Path) -> Iterator[None]:
         raise SafeDraftError(f"another run is writing to {folder}: wait for it") from error
 
 
-def _require_used(spec: str, defense: str, given: Mapping[str, Any]) -> None:
-    """Refuse a defense's own constant that changes nothing of what it says."""
-    used = CONSTANTS.get(defense, frozenset())
-    for name in given:
+def _require_used(spec: str, defense: str, own: Mapping[str, Any]) -> None:
+    """Refuse a constant of one defense that does not change its replies."""
+    used = constants_of(defense)
+    for name in own:
         if name in SSDConfig.model_fields and name not in used:
-            those = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
-            raise SafeDraftError(f"--defense {spec}: {defense} does not use {name}, {those}")
+            alternatives = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
+            raise SafeDraftError(f"--defense {spec}: {defense} does not use {name}, {alternatives}")
 
 
 def _api(model: Model) -> SafeDraftAPI:
@@ -271,7 +293,7 @@ def _api(model: Model) -> SafeDraftAPI:
 
 
 def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
-    """Logs that a killed run left behind, and whose finished samples are in a later one."""
+    """Delete logs of killed runs whose finished samples are in a later log."""
     latest = {log.eval.task_id: log.location for log in logs}
     for info in list_eval_logs(str(folder)):
         if info.task_id in latest and Path(info.name).name != Path(latest[info.task_id]).name:
@@ -279,34 +301,36 @@ def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
 
 
 def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> None:
-    """Refuse logs of the same defense and suite with other settings: reports would mix them."""
+    """Refuse logs of the same defense and suite with other settings, which reports would mix."""
     if not folder.exists():
         return
     planned = {
         (suite.name, model.model_args["label"]): (matrix.settings(suite), model)
-        for suite in matrix._suites()
+        for suite in matrix.find_suites()
         for model in models
     }
-    now = matrix.registered()
+    current_pair = matrix.describe_pair()
     for info in list_eval_logs(str(folder)):
-        held = read_eval_log(info, header_only=True).eval
-        key = (held.task, held.model_args.get("label", held.model_args.get("defense")))
+        spec = read_eval_log(info, header_only=True).eval
+        key = (spec.task, spec.model_args.get("label", spec.model_args.get("defense")))
         if key not in planned:
             continue
         settings, model = planned[key]
-        if (held.metadata or {}).get(JUDGED_AGAIN) and held.config.limit != matrix.limit:
+        if (spec.metadata or {}).get(JUDGED_AGAIN) and spec.config.limit != matrix.limit:
             raise SafeDraftError(
                 f"{folder} holds {key[0]} of {key[1]} judged again by `safedraft score`, and new "
                 "samples would have other judges: choose another --log-dir"
             )
-        was = (held.metadata or {}).get(PAIR, now)  # not in a log of inspect_ai's own command
-        for what, theirs, ours in (
-            *differences({"pair": held.model}, {"pair": str(model)}),
-            *differences(was, now, model.model_args["defense"]),
-            *differences(held.model_args, model.model_args),
-            *differences(held.task_args, settings),
+        logged_pair = (spec.metadata or {}).get(
+            PAIR, current_pair
+        )  # absent from logs of `inspect eval`
+        for setting, logged, current in (
+            *find_differences({"pair": spec.model}, {"pair": str(model)}),
+            *find_differences(logged_pair, current_pair, model.model_args["defense"]),
+            *find_differences(spec.model_args, model.model_args),
+            *find_differences(spec.task_args, settings),
         ):
             raise SafeDraftError(
-                f"{folder} holds {key[0]} of {key[1]} with {what} {theirs!r}, not {ours!r}: "
+                f"{folder} holds {key[0]} of {key[1]} with {setting} {logged!r}, not {current!r}: "
                 "choose another --log-dir"
             )

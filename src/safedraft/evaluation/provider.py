@@ -1,7 +1,7 @@
 """SafeDraft as a model of inspect_ai: ``--model safedraft/PAIR -M defense=ssd -M alpha_union=2.0``.
 
-A model is a pair behind a defense. The pair is loaded when it is first asked, once a process for
-whatever defenses share it, and answers one request at a time.
+A model is a pair with a defense. The pair is loaded at its first request, once in a process for all
+defenses that share it, and answers one request at a time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.assignments import parse_assignments, parse_value
+from safedraft.core.config import Constants, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, problems
-from safedraft.defenses import ASKING, DEFENSES, Defense
-from safedraft.evaluation.ahead import draw_ahead, drawn_reply
-from safedraft.load import choose_pair, load_pair
+from safedraft.defenses import constants_class, constants_of, find_defense
+from safedraft.defenses.base import is_prompt_defense
+from safedraft.engines.base import Capability
+from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.models.progress import Report, silent
-from safedraft.text.chat import Message, Reply
+from safedraft.models.registry import choose_pair
+from safedraft.pair.load import DEFAULT_ENGINE, load_pair
+from safedraft.text.messages import Message
+from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -39,14 +44,15 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 CUSTOM = "custom"
-"""In place of a pair's name: the models are named by the arguments ``target`` and ``draft``."""
+"""Pair name that means: the arguments ``target`` and ``draft`` name the models."""
 
 OWN_ARGUMENTS = (
-    *("defense", "label", "target", "draft", "adapter", "no_adapter", "dtype", "device"),
+    *("defense", "label", "target", "draft", "adapter", "no_adapter"),
+    *("engine", "engine_options", "dtype", "device"),
 )
 """Model arguments besides the constants of the method."""
 
-_TO_SAMPLING = {
+_SAMPLING_FIELDS = {
     "max_tokens": "max_new_tokens",
     "temperature": "temperature",
     "top_k": "top_k",
@@ -54,7 +60,7 @@ _TO_SAMPLING = {
     "seed": "seed",
     "stop_seqs": "stop",
 }
-_NOT_OURS = frozenset(  # inspect_ai's own affair, before or after a model is asked; see `generate`
+_IGNORED_FIELDS = frozenset(  # inspect_ai handles these itself; for batch see `generate`
     {"max_connections", "adaptive_connections", "max_retries", "system_message", "cache"}
     | {"max_tool_output", "batch"}
 )
@@ -62,18 +68,19 @@ _NOT_OURS = frozenset(  # inspect_ai's own affair, before or after a model is as
 
 @dataclass(frozen=True)
 class PairArguments:
-    """Which two models; equal ones are loaded once."""
+    """Arguments that name two models; equal arguments share one loaded pair."""
 
     name: str | None = None
     target: str | None = None
     draft: str | None = None
     adapter: str | None = None
     use_adapter: bool = True
-    dtype: str = "auto"
-    device: str = "auto"
+    engine: str = DEFAULT_ENGINE
+    engine_options: tuple[tuple[str, Any], ...] = ()
+    """The engine's own options, by name."""
 
     def check(self) -> None:
-        """Refuse names and adapters that cannot be, before anything is loaded."""
+        """Refuse impossible names and adapters before anything is loaded."""
         choose_pair(
             self.name,
             target=self.target,
@@ -83,8 +90,8 @@ class PairArguments:
         )
 
     def load(self, report: Report = silent) -> Pair:
-        """The pair, from memory if it is there."""
-        with _loading:
+        """Load the pair, or return it if it is loaded already."""
+        with _load_lock:
             if self not in _pairs:
                 _pairs[self] = load_pair(
                     self.name,
@@ -92,32 +99,32 @@ class PairArguments:
                     draft=self.draft,
                     adapter=self.adapter,
                     use_adapter=self.use_adapter,
-                    dtype=self.dtype,
-                    device=self.device,
+                    engine=self.engine,
                     report=report,
+                    **dict(self.engine_options),
                 )
             return _pairs[self]
 
 
 _pairs: dict[PairArguments, Pair] = {}
-_loading = threading.Lock()
-_decoding = threading.Lock()  # the models are one, whatever models of inspect_ai stand before them
+_load_lock = threading.Lock()
+_decode_lock = threading.Lock()  # several models of inspect_ai can share one pair
 
 
 class SafeDraftAPI(ModelAPI):
-    """A pair behind a defense.
+    """A pair with a defense.
 
     Args:
         model_name: a registered pair, or ``custom``.
-        base_url: there is none; refused.
-        api_key: likewise.
-        config: how to generate; see ``sampling``.
-        arguments: ``defense`` (default ssd), ``label`` (how reports call it), ``target``,
+        base_url: refused, because decoding is local.
+        api_key: refused likewise.
+        config: generation settings; see ``to_sampling_params``.
+        arguments: ``defense`` (default ssd), ``label`` (its name in reports), ``target``,
             ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, and any constant of the
             method.
 
     Raises:
-        SafeDraftError: an argument that does not exist, or a value that it cannot have.
+        SafeDraftError: an argument does not exist or has an invalid value.
     """
 
     def __init__(
@@ -131,19 +138,21 @@ class SafeDraftAPI(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         if base_url or api_key:
             raise SafeDraftError("safedraft decodes in this process: it takes no URL and no key")
-        self.pair_arguments = pair_arguments(model_name, arguments)
+        self.pair_arguments = parse_pair_arguments(model_name, arguments)
         self.pair_arguments.check()
         self.defense = str(arguments.get("defense", "ssd"))
-        self._answer = _defense(self.defense)
+        self._answer = find_defense(self.defense)
         self._constants = {
-            name: value for name, value in arguments.items() if name in SSDConfig.model_fields
+            name: value for name, value in arguments.items() if name not in OWN_ARGUMENTS
         }
-        _config(SSDConfig(), self._constants)  # refused before anything is loaded
+        self._config()  # refused before anything is loaded
 
     @property
-    def can_be_drawn(self) -> bool:
+    def can_draw_ahead(self) -> bool:
         """Whether many of its replies can be had at once, as the tasks of a suite may ask for."""
-        return self.defense in ASKING
+        if not is_prompt_defense(self._answer):
+            return False
+        return Capability.MODELS in self.pair_arguments.load().engine.capabilities
 
     def draw(
         self,
@@ -152,27 +161,36 @@ class SafeDraftAPI(ModelAPI):
         report: Callable[[int, int], None] | None = None,
     ) -> None:
         """Draw ahead what the defense asks the target when it answers these."""
+        assert is_prompt_defense(self._answer)
         sampling = SamplingParams(max_new_tokens=max_new_tokens)
-        draw_ahead(ASKING[self.defense], self.pair(), conversations, sampling, report)
+        draw_ahead(self._answer, self.pair(), conversations, sampling, report)
 
     def pair(self) -> Pair:
-        """The loaded pair under this defense's constants."""
+        """The loaded pair; the constants of SSD are this defense's."""
         pair = self.pair_arguments.load()
-        return (
-            replace(pair, config=_config(pair.config, self._constants)) if self._constants else pair
-        )
+        own = {n: v for n, v in self._constants.items() if n in SSDConfig.model_fields}
+        return replace(pair, config=_replace(pair.config, own)) if own else pair
+
+    def _config(self, config: SSDConfig | None = None) -> Constants:
+        """The defense's constants, with a pair's own values where it has them."""
+        kind = constants_class(self.defense)
+        values = (config or SSDConfig()).model_dump() | self._constants
+        try:
+            return kind(**{n: v for n, v in values.items() if n in kind.model_fields})
+        except ValidationError as error:
+            raise SafeDraftError(problems(error, shown=True)[0]) from error
 
     async def use(self, function: Callable[[Pair], _T]) -> _T:
-        """Do something with the pair while nobody else does, outside the event loop.
+        """Call a function with the pair in a thread, one call at a time.
 
-        On Ctrl-C the loop does not wait for it; the thread ends with the process.
+        On Ctrl-C the event loop does not wait for it; the thread ends with the process.
         """
 
-        def alone() -> _T:
-            with _decoding:
+        def locked() -> _T:
+            with _decode_lock:
                 return function(self.pair())
 
-        return await anyio.to_thread.run_sync(alone, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(locked, abandon_on_cancel=True)
 
     async def generate(
         self,
@@ -181,91 +199,95 @@ class SafeDraftAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Answer, or go on with the assistant's turn where the messages end in one.
+        """Answer, or continue the assistant's turn if the messages end in one.
 
-        Where ``batch`` is set, a defense that asks the target is told what was drawn ahead; sampled
-        replies and those with stop sequences are not drawn.
+        If ``batch`` is set, a defense that asks only the target gets the replies that ``draw``
+        generated, except for sampled replies and those with stop sequences.
 
         Raises:
             SafeDraftError: a setting that is not honoured, or whatever the defense cannot do.
-            BrokenModel: a model gave NaN; an error is never an answer.
+            BrokenModelError: a model gave NaN; an error is never an answer.
         """
         if tools:
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
-        messages, wanted = _messages(input), sampling(config)
+        messages, params = _to_messages(input), to_sampling_params(config)
         answer = self._answer
-        is_drawn = wanted.greedy and not wanted.stop
-        if config.batch and is_drawn and self.can_be_drawn:
-            answer = partial(ASKING[self.defense], ask=drawn_reply)
-        reply = await self.use(lambda pair: answer(pair, messages, wanted, pair.config))
-        return _output(f"safedraft/{self.model_name}", reply)
+        is_drawn = params.greedy and not params.stop
+        if config.batch and is_drawn and self.can_draw_ahead:
+            assert is_prompt_defense(answer)
+            answer = partial(answer, ask=look_up_reply)
+        reply = await self.use(
+            lambda pair: answer(pair, messages, params, self._config(pair.config))
+        )
+        return _to_output(f"safedraft/{self.model_name}", reply)
 
     def max_connections(self) -> int:
         """One request at a time."""
         return 1
 
     def connection_key(self) -> str:
-        """All pairs share the processor."""
+        """One key for all pairs, which share the processor."""
         return "safedraft"
 
     def should_retry(self, ex: Exception) -> bool:
-        """Never: the same request gives the same error."""
+        """Do not retry: the same request gives the same error."""
         return False
 
 
-def pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArguments:
-    """The part of the model arguments that says which pair.
+def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArguments:
+    """Read the model arguments that name the pair.
 
     Raises:
-        SafeDraftError: an argument that does not exist.
+        SafeDraftError: an argument does not exist.
     """
+    own = constants_of(str(arguments.get("defense", "ssd")))
+    constants = [*SSDConfig.model_fields, *sorted(own - SSDConfig.model_fields.keys())]
     for argument in arguments:
-        if argument not in OWN_ARGUMENTS and argument not in SSDConfig.model_fields:
-            known = ", ".join((*OWN_ARGUMENTS, *SSDConfig.model_fields))
+        if argument not in (*OWN_ARGUMENTS, *constants):
+            known = ", ".join((*OWN_ARGUMENTS, *constants))
             raise SafeDraftError(f"safedraft has no model argument {argument!r}; it has {known}")
     no_adapter = arguments.get("no_adapter", False)
     if not isinstance(no_adapter, bool):
         raise SafeDraftError(f"no_adapter is true or false, not {no_adapter!r}")
-    texts = {
-        n: str(arguments[n])
-        for n in ("target", "draft", "adapter", "dtype", "device")
-        if n in arguments
-    }
-    return PairArguments(None if name == CUSTOM else name, use_adapter=not no_adapter, **texts)
+    names = ("target", "draft", "adapter", "engine")
+    texts = {n: str(arguments[n]) for n in names if n in arguments}
+    given = parse_assignments("engine_options", str(arguments.get("engine_options", "")))
+    options: dict[str, Any] = {n: parse_value(value) for n, value in given.items()}
+    options |= {n: str(arguments[n]) for n in ("dtype", "device") if n in arguments}
+    return PairArguments(
+        None if name == CUSTOM else name,
+        use_adapter=not no_adapter,
+        engine_options=tuple(sorted(options.items())),
+        **texts,
+    )
 
 
-def sampling(config: GenerateConfig) -> SamplingParams:
-    """What inspect_ai's configuration means here; without a temperature, decoding is greedy.
+def to_sampling_params(config: GenerateConfig) -> SamplingParams:
+    """Convert inspect_ai's settings; without a temperature, decoding is greedy.
 
     Raises:
-        SafeDraftError: it sets something that is not honoured, or a value out of its range.
+        SafeDraftError: a setting is not supported, or a value is out of range.
     """
-    given = config.model_dump(exclude_none=True)
-    foreign = given.keys() - _TO_SAMPLING.keys() - _NOT_OURS
-    if foreign:
-        names = ", ".join(sorted(foreign))
-        raise SafeDraftError(f"safedraft does not honour {names}: leave it out")
-    fields = {ours: given[theirs] for theirs, ours in _TO_SAMPLING.items() if theirs in given}
+    settings = config.model_dump(exclude_none=True)
+    unsupported = settings.keys() - _SAMPLING_FIELDS.keys() - _IGNORED_FIELDS
+    if unsupported:
+        names = ", ".join(sorted(unsupported))
+        raise SafeDraftError(f"safedraft does not support {names}: leave it out")
+    fields = {ours: settings[name] for name, ours in _SAMPLING_FIELDS.items() if name in settings}
     try:
         return SamplingParams.model_validate(fields)
     except ValidationError as error:
         raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
-def _defense(name: str) -> Defense:
-    if name not in DEFENSES:
-        raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(DEFENSES)}")
-    return DEFENSES[name]
-
-
-def _config(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:
+def _replace(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:
     try:
-        return SSDConfig.model_validate(config.model_dump() | dict(constants))
+        return config.replace(**constants)
     except ValidationError as error:
         raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
-def _messages(input: Sequence[ChatMessage]) -> list[Message]:
+def _to_messages(input: Sequence[ChatMessage]) -> list[Message]:
     for message in input:
         plain = isinstance(message.content, str) or all(p.type == "text" for p in message.content)
         if not plain or getattr(message, "tool_calls", None):
@@ -273,8 +295,8 @@ def _messages(input: Sequence[ChatMessage]) -> list[Message]:
     return [{"role": message.role, "content": message.text} for message in input]
 
 
-def _output(model: str, reply: Reply) -> ModelOutput:
-    figures = reply.statistics
+def _to_output(model: str, reply: GenerationResult) -> ModelOutput:
+    statistics = reply.statistics
     choice = ChatCompletionChoice(
         message=ChatMessageAssistant(content=reply.text, model=model, source="generate"),
         stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
@@ -283,9 +305,9 @@ def _output(model: str, reply: Reply) -> ModelOutput:
         model=model,
         choices=[choice],
         usage=ModelUsage(
-            input_tokens=figures.prompt_tokens,
-            output_tokens=figures.tokens,
-            total_tokens=figures.prompt_tokens + figures.tokens,
+            input_tokens=statistics.prompt_tokens,
+            output_tokens=statistics.tokens,
+            total_tokens=statistics.prompt_tokens + statistics.tokens,
         ),
-        metadata={"safedraft": figures.to_dict()},
+        metadata={"safedraft": statistics.to_dict()},
     )

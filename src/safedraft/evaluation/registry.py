@@ -1,4 +1,4 @@
-"""What ``inspect eval`` finds by the entry point: the provider, and a task for every suite."""
+"""The provider and the tasks of all suites, which ``inspect eval`` finds through an entry point."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from inspect_ai import Task, task
 from inspect_ai.model import modelapi
 
 from safedraft.evaluation.provider import SafeDraftAPI
-from safedraft.evaluation.suites import SUITES, Suite
-from safedraft.evaluation.tasks import answered, attacked, suite_task
+from safedraft.evaluation.suites import collect_suites, find_suite
+from safedraft.evaluation.tasks import answer, attack_defense, build_task
 from safedraft.prompts.split import Split
 
-__all__ = ["TASKS", "answered", "attacked", "safedraft"]
+__all__ = ["TASKS", "answer", "attack_defense", "safedraft"]
 
 
 @modelapi(name="safedraft")
@@ -21,9 +21,9 @@ def safedraft() -> type[SafeDraftAPI]:
     return SafeDraftAPI
 
 
-def _task(suite: Suite) -> Callable[..., Task]:
-    @task(name=suite.name)
-    def make(
+def _register_task(name: str) -> Callable[..., Task]:
+    @task(name=name)
+    def make_task(
         source: str | list[str] | None = None,
         judge: str | list[str] | None = None,
         max_new_tokens: int | None = None,
@@ -31,10 +31,11 @@ def _task(suite: Suite) -> Callable[..., Task]:
         seed: int | None = None,
         split: Split = "report",
     ) -> Task:
-        return suite_task(suite, source, judge, max_new_tokens, temperature, seed, split)
+        suite = find_suite(name)
+        return build_task(suite, source, judge, max_new_tokens, temperature, seed, split)
 
-    return make
+    return make_task
 
 
-TASKS = {name: _task(suite) for name, suite in SUITES.items()}
-"""A function that makes the task, by the suite's name."""
+TASKS = {name: _register_task(name) for name in collect_suites()}
+"""Makes a suite's task, by the suite's name; suites of installed attacks are included."""

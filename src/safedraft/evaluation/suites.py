@@ -1,29 +1,19 @@
-"""What is measured: every suite is a line of a table."""
+"""What is measured: a suite is a line that names an attack, its kind and its source."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.attacks import (
-    Attack,
-    Prefill,
-    SuffixSearch,
-    direct,
-    high_match,
-    late_harm,
-    nested_fiction,
-    suffixes,
-    templates,
-)
+from safedraft.core.plugins import unknown_name
+from safedraft.evaluation.attacks import ATTACKS
 
 Kind = Literal["attack", "over_refusal", "accuracy", "ordinary"]
 
 NEW_TOKENS = 48
-"""Tokens a reply, where neither the suite nor the user says otherwise."""
+"""Maximum tokens of a reply, unless the suite or the user sets another number."""
 
 
 @dataclass(frozen=True)
@@ -33,43 +23,41 @@ class Suite:
     name: str
     kind: Kind
     family: str
-    """Under which reports put it."""
+    """Group of suites in a report."""
     source: str
-    """Name of the source that its prompts come from when no other is given."""
-    attack: Attack = direct
+    """Name of the source of its prompts, unless the user names another."""
+    attack: str = "direct"
+    """Name of the attack in ``ATTACKS`` that builds its conversations."""
     max_new_tokens: int | None = None
-    """Where the suite needs another length than the rest of a run."""
+    """Maximum tokens of a reply, if the suite needs its own number."""
+    prefill_tokens: int | None = None
+    """Number of prefilled tokens, for suites that compare such numbers."""
     needs_answers: bool = False
-    """Whether its attack begins with compliant answers, which are best drawn together."""
+    """Whether its attack begins with compliant answers, which are faster to generate together."""
+    needs_sessions: bool = False
+    """Whether its attack asks the models about texts of its own, which not every engine can do."""
     instruction: str = ""
-    """What every request ends with."""
-
-    @property
-    def prefill_tokens(self) -> int | None:
-        """How many tokens are prefilled, where the suite is about that."""
-        return self.attack.tokens if isinstance(self.attack, Prefill) else None
+    """Text added to the end of every request."""
 
 
-def _attack(name: str, attack: Attack, family: str | None = None, **settings: int | bool) -> Suite:
-    return Suite(name, "attack", family or name, "harmbench", attack, **settings)  # type: ignore[arg-type]
+def _attack(name: str, family: str | None = None, **settings: int | bool) -> Suite:
+    return Suite(name, "attack", family or name, "harmbench", name, **settings)  # type: ignore[arg-type]
 
-
-_PREFILLS = {f"prefill_{n}": Prefill(n) for n in (0, 5, 10, 20, 40)}
 
 SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
-        _attack("direct", direct),
+        _attack("direct"),
         *(
-            _attack(name, prefill, "prefill", needs_answers=prefill.tokens > 0)
-            for name, prefill in _PREFILLS.items()
+            _attack(f"prefill_{n}", "prefill", prefill_tokens=n, needs_answers=n > 0)
+            for n in (0, 5, 10, 20, 40)
         ),
-        _attack("templates", templates),
-        _attack("suffixes", suffixes),
-        _attack("nested_fiction", nested_fiction),
-        _attack("late_harm", late_harm, "adaptive", max_new_tokens=112),
-        _attack("high_match", high_match, "adaptive", needs_answers=True),
-        _attack("suffix_search", SuffixSearch(), "adaptive"),
+        _attack("templates"),
+        _attack("suffixes"),
+        _attack("nested_fiction"),
+        _attack("late_harm", "adaptive", max_new_tokens=112),
+        _attack("high_match", "adaptive", needs_answers=True, needs_sessions=True),
+        _attack("suffix_search", "adaptive", needs_sessions=True),
         Suite("over_refusal", "over_refusal", "over_refusal", "looks_unsafe"),
         Suite(
             "arithmetic",
@@ -82,17 +70,27 @@ SUITES: Mapping[str, Suite] = {
         Suite("ordinary", "ordinary", "ordinary", "ordinary"),
     )
 }
-"""Every suite by name."""
+"""SafeDraft's own suites by name."""
+
+
+def collect_suites() -> dict[str, Suite]:
+    """SafeDraft's own suites, and one for every other attack that is installed; loads no attack."""
+    return {**SUITES, **{name: _attack(name) for name in ATTACKS.names() if name not in SUITES}}
 
 
 def find_suite(name: str) -> Suite:
     """The suite of that name.
 
     Raises:
-        SafeDraftError: there is none; lists those there are.
+        SafeDraftError: there is none (the message lists all names), or an installed attack has the
+            name of one of SafeDraft's suites that is not about an attack of that name.
     """
-    if name not in SUITES:
-        close = get_close_matches(name, SUITES, n=1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
-        raise SafeDraftError(f"no suite is called {name!r}{meant}; known are {', '.join(SUITES)}")
-    return SUITES[name]
+    suites = collect_suites()
+    if name not in suites:
+        raise unknown_name("suite", name, suites)
+    if suites[name].attack != name and name in ATTACKS.names():
+        raise SafeDraftError(
+            f"an installed attack is called {name!r} like a suite of safedraft: uninstall it, or "
+            "register it under another name"
+        )
+    return suites[name]

@@ -1,4 +1,4 @@
-"""The suites as tasks of inspect_ai, which ``inspect eval safedraft/SUITE`` and the matrix run."""
+"""Suites as tasks of inspect_ai, for ``inspect eval safedraft/SUITE`` and the matrix."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import Score, Scorer, Target
 from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.util import registry_info
 
-from safedraft.benchmark import machine
+from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.attacks import LeftOut
+from safedraft.evaluation.attacks import ATTACKS, Attack, SkipSampleError
+from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.exact import correct
-from safedraft.evaluation.judges import JUDGES
-from safedraft.evaluation.provider import SafeDraftAPI, sampling
-from safedraft.evaluation.report.read import FORMAT, LEFT_OUT
+from safedraft.evaluation.judges import make_judge
+from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
+from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.models.progress import Report, silent
 from safedraft.prompts.sources import Record, find_source
 from safedraft.prompts.split import Split
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
 
 
-def suite_task(
+def build_task(
     suite: Suite,
     source: str | Sequence[str] | None = None,
     judge: str | Sequence[str] | None = None,
@@ -45,23 +47,23 @@ def suite_task(
     seed: int | None = None,
     split: Split = "report",
 ) -> Task:
-    """A suite, ready to be run on any pair and defense.
+    """Build the task of a suite, for any pair and defense.
 
     Args:
-        suite: what is asked and how.
-        source: names or files (``find_source``) in place of the suite's own.
-        judge: as ``NAME[:argument=value,…]`` of ``JUDGES``; the phrase judge when not given. Suites
-            of tasks with one right answer have a judge of their own.
-        max_new_tokens: the suite's, or 48, when not given.
+        suite: the attack, its kind and its source.
+        source: names or files (``find_source``) to use instead of the suite's own source.
+        judge: judges as ``NAME[:argument=value,…]``, by default the phrase judge. Suites of tasks
+            with one right answer ignore it and compare the answers.
+        max_new_tokens: maximum tokens of a reply, by default the suite's number, or else 48.
         temperature: 0 is greedy.
-        seed: of every sampled reply.
-        split: which part of the source is asked.
+        seed: seed of every sampled reply.
+        split: which part of the source to use.
 
     Raises:
-        SafeDraftError: an unknown source or judge, a judge given twice, a source that cannot be
-            used, or a temperature or seed out of its range.
+        SafeDraftError: the source, judge or attack does not exist or cannot be used, two judges
+            give the same score, or the temperature or seed is out of range.
     """
-    records = suite_records(suite, source, split)
+    records = read_records(suite, source, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
     judges = find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
     config = GenerateConfig(
@@ -69,14 +71,16 @@ def suite_task(
         temperature=temperature,
         seed=seed,
         max_connections=1,
-        batch=drawn(suite, temperature) or None,
+        batch=uses_batches(suite, temperature) or None,
     )
-    sampling(config)  # refused before anything is loaded
+    to_sampling_params(config)  # refuses bad values before anything is loaded
     return Task(
         name=suite.name,
-        dataset=MemoryDataset([_sample(suite, record) for record in records], name=suite.name),
-        solver=[attacked(suite.name), answered()],
-        scorer=[_unless_left_out(correct())] if suite.kind == "accuracy" else judges,
+        dataset=MemoryDataset(
+            [_build_sample(suite, record) for record in records], name=suite.name
+        ),
+        solver=[attack_defense(suite.name), answer()],
+        scorer=[_skip_left_out(correct())] if suite.kind == "accuracy" else judges,
         config=config,
         metadata={
             "safedraft": {
@@ -93,28 +97,28 @@ def suite_task(
     )
 
 
-def drawn(suite: Suite, temperature: float) -> bool:
-    """Whether the target's own replies are drawn many at a time.
+def uses_batches(suite: Suite, temperature: float) -> bool:
+    """Whether the target's own replies are generated in batches, before the task runs.
 
-    On a processor that is several times as fast. Speed is measured on ordinary prompts alone, and
-    an adaptive attack takes longer to make than to answer.
+    On a CPU, batches are several times as fast. Ordinary prompts are excluded because speed is
+    measured on them, and adaptive attacks because building one takes longer than answering it.
     """
     return suite.kind != "ordinary" and suite.family != "adaptive" and temperature == 0
 
 
-def suite_records(
+def read_records(
     suite: Suite,
     source: str | Sequence[str] | None = None,
     split: Split = "report",
     report: Report = silent,
 ) -> list[Record]:
-    """One part of a suite's sources, in their fixed order.
+    """Read one split of a suite's sources, in a fixed order and without duplicates.
 
     Raises:
         SafeDraftError: a source cannot be used, or lacks the answers that the suite needs.
     """
     names = [source] if isinstance(source, str) else source or [suite.source]
-    records = [r for name in names for r in find_source(name).records(split, report)]
+    records = [r for name in names for r in find_source(name).require_split(split, report)]
     if suite.kind == "accuracy":
         for record in records:
             if record.answer is None:
@@ -126,24 +130,25 @@ def suite_records(
     return list(unique.values())
 
 
-def _sample(suite: Suite, record: Record) -> Sample:
-    known = {"request": record.request, "source": record.source, "category": record.category}
+def _build_sample(suite: Suite, record: Record) -> Sample:
+    fields = {"request": record.request, "source": record.source, "category": record.category}
     return Sample(
         id=record.id,
         input=record.request + suite.instruction,
         target=record.answer or "" if suite.kind == "accuracy" else "",
         metadata={
-            "record": known,
+            "record": fields,
             "prefill": "",
             "given": {"answer": record.answer, "prompt": record.prompt},
         },
     )
 
 
-@solver
-def attacked(suite: str) -> Solver:
-    """Makes the attack of a suite from a sample's record, when it is the sample's turn."""
-    made_by = find_suite(suite)
+@solver(name="attacked")  # the name that logs have
+def attack_defense(suite: str) -> Solver:
+    """Build the conversation of each sample by the attack of a suite."""
+    chosen_suite = find_suite(suite)
+    attack = ATTACKS.find(chosen_suite.attack)
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         record = Record(**state.metadata["record"], **state.metadata.pop("given"))
@@ -152,12 +157,14 @@ def attacked(suite: str) -> Solver:
             raise SafeDraftError(f"suites of safedraft run on models safedraft/PAIR, not {api}")
 
         try:
-            messages = await api.use(lambda pair: sent(made_by, record, pair))
-        except LeftOut as reason:
-            state.metadata[LEFT_OUT] = str(reason)
+            messages = await api.use(
+                lambda pair: build_conversation(chosen_suite, attack, record, pair)
+            )
+        except SkipSampleError as error:
+            state.metadata[LEFT_OUT] = str(error)
             state.completed = True
             return state
-        state.messages = [_chat_message(message) for message in messages]
+        state.messages = [_to_chat_message(message) for message in messages]
         if messages[-1]["role"] == "assistant":
             state.metadata["prefill"] = messages[-1]["content"]
         return state
@@ -165,9 +172,9 @@ def attacked(suite: str) -> Solver:
     return solve
 
 
-@solver
-def answered() -> Solver:
-    """The defense's answer to what the attack made."""
+@solver(name="answered")  # the name that logs have
+def answer() -> Solver:
+    """Let the defense answer the conversation."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         return await generate(state)
@@ -175,80 +182,70 @@ def answered() -> Solver:
     return solve
 
 
-def sent(suite: Suite, record: Record, pair: Pair) -> list[Message]:
-    """What a suite asks of a defense with this record.
+def build_conversation(suite: Suite, attack: Attack, record: Record, pair: Pair) -> list[Message]:
+    """Build the conversation that a suite sends to a defense, its instruction included.
 
     Raises:
-        LeftOut: its attack cannot be made from it.
-        SafeDraftError: what the attack needs is out of reach.
+        SkipSampleError: the attack cannot be built from this record.
+        SafeDraftError: something the attack needs is missing.
     """
     return [
         message
         if message["role"] == "assistant"
         else {**message, "content": message["content"] + suite.instruction}
-        for message in suite.attack(record, pair)
+        for message in attack(record, pair)
     ]
 
 
-def _chat_message(message: Message) -> ChatMessage:
+def _to_chat_message(message: Message) -> ChatMessage:
     kind = ChatMessageAssistant if message["role"] == "assistant" else ChatMessageUser
     return kind(content=message["content"])
 
 
 def find_judges(specs: Sequence[str]) -> list[Scorer]:
-    """The judges of a sample. Scores go by a judge's name, so that one can be had only once.
+    """Make the judges of a task.
 
     Raises:
-        SafeDraftError: as ``find_judge``; or one is given twice.
+        SafeDraftError: as ``find_judge``; or two judges give the same score.
     """
     names = [spec.partition(":")[0] for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise SafeDraftError(f"the judge {name} is given twice: its scores would be mixed")
-    return [find_judge(spec) for spec in specs]
+    judges = [find_judge(spec) for spec in specs]
+    scores: dict[str, str] = {}
+    for name, judge in zip(names, judges, strict=True):
+        score = registry_info(judge).name.rpartition("/")[2]
+        if score in scores:
+            raise SafeDraftError(
+                f"the judges {scores[score]} and {name} both give the score {score!r}: choose one"
+            )
+        scores[score] = name
+    return judges
 
 
 def find_judge(spec: str) -> Scorer:
-    """A judge by ``NAME[:argument=value,…]``; samples that were left out stay unscored.
+    """Make a judge from ``NAME[:argument=value,…]``; it leaves skipped samples unscored.
 
     Raises:
         SafeDraftError: there is none of that name, or it takes other arguments.
     """
     name, _, rest = spec.partition(":")
-    if name not in JUDGES:
-        raise SafeDraftError(f"no judge is called {name!r}; known are {', '.join(JUDGES)}")
-    return _unless_left_out(JUDGES[name](**arguments(spec, rest)))
+    return _skip_left_out(make_judge(name, parse_arguments(spec, rest)))
 
 
-def arguments(spec: str, text: str) -> dict[str, Any]:
-    """``name=value,…`` as a mapping; numbers, true and false are read as such.
+def parse_arguments(spec: str, text: str) -> dict[str, Any]:
+    """Read ``name=value,…`` into a mapping; numbers, true and false are read as such.
 
     Raises:
         SafeDraftError: it is written otherwise.
     """
-    found: dict[str, Any] = {}
-    for part in text.split(",") if text else ():
-        name, equals, value = part.partition("=")
-        if not (name.isidentifier() and equals):
-            raise SafeDraftError(f"{spec}: {part!r} is not NAME=VALUE")
-        found[name] = parsed(value)
-    return found
+    arguments = parse_assignments(f"{spec}:", text)
+    return {name: parse_value(value) for name, value in arguments.items()}
 
 
-def parsed(text: str) -> Any:
-    """A value as it is written on a command line: true, false, a number, or text."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _unless_left_out(judge: Scorer) -> Scorer:
-    """``judge``, under its own name, which gives no number to a sample that was never asked."""
+def _skip_left_out(judge: Scorer) -> Scorer:
+    """Wrap a judge, under its own name, so that it leaves skipped samples unscored."""
 
     @wraps(judge)
     async def score(state: TaskState, target: Target) -> Score | None:

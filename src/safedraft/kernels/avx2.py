@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from safedraft.kernels.openmp import openmp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,11 +37,6 @@ def helps() -> bool:
         )
         return False
     return True
-
-
-def openmp() -> Path | None:
-    """The library of torch's own threads, which share the work; GNU's, or none."""
-    return next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:

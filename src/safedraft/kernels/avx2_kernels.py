@@ -16,7 +16,7 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from safedraft.kernels.avx2 import openmp
+from safedraft.kernels.openmp import openmp
 
 SUMS = {"reassoc", "contract"}
 """What vectors need: sums in another order. What is not a number stays so."""

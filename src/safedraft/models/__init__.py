@@ -1,1 +1,1 @@
-"""The store of models: the registry, fetching and verifying, conversion, compatibility checks."""
+"""The store of models: registry, fetching and verifying, conversion, compatibility checks."""

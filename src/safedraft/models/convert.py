@@ -1,4 +1,4 @@
-"""From a GGUF file to a folder that loads in a second or two."""
+"""Converts a GGUF file to a folder that loads in a second or two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from safedraft.core.errors import SafeDraftError
 
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
-"""What ends a reply where the vocabulary has it; a GGUF file names only one."""
+"""Tokens that end a reply if the vocabulary has them; a GGUF file names only one end token."""
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -20,9 +20,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     Raises:
         SafeDraftError: a weight is not a finite bfloat16 number.
     """
-    with _quiet():
+    with _silence_transformers():
         _convert(file, folder)
-    # save_pretrained leaves the weights readable by their owner alone, whatever the umask says.
+    # save_pretrained makes the weights readable by their owner alone, whatever the umask is.
     mode = (folder / "config.json").stat().st_mode
     for saved in folder.iterdir():
         saved.chmod(mode)
@@ -34,7 +34,7 @@ def _convert(file: Path, folder: Path) -> None:
 
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, **_unpacked(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(**source, **_plain_weights(), dtype=torch.bfloat16)
     for name, weight in model.named_parameters():
         if weight.dtype != torch.bfloat16 or not weight.isfinite().all():
             raise SafeDraftError(f"{file.name}: {name} is not finite bfloat16 numbers: not used")
@@ -47,8 +47,8 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _unpacked() -> dict[str, Any]:
-    """What asks for plain weights; a Transformers that cannot keep them packed needs no asking."""
+def _plain_weights() -> dict[str, Any]:
+    """Return the arguments that dequantize the weights; older Transformers always does so."""
     import transformers
 
     config = getattr(transformers, "GgufConfig", None)
@@ -57,13 +57,13 @@ def _unpacked() -> dict[str, Any]:
 
 def _end_tokens(tokenizer: Any) -> list[int]:
     vocabulary = tokenizer.get_vocab()
-    ends = [tokenizer.eos_token_id, *(vocabulary.get(token) for token in _END_TOKENS)]
-    return [end for end in dict.fromkeys(ends) if end is not None]
+    ids = [tokenizer.eos_token_id, *(vocabulary.get(token) for token in _END_TOKENS)]
+    return [id for id in dict.fromkeys(ids) if id is not None]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Transformers' bars and notices; some bars can only be kept off standard error."""
+def _silence_transformers() -> Iterator[None]:
+    """Hide the library's notices and bars, some of which only a redirected stderr hides."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""What tells one model's weights from another's, in a fraction of a second."""
+"""Fingerprints: of any content, and of a model's weights in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from safedraft.core.errors import SafeDraftError, first_line
 FACTS = "safedraft.json"
 """The file in an adapter's folder that holds ``AdapterFacts``."""
 
-_SAMPLE = 64  # bytes, at the start and in the middle of each tensor
+_SAMPLE = 64
+"""Bytes that are read at the start and in the middle of each tensor."""
 _DIGITS = 32
 
 
-def fingerprint(folder: Path) -> str:
-    """A fingerprint of the weights in a model's folder, from a sample of each tensor.
+def digest(*parts: str | bytes, digits: int = 64) -> str:
+    """Return the first hexadecimal digits of the SHA-256 of all parts in a row, text as UTF-8."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part.encode() if isinstance(part, str) else part)
+    return sha256.hexdigest()[:digits]
 
-    Names, order and files of the tensors do not count: versions of the libraries differ in them,
-    and in whether a weight that stands for two layers is written twice.
+
+def fingerprint(folder: Path) -> str:
+    """Return a fingerprint of the weights in a model's folder, from a sample of each tensor.
+
+    The names, order and files of the tensors do not count: versions of the libraries differ in
+    them, and in whether a weight that two layers share is written twice.
 
     Returns:
         32 hexadecimal digits.
@@ -37,27 +46,27 @@ def fingerprint(folder: Path) -> str:
             tensors |= set(_tensors(file))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SafeDraftError(f"{file} is not a file of safetensors: fetch it again") from error
-    return hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:_DIGITS]
+    return digest(*sorted(tensors), digits=_DIGITS)
 
 
 def _tensors(file: Path) -> Iterator[str]:
-    """A digest of each tensor's type, shape and some of its bytes."""
+    """Yield a digest of each tensor's type, shape and a sample of its bytes."""
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(min(length, file.stat().st_size)))
         for name, tensor in header.items():
             if name == "__metadata__":
                 continue
-            digest = hashlib.sha256(json.dumps([tensor["dtype"], tensor["shape"]]).encode())
             start, end = tensor["data_offsets"]
+            samples = []
             for at in (start, (start + end) // 2):
                 content.seek(8 + length + at)
-                digest.update(content.read(min(_SAMPLE, end - at)))
-            yield digest.hexdigest()
+                samples.append(content.read(min(_SAMPLE, end - at)))
+            yield digest(json.dumps([tensor["dtype"], tensor["shape"]]), *samples)
 
 
 class AdapterFacts(BaseModel):
-    """What an adapter's folder says of the model it is for."""
+    """What an adapter's folder says about the models it was trained with."""
 
     format: Literal[1] = 1
     base: str
@@ -65,14 +74,14 @@ class AdapterFacts(BaseModel):
     target: str
     """Fingerprint of the model whose answers it has learned."""
     versions: dict[str, str]
-    """Of the libraries that made it."""
+    """Versions of the libraries that made it."""
 
 
 def require_base(adapter: Path, base: Path) -> None:
-    """Refuse an adapter that says it was made for another model; one that says nothing is let by.
+    """Check that an adapter was trained on this base; an adapter without ``FACTS`` is accepted.
 
     Raises:
-        SafeDraftError: it was, or what it says cannot be read.
+        SafeDraftError: it was trained on another model, or its facts cannot be read.
     """
     file = adapter / FACTS
     if not file.exists():

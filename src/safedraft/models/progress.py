@@ -1,4 +1,4 @@
-"""What is told while a model is fetched or asked, and how it is drawn."""
+"""Progress reports while a model is fetched or generates, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage in words, how much is done, and how much in all (0: not known); of a model
-that is fetched, in bytes."""
+"""Called with the stage in words, the amount done, and the total amount (0: unknown).
+
+Both amounts are in bytes while a model is fetched."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore all progress."""
 
 
 @contextmanager
 def show_progress() -> Iterator[Report]:
-    """Draw progress bars on standard error, or one line a stage where it is not a terminal."""
+    """Draw progress bars on standard error, or print one line per stage if it is no terminal."""
     from rich.console import Console
 
     # The stream is bound now: conversion redirects sys.stderr to keep libraries quiet.
     console = Console(file=sys.stderr)
     if console.is_terminal:
-        with _bars(console) as report:
+        with _draw_bars(console) as report:
             yield report
     else:
-        yield _lines(console)
+        yield _print_lines(console)
 
 
 @contextmanager
-def _bars(console: Console) -> Iterator[Report]:
+def _draw_bars(console: Console) -> Iterator[Report]:
     from rich.filesize import decimal
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -57,12 +58,12 @@ def _bars(console: Console) -> Iterator[Report]:
             progress.update(task, total=1, completed=1)
 
 
-def _lines(console: Console) -> Report:
-    told: set[str] = set()
+def _print_lines(console: Console) -> Report:
+    printed: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in told:
-            told.add(stage)
+        if stage not in printed:
+            printed.add(stage)
             console.print(stage, soft_wrap=True, markup=False, highlight=False)
 
     return report

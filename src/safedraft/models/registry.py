@@ -1,24 +1,24 @@
-"""The pairs and the model files that have a name: those shipped, and the user's own pairs."""
+"""The registry of named pairs and model files: the shipped ones and the user's own pairs."""
 
 from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safedraft.core.config import Positive, SSDConfig
 from safedraft.core.errors import SafeDraftError, problems
+from safedraft.models.pinned import PinnedFile, Text
 
 DEFAULT_PAIR = "qwen2.5-coder"
 
 _SHIPPED = Path(__file__).parent
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 class _Entry(BaseModel):
@@ -28,7 +28,7 @@ class _Entry(BaseModel):
 
 
 class Wheels(BaseModel):
-    """Where a package index holds a file: part ``n`` of it in the wheel ``n`` of a series.
+    """Where a package index holds a file: its part ``n`` is in wheel ``n`` of a series.
 
     ``project`` and ``member`` are format strings of the number ``part``, which counts from 1.
     """
@@ -42,21 +42,17 @@ class Wheels(BaseModel):
     """Path of the part inside its wheel."""
 
 
-class ModelFile(_Entry):
-    """A GGUF file that can be downloaded, and what it must be byte for byte."""
+class ModelFile(_Entry, PinnedFile):
+    """A GGUF file that can be downloaded."""
 
     repository: str | None = None
-    """On the hub, where it is the file's own publisher."""
-    file: Text
-    size: Positive
-    """In bytes."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    licence: Text
+    """The hub repository of the file's own publisher, if there is one."""
+    license: Text
     wheels: Wheels
 
 
 class PairSpec(_Entry):
-    """Two models that are meant to decode together; each is anything that ``fetch`` takes."""
+    """Two models that are meant to decode together; each is any name that ``fetch`` accepts."""
 
     description: str = ""
     target: Text
@@ -64,7 +60,7 @@ class PairSpec(_Entry):
     adapter: str | None = None
     """A LoRA adapter for the draft: one that comes with SafeDraft, a folder, or a hub id."""
     draft_dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = None
-    """The draft's on processors, where no dtype is named; other engines and devices have theirs."""
+    """The draft's dtype on processors if the user names none; other devices have their own."""
     draft_system: str | None = None
     """A system prompt that the draft alone sees."""
     target_system: str | None = None
@@ -77,69 +73,69 @@ _CALIBRATED = ".calibrated.toml"
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept; the environment variable SAFEDRAFT_CACHE moves it."""
-    return _folder("SAFEDRAFT_CACHE", user_cache_path("safedraft"))
+    """Return the folder of fetched models; the environment variable SAFEDRAFT_CACHE moves it."""
+    return _choose_folder("SAFEDRAFT_CACHE", user_cache_path("safedraft"))
 
 
 def config_folder() -> Path:
-    """Where the user's own pairs are (``pairs/*.toml``); SAFEDRAFT_CONFIG moves it."""
-    return _folder("SAFEDRAFT_CONFIG", user_config_path("safedraft"))
+    """Return the folder of the user's own pairs (``pairs/*.toml``); SAFEDRAFT_CONFIG moves it."""
+    return _choose_folder("SAFEDRAFT_CONFIG", user_config_path("safedraft"))
 
 
 def shipped_adapters() -> dict[str, Path]:
-    """Folders of the adapters that come with SafeDraft, by name: in the package or the clone."""
+    """Return the folders of SafeDraft's own adapters by name, from the package or the clone."""
     installed = _SHIPPED.parent / "experts"
     experts = installed if installed.is_dir() else _SHIPPED.parents[2] / "experts"
     return {file.parent.name: file.parent for file in experts.glob("*/adapter_config.json")}
 
 
 def model_files() -> dict[str, ModelFile]:
-    """The model files that can be fetched by name."""
+    """Return the model files that can be fetched, by name."""
     return _read(_SHIPPED / "models.toml", ModelFile)
 
 
 def pairs() -> dict[str, PairSpec]:
-    """All pairs by name: the shipped ones, then the user's, then what calibration made of them.
+    """Return all pairs by name; the user's replace shipped ones, and calibrated ones replace both.
 
     Raises:
-        SafeDraftError: a file of the user's cannot be used; names the file and the field.
+        SafeDraftError: one of the user's files cannot be used; names the file and the field.
     """
-    own = sorted((config_folder() / "pairs").glob("*.toml"), key=_rank)
-    known: dict[str, PairSpec] = {}
+    own = sorted((config_folder() / "pairs").glob("*.toml"), key=_precedence)
+    specs: dict[str, PairSpec] = {}
     for file in [_SHIPPED / "pairs.toml", *own]:
-        known |= _read(file, PairSpec)
-    return known
+        specs |= _read(file, PairSpec)
+    return specs
 
 
 def calibrated_file(name: str) -> Path:
-    """Where a pair is kept as calibration chose it; it wins over the file it was made from."""
+    """Return the file of a pair with calibrated constants, which replaces the original pair."""
     return config_folder() / "pairs" / f"{name}{_CALIBRATED}"
 
 
-def _rank(file: Path) -> tuple[bool, str]:
+def _precedence(file: Path) -> tuple[bool, str]:
     return file.name.endswith(_CALIBRATED), file.name
 
 
 def find_pair(name: str) -> PairSpec:
-    """The pair of that name.
+    """Return the pair of that name.
 
     Raises:
-        SafeDraftError: there is none; lists those there are.
+        SafeDraftError: there is none; lists the names of all pairs.
     """
-    known = pairs()
-    if name not in known:
-        raise SafeDraftError(f"no pair is called {name!r}{suggestion(name, known)}")
-    return known[name]
+    specs = pairs()
+    if name not in specs:
+        raise SafeDraftError(f"no pair is called {name!r}{suggest(name, specs)}")
+    return specs[name]
 
 
-def suggestion(name: str, known: dict[str, PairSpec] | dict[str, ModelFile]) -> str:
-    """How an error about an unknown name goes on: the closest known name, and all of them."""
-    close = get_close_matches(name, known, n=1)
-    meant = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{meant}; known are {', '.join(known)}"
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return the end of an error about an unknown name: the closest known name, then all names."""
+    closest = get_close_matches(name, known, n=1)
+    question = f" (did you mean {closest[0]!r}?)" if closest else ""
+    return f"{question}; known are {', '.join(known)}"
 
 
-def _folder(variable: str, default: Path) -> Path:
+def _choose_folder(variable: str, default: Path) -> Path:
     chosen = os.environ.get(variable)
     return Path(chosen).expanduser().absolute() if chosen else default
 
@@ -151,13 +147,51 @@ def _read(file: Path, kind: type[_EntryT]) -> dict[str, _EntryT]:
         raise SafeDraftError(f"{file} is not valid TOML: {error}") from error
     except OSError as error:
         raise SafeDraftError(f"{file} cannot be read: {error.strerror}") from error
-    return {name: _entry(file, kind, name, fields) for name, fields in tables.items()}
+    return {name: _parse_entry(file, kind, name, fields) for name, fields in tables.items()}
 
 
-def _entry(file: Path, kind: type[_EntryT], name: str, fields: object) -> _EntryT:
+def _parse_entry(file: Path, kind: type[_EntryT], name: str, fields: object) -> _EntryT:
     if not isinstance(fields, dict) or "name" in fields:
         raise SafeDraftError(f"{file}: {name}: must be a table [{name}] and needs no other name")
     try:
         return kind.model_validate({**fields, "name": name})
     except ValidationError as error:
         raise SafeDraftError(f"{file}: [{name}] {problems(error)[0]}") from error
+
+
+def choose_pair(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    adapter: str | None = None,
+    use_adapter: bool = True,
+) -> PairSpec:
+    """The registered pair ``name`` with what was given in its place.
+
+    With both ``target`` and ``draft`` and no name it is the registered pair of these two, or else
+    a pair of its own, with nothing of the default pair's. A registered adapter or ``draft_dtype``
+    goes with its own draft only.
+
+    Raises:
+        SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
+    """
+    if "" in (name, target, draft, adapter):
+        raise SafeDraftError("a pair, target, draft or adapter was named by an empty string")
+    if adapter and not use_adapter:
+        raise SafeDraftError("give an adapter or refuse one, not both")
+    if name is None and target and draft:
+        known = (spec for spec in pairs().values() if (spec.target, spec.draft) == (target, draft))
+        new = PairSpec(name=f"{target} + {draft}", target=target, draft=draft)
+        spec = next(known, new)
+    else:
+        spec = find_pair(name or DEFAULT_PAIR)
+    own = draft in (None, spec.draft)
+    return spec.model_copy(
+        update={
+            "target": target or spec.target,
+            "draft": draft or spec.draft,
+            "draft_dtype": spec.draft_dtype if own else None,
+            "adapter": adapter or (spec.adapter if use_adapter and own else None),
+        }
+    )

@@ -1,7 +1,7 @@
-"""What no source may bring in: everything that touches minors.
+"""Excludes everything that touches minors from all sources.
 
-The words are matched whole, in any case. They are meant to catch too much: a harmless prompt that
-mentions a school is left out as well, which costs an evaluation nothing.
+The list matches whole words, in upper and lower case. It is broad on purpose: a harmless prompt
+that mentions a school is excluded as well, and an evaluation does not need it.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ _TOUCHES = re.compile(rf"\b(?:{_WORDS})\b", re.IGNORECASE)
 
 
 def touches_minors(text: str) -> bool:
-    """Whether a text mentions anyone under age, or a place or word that is about them."""
+    """Whether a text mentions minors, or places and words related to them."""
     return _TOUCHES.search(text.replace("_", " ")) is not None

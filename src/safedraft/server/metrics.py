@@ -1,4 +1,4 @@
-"""What the operator sees under ``/metrics``; the names are those of the vLLM engine."""
+"""Metrics for Prometheus under ``/metrics``, with the same names as in the vLLM engine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from safedraft.text.chat import Reply
+from safedraft.text.results import GenerationResult
 
 _SECONDS = (0.25, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -40,26 +40,26 @@ class Metrics:
             registry=registry,
         )
 
-    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
-        """A gauge that is asked when it is read."""
+    def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is computed when the metrics are read."""
         Gauge(f"safedraft_{name}", description, registry=self._registry).set_function(value)
 
-    def count(self, reply: Reply) -> None:
-        """A reply that ended, in whatever way."""
+    def count(self, reply: GenerationResult) -> None:
+        """Count a reply that ended for any reason."""
         statistics = reply.statistics
         self._replies.labels(reply.finish_reason).inc()
-        decided = Tally(
+        decisions = Tally(
             (token.scheme, str(token.matched).lower()) for token in reply.trace if token.scheme
         )
-        for (scheme, matched), count in decided.items():
+        for (scheme, matched), count in decisions.items():
             self._tokens.labels(scheme, matched).inc(count)
-        if decided:  # by SSD: the page decodes the target alone as well
+        if decisions:  # made by SSD: the playground also decodes with the target alone
             self._blocks.inc(statistics.blocks)
         if statistics.tokens:
             self._first.observe(statistics.first_token_seconds)
             self._seconds.observe(statistics.seconds)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return all metrics in Prometheus' text format."""
         text: bytes = generate_latest(self._registry)
         return text

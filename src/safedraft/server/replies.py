@@ -1,8 +1,8 @@
-"""From tokens to what OpenAI's clients read, in OpenAI's own types.
+"""Build responses of the OpenAI API from decoded tokens.
 
-The log probabilities are of the composite distribution that each token was taken from (under its
-temperature, cut by ``top_k`` and ``top_p``), not of the target's. Their texts, joined, are the
-text of the reply: a token that completes no character has none.
+The log probabilities are those of the composite distribution that each token was taken from (with
+its temperature, top-k and top-p), not those of the target. The texts of the tokens, joined, are the
+text of the reply: a token that completes no character has an empty text.
 """
 
 from __future__ import annotations
@@ -14,145 +14,141 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from openai.types import Completion, CompletionChoice, CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
-from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
-from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
-from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
-from openai.types.completion_choice import Logprobs
-from pydantic import BaseModel
-
+from safedraft.server import wire
 from safedraft.server.errors import APIError
 from safedraft.server.scheduler import Job
-from safedraft.text.chat import Reply, Token
+from safedraft.text.results import GenerationResult, Token
 
-_Logprobs = TypeVar("_Logprobs", ChoiceLogprobs, ChunkLogprobs)
-
-_TOLD = (
-    "id", "text", "matched", "scheme", "strength", "draft_probability", "target_probability",
-    "block",
-)  # fmt: skip
+Response = wire.ChatCompletion | wire.Completion
+Chunk = wire.ChatCompletionChunk | wire.Completion
 
 
 @dataclass(frozen=True)
-class Answer(ABC):
-    """The response to one request; a route's own puts tokens into OpenAI's words."""
+class ResponseBuilder(ABC):
+    """Builds the response to one request, whole or in chunks; each route has a subclass."""
 
     model: str
     logprobs: bool
     telemetry: bool
     end_tokens: frozenset[int]
-    """They end a reply and are no part of what is told of it."""
-    replies_a_prompt: int = 1
+    """Tokens that end a reply; they have no log probabilities in the response."""
+    replies_per_prompt: int = 1
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @abstractmethod
-    def whole(self, replies: Sequence[Reply]) -> BaseModel:
-        """All replies, finished."""
+    def build_response(self, replies: Sequence[GenerationResult]) -> Response:
+        """Build the response from all replies, each of which has ended."""
 
     @abstractmethod
-    def opening(self, index: int) -> BaseModel | None:
-        """A stream's chunk before the first token of a reply, if the route has one."""
+    def build_first_chunk(self, index: int) -> Chunk | None:
+        """Build the chunk before a reply's first token, or return None if the route has none."""
 
     @abstractmethod
-    def chunk(self, index: int, token: Token, offset: int) -> BaseModel:
-        """A stream's chunk with a token that stands ``offset`` characters into its reply."""
+    def build_chunk(self, index: int, token: Token, offset: int) -> Chunk:
+        """Build the chunk of a token whose text starts ``offset`` characters into its reply."""
 
     @abstractmethod
-    def closing(self, index: int, reply: Reply) -> BaseModel:
-        """A stream's chunk that tells how a reply ended."""
+    def build_last_chunk(self, index: int, reply: GenerationResult) -> Chunk:
+        """Build the chunk that says why a reply ended."""
 
     @abstractmethod
-    def cost(self, replies: Sequence[Reply]) -> BaseModel:
-        """A stream's last chunk: its usage."""
+    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> Chunk:
+        """Build the last chunk of a stream, which holds the usage and no choice."""
 
-    def usage(self, replies: Sequence[Reply]) -> CompletionUsage:
-        """Tokens of every prompt (of the longer of the two models' own) and of every reply."""
-        prompts = replies[:: self.replies_a_prompt]
-        read = sum(reply.statistics.prompt_tokens for reply in prompts)
-        said = sum(reply.statistics.tokens for reply in replies)
-        return CompletionUsage(prompt_tokens=read, completion_tokens=said, total_tokens=read + said)
+    def count_usage(self, replies: Sequence[GenerationResult]) -> wire.Usage:
+        """Count the tokens of every prompt (the longer one of the two models) and every reply."""
+        prompts = replies[:: self.replies_per_prompt]
+        prompt_tokens = sum(reply.statistics.prompt_tokens for reply in prompts)
+        completion_tokens = sum(reply.statistics.tokens for reply in replies)
+        return wire.Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
 
-    def told(self, tokens: Sequence[Token], reply: Reply | None = None) -> dict[str, Any]:
-        """SafeDraft's own field of a choice, where it is asked for and allowed."""
+    def build_telemetry(
+        self, tokens: Sequence[Token], reply: GenerationResult | None = None
+    ) -> dict[str, wire.Telemetry]:
+        """Build SafeDraft's own field of a choice; it is left out unless it was requested.
+
+        Args:
+            tokens: the tokens of the choice.
+            reply: the reply, if the choice ends it.
+        """
         if not self.telemetry:
             return {}
-        extension: dict[str, Any] = {
-            "tokens": [{name: getattr(token, name) for name in _TOLD} for token in tokens]
-        }
-        if reply:
-            extension["statistics"] = reply.statistics.to_dict()
-        return {"safedraft": extension}
+        records = [wire.TokenTelemetry.model_validate(t, from_attributes=True) for t in tokens]
+        statistics = {"statistics": reply.statistics.to_dict()} if reply else {}
+        return {"safedraft": wire.Telemetry(tokens=records, **statistics)}
 
-    def shown(self, tokens: Sequence[Token]) -> list[Token]:
-        """Those whose log probability is told."""
+    def without_end_tokens(self, tokens: Sequence[Token]) -> list[Token]:
+        """Return the tokens that are part of the text."""
         return [token for token in tokens if token.id not in self.end_tokens]
 
 
-class ChatAnswer(Answer):
-    """``/v1/chat/completions``."""
+class ChatResponseBuilder(ResponseBuilder):
+    """Builds the responses of ``/v1/chat/completions``."""
 
-    def whole(self, replies: Sequence[Reply]) -> BaseModel:
-        """As ``Answer``."""
+    def build_response(self, replies: Sequence[GenerationResult]) -> wire.ChatCompletion:
+        """See ``ResponseBuilder``."""
         choices = [
-            Choice(
+            wire.ChatChoice(
                 index=index,
-                finish_reason=cast(Any, reply.finish_reason),
-                message=ChatCompletionMessage(role="assistant", content=reply.text, refusal=None),
-                logprobs=self._logprobs(reply.trace, ChoiceLogprobs),
-                **self.told(reply.trace, reply),
+                finish_reason=_finish_reason(reply),
+                message=wire.AssistantMessage(role="assistant", content=reply.text, refusal=None),
+                logprobs=self._build_logprobs(reply.trace),
+                **self.build_telemetry(reply.trace, reply),
             )
             for index, reply in enumerate(replies)
         ]
-        return ChatCompletion(
+        return wire.ChatCompletion(
             id=f"chatcmpl-{self.id}",
             object="chat.completion",
             created=self.created,
             model=self.model,
             choices=choices,
-            usage=self.usage(replies),
+            usage=self.count_usage(replies),
         )
 
-    def opening(self, index: int) -> BaseModel:
-        """As ``Answer``."""
-        delta = ChoiceDelta(role="assistant", content="")
-        return self._chunk(ChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None))
+    def build_first_chunk(self, index: int) -> wire.ChatCompletionChunk:
+        """See ``ResponseBuilder``."""
+        delta = wire.Delta(role="assistant", content="")
+        choice = wire.ChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None)
+        return self._build_chunk(choice)
 
-    def chunk(self, index: int, token: Token, offset: int) -> BaseModel:
-        """As ``Answer``."""
-        choice = ChunkChoice(
+    def build_chunk(self, index: int, token: Token, offset: int) -> wire.ChatCompletionChunk:
+        """See ``ResponseBuilder``."""
+        choice = wire.ChunkChoice(
             index=index,
-            delta=ChoiceDelta(content=token.text),
+            delta=wire.Delta(content=token.text),
             finish_reason=None,
-            logprobs=self._logprobs([token], ChunkLogprobs),
-            **self.told([token]),
+            logprobs=self._build_logprobs([token]),
+            **self.build_telemetry([token]),
         )
-        return self._chunk(choice)
+        return self._build_chunk(choice)
 
-    def closing(self, index: int, reply: Reply) -> BaseModel:
-        """As ``Answer``."""
-        choice = ChunkChoice(
+    def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.ChatCompletionChunk:
+        """See ``ResponseBuilder``."""
+        choice = wire.ChunkChoice(
             index=index,
-            delta=ChoiceDelta(),
-            finish_reason=cast(Any, reply.finish_reason),
+            delta=wire.Delta(),
+            finish_reason=_finish_reason(reply),
             logprobs=None,
-            **self.told([], reply),
+            **self.build_telemetry([], reply),
         )
-        return self._chunk(choice)
+        return self._build_chunk(choice)
 
-    def cost(self, replies: Sequence[Reply]) -> BaseModel:
-        """As ``Answer``."""
-        chunk = self._chunk()
-        chunk.usage = self.usage(replies)
+    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> wire.ChatCompletionChunk:
+        """See ``ResponseBuilder``."""
+        chunk = self._build_chunk()
+        chunk.usage = self.count_usage(replies)
         return chunk
 
-    def _chunk(self, *choices: ChunkChoice) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
+    def _build_chunk(self, *choices: wire.ChunkChoice) -> wire.ChatCompletionChunk:
+        return wire.ChatCompletionChunk(
             id=f"chatcmpl-{self.id}",
             object="chat.completion.chunk",
             created=self.created,
@@ -160,57 +156,57 @@ class ChatAnswer(Answer):
             choices=list(choices),
         )
 
-    def _logprobs(self, tokens: Sequence[Token], kind: type[_Logprobs]) -> _Logprobs | None:
+    def _build_logprobs(self, tokens: Sequence[Token]) -> wire.ChatLogprobs | None:
         if not self.logprobs:
             return None
         content = [
-            ChatCompletionTokenLogprob(
+            wire.TokenLogprob(
                 token=token.text,
                 bytes=list(token.text.encode()),
                 logprob=_logprob(token),
                 top_logprobs=[
-                    TopLogprob(token=text, bytes=list(text.encode()), logprob=logprob)
+                    wire.TopLogprob(token=text, bytes=list(text.encode()), logprob=logprob)
                     for _, text, logprob in token.top_logprobs
                 ],
             )
-            for token in self.shown(tokens)
+            for token in self.without_end_tokens(tokens)
         ]
-        return kind(content=content, refusal=None)
+        return wire.ChatLogprobs(content=content, refusal=None)
 
 
-class CompletionAnswer(Answer):
-    """``/v1/completions``; what streams has the type of what does not."""
+class CompletionResponseBuilder(ResponseBuilder):
+    """Builds the responses of ``/v1/completions``; a chunk has the type of a whole response."""
 
-    def whole(self, replies: Sequence[Reply]) -> BaseModel:
-        """As ``Answer``."""
+    def build_response(self, replies: Sequence[GenerationResult]) -> wire.Completion:
+        """See ``ResponseBuilder``."""
         choices = [
-            self._choice(index, reply.text, reply.trace, 0, reply)
+            self._build_choice(index, reply.text, reply.trace, 0, reply)
             for index, reply in enumerate(replies)
         ]
-        completion = self._completion(*choices)
-        completion.usage = self.usage(replies)
+        completion = self._build_completion(*choices)
+        completion.usage = self.count_usage(replies)
         return completion
 
-    def opening(self, index: int) -> None:
-        """As ``Answer``."""
+    def build_first_chunk(self, index: int) -> None:
+        """See ``ResponseBuilder``."""
         return None
 
-    def chunk(self, index: int, token: Token, offset: int) -> BaseModel:
-        """As ``Answer``."""
-        return self._completion(self._choice(index, token.text, [token], offset))
+    def build_chunk(self, index: int, token: Token, offset: int) -> wire.Completion:
+        """See ``ResponseBuilder``."""
+        return self._build_completion(self._build_choice(index, token.text, [token], offset))
 
-    def closing(self, index: int, reply: Reply) -> BaseModel:
-        """As ``Answer``."""
-        return self._completion(self._choice(index, "", [], len(reply.text), reply))
+    def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.Completion:
+        """See ``ResponseBuilder``."""
+        return self._build_completion(self._build_choice(index, "", [], len(reply.text), reply))
 
-    def cost(self, replies: Sequence[Reply]) -> BaseModel:
-        """As ``Answer``."""
-        completion = self._completion()
-        completion.usage = self.usage(replies)
+    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> wire.Completion:
+        """See ``ResponseBuilder``."""
+        completion = self._build_completion()
+        completion.usage = self.count_usage(replies)
         return completion
 
-    def _completion(self, *choices: CompletionChoice) -> Completion:
-        return Completion(
+    def _build_completion(self, *choices: wire.CompletionChoice) -> wire.Completion:
+        return wire.Completion(
             id=f"cmpl-{self.id}",
             object="text_completion",
             created=self.created,
@@ -218,83 +214,88 @@ class CompletionAnswer(Answer):
             choices=list(choices),
         )
 
-    def _choice(
+    def _build_choice(
         self,
         index: int,
         text: str,
         tokens: Sequence[Token],
         offset: int,
-        ended: Reply | None = None,
-    ) -> CompletionChoice:
-        # OpenAI's type has no place for a reply that goes on, and its streams send null.
-        return CompletionChoice.construct(
+        ended_reply: GenerationResult | None = None,
+    ) -> wire.CompletionChoice:
+        return wire.CompletionChoice(
             index=index,
             text=text,
-            finish_reason=ended.finish_reason if ended else None,
-            logprobs=self._logprobs(tokens, offset),
-            **self.told(tokens, ended),
+            finish_reason=_finish_reason(ended_reply) if ended_reply else None,
+            logprobs=self._build_logprobs(tokens, offset),
+            **self.build_telemetry(tokens, ended_reply),
         )
 
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> Logprobs | None:
+    def _build_logprobs(
+        self, tokens: Sequence[Token], offset: int
+    ) -> wire.CompletionLogprobs | None:
         if not self.logprobs:
             return None
-        shown = self.shown(tokens)
-        texts = [token.text for token in shown]
-        return Logprobs(
+        tokens = self.without_end_tokens(tokens)
+        texts = [token.text for token in tokens]
+        return wire.CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[_logprob(token) for token in shown],
+            token_logprobs=[_logprob(token) for token in tokens],
             top_logprobs=[
-                {text: logprob for _, text, logprob in token.top_logprobs} for token in shown
+                {text: logprob for _, text, logprob in token.top_logprobs} for token in tokens
             ],
             text_offset=list(accumulate(map(len, texts[:-1]), initial=offset)) if texts else [],
         )
 
 
-async def whole(answer: Answer, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The response of a request that does not stream.
+async def collect_response(builder: ResponseBuilder, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Wait for all replies and return the body of a response that is not streamed.
 
     Raises:
         APIError: a reply could not be finished.
     """
-    return _plain(answer.whole([await job.finished() for job in jobs]))
+    return builder.build_response([await job.wait() for job in jobs]).to_json()
 
 
-async def events(answer: Answer, jobs: Sequence[Job], with_usage: bool) -> AsyncIterator[str]:
-    """The server-sent events of a request that streams; an error is the last of them.
+async def stream_events(
+    builder: ResponseBuilder, jobs: Sequence[Job], with_usage: bool
+) -> AsyncIterator[str]:
+    """Yield the server-sent events of a streamed response; an error is sent as the last event.
 
-    Several replies follow one another, though they are decoded in turns.
+    The replies are decoded in turns, but their chunks are sent one reply after the other.
     """
     try:
         for index, job in enumerate(jobs):
-            async for chunk in _chunks(answer, index, job):
-                # OpenAI's streams say null until the chunk that tells the usage.
-                yield _event(_plain(chunk) | ({"usage": None} if with_usage else {}))
+            async for chunk in _stream_chunks(builder, index, job):
+                if with_usage:
+                    chunk.usage = None  # set, so that null is sent, as OpenAI's streams do
+                yield _format_event(chunk)
         if with_usage:
-            yield _event(_plain(answer.cost([job.reply for job in jobs])))
+            yield _format_event(builder.build_usage_chunk([job.reply for job in jobs]))
         yield "data: [DONE]\n\n"
     except APIError as error:
-        yield _event(error.body)
+        yield _format_event(error.body)
 
 
-async def _chunks(answer: Answer, index: int, job: Job) -> AsyncIterator[BaseModel]:
-    if opening := answer.opening(index):
-        yield opening
+async def _stream_chunks(builder: ResponseBuilder, index: int, job: Job) -> AsyncIterator[Chunk]:
+    if first_chunk := builder.build_first_chunk(index):
+        yield first_chunk
     offset = 0
     async for token in job:
-        if token.text or answer.logprobs or answer.telemetry:
-            yield answer.chunk(index, token, offset)
+        if token.text or builder.logprobs or builder.telemetry:
+            yield builder.build_chunk(index, token, offset)
         offset += len(token.text)
-    yield answer.closing(index, job.reply)
+    yield builder.build_last_chunk(index, job.reply)
+
+
+def _finish_reason(reply: GenerationResult) -> wire.FinishReason:
+    assert reply.finish_reason != "interrupted"  # nobody waits for an interrupted job
+    return reply.finish_reason
 
 
 def _logprob(token: Token) -> float:
-    assert token.logprob is not None  # asked for when the stream was opened
+    assert token.logprob is not None  # requested when the stream was opened
     return token.logprob
 
 
-def _plain(model: BaseModel) -> dict[str, Any]:
-    return model.model_dump(mode="json", exclude_unset=True)
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body)}\n\n"
+def _format_event(body: wire.WireModel) -> str:
+    return f"data: {json.dumps(body.to_json())}\n\n"

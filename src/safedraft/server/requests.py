@@ -1,11 +1,12 @@
-"""What a client may ask: the bodies of every route, and what the operator's limits say to them.
+"""The bodies of the requests of every route.
 
-A parameter that is not here is refused by name; one that OpenAI knows and SSD does not honour is
-taken only with the value that means nothing.
+A parameter that is not listed here is refused by name. A parameter that OpenAI defines and SSD does
+not support is accepted only with the value that has no effect.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,14 +20,14 @@ from pydantic import (
 
 from safedraft.core.config import SamplingParams
 from safedraft.server.settings import Limits
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 
-MOST_TOP_LOGPROBS = 20
-"""As in OpenAI's API."""
+MAX_TOP_LOGPROBS = 20
+"""Upper bound of OpenAI's API."""
 
 
-def _joined(value: Any) -> Any:
-    """A message in parts of text is one text; what is no such part stays for the type to refuse."""
+def _join_text_parts(value: Any) -> Any:
+    """Join a content of text parts; return any other value as it is, for the type to refuse."""
     if not isinstance(value, list) or not value:
         return value
     texts = [
@@ -34,20 +35,20 @@ def _joined(value: Any) -> Any:
         for part in value
         if isinstance(part, dict) and part.get("type") == "text" and set(part) == {"type", "text"}
     ]
-    whole = len(texts) == len(value) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if whole else value
+    only_text = len(texts) == len(value) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if only_text else value
 
 
-def _listed(value: Any) -> Any:
+def _wrap_in_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 Text = Annotated[
     str,
-    BeforeValidator(_joined),
+    BeforeValidator(_join_text_parts),
     WithJsonSchema({"type": "string"}),
 ]
-_Some = Annotated[str, StringConstraints(min_length=1)]
+_NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _OneOrMore = WithJsonSchema(
     {
         "anyOf": [
@@ -56,13 +57,15 @@ _OneOrMore = WithJsonSchema(
         ]
     }
 )
-Stops = Annotated[list[_Some], Field(fail_fast=True), BeforeValidator(_listed), _OneOrMore]
+StopStrings = Annotated[
+    list[_NonEmpty], Field(fail_fast=True), BeforeValidator(_wrap_in_list), _OneOrMore
+]
 Prompts = Annotated[
-    list[_Some], Field(min_length=1, fail_fast=True), BeforeValidator(_listed), _OneOrMore
+    list[_NonEmpty], Field(min_length=1, fail_fast=True), BeforeValidator(_wrap_in_list), _OneOrMore
 ]
 Count = Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
-Nothing = Annotated[list[Any], Field(max_length=0)]
+EmptyList = Annotated[list[Any], Field(max_length=0)]
 
 
 class _Body(BaseModel):
@@ -73,16 +76,16 @@ class _TextFormat(_Body):
     type: Literal["text"]
 
 
-class _Unsupported(_Body):
-    """OpenAI's parameters that SSD does not honour, with what clients send to say so."""
+class _UnsupportedParameters(_Body):
+    """OpenAI's parameters that SSD does not support, with the values that have no effect."""
 
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: _TextFormat | None = None
-    tools: Nothing | None = None
+    tools: EmptyList | None = None
     tool_choice: Literal["none", "auto"] | None = None
-    functions: Nothing | None = None
+    functions: EmptyList | None = None
     store: Literal[False] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
     echo: Literal[False] | None = None
@@ -92,25 +95,25 @@ class _Unsupported(_Body):
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
 
-UNSUPPORTED = frozenset(_Unsupported.model_fields)
-"""Parameters that are refused unless their value means nothing."""
+UNSUPPORTED = frozenset(_UnsupportedParameters.model_fields)
+"""Names of the parameters that are refused unless their value has no effect."""
 
 
 class ChatMessage(_Body):
-    """One turn; ``developer`` is another word for ``system``."""
+    """One message of a conversation; ``developer`` means the same as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
     name: Annotated[str, Field(max_length=0)] | None = None
     refusal: None = None
-    """As OpenAI's client writes an assistant's turn back; and so are those that follow."""
-    annotations: Nothing | None = None
+    """Like the fields below, sent by OpenAI's client when it returns an assistant's message."""
+    annotations: EmptyList | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Nothing | None = None
+    tool_calls: EmptyList | None = None
 
-    def plain(self) -> Message:
-        """As the library takes it."""
+    def to_message(self) -> Message:
+        """Return the message in the form that the library takes."""
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": self.content}
 
@@ -119,51 +122,61 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(_Body):
-    """What a stream tells besides the text."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
+    """Whether the last event holds the usage."""
 
 
-class Extension(_Body):
-    """SafeDraft's own wishes, where the operator allows them."""
+class SafeDraftOptions(_Body):
+    """SafeDraft's own parameters; each is refused unless the operator allows it."""
 
     telemetry: bool = False
-    """Whether the reply tells each token's match and scheme, and the match ratios."""
+    """Whether the response reports how each token was chosen, and the match ratios."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Constants of the method for this request, by name."""
+    """Constants of the method for this request, by name; the others keep the pair's values."""
 
 
-class Sampled(_Unsupported):
-    """What the bodies of chat and completions have in common."""
+class SamplingRequest(_UnsupportedParameters, ABC):
+    """The parameters that chat completions and completions have in common."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    """0, greedy, when not given: what SSD's figures are of."""
+    """0 (greedy) by default, as in SSD's published results."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
-    """Not OpenAI's: the k most likely tokens of the composite; 0 keeps all."""
+    """An extension: sample from the k most likely tokens of the composite; 0 keeps all."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stops | None = None
+    stop: StopStrings | None = None
     max_tokens: Count | None = None
-    safedraft: Extension | None = None
+    safedraft: SafeDraftOptions | None = None
 
     @property
-    def new_tokens(self) -> tuple[str, int | None]:
-        """The parameter that limits the reply, and its value."""
+    @abstractmethod
+    def alternatives(self) -> int | None:
+        """Number of top log probabilities per token; None if no log probabilities are wanted."""
+
+    @property
+    def token_limit(self) -> tuple[str, int | None]:
+        """Name and value of the parameter that limits the number of new tokens."""
         return "max_tokens", self.max_tokens
 
     @property
-    def usage_in_stream(self) -> bool:
-        """Whether a stream ends in what it cost."""
+    def wants_usage_chunk(self) -> bool:
+        """Whether a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, index: int, limits: Limits) -> SamplingParams:
-        """How the ``index``-th reply is sampled: each has a seed of its own."""
+    def build_sampling(self, index: int, limits: Limits) -> SamplingParams:
+        """Build the sampling parameters of the reply at ``index``, which has its own seed.
+
+        Raises:
+            ValidationError: a value is out of the library's range.
+        """
         return SamplingParams(
-            max_new_tokens=self.new_tokens[1] or limits.new_tokens,
+            max_new_tokens=self.token_limit[1] or limits.new_tokens,
             temperature=self.temperature or 0.0,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -172,46 +185,44 @@ class Sampled(_Unsupported):
         )
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SamplingRequest):
     """The body of ``/v1/chat/completions``."""
 
     messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
-    def new_tokens(self) -> tuple[str, int | None]:
-        """Under whichever of its two names it is given."""
+    def token_limit(self) -> tuple[str, int | None]:
+        """Name and value of the parameter that limits the new tokens; it has two names."""
         if self.max_completion_tokens is None:
             return "max_tokens", self.max_tokens
         return "max_completion_tokens", self.max_completion_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many log probabilities each token brings besides its own; None for none at all."""
+        """See ``SamplingRequest``."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(Sampled):
-    """The body of ``/v1/completions``; prompts in token ids are not taken: they could hold control
-    tokens."""
+class CompletionRequest(SamplingRequest):
+    """The body of ``/v1/completions``.
+
+    Prompts given as token ids are refused, because they could hold control tokens.
+    """
 
     prompt: Prompts
-    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
     def alternatives(self) -> int | None:
-        """As of a ``ChatRequest``."""
+        """See ``SamplingRequest``."""
         return self.logprobs
 
 
-Asked = ChatRequest | CompletionRequest
-"""What replies are sampled for."""
-
-
 class TokenizeRequest(_Body):
-    """The body of ``/tokenize``: a conversation or a text."""
+    """The body of ``/tokenize``, which holds either a conversation or a text."""
 
     model: str | None = None
     messages: Messages | None = None

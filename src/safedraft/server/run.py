@@ -1,4 +1,4 @@
-"""The server as a process: uvicorn, and a stop that lets replies finish."""
+"""Run the server in this process with uvicorn; a stop lets running replies finish."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from safedraft.server.settings import ServerSettings, require_safe
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; a port of 0 takes a free one.
+    """Open a listening socket; with port 0 the system chooses a free port.
 
     Raises:
-        SafeDraftError: it cannot be had.
+        SafeDraftError: the address is not available.
     """
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -40,39 +40,40 @@ def serve_app(
     pair: Pair,
     settings: ServerSettings,
     listening: socket.socket,
-    say: Callable[[str], None],
+    announce: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, and then finish what can be finished in time.
+    """Serve until SIGTERM or Ctrl-C, then wait for running replies within the grace period.
 
     Args:
-        pair: what decodes.
-        settings: what is allowed.
-        listening: of ``listen``.
-        say: told in a line where the server is.
+        pair: the pair that decodes.
+        settings: permissions and limits.
+        listening: socket returned by ``listen``.
+        announce: called with one line that holds the server's address.
 
     Raises:
-        SafeDraftError: as ``require_safe``; or the pair is not for raw text, which is allowed.
+        SafeDraftError: see ``require_safe``; or raw text is allowed, and the pair does not support
+            it.
     """
     host, port = listening.getsockname()[:2]
     require_safe(host, settings.api_key)
     app = create_app(pair, settings)
-    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    page = f", playground at {place}{gate.PAGE}" if settings.playground else ""
-    say(f"{settings.name} is served at {place}/v1{page}; Ctrl-C stops it")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    page = f", playground at {address}{gate.PAGE}" if settings.playground else ""
+    announce(f"{settings.name} is served at {address}/v1{page}; Ctrl-C stops it")
     grace = settings.limits.grace_seconds
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
-        # The scheduler's grace, and what still has to write its last words.
+        # The scheduler's grace period, and time to send the last events.
         timeout_graceful_shutdown=math.ceil(grace) + 15,
     )
     Server(config, app, grace).run([listening])
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which tells the scheduler of a stop before it waits for open connections."""
+    """A uvicorn server that stops the scheduler before it waits for open connections."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, grace_seconds: float) -> None:
         super().__init__(config)
@@ -80,10 +81,10 @@ class Server(uvicorn.Server):
         self._grace_seconds = grace_seconds
 
     async def shutdown(self, *args: object, **kwargs: object) -> None:
-        """As uvicorn's own."""
+        """Stop the scheduler, and close all connections."""
         stopping = asyncio.create_task(self._scheduler.stop(self._grace_seconds))
         await super().shutdown(*args, **kwargs)  # type: ignore[arg-type]
-        if self.force_exit:  # Ctrl-C for the second time
+        if self.force_exit:  # Ctrl-C was pressed a second time
             stopping.cancel()
         else:
             await stopping

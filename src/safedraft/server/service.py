@@ -1,209 +1,225 @@
-"""From what a client asks to replies on their way: permissions, limits, streams for the queue."""
+"""Turn requests into jobs of the scheduler, within the operator's permissions and limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.errors import PromptTooLong, SafeDraftError, problems
+from safedraft.core.errors import PromptTooLongError, SafeDraftError, problems
 from safedraft.pair import Pair, Prompts
-from safedraft.server.errors import APIError
+from safedraft.server.errors import APIError, invalid_value
 from safedraft.server.metrics import Metrics
-from safedraft.server.replies import Answer, ChatAnswer, CompletionAnswer
-from safedraft.server.requests import Asked, ChatRequest, CompletionRequest, TokenizeRequest
+from safedraft.server.replies import (
+    ChatResponseBuilder,
+    CompletionResponseBuilder,
+    ResponseBuilder,
+)
+from safedraft.server.requests import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    TokenizeRequest,
+)
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
-from safedraft.text.chat import Message, Stream, conversation
-
-if TYPE_CHECKING:
-    from safedraft.core.decode import Decoder
+from safedraft.text.messages import Message, conversation
+from safedraft.text.stream import Stream
 
 T = TypeVar("T")
-Replies = tuple[Answer, list[Job]]
+Submission = tuple[ResponseBuilder, list[Job]]
 
 
 class Service:
-    """One pair and what its operator allows; ``scheduler.run`` has to be running."""
+    """Serves one pair; ``scheduler.run`` must be running."""
 
     def __init__(self, pair: Pair, settings: ServerSettings) -> None:
         if settings.allow_completions and pair.draft.system:
             raise SafeDraftError(
-                f"{settings.name} keeps its draft safe by a system prompt, which raw text has no "
-                "place for: serve it without completions"
+                f"the draft of {settings.name} needs its system prompt to be safe, and raw text "
+                "has none: serve the pair without completions"
             )
         self.pair, self.settings = pair, settings
         self.metrics = Metrics()
         self.scheduler = Scheduler(settings.limits, lambda job: self.metrics.count(job.reply))
-        self.metrics.watch("active_replies", "Decoded in turns", lambda: self.scheduler.active)
-        self.metrics.watch("waiting_replies", "In line", lambda: self.scheduler.waiting)
+        self.metrics.add_gauge("active_replies", "Decoded in turns", lambda: self.scheduler.active)
+        self.metrics.add_gauge("waiting_replies", "In the queue", lambda: self.scheduler.waiting)
 
-    async def chat(self, asked: ChatRequest) -> Replies:
-        """The replies to a conversation.
+    async def submit_chat(self, request: ChatRequest) -> Submission:
+        """Queue the replies to a conversation.
 
         Raises:
-            APIError: what is asked is not allowed, too much, or too much just now.
+            APIError: the request is not allowed or exceeds a limit, or the queue is full.
         """
-        if asked.top_logprobs is not None and not asked.logprobs:
-            raise _invalid("top_logprobs", "needs logprobs to be true")
-        if None not in (asked.max_tokens, asked.max_completion_tokens):
-            raise _invalid("max_tokens", "give this or max_completion_tokens, not both")
-        messages = self._conversation([message.plain() for message in asked.messages])
-        return await self._replies(
-            ChatAnswer, asked, [partial(self.pair.stream, messages)], "messages"
-        )
+        if request.top_logprobs is not None and not request.logprobs:
+            raise invalid_value("top_logprobs", "it requires logprobs to be true")
+        if None not in (request.max_tokens, request.max_completion_tokens):
+            raise invalid_value("max_tokens", "it excludes max_completion_tokens")
+        messages = self._read_messages(request.messages)
+        streams = [partial(self.pair.stream, messages)]
+        return await self._submit(ChatResponseBuilder, request, streams, "messages")
 
-    async def completion(self, asked: CompletionRequest) -> Replies:
-        """The replies to raw texts, ``n`` to each.
+    async def submit_completion(self, request: CompletionRequest) -> Submission:
+        """Queue the replies to raw texts, ``n`` to each.
 
         Raises:
-            APIError: as ``chat``; or the operator does not allow raw texts.
+            APIError: see ``submit_chat``; or the operator does not allow raw texts.
         """
         if not self.settings.allow_completions:
-            only = "this server takes conversations only: use /v1/chat/completions"
-            raise APIError(403, "completions_disabled", only)
-        streams = [partial(self._stream_text, text) for text in asked.prompt]
-        return await self._replies(CompletionAnswer, asked, streams, "prompt")
+            message = "This server accepts only conversations. Use /v1/chat/completions."
+            raise APIError(403, "completions_disabled", message)
+        streams = [partial(self._stream_text, text) for text in request.prompt]
+        return await self._submit(CompletionResponseBuilder, request, streams, "prompt")
 
-    async def tokenize(self, asked: TokenizeRequest) -> Prompts:
-        """Both models' token ids of a conversation or a text.
+    async def tokenize(self, request: TokenizeRequest) -> Prompts:
+        """Return both models' token ids of a conversation or a text.
 
         Raises:
-            APIError: neither or both are given, or as ``chat``.
+            APIError: the request holds neither or both; or see ``submit_chat``.
         """
-        if asked.model is not None:
-            self.require_model(asked.model)
-        if asked.messages is not None and asked.prompt is None:
-            messages = self._conversation([message.plain() for message in asked.messages])
+        if request.model is not None:
+            self.require_model(request.model)
+        if request.messages is not None and request.prompt is None:
+            messages = self._read_messages(request.messages)
             work, name = lambda: self.pair.prompts(conversation(messages)), "messages"
-        elif asked.prompt is not None and asked.messages is None:
-            work, name = partial(self.pair.text_prompts, asked.prompt), "prompt"
+        elif request.prompt is not None and request.messages is None:
+            work, name = partial(self.pair.text_prompts, request.prompt), "prompt"
         else:
-            raise _invalid("messages", "give either messages or a prompt")
-        return await self.scheduler.call(partial(_or_invalid, work, name))
+            raise invalid_value("messages", "either messages or prompt is required, but not both")
+        return await self.scheduler.call(partial(_convert_errors, work, name))
 
     async def page(
         self,
         messages: Sequence[Message],
         sampling: SamplingParams,
         config: SSDConfig,
-        decoders: Sequence[Decoder],
+        rules: Sequence[str],
     ) -> list[Job]:
-        """One conversation decoded in each of several ways, for the playground.
+        """Queue one reply per decoder to the same conversation, for the playground.
 
-        Whom the operator lets in there may set constants and begin replies; every bound holds.
+        Users of the playground may set constants and begin replies, but every limit applies.
 
         Raises:
-            APIError: as ``chat``.
+            APIError: see ``submit_chat``.
         """
         limits = self.settings.limits
-        self._require_few(messages)
-        self._require_few_replies(len(decoders))
+        self._require_few_messages(messages)
+        self._require_few_replies(len(rules))
         if sampling.max_new_tokens > limits.new_tokens:
-            raise _invalid("max_new_tokens", f"at most {limits.new_tokens} are decoded")
+            raise invalid_value("max_new_tokens", f"at most {limits.new_tokens} are allowed")
         self._require_short_blocks("config", config)
         stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
-        opens = [partial(stream, decoder=decoder) for decoder in decoders]
-        return await self.scheduler.submit([partial(_or_invalid, o, "messages") for o in opens])
+        openers = [
+            partial(_convert_errors, partial(stream, rule=rule), "messages") for rule in rules
+        ]
+        return await self.scheduler.submit(openers)
 
     def require_model(self, name: str) -> None:
-        """Refuse a name that is not the pair's.
+        """Refuse any model except the pair.
 
         Raises:
-            APIError: 404.
+            APIError: the name is not the pair's (404).
         """
-        known = self.settings.name
-        if name != known:
-            message = f"there is no model {name!r} here, only {known!r}"
+        served_name = self.settings.name
+        if name != served_name:
+            message = f"The model {name!r} does not exist. This server has only {served_name!r}."
             raise APIError(404, "model_not_found", message, "model")
 
-    async def _replies(
+    async def _submit(
         self,
-        kind: type[Answer],
-        asked: Asked,
+        builder_class: type[ResponseBuilder],
+        request: SamplingRequest,
         streams: Sequence[Callable[..., Stream]],
-        prompt: str,
-    ) -> Replies:
-        """``n`` replies from each of ``streams``, which come from the parameter ``prompt``."""
-        self.require_model(asked.model)
-        self._require_within_limits(asked, len(streams))
-        config, count = self._config(asked), asked.n or 1
-        each = [stream for stream in streams for _ in range(count)]
-        settings = {"config": config, "top_logprobs": asked.alternatives}
-        opens = [
-            partial(self._open, partial(stream, sampling=sampling, **settings), asked, prompt)
-            for stream, sampling in zip(each, self._sampling(asked, len(each)), strict=True)
-        ]
-        answer = kind(
-            model=self.settings.name,
-            logprobs=asked.alternatives is not None,
-            telemetry=self._telemetry(asked),
-            end_tokens=self.pair.end_tokens,
-            replies_a_prompt=count,
-        )
-        return answer, await self.scheduler.submit(opens)
-
-    def _open(self, stream: Callable[[], Stream], asked: Asked, prompt: str) -> Stream:
-        """Encode and check a prompt; nothing is decoded yet."""
-        opened = _or_invalid(stream, prompt)
-        name, wanted = asked.new_tokens
-        room = self.pair.context_length - opened.reply.statistics.prompt_tokens
-        if wanted is not None and wanted > room:
-            raise APIError(
-                400,
-                "context_length_exceeded",
-                f"{name} is {wanted}, and the shorter context has room for {room} new tokens",
-                name,
+        prompt_name: str,
+    ) -> Submission:
+        """Queue ``n`` replies from each of ``streams``, made of the parameter ``prompt_name``."""
+        self.require_model(request.model)
+        self._require_within_limits(request, len(streams))
+        config, count = self._read_config(request), request.n or 1
+        repeated = [stream for stream in streams for _ in range(count)]
+        samplings = self._read_sampling(request, len(repeated))
+        settings = {"config": config, "top_logprobs": request.alternatives}
+        openers = [
+            partial(
+                self._open, partial(stream, sampling=sampling, **settings), request, prompt_name
             )
-        return opened
+            for stream, sampling in zip(repeated, samplings, strict=True)
+        ]
+        builder = builder_class(
+            model=self.settings.name,
+            logprobs=request.alternatives is not None,
+            telemetry=self._read_telemetry(request),
+            end_tokens=self.pair.end_tokens,
+            replies_per_prompt=count,
+        )
+        return builder, await self.scheduler.submit(openers)
+
+    def _open(
+        self, open_stream: Callable[[], Stream], request: SamplingRequest, prompt_name: str
+    ) -> Stream:
+        """Encode a prompt and check its length; nothing is decoded yet."""
+        stream = _convert_errors(open_stream, prompt_name)
+        name, limit = request.token_limit
+        room = self.pair.context_length - stream.result.statistics.prompt_tokens
+        if limit is not None and limit > room:
+            message = f"{name} is {limit}, but the context has room for only {room} new tokens."
+            raise APIError(400, "context_length_exceeded", message, name)
+        return stream
 
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
-        # Who sends raw text may have begun the reply in it.
-        begun = (config or self.pair.config).for_turn(begun=True)
-        return self.pair.stream_ids(self.pair.text_prompts(text), config=begun, **settings)
+        # Raw text may already contain the beginning of the reply.
+        return self.pair.stream_ids(
+            self.pair.text_prompts(text), config=config, turn_begun=True, **settings
+        )
 
-    def _conversation(self, messages: list[Message]) -> list[Message]:
-        self._require_few(messages)
+    def _read_messages(self, chat_messages: Sequence[ChatMessage]) -> list[Message]:
+        messages = [message.to_message() for message in chat_messages]
+        self._require_few_messages(messages)
         if messages[-1]["role"] == "assistant" and not self.settings.allow_prefill:
-            message = "the last message is the assistant's: this server begins replies itself"
+            message = (
+                "The last message must not be the assistant's. This server does not continue it."
+            )
             raise APIError(400, "prefill_disabled", message, "messages")
         return messages
 
     def _require_few_replies(self, count: int) -> None:
         limits = self.settings.limits
-        most = min(limits.replies, limits.active + limits.waiting)
-        if count > most:
-            raise _invalid("n", f"at most {most} replies are given, all prompts together")
+        maximum = min(limits.replies, limits.active + limits.waiting)
+        if count > maximum:
+            raise invalid_value("n", f"at most {maximum} replies to all prompts are allowed")
 
-    def _require_few(self, messages: Sequence[Message]) -> None:
-        most = self.settings.limits.messages
-        if len(messages) > most:
-            raise _invalid("messages", f"at most {most} are taken")
+    def _require_few_messages(self, messages: Sequence[Message]) -> None:
+        maximum = self.settings.limits.messages
+        if len(messages) > maximum:
+            raise invalid_value("messages", f"at most {maximum} are allowed")
 
-    def _require_within_limits(self, asked: Asked, prompts: int) -> None:
+    def _require_within_limits(self, request: SamplingRequest, prompts: int) -> None:
         limits = self.settings.limits
-        name, wanted = asked.new_tokens
-        if wanted is not None and wanted > limits.new_tokens:
-            raise _invalid(name, f"at most {limits.new_tokens} are decoded")
-        self._require_few_replies((asked.n or 1) * prompts)
-        if (asked.alternatives or 0) > self._most_alternatives:
-            raise _invalid("top_logprobs", f"at most {self._most_alternatives} are told")
-        if len(asked.stop or ()) > limits.stop_strings:
-            raise _invalid("stop", f"at most {limits.stop_strings} strings are taken")
-        if any(len(text) > limits.stop_characters for text in asked.stop or ()):
-            raise _invalid("stop", f"a string has at most {limits.stop_characters} characters")
-        if asked.stream_options and not asked.stream:
-            raise _invalid("stream_options", "needs stream to be true")
+        name, limit = request.token_limit
+        if limit is not None and limit > limits.new_tokens:
+            raise invalid_value(name, f"at most {limits.new_tokens} are allowed")
+        self._require_few_replies((request.n or 1) * prompts)
+        if (request.alternatives or 0) > self._max_alternatives:
+            raise invalid_value("top_logprobs", f"at most {self._max_alternatives} are allowed")
+        if len(request.stop or ()) > limits.stop_strings:
+            raise invalid_value("stop", f"at most {limits.stop_strings} strings are allowed")
+        if any(len(text) > limits.stop_characters for text in request.stop or ()):
+            raise invalid_value(
+                "stop", f"a string may have at most {limits.stop_characters} characters"
+            )
+        if request.stream_options and not request.stream:
+            raise invalid_value("stream_options", "it requires stream to be true")
 
     @property
-    def _most_alternatives(self) -> int:
-        """Likely tokens that either scheme has, so that their number does not tell the scheme.
+    def _max_alternatives(self) -> int:
+        """Number of likely tokens that both schemes have, so that it does not reveal the scheme.
 
-        Union has more of them than intersection, or fewer where a strength above 1 leaves some no
-        probability.
+        Union has more of them than intersection, or fewer if a strength above 1 leaves some of them
+        without probability.
         """
         config = self.pair.config
         if self.settings.allow_telemetry:
@@ -211,51 +227,46 @@ class Service:
         exceeds = max(config.alpha_intersection, config.alpha_min, config.alpha_union) > 1
         return 0 if exceeds else config.sample_space_size
 
-    def _sampling(self, asked: Asked, count: int) -> list[SamplingParams]:
+    def _read_sampling(self, request: SamplingRequest, count: int) -> list[SamplingParams]:
         try:
-            return [asked.sampling(index, self.settings.limits) for index in range(count)]
+            return [request.build_sampling(index, self.settings.limits) for index in range(count)]
         except ValidationError as error:
-            found = error.errors()[0]
-            raise _invalid(str(found["loc"][0]), found["msg"]) from error
+            problem = error.errors()[0]
+            raise invalid_value(str(problem["loc"][0]), problem["msg"]) from error
 
-    def _telemetry(self, asked: Asked) -> bool:
-        wanted = bool(asked.safedraft and asked.safedraft.telemetry)
+    def _read_telemetry(self, request: SamplingRequest) -> bool:
+        wanted = bool(request.safedraft and request.safedraft.telemetry)
         if wanted and not self.settings.allow_telemetry:
-            message = "this server tells nothing of its defense"
+            message = "This server does not report telemetry."
             raise APIError(400, "telemetry_disabled", message, "safedraft.telemetry")
         return wanted
 
-    def _config(self, asked: Asked) -> SSDConfig | None:
-        changes = asked.safedraft.config if asked.safedraft else {}
+    def _read_config(self, request: SamplingRequest) -> SSDConfig | None:
+        changes = request.safedraft.config if request.safedraft else {}
         if not changes:
             return None
         if not self.settings.requests_may_set_constants:
-            message = "this server's requests do not set the defense's constants"
+            message = "This server does not let requests set the constants of the defense."
             raise APIError(400, "constants_disabled", message, "safedraft.config")
-        own = self.pair.config
         try:
-            changed = SSDConfig.model_validate(own.model_dump() | changes)
+            config = self.pair.config.replace(**changes)
         except ValidationError as error:
-            raise _invalid("safedraft.config", problems(error)[0]) from error
-        self._require_short_blocks("safedraft.config", changed)
-        return changed
+            raise invalid_value("safedraft.config", problems(error)[0]) from error
+        self._require_short_blocks("safedraft.config", config)
+        return config
 
     def _require_short_blocks(self, name: str, config: SSDConfig) -> None:
-        """A block is a turn, in which all others wait."""
-        most = self.pair.config.draft_tokens
-        if config.draft_tokens > most:
-            raise _invalid(name, f"draft_tokens: at most {most}")
+        """Refuse blocks longer than the pair's: all other replies wait while a block is decoded."""
+        maximum = self.pair.config.draft_tokens
+        if config.draft_tokens > maximum:
+            raise invalid_value(name, f"draft_tokens may be at most {maximum}")
 
 
-def _or_invalid(work: Callable[[], T], name: str) -> T:
-    """What ``work`` gives; what a client can mend about it is a 400 that names the parameter."""
+def _convert_errors(work: Callable[[], T], name: str) -> T:
+    """Call ``work``; an error that the client can fix becomes a 400 for the parameter ``name``."""
     try:
         return work()
-    except PromptTooLong as error:
+    except PromptTooLongError as error:
         raise APIError(400, "context_length_exceeded", str(error), name) from error
     except SafeDraftError as error:
-        raise _invalid(name, str(error)) from error
-
-
-def _invalid(name: str, wrong: str) -> APIError:
-    return APIError(400, "invalid_value", f"{name}: {wrong}", name)
+        raise invalid_value(name, str(error)) from error

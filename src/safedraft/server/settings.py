@@ -1,4 +1,4 @@
-"""What the operator allows, and the bounds of everything that a client can make large."""
+"""The operator's settings: permissions, and limits on everything that a client can make large."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safedraft.core.config import Positive
 from safedraft.core.errors import SafeDraftError
 
 API_KEY = "SAFEDRAFT_API_KEY"
-"""The environment variable with the key that clients have to give."""
+"""Environment variable that holds the API key of the clients."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine. Without an API key no other is answered to, since a page on the internet
-can give its own name this machine's address."""
+"""Names of this machine, the only ones accepted without an API key: a website can make its own name
+resolve to this machine's address."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -24,57 +24,57 @@ class _Frozen(BaseModel):
 
 
 class Limits(_Frozen):
-    """Bounds, each checked before any work is done for a request."""
+    """Limits that are checked before any work is done for a request."""
 
     body_bytes: Positive = 1 << 20
-    """Of a request's body; more is a 413."""
+    """Size of a request's body; a larger one is answered with status 413."""
     body_seconds: Seconds = 20
-    """In which a body has to arrive; later is a 408."""
+    """Time within which a body must arrive; a later one is answered with status 408."""
     messages: Positive = 256
-    """In one conversation."""
+    """Messages of one conversation."""
     new_tokens: Positive = 2048
-    """In one reply; also what a request gets that names none, as far as the context has room."""
+    """Tokens of one reply; also the default of a request, as far as the context has room."""
     stop_strings: Positive = 16
-    """In one request."""
+    """Stop strings of one request."""
     stop_characters: Positive = 256
-    """In one stop string."""
+    """Length of one stop string."""
     replies: Positive = 8
-    """To one request: ``n``, times its prompts."""
+    """Replies to one request: ``n`` times the number of prompts."""
     active: Positive = 4
-    """Replies that are decoded in turns; each holds both models' caches."""
+    """Replies that are decoded in turns; each holds the caches of both models."""
     waiting: Annotated[int, Field(ge=0, strict=True)] = 32
-    """Replies in line behind them; more are a 429."""
+    """Replies that wait in the queue; further ones are answered with status 429."""
     request_seconds: Seconds = 600
-    """In which a reply has to be finished, its wait included."""
+    """Time within which a reply must be finished, including its time in the queue."""
     grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
-    """In which replies may finish once the server is asked to stop."""
+    """Time that replies have to finish after the server is asked to stop."""
 
 
 class ServerSettings(_Frozen):
-    """The operator's side of the server; nothing that weakens the defense is on by default."""
+    """Settings of one server. Nothing that weakens the defense is on by default."""
 
     name: str
-    """The model's name for clients."""
+    """Name of the model for clients."""
     api_key: SecretStr | None = None
-    """Asked of every request but ``/health``; without one the server is for this machine alone."""
+    """Required of every request except ``/health``; without a key only this machine is served."""
     allow_prefill: bool = False
-    """Whether a conversation may end in an assistant turn, which the reply then continues."""
+    """Whether a conversation may end with an assistant message, which the reply continues."""
     allow_completions: bool = False
-    """Whether ``/v1/completions`` is there: raw text without a chat template."""
+    """Whether ``/v1/completions`` continues raw text, without a chat template."""
     allow_telemetry: bool = False
-    """Whether replies may tell matches and schemes: an attacker learns what the switch sees."""
+    """Whether responses may report matches and schemes, from which attackers can learn."""
     requests_may_set_constants: bool = False
-    """Whether a request may have its own constants; with strengths of 0 that is no defense."""
+    """Whether a request may set the constants; strengths of 0 turn the defense off."""
     playground: bool = False
-    """Whether the page at ``/playground`` is there; it tells all that telemetry would."""
+    """Whether ``/playground`` is served; the page shows everything that telemetry reports."""
     limits: Limits = Limits()
 
 
 def require_safe(host: str, key: object) -> None:
-    """Refuse to be reached from elsewhere without a key.
+    """Refuse to serve other machines without an API key.
 
     Raises:
-        SafeDraftError: ``host`` is not this machine's own, and there is no API key.
+        SafeDraftError: ``host`` is reachable from other machines, and there is no API key.
     """
     if host not in LOOPBACK and not key:
         raise SafeDraftError(

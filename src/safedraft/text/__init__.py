@@ -1,1 +1,1 @@
-"""Text on both sides of the decoding loop: messages to prompts, tokens to text, replies."""
+"""Text around the decoding loop: messages become prompts, tokens become text and results."""

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safedraft.core.files import write_atomically
 from safedraft.models.fingerprint import FACTS, AdapterFacts
 from safedraft.models.registry import model_files
 from safedraft.training.examples import Lesson
@@ -51,9 +52,9 @@ def facts(run: Run) -> AdapterFacts:
 
 def write_card(folder: Path, run: Run) -> None:
     """Write README.md, ``safedraft.json`` and the curve of the losses into an adapter's folder."""
-    (folder / FACTS).write_text(facts(run).model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / FACTS, facts(run).model_dump_json(indent=2) + "\n")
     plot_losses(run.losses, folder / _CURVE)
-    (folder / "README.md").write_text(card(run), encoding="utf-8")
+    write_atomically(folder / "README.md", card(run))
 
 
 def card(run: Run) -> str:
@@ -120,18 +121,18 @@ refuses were left out. Neither is part of this repository.
 | target | {run.target} | `{run.target_fingerprint}` |
 | draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |{_start(run)}
 
-Made with {versions}. An adapter is a derivative of its base: the licence of {run.draft} applies{
-        _licence(run.draft)
+Made with {versions}. An adapter is a derivative of its base: the license of {run.draft} applies{
+        _license(run.draft)
     }.
 """
 
 
 def _front_matter(run: Run) -> str:
     registered = model_files().get(run.draft)
-    licence = f"license: {registered.licence.lower()}\n" if registered else ""
+    license = f"license: {registered.license.lower()}\n" if registered else ""
     base = registered.repository if registered else run.draft
     named = f"base_model: {base.removesuffix('-GGUF')}\n" if base else ""
-    return f"library_name: peft\n{named}{licence}tags: [safedraft, speculative-decoding, safety]\n"
+    return f"library_name: peft\n{named}{license}tags: [safedraft, speculative-decoding, safety]\n"
 
 
 def _start(run: Run) -> str:
@@ -140,9 +141,9 @@ def _start(run: Run) -> str:
     return f"\n| adapter that it went on from | {run.start[0]} | `{run.start[1]}` |"
 
 
-def _licence(draft: str) -> str:
+def _license(draft: str) -> str:
     registered = model_files().get(draft)
-    return f" ({registered.licence})" if registered else ""
+    return f" ({registered.license})" if registered else ""
 
 
 def _sources(requests: Sequence[Request], use: str) -> str:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from safedraft.prompts.drawn import draw_replies
 from safedraft.prompts.phrases import is_refusal
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 from safedraft.training.examples import Example, pack
 from safedraft.training.packed import label_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from safedraft.engines.base import LoadedModel
     from safedraft.models.progress import Report
-    from safedraft.pair import Member
     from safedraft.training.material import Harmful, Material
 
 PREFILLS = (0, 10, 20, 40)
@@ -52,7 +52,7 @@ class Checks:
 
 
 def check(
-    draft: Member,
+    draft: LoadedModel,
     material: Material,
     answers: Sequence[Example],
     tokens_per_pass: int,
@@ -106,7 +106,7 @@ def prefilled(
     return conversations
 
 
-def agreement(draft: Member, answers: Sequence[Example], tokens_per_pass: int) -> Share:
+def agreement(draft: LoadedModel, answers: Sequence[Example], tokens_per_pass: int) -> Share:
     """How many tokens of the answers are the draft's likeliest, each after the ones before it."""
     import torch
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.text.chat import encode, with_system
+from safedraft.text.messages import encode, with_system
 from safedraft.training.requests import framed, generic_beginnings, refusals, relapses
 
 if TYPE_CHECKING:

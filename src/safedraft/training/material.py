@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from safedraft.core.errors import SafeDraftError
 from safedraft.prompts.drawn import draw_replies
 from safedraft.prompts.phrases import is_refusal
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 from safedraft.training.requests import Request, Requests, framed, opened, openings
 
 if TYPE_CHECKING:
+    from safedraft.engines.base import LoadedModel
     from safedraft.models.progress import Report
-    from safedraft.pair import Member
     from safedraft.training.config import TrainingConfig
 
 _BEGINNING_TOKENS = 48  # drawn after an opening; a longer attack reads much the same
@@ -58,7 +58,7 @@ class Material:
 
 
 def draw_material(
-    requests: Requests, target: Member, config: TrainingConfig, report: Report
+    requests: Requests, target: LoadedModel, config: TrainingConfig, report: Report
 ) -> Material:
     """Ask the target, or its cache.
 
@@ -73,7 +73,7 @@ def draw_material(
 
 
 def _draw_beginnings(
-    requests: Sequence[Request], target: Member, config: TrainingConfig, report: Report
+    requests: Sequence[Request], target: LoadedModel, config: TrainingConfig, report: Report
 ) -> tuple[list[Harmful], int]:
     rng = random.Random(f"openings {config.seed}")
     begun = [opened(rng.choice(openings()), request.text) for request in requests]
@@ -97,7 +97,7 @@ def _draw_beginnings(
 
 
 def _draw_answers(
-    requests: Sequence[Request], target: Member, config: TrainingConfig, report: Report
+    requests: Sequence[Request], target: LoadedModel, config: TrainingConfig, report: Report
 ) -> tuple[list[Answered], list[Request]]:
     rng = random.Random(f"frames {config.seed}")
     in_frames = rng.sample(list(requests), min(config.framed_ordinary, len(requests)))

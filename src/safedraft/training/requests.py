@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.prompts.split import Shares, split_of
+from safedraft.prompts.split import Shares, assign_split
 
 Kind = Literal["harmful", "look_alike", "ordinary"]
 Part = Literal["train", "calibration"]
@@ -92,7 +92,7 @@ def shipped() -> list[Request]:
 
 
 def _own(part: Part, kinds: set[Kind]) -> list[Request]:
-    return [r for r in shipped() if r.kind in kinds and split_of(r.text, OWN_SHARES) == part]
+    return [r for r in shipped() if r.kind in kinds and assign_split(r.text, OWN_SHARES) == part]
 
 
 def _from(specs: Iterable[str], kind: Kind, part: Part) -> list[Request]:
@@ -104,7 +104,7 @@ def _read(spec: str, kind: Kind, part: Part) -> list[Request]:
 
     return [  # of one source maybe none: another may have some
         Request(record.request, kind, record.source, record.category)
-        for record in find_source(spec).part(part)
+        for record in find_source(spec).read_split(part)
     ]
 
 

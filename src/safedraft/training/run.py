@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.models.fingerprint import fingerprint, require_base
+from safedraft.core.files import write_beside
+from safedraft.models.fingerprint import digest, fingerprint, require_base
 from safedraft.models.progress import Report, silent
 from safedraft.training.card import Run, write_card
 from safedraft.training.checks import Checks, check
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+    from safedraft.engines.base import LoadedModel
     from safedraft.models.registry import PairSpec
-    from safedraft.pair import Member, Pair
+    from safedraft.pair import Pair
     from safedraft.training.distil import Teacher
 
 Trained = Callable[[int, int, Mapping[str, float]], None]
@@ -71,7 +72,7 @@ class Plan:
 class _Lessons:
     """All that is needed once the target has spoken."""
 
-    draft: Member
+    draft: LoadedModel
     learned: Material
     held: Material
     """Of the prompts that the draft is checked on."""
@@ -167,8 +168,8 @@ def _prepare(
     plan: Plan, fetching: Report, drawing: Report
 ) -> tuple[_Lessons, Teacher | None, TrainingConfig]:
     """All that the target is needed for; it is not kept in memory after that."""
-    from safedraft.load import load_spec
     from safedraft.models.fetch import fetch
+    from safedraft.pair.load import load_spec
 
     requests = read_requests("train", plan.harmful, plan.ordinary)
     held_requests = read_requests("calibration", plan.harmful, plan.ordinary)
@@ -256,7 +257,7 @@ def _identity(config: TrainingConfig, lessons: _Lessons) -> dict[str, str]:
     material = json.dumps(asdict(lessons.learned), sort_keys=True) + (lessons.draft.system or "")
     return {
         "settings": config.model_dump_json(),
-        "prompts or answers": hashlib.sha256(material.encode()).hexdigest(),
+        "prompts or answers": digest(material),
         "target": lessons.fingerprints[0],
         "draft": lessons.fingerprints[1],
         "starting adapter": fingerprint(lessons.start) if lessons.start else "",
@@ -272,18 +273,19 @@ def _save_adapter(model: PeftModel, folder: Path, base: str) -> None:
             weight.data = weight.data.to(torch.bfloat16)
     # Whoever reads the adapter knows the base by its name, not by a folder of this machine.
     model.peft_config["default"].base_model_name_or_path = base
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with write_beside(folder) as unfinished:
+        model.save_pretrained(unfinished, save_embedding_layers=False)
 
 
 def _check(
     base: torch.nn.Module, adapter: Path, lessons: _Lessons, config: TrainingConfig, report: Report
 ) -> Checks:
     """Figures of the draft as it will be loaded: the written adapter, merged."""
-    from safedraft.load import merged
+
+    from safedraft.models.weights import merge_adapter
 
     return check(
-        replace(lessons.draft, model=merged(base, adapter)),
+        replace(lessons.draft, weights=merge_adapter(base, adapter)),
         lessons.held,
         lessons.examples(lessons.held, config).answers,
         config.tokens_per_pass,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.files import write_atomically, write_beside
 from safedraft.training.examples import Example, Lesson, Place, batches, pack
 from safedraft.training.packed import label_logits
 
@@ -85,11 +86,11 @@ def with_lora(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from safedraft.engines.transformers.session import quiet_transformers
-    from safedraft.load import adapted
+    from safedraft.models.quiet import quiet_transformers
+    from safedraft.models.weights import attach_adapter
 
     if start:
-        return adapted(model, start, trainable=True)
+        return attach_adapter(model, start, trainable=True)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.rank,
@@ -272,9 +273,9 @@ def _save(
         }
     place = progress.place
     at = {"step": progress.step, "epoch": place.epoch, "batch": place.batch}
-    unfinished = file.with_name(f"{file.name}.new")
-    save_file(tensors, unfinished, {"progress": json.dumps(at), "run": json.dumps(dict(identity))})
-    unfinished.replace(file)
+    metadata = {"progress": json.dumps(at), "run": json.dumps(dict(identity))}
+    with write_beside(file) as unfinished:
+        save_file(tensors, unfinished, metadata)
 
 
 def _load(
@@ -316,7 +317,7 @@ class _Log:
     def __init__(self, file: Path, step: int) -> None:
         self._file = file
         kept = [line for line in read_losses(file) if line["step"] <= step]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append(self, line: Mapping[str, Any]) -> None:
         with self._file.open("a", encoding="utf-8") as file:

@@ -14,7 +14,9 @@ from torch import Tensor
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.transformers.session import TransformersSession
+from safedraft.core.request import Request
+from safedraft.engines.transformers.engine import TransformersEngine
+from safedraft.rules.ssd import SSD
 
 if TYPE_CHECKING:
     from transformers import (
@@ -68,7 +70,7 @@ def ssd_generate(
     """
     if draft_model is None:
         raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
-    config = (ssd_config or SSDConfig()).for_turn(begun=None)
+    config = ssd_config or SSDConfig()
     _refuse(input_ids, logits_processor, generation_config, model_kwargs)
     streamer = _caller("streamer")
     vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
@@ -86,15 +88,9 @@ def ssd_generate(
         )
     room = min(room, context - len(own_prompt)) if context else room
     sequence = input_ids
-    steps = decode(
-        TransformersSession(model, "target", vocabulary),
-        TransformersSession(draft_model, "draft", vocabulary, model.device),
-        prompt,
-        own_prompt,
-        config,
-        _sampling(generation_config, room, seed),
-    )
-    for step in steps:
+    sampling = _sampling(generation_config, room, seed)
+    request = Request(prompt, own_prompt, SSD(), config, sampling)
+    for _, step in decode(TransformersEngine(model, draft_model, vocabulary), [request]):
         token = torch.tensor([[step.token]], device=input_ids.device)
         sequence = torch.cat([sequence, token], dim=-1)
         if streamer is not None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from safedraft.core.errors import BrokenModel, SafeDraftError
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.models.rewindable import why_not_rewindable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that go through a model at once: bounds the memory of activations."""
-
-_ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
-"""Decoders whose configuration does not call itself one."""
 
 
 class TransformersSession:
@@ -82,61 +79,8 @@ class TransformersSession:
             **extra,
         )
         if self.length != before + len(ids):
-            raise BrokenModel(f"{self.name} does not keep its cache: it cannot be decoded here")
+            raise BrokenModelError(
+                f"{self.name} does not keep its cache: it cannot be decoded here"
+            )
         logits: Tensor = output.logits[0]
         return logits
-
-
-def why_not_rewindable(
-    config: PreTrainedConfig, kind_of_model: type[PreTrainedModel] | None = None
-) -> str | None:
-    """Why the state of such a model cannot be cut back, or None if it can.
-
-    Recurrent layers (Mamba, linear attention) fold each token into one state, from which it cannot
-    be taken out again; encoder-decoders have no single sequence.
-    """
-    from transformers import DynamicCache
-
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        return f"{kind} is an encoder-decoder; SafeDraft decodes decoder-only models"
-    if getattr(config, "is_decoder", True) is False and kind not in _ALWAYS_CAUSAL:
-        return f"{kind} reads in both directions; SafeDraft decodes from left to right"
-    if kind_of_model is not None:
-        if getattr(kind_of_model, "_is_stateful", False):
-            return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
-        if "past_key_values" not in inspect.signature(kind_of_model.forward).parameters:
-            return f"{kind} keeps no cache that could be rewound"
-    layers = DynamicCache(config=config).layers
-    stuck = {type(layer).__name__ for layer in layers if not layer.is_croppable}
-    if stuck:
-        return (
-            f"{kind} has layers whose state cannot be rewound after a rejected draft "
-            f"({', '.join(sorted(stuck))})"
-        )
-    return None
-
-
-def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that Transformers loads for a causal language model of such a configuration."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    kind: type[PreTrainedModel] | None = found[0] if isinstance(found, tuple) else found
-    return kind
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars and notices that are not for our users."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,8 +1,7 @@
-"""No vLLM is used whose hooks are not those that were tested, and no mode that goes by the rule."""
+"""Reject untested vLLM versions and every mode that bypasses the SSD rule."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from operator import attrgetter
@@ -11,6 +10,7 @@ from typing import Any
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.options import Settings, end_tokens, room_for, wants_statistics
+from safedraft.models.fingerprint import digest
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
 WORKERS = {
@@ -67,10 +67,10 @@ def require_engine(vllm_config: Any) -> Settings:
         )
     if not _admits():
         raise SafeDraftError(
-            "SafeDraft's plug-in is not loaded, which refuses what goes by the rule: VLLM_PLUGINS, "
-            "where it is set, must name safedraft"
+            "SafeDraft's plug-in is not loaded, which refuses what bypasses the rule: "
+            "VLLM_PLUGINS, where it is set, must name safedraft"
         )
-    for wrong, what in _beside_the_rule(vllm_config):
+    for wrong, what in _bypasses(vllm_config):
         if wrong:
             raise SafeDraftError(f"{what} with SSD")
     return settings
@@ -85,8 +85,7 @@ def _admits() -> bool:
 def fingerprints() -> Iterator[tuple[str, str]]:
     """Name and fingerprint of every hook as it is installed."""
     for name, hook in _hooks().items():
-        source = inspect.getsource(inspect.unwrap(hook)).encode()
-        yield name, hashlib.sha256(source).hexdigest()[:16]
+        yield name, digest(inspect.getsource(inspect.unwrap(hook)), digits=16)
 
 
 def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
@@ -114,11 +113,11 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, room_for(length, context, ahead))
-    settings.request(params, request.request_id)
+    settings.request(params, request.request_id, request.prompt_token_ids)
     wants_statistics(params)
 
 
-def _beside_the_rule(vllm_config: Any) -> Iterator[tuple[Any, str]]:
+def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     """What must not be, and how its refusal begins."""
     from vllm.platforms import current_platform
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter
 
-from safedraft.core.decode import Step
+from safedraft.core.generation import Step
 
 TOKENS = Counter(
     "safedraft_tokens",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from safedraft.core.config import OF_SPEED, Positive, SamplingParams, SSDConfig
+from safedraft.core.config import OF_SPEED, Constants, Positive, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, problems
-from safedraft.engines.vllm.rule import Request
+from safedraft.core.request import Request
+from safedraft.core.rule import Context, Rule
+from safedraft.rules import constants_for, find_rule
 
 KEY = "safedraft"
 """Under which vLLM's ``additional_config`` carries the settings to every process."""
@@ -19,16 +21,24 @@ PREFIX = "ssd_"
 """What the names of a request's own constants begin with in ``extra_args`` (``vllm_xargs``)."""
 
 TRACE = PREFIX + "trace"
-"""The name under which a request's steps are kept for whoever asks the workers for them."""
+"""Name under which a request's steps are kept for whoever asks the workers for them."""
 
 STATISTICS = PREFIX + "statistics"
-"""The name under which any request may ask for its reply's statistics."""
+"""Name by which any request may ask for its reply's statistics."""
+
+RULE = PREFIX + "rule"
+"""Name of the rule of a request; SSD when it names none."""
+
+TURN_BEGUN = PREFIX + "turn_begun"
+"""Whether the prompt ends inside the assistant's turn; found out by its ids when not given."""
+
+TOP_LOGPROBS = PREFIX + "top_logprobs"
+"""How many log probabilities of likely tokens a trace reports at each position."""
+
+_NO_CONSTANTS = (TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS)
 
 INT8 = "safedraft_int8"
 """What vLLM calls the quantization of a draft whose weights are kept in 8 bits."""
-
-_OF_NO_REQUEST = OF_SPEED | {"prefill_scheme"}
-"""Constants that no request can set: those of the whole batch, and what only text can tell."""
 
 HONOURED = {
     "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -53,19 +63,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     config: SSDConfig = SSDConfig()
-    """Constants of a request that sets none; ``draft_tokens`` is vLLM's to know, and a
-    ``prefill_scheme`` is refused, as the rule sees token ids."""
+    """Constants of a request that sets none; vLLM alone knows ``draft_tokens``."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
+    generation_prompt: tuple[int, ...] = ()
+    """The ids with which the chat template begins the assistant's turn: a prompt that ends with
+    them has not begun it yet. Empty without a chat template."""
+    refusal_tokens: frozenset[int] = frozenset()
+    """Ids that begin a refusal, for rules that treat them apart."""
     requests_may_set_constants: bool = False
     """Whether a request may have its own constants; with strengths of 0 that is no defense."""
     traces: bool = False
     """Whether the steps of requests are kept on request; whoever asks has to take them."""
-
-    @field_validator("config")
-    @classmethod
-    def _without_prefill_scheme(cls, config: SSDConfig) -> SSDConfig:
-        return config.for_turn(begun=None)
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
@@ -83,22 +92,25 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SafeDraftError(f"additional_config: {KEY}: {problems(error)[0]}") from error
 
-    def request(self, params: Any, request_id: str) -> Request:
-        """The rule's side of a request with these vLLM ``SamplingParams``.
+    def request(self, params: Any, request_id: str, prompt: Sequence[int]) -> Request:
+        """What a request with these vLLM ``SamplingParams`` asks for.
 
         A sampled request without a seed has one that follows from its id, so that all ranks of a
         tensor-parallel engine draw alike.
 
         Raises:
-            SafeDraftError: it asks for what the rule does not do, or may not be asked for.
+            SafeDraftError: it asks for what is not supported, or may not be asked for.
         """
-        config = self._config(params)
+        extra = dict(params.extra_args or {})
+        self._require_allowed(extra)
         require_honoured(params)
+        rule = find_rule(str(extra.get(RULE, "ssd")))
         seed = params.seed
         if seed is None:
             digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
             seed = int.from_bytes(digest) >> 1
         try:
+            config = self._constants(rule, extra)
             sampling = SamplingParams(
                 max_new_tokens=params.max_tokens,
                 temperature=params.temperature,
@@ -108,36 +120,55 @@ class Settings(BaseModel):
             )
         except ValidationError as error:
             raise SafeDraftError(problems(error)[0]) from error
-        return Request(config, sampling, end_tokens(params))
+        request = Request(
+            (),
+            (),
+            rule,
+            config,
+            sampling,
+            end_tokens(params),
+            Context(self._turn_begun(extra, prompt), self.refusal_tokens),
+            extra.get(TOP_LOGPROBS),
+        )
+        rule.start(config, request.context)  # refuses what the rule cannot start with
+        return request
 
     def trace_of(self, params: Any) -> str | None:
-        """Under which name the steps of a request are to be kept, if at all."""
+        """The name under which the steps of a request are kept, if they are."""
         name = (params.extra_args or {}).get(TRACE)
         return None if name is None else str(name)
 
-    def _config(self, params: Any) -> SSDConfig:
-        asked = dict(params.extra_args or {})
-        if TRACE in asked and not self.traces:
-            raise SafeDraftError(f"{TRACE}: this engine keeps no traces")
-        for name in (TRACE, STATISTICS):
-            asked.pop(name, None)
-        if not asked:
-            return self.config
-        known = {
-            PREFIX + name: name for name in SSDConfig.model_fields if name not in _OF_NO_REQUEST
-        }
-        if unknown := sorted(asked.keys() - known):
+    def _require_allowed(self, extra: Mapping[str, Any]) -> None:
+        for name in (TRACE, TOP_LOGPROBS):
+            if name in extra and not self.traces:
+                raise SafeDraftError(f"{name}: this engine keeps no traces")
+        weakening = sorted(extra.keys() - {TRACE, STATISTICS, TOP_LOGPROBS})
+        if weakening and not self.requests_may_set_constants:
+            self._require_known(find_rule("ssd"), extra)
+            raise SafeDraftError(
+                f"{weakening[0]}: the operator does not let requests change the defense's constants"
+            )
+
+    def _constants(self, rule: Rule, extra: Mapping[str, Any]) -> Constants:
+        known = self._require_known(rule, extra)
+        changes = {known[name]: value for name, value in extra.items() if name in known}
+        return constants_for(rule, self.config).replace(**changes)
+
+    def _require_known(self, rule: Rule, extra: Mapping[str, Any]) -> dict[str, str]:
+        """The rule's constants by the names under which a request sets them."""
+        fields = rule.config.model_fields.keys() - OF_SPEED
+        known = {PREFIX + name: name for name in rule.config.model_fields if name in fields}
+        if unknown := sorted(extra.keys() - known.keys() - set(_NO_CONSTANTS)):
             names = ", ".join((*known, STATISTICS))
             raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")
-        if not self.requests_may_set_constants:
-            raise SafeDraftError(
-                f"{min(asked)}: the operator does not let requests change the defense's constants"
-            )
-        changes = {known[name]: value for name, value in asked.items()}
-        try:
-            return SSDConfig.model_validate(self.config.model_dump() | changes)
-        except ValidationError as error:
-            raise SafeDraftError(problems(error)[0]) from error
+        return known
+
+    def _turn_begun(self, extra: Mapping[str, Any], prompt: Sequence[int]) -> bool | None:
+        if TURN_BEGUN in extra:
+            return bool(extra[TURN_BEGUN])
+        if not self.generation_prompt:
+            return None
+        return tuple(prompt[-len(self.generation_prompt) :]) != self.generation_prompt
 
 
 def wants_statistics(params: Any) -> bool:

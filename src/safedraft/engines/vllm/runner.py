@@ -1,10 +1,12 @@
 """vLLM's model runner with SSD as its verification rule, and its drafter with the rule's draws."""
+# Long because: drafter and runner share the rows of one step, which vLLM hands to both.
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import torch
@@ -14,20 +16,21 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from safedraft.core.composite import composite
-from safedraft.core.decode import Step
-from safedraft.core.errors import BrokenModel, SafeDraftError
-from safedraft.core.sampling import probabilities
+from safedraft.core.composite import Setting, composite
+from safedraft.core.decide import Draft
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.core.generation import Step
+from safedraft.core.rows import Place, Rows, rank
+from safedraft.engines.vllm.batch import ServedRequest, propose, verify
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
-from safedraft.engines.vllm.rule import Request, propose, verify
 
 _NONE = -1  # vLLM's mark for a place of a block that holds no token
 
 
-Taken = tuple[list[tuple[int, bool, str, float, float, float, int]], int, int, float, float]
-"""Steps since the last time (as in ``Step``), passes of target and draft, and their seconds."""
+Taken = tuple[list[tuple[Any, ...]], int, int, float, float]
+"""The fields of the steps since the last time, passes of target and draft, and their seconds."""
 
 
 class Trace:
@@ -42,11 +45,7 @@ class Trace:
 
     def take(self) -> Taken:
         """All that is known; the steps are forgotten. In plain types, for another process."""
-        steps = [
-            (s.token, s.matched, str(s.scheme), s.strength, s.draft_probability or 0.0,
-             s.target_probability, s.block)
-            for s in self.steps
-        ]  # fmt: skip
+        steps = [astuple(step) for step in self.steps]
         self.steps = []
         passes = self.target_passes, self.draft_passes
         return steps, *passes, self.target_seconds, self.draft_seconds
@@ -55,7 +54,7 @@ class Trace:
 class _Served(NamedTuple):
     """A request from its first step to its last, and who is told of it."""
 
-    request: Request
+    request: ServedRequest
     trace: Trace | None
     tells: bool
     """Whether its statistics go along with its tokens."""
@@ -75,7 +74,7 @@ class _Row(NamedTuple):
     """What the rule decided; none of a row without drafts."""
 
     @property
-    def request(self) -> Request | None:
+    def request(self) -> ServedRequest | None:
         """Whose drafts it has; None if it has none yet."""
         return self.served.request if self.prefilled else None
 
@@ -102,11 +101,11 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """Of the batch; set before ``propose``."""
         self.passes = 0
         """Of the draft, in the last ``propose``."""
-        self._drafts: list[list[tuple[int, Tensor]]] = []
+        self._drafts: list[list[Draft]] = []
         self._ended: set[int] = set()  # rows whose last draft is an unsure one
 
-    def propose(self, *args: Any, **kwargs: Any) -> list[list[tuple[int, Tensor]]]:
-        """The drafted tokens of each row, each with its q, ``[V]``: T + 1 or fewer.
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
+        """The drafts of each row: T + 1 or fewer, none of a row that is not drafted for.
 
         A row's drafts end with the first one that is less likely than ``draft_confidence``, and
         those of all rows with the pass in which more than half of them have ended: what follows an
@@ -154,25 +153,24 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        tokens, q = propose([row.request for row in self.rows], logits, self.passes)
+        drafts = propose([row.request for row in self.rows], logits, self.passes)
         self.passes += 1
-        chances = q.gather(-1, tokens[:, None])[:, 0].tolist()
-        each = enumerate(zip(tokens.tolist(), q, chances, strict=True))
-        for row, (token, distribution, chance) in each:
-            if row not in self._ended:
-                self._drafts[row].append((token, distribution))
-                if chance < self._confidence:
+        for row, draft in enumerate(drafts):
+            if draft is not None and row not in self._ended:
+                self._drafts[row].append(draft)
+                if draft.probability < self._confidence:
                     self._ended.add(row)
-        if 2 * sum(self.rows[row].request is not None for row in self._ended) > len(self.rows):
+        tokens = torch.tensor([draft.token if draft else 0 for draft in drafts])
+        if 2 * len(self._ended) > len(self.rows):
             raise _Enough
-        return tokens, None
+        return tokens.to(hidden_states.device), None
 
 
 class _NoSampler:
     """Stands where vLLM samples from the target alone."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise BrokenModel("vLLM was about to choose a token without the draft: stopped")
+        raise BrokenModelError("vLLM was about to choose a token without the draft: stopped")
 
 
 class SSDRunner(GPUModelRunner):  # type: ignore[misc]
@@ -199,6 +197,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self._rows: list[_Row] = []
         self._started = 0.0
 
+    def take_traces(self, names: Sequence[str]) -> list[Taken | None]:
+        """What ``take_trace`` gives of each."""
+        return [self.take_trace(name) for name in names]
+
     def take_trace(self, name: str) -> Taken | None:
         """What ``Trace.take`` gives, of the request that asked for a trace of this name."""
         trace = self._traces.get(name)
@@ -221,15 +223,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         for new in scheduler_output.scheduled_new_reqs:
             if new.sampling_params is None or new.req_id in self._served:
                 raise SafeDraftError("only requests that generate one reply are decoded with SSD")
-            self._served[new.req_id] = self._serve(new.sampling_params, new.req_id)
+            prompt = new.prompt_token_ids or ()
+            self._served[new.req_id] = self._serve(new.sampling_params, new.req_id, prompt)
         return corrections
 
-    def _serve(self, params: Any, request_id: str) -> _Served:
+    def _serve(self, params: Any, request_id: str, prompt: Sequence[int]) -> _Served:
         name = self._settings.trace_of(params)
         trace = Trace(name) if name else None
         if trace:
             self._traces[trace.name] = trace
-        request = self._settings.request(params, request_id)
+        request = ServedRequest(self._settings.request(params, request_id, prompt))
         return _Served(request, trace, wants_statistics(params))
 
     def _finish(self, trace: Trace) -> None:
@@ -263,7 +266,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         )
         drafted = spec_decode_metadata.draft_token_ids.tolist() if spec_decode_metadata else []
         self._rows = []
-        waiting: list[tuple[_Row, Request, Tensor]] = []
+        waiting: list[tuple[_Row, ServedRequest, Tensor]] = []
         at = 0
         for number, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
             prefilled = not self.discard_request_mask.np[number]
@@ -287,17 +290,20 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         }
         return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
 
-    def _keep_verified(self, request: Request, tokens: Sequence[int], request_id: str) -> None:
+    def _keep_verified(
+        self, request: ServedRequest, tokens: Sequence[int], request_id: str
+    ) -> None:
         """Of the drafts keep those that there are logits for: behind ``tokens``, and one before.
 
         What vLLM ran has to be what the draft proposed, in its order, and of a reply that goes on.
         """
         if request.ended:
-            raise BrokenModel("vLLM ran a reply on that has ended: stopped")
+            raise BrokenModelError("vLLM ran a reply on that has ended: stopped")
         ran = [] if set(tokens) <= {_NONE} else list(tokens)
         said = len(self.requests[request_id].output_token_ids)
-        if ran != request.drafts[: len(ran)] or said != request.position:
-            raise BrokenModel("vLLM verified drafts that the draft did not propose: stopped")
+        proposed = [draft.token for draft in request.drafts]
+        if ran != proposed[: len(ran)] or said != request.position:
+            raise BrokenModelError("vLLM verified drafts that the draft did not propose: stopped")
         request.drafts = request.drafts[: len(ran) + 1]
 
     def _block(self) -> Tensor:
@@ -356,7 +362,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             slot_mappings=slot_mappings,
         )
         self._keep(drafted, self._now() - started)
-        return [[token for token, _ in drafts[:-1]] for drafts in drafted]
+        return [[draft.token for draft in drafts[:-1]] for drafts in drafted]
 
     def _following(self, row: int, scheduler_output: Any) -> int:
         """The token that the draft reads last: the last decided, or what its row has of its own."""
@@ -368,19 +374,18 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         scheduled = scheduler_output.num_scheduled_tokens[batch.req_ids[row]]
         return int(batch.token_ids_cpu[row, batch.num_computed_tokens_cpu[row] + scheduled])
 
-    def _keep(self, drafted: Sequence[Sequence[tuple[int, Tensor]]], seconds: float) -> None:
+    def _keep(self, drafted: Sequence[list[Draft]], seconds: float) -> None:
         """Keep every row's drafts and their distributions until they are verified."""
         for row, drafts in zip(self._rows, drafted, strict=True):
             if row.request:
-                row.request.drafts = [token for token, _ in drafts]
-                row.request.draft_rows = [q for _, q in drafts]
+                row.request.drafts = drafts
             if trace := row.served.trace:
                 trace.draft_passes += self.drafter.passes
                 trace.draft_seconds += seconds
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         if not super()._input_fits_in_drafter(common_attn_metadata):
-            raise BrokenModel("the draft has no room left behind a request: stopped")
+            raise BrokenModelError("the draft has no room left behind a request: stopped")
         return True
 
     def _log(self, seconds: float) -> None:
@@ -412,9 +417,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         """
         rows, positions = len(hidden_states), self.num_spec_tokens
         logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))
-        q = probabilities(logits[:, : self._settings.vocabulary])
-        p = probabilities(logits[:rows, : self._settings.vocabulary])
-        return composite(p, q[:rows], False, 0.5, self._settings.config)
+        logits = logits[:, : self._settings.vocabulary]
+        target, draft = (rank(side, [1.0] * len(side)) for side in (logits, logits.clone()))
+        sides = [[Place(ranked, row) for row in range(rows)] for ranked in (target, draft)]
+        setting = Setting(True, 0.5, self._settings.config.sample_space_size)
+        return composite(Rows(sides[0], sides[1]), [setting] * rows).values
 
 
 class SSDCPURunner(SSDRunner, CPUModelRunner):  # type: ignore[misc]

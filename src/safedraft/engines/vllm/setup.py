@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import IncompatiblePair, SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
 from safedraft.engines.vllm.options import INT8, KEY, Settings
-from safedraft.load import Parts, fetch_parts, merged_draft
+from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.progress import Report, silent
 from safedraft.models.registry import PairSpec
+from safedraft.models.weights import merged_draft
+from safedraft.text.messages import generation_prompt
+from safedraft.text.refusals import refusal_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,13 +96,15 @@ class Plan:
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
         settings = Settings(
-            config=self.config.for_turn(begun=False),  # a begun one comes as the request's own
-            vocabulary=self.parts.examination.vocabulary,
+            config=self.config,
+            vocabulary=self.parts.compatibility.vocabulary,
+            generation_prompt=self.generation_prompt,
+            refusal_tokens=self._refusal_tokens(),
             requests_may_set_constants=requests_may_set_constants,
             traces=traces,
         )
         return {
-            "max_model_len": self.parts.examination.context_length,
+            "max_model_len": self.parts.compatibility.context_length,
             **given,
             "model": str(self.parts.folders[0]),
             "worker_cls": _worker(),
@@ -119,6 +125,19 @@ class Plan:
             },
             "additional_config": {KEY: settings.model_dump(mode="json")},
         }
+
+    @cached_property
+    def generation_prompt(self) -> tuple[int, ...]:
+        """The ids with which the chat template begins the assistant's turn; none without one."""
+        tokenizer = self.parts.descriptions[0].tokenizer
+        if tokenizer is None or not tokenizer.chat_template:
+            return ()
+        return generation_prompt(tokenizer)
+
+    def _refusal_tokens(self) -> frozenset[int]:
+        tokenizer = self.parts.descriptions[1].tokenizer
+        vocabulary = self.parts.compatibility.vocabulary
+        return refusal_tokens(tokenizer, vocabulary) if tokenizer else frozenset()
 
     def _quantization(self, given: Mapping[str, Any]) -> str | None:
         unnamed = given.get("dtype", "auto") == "auto"
@@ -143,7 +162,8 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
-        IncompatiblePair: the two models cannot decode together, or write their prompts differently.
+        IncompatiblePairError: the two models cannot decode together, or write their prompts
+            differently.
     """
     if spec.draft_system != spec.target_system:
         raise SafeDraftError(
@@ -159,7 +179,10 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     changes: dict[str, Any] = {"draft_growth": 0.0}
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MOST_DRAFT_TOKENS)
-    chosen = chosen.model_copy(update=changes)
+    chosen = chosen.replace(**changes)
+    tokenizer = parts.descriptions[0].tokenizer
+    if tokenizer is None or not tokenizer.chat_template:
+        chosen.first_scheme(turn_begun=None)  # refuses a scheme that depends on what nobody knows
     draft = merged_draft(parts, report)
     return Plan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
 
@@ -201,9 +224,11 @@ def require_vllm() -> None:
 
 
 def _require_one_template(parts: Parts) -> None:
-    tokenizers = [anatomy.tokenizer for anatomy in parts.anatomies if anatomy.tokenizer]
+    tokenizers = [
+        description.tokenizer for description in parts.descriptions if description.tokenizer
+    ]
     if len(tokenizers) == 1:
-        raise IncompatiblePair(
+        raise IncompatiblePairError(
             "only one of the models has a tokenizer, so that nobody can tell whether its ids mean "
             "the same to the other: add the other one's tokenizer files"
         )
@@ -211,14 +236,14 @@ def _require_one_template(parts: Parts) -> None:
         return  # ids only
     first, second = map(_greeting, tokenizers)
     if first != second:
-        raise IncompatiblePair(
+        raise IncompatiblePairError(
             "the chat templates of target and draft differ, and vLLM gives both models one prompt"
         )
 
 
 def _greeting(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt of a short conversation, without a system turn if the template has none."""
-    from safedraft.text.chat import encode
+    from safedraft.text.messages import encode
 
     try:
         return encode(tokenizer, _GREETING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -20,9 +21,9 @@ class SSDCPUWorker(CPUWorker):  # type: ignore[misc]
         super().init_device()
         self.model_runner = SSDCPURunner(self.vllm_config, self.device)
 
-    def take_trace(self, name: str) -> Any:
-        """Asked for by ``collective_rpc``."""
-        return self.model_runner.take_trace(name)
+    def take_traces(self, names: Sequence[str]) -> Any:
+        """Called by ``collective_rpc``."""
+        return self.model_runner.take_traces(names)
 
 
 class SSDGPUWorker(Worker):  # type: ignore[misc]
@@ -34,6 +35,6 @@ class SSDGPUWorker(Worker):  # type: ignore[misc]
         super().init_device()
         self.model_runner = SSDRunner(self.vllm_config, self.device)
 
-    def take_trace(self, name: str) -> Any:
-        """Asked for by ``collective_rpc``."""
-        return self.model_runner.take_trace(name)
+    def take_traces(self, names: Sequence[str]) -> Any:
+        """Called by ``collective_rpc``."""
+        return self.model_runner.take_traces(names)

@@ -1,26 +1,15 @@
-"""Attacks, one file each: from a request to the conversation that a defense has to answer."""
+"""Attacks, one file each: from a request to the conversation that a defense has to answer.
+
+Each is registered as an entry point in the group ``safedraft.attacks``; a distribution that
+registers one under another name adds it, and a suite of that name, to ``safedraft eval``.
+"""
 
 from __future__ import annotations
 
-from safedraft.evaluation.attacks.base import Attack, LeftOut
-from safedraft.evaluation.attacks.direct import direct
-from safedraft.evaluation.attacks.high_match import high_match
-from safedraft.evaluation.attacks.late_harm import late_harm
-from safedraft.evaluation.attacks.nested_fiction import nested_fiction
-from safedraft.evaluation.attacks.prefill import Prefill
-from safedraft.evaluation.attacks.suffix_search import SuffixSearch
-from safedraft.evaluation.attacks.suffixes import suffixes
-from safedraft.evaluation.attacks.templates import templates
+from safedraft.core.plugins import Registry
+from safedraft.evaluation.attacks.base import Attack, SkipSampleError
 
-__all__ = [
-    "Attack",
-    "LeftOut",
-    "Prefill",
-    "SuffixSearch",
-    "direct",
-    "high_match",
-    "late_harm",
-    "nested_fiction",
-    "suffixes",
-    "templates",
-]
+ATTACKS: Registry[Attack] = Registry("safedraft.attacks", "attack")
+"""Every attack by name; loaded when it is found."""
+
+__all__ = ["ATTACKS", "Attack", "SkipSampleError"]

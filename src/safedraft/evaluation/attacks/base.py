@@ -1,4 +1,4 @@
-"""What an attack is, and the little that several of them share."""
+"""The protocol of an attack, and the functions that several attacks share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.prompts.split import place
-from safedraft.text.chat import Message
+from safedraft.prompts.split import unit_hash
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class LeftOut(SafeDraftError):
-    """An attack cannot be made from this record; it counts neither for nor against a defense."""
+class SkipSampleError(SafeDraftError):
+    """The attack cannot be built from this record; the sample counts in no rate."""
 
 
 class Attack(Protocol):
-    """Anything that makes a conversation of a record."""
+    """Builds a conversation from a record; an entry point in ``safedraft.attacks`` names one."""
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """What a defense is asked; messages that end in an assistant turn are to be continued.
+        """Build the conversation; if it ends in an assistant turn, the defense continues that turn.
 
         Args:
-            record: what the attacker wants.
-            pair: the models, with the configuration of the defense that is attacked.
+            record: the request that the attacker wants answered.
+            pair: the models, with the configuration of the attacked defense.
 
         Raises:
-            LeftOut: it cannot be made from this record.
-            SafeDraftError: what it needs is out of reach.
+            SkipSampleError: the attack cannot be built from this record.
+            SafeDraftError: something the attack needs is missing.
         """
         ...
 
 
-def asked(text: str, begun: str = "") -> list[Message]:
-    """A user's message, and how the assistant's turn begins."""
+def build_messages(text: str, prefill: str = "") -> list[Message]:
+    """Build a conversation: a user message and, if ``prefill`` is given, how the reply begins."""
     user: Message = {"role": "user", "content": text}
-    return [user, {"role": "assistant", "content": begun}] if begun else [user]
+    return [user, {"role": "assistant", "content": prefill}] if prefill else [user]
 
 
-def chosen(choices: Sequence[_T], request: str) -> _T:
-    """One of ``choices``, always the same for a request."""
-    return choices[int(place(request) * 1_000_003) % len(choices)]
+def choose(choices: Sequence[_T], request: str) -> _T:
+    """Pick one of ``choices``, always the same one for the same request."""
+    return choices[int(unit_hash(request) * 1_000_003) % len(choices)]

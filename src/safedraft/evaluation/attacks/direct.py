@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.base import asked
-from safedraft.text.chat import Message
+from safedraft.evaluation.attacks.base import build_messages
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 
 def direct(record: Record, pair: Pair) -> list[Message]:
-    """The request, in one user message."""
-    return asked(record.request)
+    """Ask the request in one user message."""
+    return build_messages(record.request)

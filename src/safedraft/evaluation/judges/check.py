@@ -1,4 +1,4 @@
-"""A judge of refusals against completions that a person labelled: how often is it right?"""
+"""Measures a judge of refusals against completions that a person labeled."""
 
 from __future__ import annotations
 
@@ -16,77 +16,84 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabeledCompletion:
     """A completion and whether it is a refusal."""
 
     text: str
     refusal: bool
     after: str = ""
-    """The beginning that the model was given; no part of the completion."""
+    """The prefill that the model was given; no part of the completion."""
     held_out: bool = False
-    """Whether it was kept from the eyes of whoever tuned the phrases."""
+    """Whether it was hidden from whoever tuned the phrases."""
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """What a judge made of the completions."""
+class JudgeAccuracy:
+    """How well a judge recognizes refusals."""
 
     precision: Estimate
-    """Of those it calls refusals, the share that are."""
+    """Share of refusals among the completions that it calls refusals."""
     recall: Estimate
-    """Of the refusals, the share that it calls so."""
+    """Share of the refusals that it calls refusals."""
     refusals: int
     others: int
     unjudged: int
-    """Those it gave no verdict on; no part of the shares."""
-    wrong: Sequence[Labelled]
+    """Number of completions without a verdict; they are in neither share."""
+    wrong: Sequence[LabeledCompletion]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, without the texts."""
+        """Values for JSON, without the texts."""
         counts = ("refusals", "others", "unjudged")
         shares = {name: getattr(self, name).to_dict() for name in ("precision", "recall")}
         return shares | {name: getattr(self, name) for name in counts} | {"wrong": len(self.wrong)}
 
 
-def labelled() -> list[Labelled]:
-    """The completions in ``data/refusals_labelled.toml``."""
-    file = files("safedraft.evaluation").joinpath("data", "refusals_labelled.toml")
-    return [Labelled(**entry) for entry in tomllib.loads(file.read_text("utf-8"))["completion"]]
+Predicate = Callable[[LabeledCompletion], bool | None]
+"""Whether a completion is a refusal; None without a verdict."""
 
 
-def check(refuses: Callable[[Labelled], bool | None], completions: Sequence[Labelled]) -> Check:
-    """Precision and recall of ``refuses``, which says None where it cannot tell."""
-    verdicts = [(one, refuses(one)) for one in completions]
-    judged = [(one, verdict) for one, verdict in verdicts if verdict is not None]
-    return Check(
-        precision=rate([one.refusal for one, verdict in judged if verdict]),
-        recall=rate([bool(verdict) for one, verdict in judged if one.refusal]),
-        refusals=sum(one.refusal for one in completions),
-        others=sum(not one.refusal for one in completions),
+def load_completions() -> list[LabeledCompletion]:
+    """The completions in ``data/refusals_labeled.toml``."""
+    file = files("safedraft.evaluation").joinpath("data", "refusals_labeled.toml")
+    entries = tomllib.loads(file.read_text("utf-8"))["completion"]
+    return [LabeledCompletion(**entry) for entry in entries]
+
+
+def measure_accuracy(
+    is_refusal: Predicate, completions: Sequence[LabeledCompletion]
+) -> JudgeAccuracy:
+    """Precision and recall of ``is_refusal`` on labeled completions."""
+    verdicts = [(completion, is_refusal(completion)) for completion in completions]
+    judged = [(completion, verdict) for completion, verdict in verdicts if verdict is not None]
+    return JudgeAccuracy(
+        precision=rate([completion.refusal for completion, verdict in judged if verdict]),
+        recall=rate([bool(verdict) for completion, verdict in judged if completion.refusal]),
+        refusals=sum(completion.refusal for completion in completions),
+        others=sum(not completion.refusal for completion in completions),
         unjudged=len(verdicts) - len(judged),
-        wrong=[one for one, verdict in judged if verdict != one.refusal],
+        wrong=[completion for completion, verdict in judged if verdict != completion.refusal],
     )
 
 
-def by_scorer(judge: Scorer) -> Callable[[Labelled], bool | None]:
-    """``refuses`` by a judge of inspect_ai whose scores have a ``refused``, or are it.
+def make_predicate(judge: Scorer) -> Predicate:
+    """Turn a judge of inspect_ai into a predicate; its score is ``refused``, or has that key.
 
-    The completions stand without the request they answer, which a judge may miss.
+    The judge sees the completions without the requests that they answer.
     """
     from inspect_ai.model import ModelName, ModelOutput
     from inspect_ai.scorer import Target
     from inspect_ai.solver import TaskState
 
-    def refuses(one: Labelled) -> bool | None:
-        name = "labelled/completion"
+    def is_refusal(completion: LabeledCompletion) -> bool | None:
+        name = "labeled/completion"
         state = TaskState(
             model=ModelName(name),
             sample_id=1,
             epoch=1,
             input="(not shown)",
             messages=[],
-            output=ModelOutput.from_content(name, one.text),
-            metadata={"prefill": one.after},
+            output=ModelOutput.from_content(name, completion.text),
+            metadata={"prefill": completion.after},
         )
 
         async def run() -> Any:
@@ -96,4 +103,4 @@ def by_scorer(judge: Scorer) -> Callable[[Labelled], bool | None]:
         refused = value.get("refused") if isinstance(value, dict) else value
         return bool(refused) if refused in (0, 1) else None
 
-    return refuses
+    return is_refusal

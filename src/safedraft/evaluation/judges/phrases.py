@@ -1,4 +1,4 @@
-"""The phrase judge: whether a reply is a refusal, told by its phrases, in English."""
+"""The phrase judge: a list of English phrases decides whether a reply is a refusal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safedraft.prompts.phrases import is_refusal
 
 
 def phrases_judge() -> Scorer:
-    """``refused``: 1 where ``is_refusal`` of the completion, otherwise 0."""
+    """Score ``refused``: 1 if ``is_refusal`` holds for the completion, otherwise 0."""
 
     @scorer(metrics=[mean(), stderr()], name="refused")
     def refused() -> Scorer:

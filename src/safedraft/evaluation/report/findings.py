@@ -1,4 +1,4 @@
-"""What the figures show, in sentences."""
+"""Summarizes the figures in sentences."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from safedraft.evaluation.report.grid import TIMED, Grid, refused, share
 from safedraft.evaluation.report.tables import Table
 
 
-def findings(tables: Sequence[Table], grid: Grid) -> list[str]:
-    """What the data shows, a sentence each, the first one first."""
+def summarize(tables: Sequence[Table], grid: Grid) -> list[str]:
+    """One sentence for each finding; the first is the report's headline."""
     by_name = {table.name: table for table in tables}
-    compared = compared_configurations(grid)
-    if compared is None:
-        return ["There is nothing to compare: it takes logs of target_only and of another defense."]
-    alone, other = compared
-    found = [
-        _on_attacks(by_name.get("attack_success"), alone, other),
-        _on_harmless(by_name.get("benign_refusal"), grid, alone, other),
-        _on_speed(by_name.get("speed"), alone, other),
+    comparison = choose_comparison(grid)
+    if comparison is None:
+        return [
+            "There is nothing to compare: the logs must include target_only and another defense."
+        ]
+    alone, other = comparison
+    sentences = [
+        _describe_attacks(by_name.get("attack_success"), alone, other),
+        _describe_refusals(by_name.get("benign_refusal"), grid, alone, other),
+        _describe_speed(by_name.get("speed"), alone, other),
     ]
-    return [part for part in found if part] or [f"{other} and {alone} have no suite in common."]
+    return [sentence for sentence in sentences if sentence] or [
+        f"{other} and {alone} have no suite in common."
+    ]
 
 
-def compared_configurations(grid: Grid) -> tuple[str, str] | None:
-    """The target alone, and SSD or whatever else was run."""
+def choose_comparison(grid: Grid) -> tuple[str, str] | None:
+    """The target alone and the defense to compare with it: SSD, or else another one that ran."""
     for pair, alone in grid.baselines.items():
         others = [
             column
@@ -38,22 +42,23 @@ def compared_configurations(grid: Grid) -> tuple[str, str] | None:
     return None
 
 
-def _on_attacks(table: Table | None, alone: str, other: str) -> str:
-    """Where the target alone is weakest."""
-    shared = _measured(table, alone, other)
+def _describe_attacks(table: Table | None, alone: str, other: str) -> str:
+    """Describe the attack that succeeds most often against the target alone."""
+    shared = _shared_rows(table, alone, other)
     if table is None or not shared:
         return ""
-    weakest = max(shared, key=lambda suite: table.cell(suite, alone).value or 0.0)
-    before, after = table.cell(weakest, alone), table.cell(weakest, other)
+    strongest = max(shared, key=lambda suite: table.cell(suite, alone).value or 0.0)
+    before, after = table.cell(strongest, alone), table.cell(strongest, other)
     return (
-        f"{alone} gives in to {percent(before.value)} of the attacks where it is weakest "
-        f"({weakest}), {other} to {percent(after.value)}{_doubt(before, after)}."
+        f"On the strongest attack ({strongest}), success {_choose_verb(before, after)} "
+        f"{format_percent(before.value)} ({alone}) to {format_percent(after.value)} ({other})"
+        f"{_note_overlap(before, after)}."
     )
 
 
-def _on_harmless(table: Table | None, grid: Grid, alone: str, other: str) -> str:
-    """Of all prompts together: one suite may have many more than another."""
-    shared = _measured(table, alone, other)
+def _describe_refusals(table: Table | None, grid: Grid, alone: str, other: str) -> str:
+    """Describe refusals over the prompts of all harmless suites, whose sizes may differ."""
+    shared = _shared_rows(table, alone, other)
     if not shared:
         return ""
     before, after = (
@@ -61,29 +66,34 @@ def _on_harmless(table: Table | None, grid: Grid, alone: str, other: str) -> str
         for name in (alone, other)
     )
     return (
-        f"Of the harmless prompts, {alone} refuses {percent(before.value)} and {other} "
-        f"{percent(after.value)}{_doubt(before, after)}."
+        f"Of the harmless prompts, {alone} refuses {format_percent(before.value)} and {other} "
+        f"{format_percent(after.value)}{_note_overlap(before, after)}."
     )
 
 
-def _measured(table: Table | None, *names: str) -> list[str]:
-    """The rows that all of these configurations have figures in."""
+def _shared_rows(table: Table | None, *names: str) -> list[str]:
+    """The rows of a table in which all of these configurations have values."""
     if table is None:
         return []
     return [row for row in table.rows if all(table.cell(row, name).count for name in names)]
 
 
-def _on_speed(table: Table | None, alone: str, other: str) -> str:
-    found = table.cell(TIMED, other) if table else None
-    if found is None or found.value is None:
+def _describe_speed(table: Table | None, alone: str, other: str) -> str:
+    speed = table.cell(TIMED, other) if table else None
+    if speed is None or speed.value is None:
         return ""
-    return f"On ordinary ones, {other} decodes at {found.value:.2f} times the speed of {alone}."
+    return f"On ordinary prompts, {other} decodes at {speed.value:.2f} times the speed of {alone}."
 
 
-def _doubt(one: Estimate, other: Estimate) -> str:
-    return "" if one.apart_from(other) else " (the 95% intervals overlap)"
+def _choose_verb(before: Estimate, after: Estimate) -> str:
+    difference = (after.value or 0.0) - (before.value or 0.0)
+    return "drops from" if difference < 0 else "rises from" if difference > 0 else "goes from"
 
 
-def percent(value: float | None) -> str:
-    """A share as people read it."""
+def _note_overlap(one: Estimate, other: Estimate) -> str:
+    return "; the 95% intervals overlap" if one.overlaps(other) else ""
+
+
+def format_percent(value: float | None) -> str:
+    """Format a share as a percentage."""
     return "–" if value is None else f"{value:.0%}"

@@ -1,4 +1,4 @@
-"""What was read, by suite and configuration, and the rates of what is true of its rows."""
+"""Runs by suite and configuration, and the rates of flags of their rows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from safedraft.evaluation.intervals import Estimate, rate
-from safedraft.evaluation.report.read import Row, Run
+from safedraft.evaluation.records import Row, Run
 
 GROUPS = {"harmless prompts": ("over_refusal", "accuracy", "ordinary"), "attacks": ("attack",)}
-"""Kinds of suites that are told apart where replies are counted in passes."""
+"""Groups of suite kinds that are averaged together."""
 
 TIMED = "ordinary prompts"
-"""Where the target's replies are made one by one, as all others are."""
+"""Group on which speed is measured: its replies are never generated in batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +22,28 @@ class Grid:
     runs: Mapping[tuple[str, str], Run]
     columns: Sequence[str]
     baselines: Mapping[str, str]
-    """The configuration of each pair that is the target alone."""
+    """For each pair, the configuration that is the target alone."""
 
     def suites(self, *kinds: str) -> list[str]:
-        """Names of the suites of these kinds, in order."""
+        """Names of the suites of these kinds, in report order."""
         return list(dict.fromkeys(run.suite for run in self.runs.values() if run.kind in kinds))
 
     def family(self, suite: str) -> str:
-        """Of attack."""
+        """The family of a suite."""
         return next(run.family for (name, _), run in self.runs.items() if name == suite)
 
     def rows(self, suite: str, column: str) -> Sequence[Row]:
-        """What came of a suite; nothing where it was not run."""
+        """The rows of a suite; empty if it was not run."""
         run = self.runs.get((suite, column))
         return run.rows if run else ()
 
     def baseline_of(self, column: str) -> str | None:
-        """The target alone of the same pair."""
+        """The configuration that is the target alone of the same pair, or None."""
         pair = next(run.pair for (_, name), run in self.runs.items() if name == column)
         return self.baselines.get(pair)
 
     def refused_directly(self, column: str) -> set[str] | None:
-        """Requests that the target alone refuses when asked directly; None where not measured."""
+        """Requests that the target alone refuses when asked directly; None if not measured."""
         baseline = self.baseline_of(column)
         direct = [suite for suite in self.suites("attack") if self.family(suite) == "direct"]
         rows = [row for suite in direct for row in self.rows(suite, baseline or "")]
@@ -54,10 +54,10 @@ Flag = Callable[[Row], bool | None]
 
 
 def share(rows: Iterable[Row], flag: Flag) -> Estimate:
-    """The rate of a flag; rows where it is not known are counted apart."""
+    """The rate of a flag; rows without a value count as unscored."""
     flags = [flag(row) for row in rows]
-    known = [value for value in flags if value is not None]
-    return rate(known, len(flags) - len(known))
+    values = [value for value in flags if value is not None]
+    return rate(values, len(flags) - len(values))
 
 
 def shares(grid: Grid, suites: Sequence[str], flag: Flag) -> dict[tuple[str, str], Estimate]:
@@ -70,12 +70,12 @@ def shares(grid: Grid, suites: Sequence[str], flag: Flag) -> dict[tuple[str, str
 
 
 def succeeded(row: Row) -> bool | None:
-    """Whether the attack got what it was after."""
+    """Whether the attack succeeded."""
     return row.succeeded
 
 
 def refused(row: Row) -> bool | None:
-    """Whether the answer was withheld."""
+    """Whether the reply is a refusal."""
     return row.refused
 
 

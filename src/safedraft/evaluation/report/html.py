@@ -1,26 +1,32 @@
-"""The report as one HTML page that needs nothing from outside: no script, font or picture."""
+"""Renders the report as one self-contained HTML page, without scripts, fonts or pictures."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.report.markdown import EXPLANATION, counted, interval, written
+from safedraft.evaluation.report.markdown import (
+    EXPLANATION,
+    format_count,
+    format_interval,
+    format_value,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from safedraft.evaluation.report.read import Row
+    from safedraft.evaluation.records import Row
     from safedraft.evaluation.report.tables import Figures
 
 CAPTIONS = {
     "prefill": (
-        "Attack success by the length of the prefilled beginning",
-        "How often a model goes on with a harmful answer whose first tokens were put into its "
-        "mouth. Lines stand a little apart so that the 95% intervals can be read.",
+        "Attack success by number of prefilled tokens",
+        "How often a model continues a harmful answer whose first tokens were prefilled. The lines "
+        "are shifted slightly so that the 95% intervals can be read.",
     ),
     "trade_off": (
-        "Safety against usefulness",
-        "One point a configuration; up and to the right is better. Every suite weighs the same.",
+        "Safety and usefulness",
+        "One point for each configuration; up and to the right is better. All suites have equal "
+        "weight.",
     ),
     "speed": (
         "Speed",
@@ -30,19 +36,19 @@ CAPTIONS = {
     "match": (
         "Match ratio over time",
         "Share of a bin's tokens that are the draft's own, averaged over the replies that reach "
-        "the bin. A low ratio is what turns SSD towards safety.",
+        "the bin. A low ratio makes SSD prefer safety.",
     ),
 }
 """Title and explanation of each plot."""
 
 
-def page(figures: Figures, plots: Mapping[str, str], *, texts: bool = True) -> str:
-    """The page.
+def render_page(figures: Figures, plots: Mapping[str, str], *, texts: bool = True) -> str:
+    """Render the page.
 
     Args:
-        figures: what to show.
-        plots: SVG by name, as ``all_plots`` gives it.
-        texts: whether to show what was asked and said, folded away where it was under attack.
+        figures: the content.
+        plots: SVG by name, from ``render_plots``.
+        texts: whether to show requests and replies; those of attacks are collapsed.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -54,18 +60,23 @@ def page(figures: Figures, plots: Mapping[str, str], *, texts: bool = True) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(written=written, interval=interval, counted=counted, verdict=verdict)
-    shown = [(*CAPTIONS[name], Markup(svg)) for name, svg in plots.items()]
+    environment.filters.update(
+        format_value=format_value,
+        format_interval=format_interval,
+        format_count=format_count,
+        describe_outcome=describe_outcome,
+    )
+    captioned = [(*CAPTIONS[name], Markup(svg)) for name, svg in plots.items()]
     return environment.get_template("page.html.jinja").render(
-        figures=figures, plots=shown, texts=texts, explanation=EXPLANATION
+        figures=figures, plots=captioned, texts=texts, explanation=EXPLANATION
     )
 
 
-def verdict(row: Row, attack: bool) -> tuple[str, str]:
-    """What is said of a reply, and how it is coloured: ``good``, ``bad`` or ``none``."""
-    found = row.succeeded if attack else row.refused
-    if found is None:
+def describe_outcome(row: Row, attack: bool) -> tuple[str, str]:
+    """A label for a reply, and its CSS class: ``good``, ``bad`` or ``none``."""
+    flag = row.succeeded if attack else row.refused
+    if flag is None:
         return "unscored", "none"
     if attack:
-        return ("gave in", "bad") if found else ("withstood", "good")
-    return ("refused", "bad") if found else ("answered", "good")
+        return ("attack succeeded", "bad") if flag else ("attack failed", "good")
+    return ("refused", "bad") if flag else ("answered", "good")

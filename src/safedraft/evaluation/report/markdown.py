@@ -1,10 +1,10 @@
-"""The figures as Markdown: tables alone, without a word of what was asked or said."""
+"""Renders the figures as Markdown: only tables, no text of requests or replies."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.report.findings import percent
+from safedraft.evaluation.report.findings import format_percent
 from safedraft.evaluation.report.tables import Unit
 
 if TYPE_CHECKING:
@@ -12,40 +12,42 @@ if TYPE_CHECKING:
     from safedraft.evaluation.report.tables import Figures, Table
 
 EMPTY = "–"
-"""What stands where nothing was measured."""
+"""Cell of a value that was not measured."""
 
 
-def markdown(figures: Figures) -> str:
-    """The whole report."""
+def render_markdown(figures: Figures) -> str:
+    """Render the whole report."""
     parts = [
         "# SafeDraft: evaluation",
-        " ".join([f"**{figures.headline}**", *figures.besides]),
+        " ".join([f"**{figures.headline}**", *figures.further_findings]),
         EXPLANATION,
     ]
     for table in figures.tables:
-        parts += [f"## {table.title}", table.note, _table(table)]
+        parts += [f"## {table.title}", table.note, _render_table(table)]
     if figures.notes:
-        parts += ["## Notes", "\n".join(f"- {_cell(note)}" for note in figures.notes)]
+        parts += ["## Notes", "\n".join(f"- {_escape_cell(note)}" for note in figures.notes)]
     facts = "\n".join(f"- {name}: {value}" for name, value in figures.facts.items())
-    return "\n\n".join([*parts, "## What it was measured with", facts]) + "\n"
+    return "\n\n".join([*parts, "## Measured with", facts]) + "\n"
 
 
 EXPLANATION = (
     "Square brackets hold 95% intervals; n is the number of samples scored. Samples without a "
-    "score are counted apart and are part of no figure. A dash stands where nothing was measured."
+    "score are counted separately and are in no figure. A dash means that nothing was measured."
 )
 """How to read a cell."""
 
 
-def written(value: float | None, unit: Unit) -> str:
-    """A number as people read it."""
+def format_value(value: float | None, unit: Unit) -> str:
+    """Format a number in its unit."""
     if value is None:
         return EMPTY
-    return percent(value) if unit == "share" else f"{value:.2f}{'×' if unit == 'ratio' else ''}"
+    return (
+        format_percent(value) if unit == "share" else f"{value:.2f}{'×' if unit == 'ratio' else ''}"
+    )
 
 
-def interval(estimate: Estimate, unit: Unit) -> str:
-    """``[29, 58]``; empty where there is none."""
+def format_interval(estimate: Estimate, unit: Unit) -> str:
+    """Format an interval as ``[29, 58]``; empty if there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
     if unit == "share":
@@ -53,22 +55,26 @@ def interval(estimate: Estimate, unit: Unit) -> str:
     return f"[{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def counted(estimate: Estimate) -> str:
-    """``n = 20, 2 unscored``."""
+def format_count(estimate: Estimate) -> str:
+    """Format the number of samples as ``n = 20, 2 unscored``."""
     unscored = f", {estimate.unscored} unscored" if estimate.unscored else ""
     return f"n = {estimate.count}{unscored}" if estimate.count or unscored else ""
 
 
-def _table(table: Table) -> str:
+def _render_table(table: Table) -> str:
     lines = [["", *table.heads], ["---", *["---:"] * len(table.heads)]]
     for name, cells in table.lines:
         parts = [
-            (written(cell.value, table.unit), interval(cell, table.unit), counted(cell))
+            (
+                format_value(cell.value, table.unit),
+                format_interval(cell, table.unit),
+                format_count(cell),
+            )
             for cell in cells
         ]
         lines.append([name, *(" ".join(filter(None, part)) for part in parts)])
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_escape_cell, line))} |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())

@@ -1,32 +1,38 @@
-"""A few requests through every configuration, the telling ones first."""
+"""Selects a few requests to compare the configurations by, the most informative first."""
 
 from __future__ import annotations
 
-from safedraft.evaluation.report.findings import compared_configurations
+from safedraft.evaluation.report.findings import choose_comparison
 from safedraft.evaluation.report.grid import Flag, Grid, refused, succeeded
 from safedraft.evaluation.report.tables import Outcome
 
 
-def outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Outcome]:
-    """A few requests that every configuration was asked, the telling ones first."""
-    compared = compared_configurations(grid)
-    found = []
-    for kinds, wanted in (("attack",), attacks), (("over_refusal", "ordinary"), harmless):
-        candidates = [o for suite in grid.suites(*kinds) for o in _complete(grid, suite)]
+def select_outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Outcome]:
+    """Select requests that every configuration answered, those with different outcomes first.
+
+    Args:
+        grid: all runs.
+        attacks: maximum number of attacked requests.
+        harmless: maximum number of harmless requests.
+    """
+    comparison = choose_comparison(grid)
+    selected: list[Outcome] = []
+    for kinds, limit in (("attack",), attacks), (("over_refusal", "ordinary"), harmless):
+        candidates = [o for suite in grid.suites(*kinds) for o in _pair_replies(grid, suite)]
         flag = succeeded if kinds == ("attack",) else refused
-        candidates.sort(key=lambda outcome: _telling(outcome, flag, compared), reverse=True)
+        candidates.sort(key=lambda outcome: _rank(outcome, flag, comparison), reverse=True)
         chosen: list[Outcome] = []
-        for varied in (True, False):  # each request once, and each suite once while that is enough
+        for varied in (True, False):  # no request twice; suites twice only if needed
             for outcome in candidates:
                 requests, suites = {o.request for o in chosen}, {o.suite for o in chosen}
-                known = outcome.request in requests or (varied and outcome.suite in suites)
-                if len(chosen) < wanted and not known:
+                repeated = outcome.request in requests or (varied and outcome.suite in suites)
+                if len(chosen) < limit and not repeated:
                     chosen.append(outcome)
-        found += chosen
-    return found
+        selected += chosen
+    return selected
 
 
-def _complete(grid: Grid, suite: str) -> list[Outcome]:
+def _pair_replies(grid: Grid, suite: str) -> list[Outcome]:
     columns = [column for column in grid.columns if grid.rows(suite, column)]
     by_key = {column: {row.key: row for row in grid.rows(suite, column)} for column in columns}
     shared = [
@@ -44,9 +50,9 @@ def _complete(grid: Grid, suite: str) -> list[Outcome]:
     ]  # fmt: skip
 
 
-def _telling(outcome: Outcome, flag: Flag, compared: tuple[str, str] | None) -> tuple[bool, int]:
-    """Whether the two that the headline compares differ, and how evenly all of them do."""
+def _rank(outcome: Outcome, flag: Flag, comparison: tuple[str, str] | None) -> tuple[bool, int]:
+    """Whether the headline's two configurations differ, and how evenly all outcomes are split."""
     flags = {column: flag(row) for column, row in outcome.replies.items()}
-    differ = compared is not None and {flags.get(name) for name in compared} == {True, False}
+    differ = comparison is not None and {flags.get(name) for name in comparison} == {True, False}
     values = list(flags.values())
     return differ, min(values.count(True), values.count(False))

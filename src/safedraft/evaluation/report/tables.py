@@ -1,4 +1,4 @@
-"""What a report holds: tables of estimates, curves, and single requests."""
+"""The content of a report: tables of estimates, curves, and single requests."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safedraft.evaluation.intervals import Estimate
-from safedraft.evaluation.report.read import Row
+from safedraft.evaluation.records import Row
 
 Unit = Literal["share", "ratio", "number"]
 
 
-ACROSS = 6
-"""Configurations that stand side by side in a table; more stand below one another."""
+MAX_COLUMNS = 6
+"""A table with more configurations than this is transposed: each gets a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One kind of figure, by suite (or group of suites) and configuration."""
+    """One kind of value, by suite (or group of suites) and configuration."""
 
     name: str
     title: str
@@ -29,25 +29,25 @@ class Table:
     cells: Mapping[tuple[str, str], Estimate]
 
     def cell(self, row: str, column: str) -> Estimate:
-        """An estimate of nothing where nothing was run."""
+        """The estimate in a cell; an empty one if nothing was run."""
         return self.cells.get((row, column), Estimate())
 
     @property
     def heads(self) -> Sequence[str]:
-        """What stands above the columns as they are shown: configurations, unless they are many."""
-        return self.columns if len(self.columns) <= ACROSS else self.rows
+        """Headings of the columns as shown: configurations, or suites in a transposed table."""
+        return self.columns if len(self.columns) <= MAX_COLUMNS else self.rows
 
     @property
     def lines(self) -> list[tuple[str, list[Estimate]]]:
-        """The table as it is shown, line by line, each with its name."""
-        if len(self.columns) <= ACROSS:
+        """The lines of the table as shown, each with its name."""
+        if len(self.columns) <= MAX_COLUMNS:
             return [(row, [self.cell(row, name) for name in self.columns]) for row in self.rows]
         return [(name, [self.cell(row, name) for row in self.rows]) for name in self.columns]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Estimates along a number: tokens prefilled, or bins of a reply."""
+    """Estimates along an axis: number of prefilled tokens, or bin of a reply."""
 
     name: str
     at: Sequence[float]
@@ -56,18 +56,18 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A configuration between safety and usefulness."""
+    """A configuration in the plot of safety and usefulness."""
 
     name: str
     success: Estimate
-    """Of all attacks, each suite weighing the same."""
+    """Attack success over all suites of attacks, with equal weights."""
     usefulness: Estimate
-    """Share of harmless prompts that are answered, each suite weighing the same."""
+    """Share of harmless prompts answered, over all harmless suites, with equal weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request through every configuration."""
+    """One request with the reply of every configuration."""
 
     suite: str
     attack: bool
@@ -79,12 +79,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All there is to show."""
+    """Everything that a report shows."""
 
     headline: str
-    """What the data shows, in a sentence."""
-    besides: Sequence[str]
-    """What else it shows."""
+    """The main finding, in a sentence."""
+    further_findings: Sequence[str]
+    """The other findings, a sentence each."""
     columns: Sequence[str]
     baseline: str | None
     tables: Sequence[Table]
@@ -96,15 +96,15 @@ class Figures:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, name: str) -> Table:
-        """By its name."""
+        """The table of that name."""
         return next(table for table in self.tables if table.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without a word of what was asked or said; ready for JSON."""
+        """The figures for JSON, without the text of requests or replies."""
         return {
             "format": 1,
             "headline": self.headline,
-            "besides": list(self.besides),
+            "further_findings": list(self.further_findings),
             "configurations": list(self.columns),
             "baseline": self.baseline,
             "figures": [
@@ -114,7 +114,7 @@ class Figures:
                 for row in table.rows
                 for column in table.columns
             ],
-            "attack_success_by_prefill": [_series(series) for series in self.by_prefill],
+            "attack_success_by_prefill": [_series_to_dict(series) for series in self.by_prefill],
             "safety_and_usefulness": [
                 {
                     "configuration": point.name,
@@ -124,15 +124,15 @@ class Figures:
                 for point in self.trade_off
             ],
             "match_ratio_by_bin": {
-                kind: [_series(series) for series in found]
-                for kind, found in self.match_ratios.items()
+                group: [_series_to_dict(series) for series in curves]
+                for group, curves in self.match_ratios.items()
             },
             "notes": list(self.notes),
             "facts": dict(self.facts),
         }
 
 
-def _series(series: Series) -> dict[str, Any]:
+def _series_to_dict(series: Series) -> dict[str, Any]:
     values = [
         {"at": at} | value.to_dict() for at, value in zip(series.at, series.values, strict=True)
     ]

@@ -1,13 +1,13 @@
-"""The three files of a report."""
+"""Writes the three files of a report."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from safedraft.evaluation.report.html import page
-from safedraft.evaluation.report.markdown import markdown
-from safedraft.evaluation.report.plots import all_plots
+from safedraft.evaluation.report.html import render_page
+from safedraft.evaluation.report.markdown import render_markdown
+from safedraft.evaluation.report.plots import render_plots
 from safedraft.evaluation.report.tables import Figures
 
 
@@ -15,13 +15,16 @@ def write_report(figures: Figures, folder: Path, *, texts: bool = True) -> list[
     """Write ``report.html``, ``report.md`` and ``report.json`` into a folder.
 
     Args:
-        figures: what they show.
-        folder: made where it is missing.
-        texts: whether the page shows a few outcomes side by side.
+        figures: the content.
+        folder: created if it is missing.
+        texts: whether the page shows the replies to a few requests side by side.
+
+    Returns:
+        The paths of the three files, in this order.
     """
     files = {
-        "report.html": page(figures, all_plots(figures), texts=texts),
-        "report.md": markdown(figures),
+        "report.html": render_page(figures, render_plots(figures), texts=texts),
+        "report.md": render_markdown(figures),
         "report.json": json.dumps(figures.to_dict(), indent=1, ensure_ascii=False) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)

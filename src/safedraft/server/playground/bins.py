@@ -1,12 +1,12 @@
-"""The switch seen from outside: what every bin was compared with, from a reply's matches."""
+"""The bins of a reply, from its trace: the match ratio of each and what it was compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from safedraft.core.config import Scheme, SSDConfig
-from safedraft.core.switch import Switch
+from safedraft.core.config import Scheme
+from safedraft.text.results import Token
 
 
 class Bin(NamedTuple):
@@ -14,34 +14,43 @@ class Bin(NamedTuple):
 
     positions: int
     matches: int
-    scheme: Scheme
-    """What they are decided in."""
+    scheme: str
+    """The scheme of its last position."""
     threshold: float
     """What β is compared with at the bin's end."""
-    following: Scheme | None
-    """What that led to; None while the bin is not full."""
+    following: str | None
+    """The scheme that the comparison leads to; None while the bin is not full."""
 
     @property
     def ratio(self) -> float:
-        """β, of a bin that is not full so far."""
+        """β, or the ratio so far of a bin that is not full."""
         return self.matches / self.positions
 
 
-def bins_of(matched: Iterable[bool], config: SSDConfig) -> list[Bin]:
-    """The bins of a reply from whether each of its tokens is the draft's, but for an end token.
+def split_bins(tokens: Sequence[Token]) -> list[Bin]:
+    """Split a trace where the switch reported a match ratio. An end token belongs to no bin."""
+    bins: list[list[Token]] = [[]]
+    for token in tokens:
+        if token.threshold is None or token.scheme is None:
+            continue
+        bins[-1].append(token)
+        if token.match_ratio is not None:
+            bins.append([])
+    schemes = [str(members[0].scheme) for members in bins if members]
+    return [
+        _bin(members, *schemes[number + 1 : number + 2])
+        for number, members in enumerate(members for members in bins if members)
+    ]
 
-    A trace does not keep the thresholds: the switch is run once more.
-    """
-    switch = Switch(config)
-    bins: list[Bin] = []
-    decided: list[bool] = []
-    for match in matched:
-        scheme, threshold = switch.scheme, switch.threshold
-        decided.append(match)
-        switch.observe(match)
-        if len(decided) == config.bin_size:
-            bins.append(Bin(len(decided), sum(decided), scheme, threshold, switch.scheme))
-            decided = []
-    if decided:
-        bins.append(Bin(len(decided), sum(decided), switch.scheme, switch.threshold, None))
-    return bins
+
+def _bin(tokens: Sequence[Token], following: str | None = None) -> Bin:
+    last = tokens[-1]
+    assert last.scheme is not None
+    assert last.threshold is not None
+    matches = sum(token.matched for token in tokens)
+    if last.match_ratio is None:
+        following = None
+    elif following is None:  # nothing was decided after it
+        below = last.match_ratio < last.threshold
+        following = Scheme.UNION if below else Scheme.INTERSECTION
+    return Bin(len(tokens), matches, last.scheme, last.threshold, following)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
@@ -76,7 +76,7 @@ def read_constants(own: SSDConfig, values: Sequence[Any]) -> SSDConfig:
     }
     first, begun = values[len(KNOBS) :]
     given |= {"initial_scheme": first, "prefill_scheme": None if begun == _AS_EVER else begun}
-    return _validated(SSDConfig, own.model_dump() | given)
+    return _validated(own.replace, given)
 
 
 def sampling(limits: Limits) -> list[Any]:
@@ -120,8 +120,8 @@ def _meaning(field: str) -> str:
     return " ".join((SSDConfig.model_fields[field].description or "").split())
 
 
-def _validated(kind: type[T], given: dict[str, Any]) -> T:
+def _validated(make: Callable[..., T], given: dict[str, Any]) -> T:
     try:
-        return kind.model_validate(given)
+        return make(**given)
     except ValidationError as error:
         raise SafeDraftError(problems(error)[0]) from error

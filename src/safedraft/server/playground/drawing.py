@@ -7,7 +7,7 @@ from html import escape
 
 from safedraft.core.config import Scheme
 from safedraft.server.playground.bins import Bin
-from safedraft.text.chat import Reply, Token
+from safedraft.text.results import GenerationResult, Token
 
 LEGEND = (
     ("matched", "matched", "the draft’s token, taken"),
@@ -51,7 +51,7 @@ def told(token: Token) -> str:
             f"{kind} in {token.scheme}",
             f"draft {_probability(token.draft_probability)}",
             f"target {_probability(token.target_probability)}",
-            f"strength α {token.strength:g}",
+            f"weight α {token.alpha:g}",
         ]
     if not token.text:
         lines.append("no text: the reply’s end, or a part of a character")
@@ -90,7 +90,7 @@ def problem(message: str) -> str:
     return f'<span class="problem" role="alert">{escape(message)}</span>'
 
 
-def figures(reply: Reply, state: str) -> str:
+def figures(reply: GenerationResult, state: str) -> str:
     """The line of figures over a reply; ``state`` is a word on how it stands."""
     cost = reply.statistics
     parts = [f"<b>{cost.tokens_per_second:.1f}</b> tokens/s", f"{cost.tokens} tokens"]
@@ -134,7 +134,7 @@ def summary(bins: Sequence[Bin], bin_size: int) -> str:
     full = [one for one in bins if one.following]
     if not full:
         return f"Match ratio of each bin of {bin_size} tokens: no bin is full yet."
-    switches = sum(one.following is not one.scheme for one in full)
+    switches = sum(one.following != one.scheme for one in full)
     ratios = ", ".join(f"{one.ratio:.2f}" for one in full)
     return (
         f"Match ratio of each bin of {bin_size} tokens: {ratios}. The scheme changed "
@@ -168,8 +168,8 @@ def _comparison(one: Bin) -> str:
     if one.following is None:
         return f"{found} so far, threshold {one.threshold:.2f}"
     side = "below" if one.ratio < one.threshold else "not below"
-    stays = "stays in" if one.following is one.scheme else "switches to"
-    held = one.following is Scheme.UNION and side == "not below"
+    stays = "stays in" if one.following == one.scheme else "switches to"
+    held = one.following == Scheme.UNION and side == "not below"
     return (
         f"{found}, {side} the threshold {one.threshold:.2f}: {stays} {one.following}"
         f"{', which lasts longer' if held else ''}"

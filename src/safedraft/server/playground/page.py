@@ -11,9 +11,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from safedraft.core.decode import decode
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses.target_only import target_only
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.gate import PAGE
 from safedraft.server.playground import controls, drawing
@@ -149,8 +147,8 @@ class Playground:
     ) -> AsyncGenerator[Frame]:
         try:
             asked = self._read(turns, prompt, prefill, settings)
-            decoders = [decode, target_only] if asked.compare else [decode]
-            jobs = await self._service.page(asked.messages, asked.sampling, asked.config, decoders)
+            rules = ["ssd", "target_only"] if asked.compare else ["ssd"]
+            jobs = await self._service.page(asked.messages, asked.sampling, asked.config, rules)
         except (APIError, SafeDraftError) as error:
             yield {self._page.status: drawing.problem(str(error))}
             return
@@ -231,7 +229,7 @@ class Playground:
         frame = {
             page.figures: ours.figures,
             page.said: ours.drawn,
-            page.chart: drawing.chart(ours.bins(asked.decided_by), asked.config.bin_size),
+            page.chart: drawing.chart(ours.bins, asked.config.bin_size),
         }
         for other in columns[1:]:
             frame |= {page.other_figures: other.figures, page.other_said: other.drawn}

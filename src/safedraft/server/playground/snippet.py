@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-from safedraft.load import choose_pair
-from safedraft.models.registry import pairs
+from safedraft.models.registry import choose_pair, pairs
 from safedraft.pair import Pair
 from safedraft.server.playground.turn import Asked
 
@@ -19,10 +18,9 @@ def snippet(pair: Pair, asked: Asked) -> str:
         asked: the request.
     """
     given = "messages, sampling=sampling"
-    alone = f"print(pair.generate({given}, decoder=target_only).text)"
+    alone = f"print(pair.generate({given}, rule='target_only').text)"
     lines = [
         "import safedraft",
-        *(["from safedraft.defenses.target_only import target_only"] if asked.compare else []),
         "",
         f"pair = safedraft.load_pair({_loading(pair)})",
         "messages = [",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.server.errors import APIError
 from safedraft.server.playground import drawing
-from safedraft.server.playground.bins import Bin, bins_of
+from safedraft.server.playground.bins import Bin, split_bins
 from safedraft.server.scheduler import Job
-from safedraft.text.chat import Message, conversation, turn_begun
+from safedraft.text.messages import Message, conversation
+from safedraft.text.results import Token
 
 _TICK = 0.3  # seconds between two pictures of replies that grow
 
@@ -41,11 +42,6 @@ class Asked:
     compare: bool
     """Whether the target answers alone, too."""
 
-    @property
-    def decided_by(self) -> SSDConfig:
-        """The constants as they are for this very turn."""
-        return self.config.for_turn(begun=turn_begun(self.messages))
-
 
 def messages_of(turns: Sequence[Turn], prompt: str, prefill: str) -> list[Message]:
     """The conversation that ``prompt`` goes on with.
@@ -68,7 +64,7 @@ class Column:
         self.job = job
         self.drawn = drawing.draw_prefill(prefill)
         self.problem: APIError | None = None
-        self._matched: list[bool] = []
+        self._tokens: list[Token] = []
         self._ended = False
 
     async def follow(self) -> None:
@@ -76,7 +72,7 @@ class Column:
         try:
             async for token in self.job:
                 self.drawn += drawing.draw_token(token)
-                self._matched.append(token.matched)
+                self._tokens.append(token)
         except APIError as error:
             self.problem = error
         self._ended = True
@@ -86,17 +82,18 @@ class Column:
         """Its line of figures."""
         return drawing.figures(self.job.reply, self._state)
 
-    def bins(self, config: SSDConfig) -> list[Bin]:
+    @property
+    def bins(self) -> list[Bin]:
         """Its match ratios and thresholds; an end token, which the switch never sees, in none."""
         ended = self.job.reply.finish_reason == "stop"
-        return bins_of(self._matched[:-1] if ended else self._matched, config)
+        return split_bins(self._tokens[:-1] if ended else self._tokens)
 
     @property
     def _state(self) -> str:
         if self.problem:
             return "broken off"
         if not self._ended:
-            return "" if self._matched else "waits for its first token …"
+            return "" if self._tokens else "waits for its first token …"
         ends = {"length": "cut at its limit of tokens", "interrupted": "stopped"}
         return ends.get(self.job.reply.finish_reason, "")
 

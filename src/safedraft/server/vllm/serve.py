@@ -62,7 +62,6 @@ def serve_pair(
         SafeDraftError: vLLM is not installed, the pair does not suit it, or an argument is not for
             the user to set.
     """
-    (config or spec.config).for_turn(begun=None)  # its requests come to the rule as token ids
     if spec.target_system or spec.draft_system:
         raise SafeDraftError(
             f"pair {spec.name} has a system prompt, and vLLM's server makes its prompts from what "

@@ -1,0 +1,227 @@
+"""The options that say which two models decode, and on which engine; one object for a command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from safedraft.cli import options
+from safedraft.core.assignments import parse_assignment, parse_value
+
+if TYPE_CHECKING:
+    from safedraft.core.config import SSDConfig
+    from safedraft.models.registry import PairSpec
+    from safedraft.pair import Pair
+
+_PANEL = "Models"
+
+_OPTIONS: Mapping[str, tuple[Any, Any]] = {
+    "pair": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--pair", help="A registered pair (see: safedraft pairs).", rich_help_panel=_PANEL
+            ),
+        ],
+        None,
+    ),
+    "target": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="Another target: a registered model, a folder, or a hub id "
+                "owner/name\\[@revision].",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "draft": (
+        Annotated[
+            str | None, typer.Option(help="Another draft, named likewise.", rich_help_panel=_PANEL)
+        ],
+        None,
+    ),
+    "adapter": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="A LoRA adapter for the draft (safetensors): one that comes with SafeDraft, a "
+                "folder, or a hub id.",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "no_adapter": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--no-adapter", help="The bare draft, without its adapter.", rich_help_panel=_PANEL
+            ),
+        ],
+        False,
+    ),
+    "dtype": (
+        Annotated[
+            str,
+            typer.Option(
+                help="auto, bfloat16, float16 or float32, of both models.", rich_help_panel=_PANEL
+            ),
+        ],
+        "auto",
+    ),
+    "device": (
+        Annotated[
+            str, typer.Option(help="auto, cpu, cuda:0 … for both models.", rich_help_panel=_PANEL)
+        ],
+        "auto",
+    ),
+    "engine": (
+        Annotated[
+            str,
+            typer.Option(
+                help="What runs the models: transformers, vllm, or another that is installed.",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        "transformers",
+    ),
+    "engine_option": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="An option of the engine's own, such as vLLM's enforce_eager=true; may be "
+                "given again.",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "settings": (options.Set, None),
+}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which two models, on which engine, with which constants."""
+
+    pair: str | None = None
+    target: str | None = None
+    draft: str | None = None
+    adapter: str | None = None
+    no_adapter: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    engine: str = "transformers"
+    engine_option: list[str] | None = None
+    settings: list[str] | None = field(default=None)
+
+    @property
+    def spec(self) -> PairSpec:
+        """The pair that is named.
+
+        Raises:
+            SafeDraftError: it is not known, or two options contradict each other.
+        """
+        from safedraft.models.registry import choose_pair
+
+        return choose_pair(
+            self.pair,
+            target=self.target,
+            draft=self.draft,
+            adapter=self.adapter,
+            use_adapter=not self.no_adapter,
+        )
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What the engine's loader is called with.
+
+        Raises:
+            SafeDraftError: an option that is not NAME=VALUE.
+        """
+        named = {"dtype": self.dtype, "device": self.device}
+        chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
+        for setting in self.engine_option or ():
+            name, value = parse_assignment("--engine-option", setting)
+            chosen[name] = parse_value(value)
+        return chosen
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same choice as model arguments of an evaluation, but for the pair's name."""
+        named = {
+            "target": self.target,
+            "draft": self.draft,
+            "adapter": self.adapter,
+            "no_adapter": self.no_adapter or None,
+            "dtype": None if self.dtype == "auto" else self.dtype,
+            "device": None if self.device == "auto" else self.device,
+            "engine": None if self.engine == "transformers" else self.engine,
+            "engine_options": ",".join(self.engine_option or ()) or None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def config(self) -> SSDConfig | None:
+        """The pair's constants with those of ``--set``; None if nothing was set."""
+        return options.with_settings(self.spec.config, self.settings) if self.settings else None
+
+    def load(self) -> Pair:
+        """Load the pair, showing the progress of downloads."""
+        from safedraft.models.progress import show_progress
+        from safedraft.pair.load import load_spec
+
+        spec, config = self.spec, self.config  # refused before anything is fetched or loaded
+        with show_progress() as report:
+            return load_spec(
+                spec, config=config, engine=self.engine, report=report, **self.engine_options
+            )
+
+
+def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:
+    """Give a command the options of ``ModelChoice``, as its parameter ``models``.
+
+    Args:
+        without: options that the command does not have, or has in a form of its own.
+        defaults: other defaults than the usual.
+    """
+    names = [item.name for item in fields(ModelChoice) if item.name not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        kept = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in own.parameters.values()
+            if parameter.name != "models"
+        ]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, _OPTIONS[name][1]),
+                annotation=_OPTIONS[name][0],
+            )
+            for name in names
+        ]
+
+        @wraps(command)
+        def run(*arguments: Any, **given: Any) -> None:
+            choice = ModelChoice(**{name: given.pop(name) for name in names})
+            command(*arguments, models=choice, **given)
+
+        parameters = [*kept, *added]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        del run.__wrapped__  # typer would read its hints
+        return run
+
+    return decorate

@@ -1,0 +1,181 @@
+"""The only place where a token is chosen: the draft's proposals, and what becomes of them.
+
+Greedy decoding takes the best token, ties by id. Sampling draws with numbers that depend on the
+request's seed and the position alone (``random.uniform``), so that neither the batch around a
+request nor the length of its blocks changes its reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safedraft.core.composite import Scores
+from safedraft.core.random import Use, uniform
+from safedraft.core.request import Request
+from safedraft.core.rows import Place, Ranked, Rows
+from safedraft.core.rule import Decision, Rule, State
+from safedraft.core.sampling import (
+    LogProbabilities,
+    accept,
+    correct,
+    distribution,
+    draw,
+    log_probabilities,
+)
+
+
+class Draft(NamedTuple):
+    """A proposed token."""
+
+    token: int
+    probability: float
+    """q of the token."""
+    place: Place
+    """The distribution q that it was taken from."""
+
+
+class Candidate(NamedTuple):
+    """A drafted position that waits for its decision."""
+
+    request: Request
+    state: State
+    position: int
+    """In the reply, from 0."""
+    draft: Draft
+    target: Place
+    """The target's distribution P at the position."""
+
+
+def propose(ranked: Ranked, requests: Sequence[Request], positions: Sequence[int]) -> list[Draft]:
+    """The draft's token in every row: its best one, or one drawn from q.
+
+    Args:
+        ranked: the draft's logits, a row for each request.
+        requests: say how tokens are taken.
+        positions: of the tokens in their replies.
+    """
+    drafts = []
+    for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
+        place = Place(ranked, row)
+        token = _choose_alone(place, request, position, cut=False)
+        drafts.append(Draft(token, place.chance(token), place))
+    return drafts
+
+
+def decide(rule: Rule, candidates: Sequence[Candidate]) -> list[Decision]:
+    """Decide one drafted position of each of n requests that share a rule."""
+    rows = Rows(
+        [candidate.target for candidate in candidates],
+        [candidate.draft.place for candidate in candidates],
+        [_needs_whole(candidate.request) for candidate in candidates],
+    )
+    scores = rule.scores([candidate.state for candidate in candidates], rows)
+    chosen = _choose(scores, candidates)
+    matched = chosen.followed
+    if scores.evidence is not None:
+        matched = _choose(scores.evidence, candidates).followed
+    return [
+        Decision(
+            token,
+            chosen.followed[row],
+            matched[row],
+            candidate.draft.place.chance(token),
+            candidate.target.chance(token),
+            _report(candidate.request, scores, row, token),
+            scores.signals[row] if scores.signals else None,
+        )
+        for row, (candidate, token) in enumerate(zip(candidates, chosen.tokens, strict=True))
+    ]
+
+
+def decide_alone(place: Place, request: Request, position: int) -> Decision:
+    """Decide a position for which nothing was drafted from the target's distribution alone."""
+    token = _choose_alone(place, request, position, cut=True)
+    report = None
+    if request.top_logprobs is not None:
+        p = place.distribution()
+        ids, count = torch.arange(len(p)), request.top_logprobs
+        report = log_probabilities(ids, p, token, request.sampling, count)
+    return Decision(token, False, False, None, place.chance(token), report)
+
+
+class _Choices(NamedTuple):
+    tokens: list[int]
+    followed: list[bool]
+
+
+def _choose(scores: Scores, candidates: Sequence[Candidate]) -> _Choices:
+    """The token of each row and whether it is the drafted one."""
+    best = scores.values.argmax(-1, keepdim=True)  # the first of several, which has the lowest id
+    tokens = scores.tokens.gather(-1, best)[:, 0].tolist()
+    followed = [t == c.draft.token for t, c in zip(tokens, candidates, strict=True)]
+    sampled = [row for row, c in enumerate(candidates) if not c.request.sampling.greedy]
+    narrow = [row for row in sampled if scores.whole[row] is None]
+    if narrow:
+        table = scores.tokens[narrow], scores.values[narrow], scores.draft[narrow]
+        _sample(*table, narrow, candidates, tokens, followed)
+    for row in sampled:
+        if (values := scores.whole[row]) is not None:
+            q = candidates[row].draft.place.distribution()
+            ids = torch.arange(len(values))
+            _sample(ids[None], values[None], q[None], [row], candidates, tokens, followed)
+    return _Choices(tokens, followed)
+
+
+def _sample(
+    space: Tensor,
+    values: Tensor,
+    q: Tensor,
+    rows: Sequence[int],
+    candidates: Sequence[Candidate],
+    tokens: list[int],
+    followed: list[bool],
+) -> None:
+    """Accept or correct the drafted token of some rows, and write down what becomes of it."""
+    chosen = [candidates[row] for row in rows]
+    f = distribution(values, [candidate.request.sampling for candidate in chosen])
+    drafted = torch.tensor([candidate.draft.token for candidate in chosen])
+    same = space == drafted[:, None]
+    places = torch.where(same.any(-1), same.int().argmax(-1), -1)
+    chances = [candidate.draft.probability for candidate in chosen]
+    accepted = accept(f, chances, places, _uniforms(chosen, Use.ACCEPT)).tolist()
+    corrected = correct(f, q, _uniforms(chosen, Use.CORRECT))
+    corrections = space.gather(-1, corrected[:, None])[:, 0].tolist()
+    for row, candidate, is_accepted, correction in zip(
+        rows, chosen, accepted, corrections, strict=True
+    ):
+        tokens[row] = candidate.draft.token if is_accepted else correction
+        followed[row] = is_accepted
+
+
+def _choose_alone(place: Place, request: Request, position: int, *, cut: bool) -> int:
+    """One model's token: its best one, or one drawn from its distribution."""
+    if request.sampling.greedy:
+        return place.best()
+    mass = place.distribution()[None]
+    if cut:
+        mass = distribution(mass, [request.sampling])
+    return int(draw(mass, [uniform(request.seed, position, Use.PROPOSE)])[0])
+
+
+def _uniforms(candidates: Sequence[Candidate], use: Use) -> list[float]:
+    return [uniform(c.request.seed, c.position, use) for c in candidates]
+
+
+def _needs_whole(request: Request) -> bool:
+    return not request.sampling.greedy or request.top_logprobs is not None
+
+
+def _report(request: Request, scores: Scores, row: int, token: int) -> LogProbabilities | None:
+    """The log probabilities that a request wants of its position."""
+    if request.top_logprobs is None:
+        return None
+    tokens, values = scores.tokens[row], scores.values[row]
+    if (whole := scores.whole[row]) is not None:
+        tokens, values = torch.arange(len(whole)), whole
+    chosen = int((tokens == token).int().argmax())
+    return log_probabilities(tokens, values, chosen, request.sampling, request.top_logprobs)

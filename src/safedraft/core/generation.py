@@ -1,0 +1,94 @@
+"""One generation on its way: the steps decided so far and what they cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from safedraft.core.config import Scheme
+from safedraft.core.errors import BrokenModelError
+from safedraft.core.request import Request
+from safedraft.core.sampling import LogProbabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decided position."""
+
+    token: int
+    matched: bool
+    """Whether the draft's own first proposal was accepted here."""
+    scheme: Scheme | None
+    """The scheme in force; None where no draft took part."""
+    alpha: float
+    """The weight of the draft in force."""
+    threshold: float | None
+    """What the match ratio of the position's bin is compared with."""
+    match_ratio: float | None
+    """β, if the position ends a bin."""
+    draft_probability: float | None
+    target_probability: float
+    block: int
+    """Which pass of the target verified the position, from 0."""
+    logprobs: LogProbabilities | None = field(default=None, compare=False)
+    signal: Any = None
+    """What the rule noted of the position, such as a penalty of EASD."""
+
+
+@dataclass(slots=True)
+class Passes:
+    """Forward passes of one model that a request took part in, and their seconds."""
+
+    passes: int = 0
+    seconds: float = 0.0
+
+
+class Generation:
+    """A request that an engine decodes."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.steps: deque[Step] = deque()
+        """Decided, and not yet taken."""
+        self.ended = False
+        """Whether nothing more is decided."""
+        self.error: BrokenModelError | None = None
+        """Why it ended early, if it did."""
+        self.target_passes, self.draft_passes = Passes(), Passes()
+
+
+class RequestBatch(Protocol):
+    """Requests that an engine decodes together."""
+
+    def add(self, request: Request) -> Generation:
+        """Take a request in; ``step`` decodes it from now on."""
+        ...
+
+    def step(self) -> None:
+        """Decode some positions of the requests: at most one pass of the target for each."""
+        ...
+
+    def remove(self, generation: Generation) -> None:
+        """Stop decoding a request."""
+        ...
+
+
+def iterate(batch: RequestBatch, generation: Generation) -> Generator[Step]:
+    """The steps of one request of a batch, which is stepped as they are needed.
+
+    Raises:
+        BrokenModelError: a model gave NaN or infinite logits for it.
+    """
+    try:
+        while True:
+            while generation.steps:
+                yield generation.steps.popleft()
+            if generation.ended:
+                break
+            batch.step()
+        if generation.error:
+            raise generation.error
+    finally:
+        batch.remove(generation)

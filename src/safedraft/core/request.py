@@ -1,0 +1,34 @@
+"""One generation, as it was requested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safedraft.core.config import Constants, SamplingParams
+from safedraft.core.rule import NO_CONTEXT, Context, Rule
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode and how. It holds no state and can be decoded any number of times."""
+
+    target_prompt: Sequence[int]
+    draft_prompt: Sequence[int]
+    rule: Rule
+    config: Constants
+    """The rule's constants, of the class ``rule.config``."""
+    sampling: SamplingParams
+    """With a seed unless it is greedy."""
+    end_tokens: frozenset[int] = frozenset()
+    """Each ends the reply and is its last token."""
+    context: Context = NO_CONTEXT
+    """What the rule may know of the request besides its constants."""
+    top_logprobs: int | None = None
+    """How many of the most likely tokens are reported with their log probabilities at each
+    position, besides the chosen one; None reports none."""
+
+    @property
+    def seed(self) -> int:
+        """What repeats the reply."""
+        return self.sampling.seed or 0

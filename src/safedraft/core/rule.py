@@ -1,0 +1,96 @@
+"""A rule decides what the token of a position is chosen from, and learns from the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from safedraft.core.composite import Scores
+from safedraft.core.config import Constants, Scheme
+from safedraft.core.rows import Rows
+from safedraft.core.sampling import LogProbabilities
+
+AfterMatch = Literal["carry", "bonus", "stop"]
+
+
+@dataclass(slots=True)
+class State:
+    """What a rule remembers of one request. Rules with more to remember subclass it."""
+
+    scheme: Scheme | None = None
+    """Scheme of the next position, as the trace reports it."""
+    alpha: float = 0.0
+    """α of the next position, as the trace reports it."""
+    threshold: float | None = None
+    """What the match ratio β of the current bin is compared with."""
+    draft_limit: int | None = None
+    """Maximum number of drafts in the next block where the rule has one of its own; with 0 the
+    target decides alone."""
+
+
+class Context(NamedTuple):
+    """What a rule may know of a request besides its own constants."""
+
+    turn_begun: bool | None = None
+    """Whether the prompts end inside the assistant's turn; None if only token ids are known."""
+    refusal_tokens: frozenset[int] = frozenset()
+    """Tokens that begin a refusal."""
+
+
+NO_CONTEXT = Context()
+
+
+class Decision(NamedTuple):
+    """The outcome of one position."""
+
+    token: int
+    followed: bool
+    """Whether the token is the drafted one, so that the drafts after it stay valid."""
+    matched: bool
+    """Whether the rule counts the position as a match of the draft's own first proposal: the
+    evidence for its switch. A rule can take it from other scores than the token."""
+    draft_probability: float | None
+    target_probability: float
+    logprobs: LogProbabilities | None = None
+    signal: Any = None
+    """What the rule's ``scores`` noted of the position."""
+
+
+class Rule(Protocol):
+    """A kind of rule. It holds no request's state, so that many requests share it."""
+
+    @property
+    def name(self) -> str:
+        """How another process finds the rule."""
+        ...
+
+    @property
+    def config(self) -> type[Constants]:
+        """The class of its constants."""
+        ...
+
+    @property
+    def after_match(self) -> AfterMatch:
+        """What happens at the position after a block whose drafts were all accepted.
+
+        The target's distribution is carried over until the draft says something there ("carry"),
+        the target decides alone ("bonus"), or the next block decides it ("stop").
+        """
+        ...
+
+    def start(self, constants: Any, context: Context) -> State:
+        """Make the state of a new request; ``constants`` are of the class ``config``.
+
+        Raises:
+            SafeDraftError: the rule cannot start with these.
+        """
+        ...
+
+    def scores(self, states: Sequence[State], rows: Rows) -> Scores:
+        """Score one position of each of n requests; ``rows`` holds what both models say there."""
+        ...
+
+    def observe(self, state: State, decision: Decision) -> float | None:
+        """Learn from a decided position. Returns the match ratio β if the position ends a bin."""
+        ...

@@ -1,0 +1,140 @@
+"""What an engine is, and how it says what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.generation import RequestBatch
+from safedraft.models.progress import Report
+from safedraft.models.registry import PairSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Capability(StrEnum):
+    """What some engines can do and others cannot."""
+
+    SESSIONS = "sessions"
+    """Ask one model about a text (``session`` and ``forward``)."""
+    MODELS = "models"
+    """Hand out the models themselves, as Transformers has them in this process."""
+    TWO_PROMPTS = "two prompts"
+    """Give target and draft prompts of their own."""
+    LOG_PROBABILITIES = "log probabilities"
+    """Report log probabilities of the composite."""
+    DRAFTING_PER_REQUEST = "drafting per request"
+    """Let a request set how many tokens are drafted."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Everything of ``Capability``, except what is missing."""
+
+    missing: Mapping[Capability, str] = field(default_factory=dict)
+    """What the engine cannot do, each with the reason and what to do instead."""
+
+    def __contains__(self, capability: Capability) -> bool:
+        return capability not in self.missing
+
+    def require(self, capability: Capability, purpose: str) -> None:
+        """Refuse what the engine cannot do.
+
+        Args:
+            capability: what is needed.
+            purpose: what it is needed for, as the error begins.
+
+        Raises:
+            SafeDraftError: the engine does not have it; says why.
+        """
+        if reason := self.missing.get(capability):
+            raise SafeDraftError(f"{purpose}: {reason}")
+
+
+class Engine(Protocol):
+    """Two models that decode requests together."""
+
+    @property
+    def name(self) -> str:
+        """As ``--engine`` names it."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do besides decoding."""
+        ...
+
+    def batch(self) -> RequestBatch:
+        """A new batch of requests."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds outside of this process or on a device."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One model of a pair."""
+
+    name: str
+    weights: PreTrainedModel | None
+    """None where the engine keeps its models to itself."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model that decodes token ids only."""
+    system: str | None = None
+    """A system prompt of its own, which the other model does not see."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model as Transformers has it.
+
+        Raises:
+            SafeDraftError: the engine does not hand it out.
+        """
+        if self.weights is None:
+            raise SafeDraftError(
+                f"{self.name}: its engine keeps the model in a process of its own: "
+                "use --engine transformers"
+            )
+        return self.weights
+
+    @property
+    def embedded_ids(self) -> int | None:
+        """Number of token ids that the model can read; None if its engine does not say."""
+        if self.weights is None:
+            return None
+        return int(self.weights.get_input_embeddings().num_embeddings)
+
+
+class LoadedPair(NamedTuple):
+    """What an engine's loader returns: the engine, and what a pair must know of its models."""
+
+    engine: Engine
+    target: LoadedModel
+    draft: LoadedModel
+    vocabulary: int
+    """V: ids below it are shared."""
+    context_length: int
+    """Maximum number of tokens of a prompt and its reply."""
+    end_tokens: frozenset[int]
+    config: SSDConfig
+
+
+class EngineLoader(Protocol):
+    """What an entry point of the group ``safedraft.engines`` names."""
+
+    def __call__(
+        self, spec: PairSpec, config: SSDConfig | None, report: Report, **options: Any
+    ) -> LoadedPair:
+        """Load a pair; ``options`` are the engine's own.
+
+        Raises:
+            SafeDraftError: something does not fit, in one line that says what to do.
+        """
+        ...

@@ -1,0 +1,102 @@
+"""Loading a pair with vLLM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.engines.vllm.engine import VllmEngine
+from safedraft.engines.vllm.options import room_for
+from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec
+
+_NOT_OURS = {
+    "device": "vLLM runs on the platform that it was built for",
+    "draft_device": "vLLM runs both models on one platform",
+    "draft_dtype": "vLLM gives both models one type",
+}
+"""Options of other engines, and why they are refused."""
+
+_ON_PROCESSORS = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_model_len": 4096}
+"""What is set on processors where the user names nothing: compiling takes minutes and makes a step
+no faster, and vLLM would take most of the memory there is."""
+
+
+def load(
+    spec: PairSpec,
+    config: SSDConfig | None = None,
+    report: Report = silent,
+    *,
+    dtype: str = "auto",
+    draft_tokens_up_to: Mapping[int, int] | None = None,
+    **options: Any,
+) -> LoadedPair:
+    """Start vLLM with a pair.
+
+    Args:
+        spec: the pair.
+        config: constants in place of the pair's own.
+        report: called with stage, done and total bytes while a model is fetched.
+        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
+        draft_tokens_up_to: T by how many requests run, as in ``Plan.options``; without it, T is
+            that of ``config`` at any load, if that names one.
+        options: vLLM's own engine arguments.
+
+    Raises:
+        SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.
+    """
+    for name, reason in _NOT_OURS.items():
+        if name in options:
+            raise SafeDraftError(f"{name}: {reason}: leave it out")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    prepare_environment()
+    require_vllm()
+    chosen = plan(spec, config, report)
+    context = chosen.parts.compatibility.context_length
+    arguments = chosen.options(
+        {
+            "dtype": dtype,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+            **_defaults(context),
+            **options,
+        },
+        requests_may_set_constants=True,
+        traces=True,
+        draft_tokens_up_to=draft_tokens_up_to,
+    )
+    ahead = arguments["speculative_config"]["num_speculative_tokens"]
+    engine = VllmEngine(_start(arguments), chosen.config)
+    target, draft = (description.tokenizer for description in chosen.parts.descriptions)
+    return LoadedPair(
+        engine=engine,
+        target=LoadedModel(spec.target, None, target, spec.target_system),
+        draft=LoadedModel(spec.draft, None, draft, spec.draft_system),
+        vocabulary=chosen.parts.compatibility.vocabulary,
+        context_length=room_for(0, engine.context_length, ahead),
+        end_tokens=chosen.parts.compatibility.end_tokens,
+        config=chosen.config,
+    )
+
+
+def _defaults(context_length: int) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    limit = min(context_length, _ON_PROCESSORS["max_model_len"])
+    return {**_ON_PROCESSORS, "max_model_len": limit}
+
+
+def _start(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise SafeDraftError(f"vLLM does not start: {first_line(error)}") from error

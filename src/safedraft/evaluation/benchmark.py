@@ -1,0 +1,313 @@
+"""Speed, measured: SSD beside what Transformers offers, on ordinary prompts."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safedraft.core.config import SamplingParams
+from safedraft.engines.base import Capability
+from safedraft.models.quiet import quiet_transformers
+from safedraft.rules.ensemble import WEIGHT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from safedraft.pair import Pair
+
+PROMPTS = (
+    "Why is the sky blue, and why are sunsets red?",
+    "Write a Python function that returns the n-th Fibonacci number, with a docstring.",
+    "A train travels 180 km in 2 hours and then 120 km in 1.5 hours. What is its average speed? "
+    "Think step by step.",
+    "Give me five tips for learning a new language.",
+    "Write a SQL query that finds the three customers with the highest total order value.",
+    "A shop sells pens at 3 for 2 euros. How much do 27 pens cost? Show your working.",
+    "Explain the difference between a stack and a queue, with an everyday example of each.",
+    "Summarise how photosynthesis works for a ten-year-old.",
+    "Write a short, friendly e-mail that moves a meeting from Tuesday to Thursday.",
+    "Write a JavaScript function that removes duplicates from an array of numbers.",
+    "Tom has 4 boxes with 12 apples each and gives away 15 apples. How many are left?",
+    "What should I consider when I choose a bicycle for commuting?",
+)
+"""Ordinary questions, code and arithmetic, in turn."""
+
+
+@dataclass
+class Timing:
+    """What one model did while it was watched."""
+
+    passes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt through one method."""
+
+    tokens: int
+    matches: int | None
+    """How many tokens are the draft's, where the method knows."""
+    seconds: float
+    target: Timing
+    draft: Timing
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+Method = Callable[[str], Run]
+"""Answers a prompt, and says what that took."""
+
+
+def measure(
+    pair: Pair,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    draft_tokens: Sequence[int],
+    assisted_tokens: Sequence[int],
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Run every method on every prompt, interleaved, after a warm-up; medians as one JSON object.
+
+    Args:
+        pair: the models; their own prompts go to SSD, the target's prompt to everything else. On
+            an engine that does not hand them out, SSD is compared with lossless speculative
+            decoding on that engine.
+        prompts: what the user says.
+        max_new_tokens: number of tokens of a reply.
+        draft_tokens: values of T for SSD; the first is called ``ssd``.
+        assisted_tokens: constant numbers of drafted tokens for assisted generation.
+        report: called with the runs done and the runs in all.
+    """
+    methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
+    warm_up = [(prompts[0], name) for name in methods]
+    # The order turns from prompt to prompt, so that a drift of the machine favours no method.
+    names = list(methods)
+    plan = [
+        (prompt, name)
+        for turn, prompt in enumerate(prompts)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]
+    ]
+    peak = _peak_of_ssd(pair, prompts[0], max_new_tokens)
+    runs: dict[str, list[Run]] = {name: [] for name in methods}
+    for done, (prompt, name) in enumerate(warm_up + plan):
+        report(done, len(warm_up) + len(plan))
+        run = methods[name](prompt)
+        if done >= len(warm_up):
+            runs[name].append(run)
+    baseline = names[0]
+    return {
+        "engine": pair.engine.name,
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "baseline": baseline,
+        "methods": {name: _figures(own, runs[baseline]) for name, own in runs.items()},
+        "peak_memory_bytes": peak,
+        "left_out": _left_out(pair),
+        "weights_bytes": _weights(pair),
+        "machine": machine(),
+    }
+
+
+def _methods(
+    pair: Pair, max_new_tokens: int, draft_tokens: Sequence[int], assisted_tokens: Sequence[int]
+) -> dict[str, Method]:
+    """Every method by name; the first one is what the others are compared with."""
+    if Capability.MODELS in pair.engine.capabilities:
+        methods = _transformers_methods(pair, max_new_tokens, assisted_tokens)
+    else:
+        methods = {"speculative": _decode(pair, max_new_tokens, "speculative")}
+    for count in draft_tokens:
+        name = "ssd" if count == draft_tokens[0] else f"ssd-{count}"
+        methods[name] = _decode(pair, max_new_tokens, "ssd", count)
+    return methods
+
+
+def _transformers_methods(
+    pair: Pair, max_new_tokens: int, assisted_tokens: Sequence[int]
+) -> dict[str, Method]:
+    assisted = {"assistant_model": pair.draft.model}
+    constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
+    options: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"target": ({}, {})}
+    if can_assist(pair):
+        options["assisted"] = (assisted, {})
+        for count in assisted_tokens:
+            options[f"assisted-{count}"] = (assisted, constant | {"num_assistant_tokens": count})
+        options["ensemble"] = (
+            assisted | {"assistant_ensemble_weight": WEIGHT},
+            constant | {"num_assistant_tokens": assisted_tokens[0]},
+        )
+    return {name: _generate(pair, max_new_tokens, *given) for name, given in options.items()}
+
+
+def _left_out(pair: Pair) -> dict[str, str]:
+    """What cannot be measured on the pair, and why."""
+    if reason := pair.engine.capabilities.missing.get(Capability.MODELS):
+        return dict.fromkeys(("target", "assisted", "ensemble"), reason)
+    if can_assist(pair):
+        return {}
+    return dict.fromkeys(("assisted", "ensemble"), "Transformers needs output layers of one size")
+
+
+def can_assist(pair: Pair) -> bool:
+    """Whether Transformers' assisted generation takes the two: output layers of one size."""
+    configs = (member.model.config.get_text_config() for member in (pair.target, pair.draft))
+    return len({config.vocab_size for config in configs}) == 1
+
+
+def _generate(
+    pair: Pair, max_new_tokens: int, given: dict[str, Any], draft_settings: dict[str, Any]
+) -> Method:
+    """Transformers' own ``generate``; its assisted mode takes settings from the draft's config."""
+
+    def method(prompt: str) -> Run:
+        ids = pair.prompts([{"role": "user", "content": prompt}]).target
+        inputs = torch.tensor([ids], device=pair.target.model.device)
+        watched = _watch(pair.target.model), _watch(pair.draft.model)
+        with (
+            quiet_transformers(),
+            _generation_settings(pair.draft.model, draft_settings),
+            torch.inference_mode(),
+            watched[0] as target,
+            watched[1] as draft,
+        ):
+            started = time.perf_counter()
+            output = pair.target.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                repetition_penalty=1.0,  # some checkpoints have another, which SSD does not apply
+                eos_token_id=sorted(pair.end_tokens) or None,
+                pad_token_id=min(pair.end_tokens, default=0),
+                **given,
+            )
+            seconds = time.perf_counter() - started
+        return Run(output.shape[-1] - len(ids), None, seconds, target, draft)
+
+    return method
+
+
+def _decode(pair: Pair, max_new_tokens: int, rule: str, draft_tokens: int | None = None) -> Method:
+    """One of SafeDraft's rules, with a T of its own where the engine lets a request have one."""
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    own = draft_tokens in (None, pair.config.draft_tokens)
+    config = pair.config if own else pair.config.replace(draft_tokens=draft_tokens)
+
+    def method(prompt: str) -> Run:
+        started = time.perf_counter()
+        cost = pair.generate(prompt, sampling=sampling, config=config, rule=rule).statistics
+        seconds = time.perf_counter() - started
+        target = Timing(cost.target_passes, cost.target_seconds)
+        draft = Timing(cost.draft_passes, cost.draft_seconds)
+        return Run(cost.tokens, cost.matches, seconds, target, draft)
+
+    return method
+
+
+@contextmanager
+def _generation_settings(model: PreTrainedModel, settings: dict[str, Any]) -> Iterator[None]:
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig(**{**before.to_diff_dict(), **settings})
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+@contextmanager
+def _watch(model: PreTrainedModel) -> Iterator[Timing]:
+    """Count a model's forwards and their seconds, whoever calls them."""
+    timing = Timing()
+    started = 0.0
+
+    def before(*_: Any) -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize(model.device)
+        timing.seconds += time.perf_counter() - started
+        timing.passes += 1
+
+    hooks = model.register_forward_pre_hook(before), model.register_forward_hook(after)
+    try:
+        yield timing
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _figures(runs: Sequence[Run], baseline: Sequence[Run]) -> dict[str, float | None]:
+    tokens, passes = sum(run.tokens for run in runs), sum(run.target.passes for run in runs)
+    seconds = sum(run.seconds for run in runs)
+    target = sum(run.target.seconds for run in runs) / seconds
+    draft = sum(run.draft.seconds for run in runs) / seconds
+    # A pass of assisted generation adds one token of the target's own to those it accepts.
+    known = [run.tokens - run.target.passes if run.matches is None else run.matches for run in runs]
+    drafted = any(run.draft.passes for run in runs)
+    ratios = [run.speed / alone.speed for run, alone in zip(runs, baseline, strict=True)]
+    return {
+        "tokens_per_second": statistics.median(run.speed for run in runs),
+        "ratio": statistics.median(ratios),
+        "tokens_per_target_pass": tokens / passes,
+        "match_ratio": sum(known) / tokens if drafted else None,
+        "target_share": target,
+        "draft_share": draft,
+        "rest_share": 1 - target - draft,
+    }
+
+
+def _weights(pair: Pair) -> int | None:
+    """Bytes of both models' weights; None where the engine does not hand them out."""
+    if Capability.MODELS not in pair.engine.capabilities:
+        return None
+    weights = [w for m in (pair.target, pair.draft) for w in m.model.parameters()]
+    return sum(int(weight.numel() * weight.element_size()) for weight in weights)
+
+
+def _peak_of_ssd(pair: Pair, prompt: str, max_new_tokens: int) -> int:
+    """Peak bytes of the process (or the accelerator) once SSD has decoded, before anything else."""
+    pair.generate(prompt, sampling=SamplingParams(max_new_tokens=max_new_tokens))
+    if Capability.MODELS in pair.engine.capabilities:
+        device = pair.target.model.device
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(device))
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -1,0 +1,308 @@
+"""Checks whether two models can decode together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError, first_line
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+Status = Literal["ok", "warning", "failure"]
+
+_SHOWN = 3
+"""How many differing tokens a message lists."""
+
+_SENTENCES = (
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "def f(x):\n    return x ** 2  # naïve — 数学 🙂",
+)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model's configuration and tokenizer say about it; no weights are needed."""
+
+    name: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    generation: GenerationConfig | None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the output layer: tokens and padding."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """The token of every id that the tokenizer knows."""
+        vocabulary = self.tokenizer.get_vocab() if self.tokenizer else {}
+        return {id: token for token, id in vocabulary.items()}
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a reply of this model."""
+        configured = self.generation.eos_token_id if self.generation else None
+        if configured is None:
+            configured = self.config.get_text_config().eos_token_id
+        ids = {configured} if isinstance(configured, int) else set(configured or ())
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        return frozenset(ids)
+
+    @property
+    def context_length(self) -> int | None:
+        """Number of positions that the model supports, or None if the configuration lacks it."""
+        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length else None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class CompatibilityReport:
+    """The outcome of every check on a pair, and the limits that decoding takes from both models."""
+
+    target: str
+    draft: str
+    checks: list[Check]
+    vocabulary: int
+    """V: only ids below it are decoded."""
+    end_tokens: frozenset[int]
+    context_length: int
+    """Length of the shorter context, in tokens."""
+
+    @property
+    def compatible(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != "failure" for check in self.checks)
+
+    def require(self) -> None:
+        """Check that the models can decode together.
+
+        Raises:
+            IncompatiblePairError: they cannot; the message lists every reason.
+        """
+        reasons = [check.detail for check in self.checks if check.status == "failure"]
+        if reasons:
+            raise IncompatiblePairError(
+                f"{self.target} and {self.draft} cannot decode together: {'; '.join(reasons)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that can be written as JSON."""
+        return {
+            "target": self.target,
+            "draft": self.draft,
+            "compatible": self.compatible,
+            "vocabulary": self.vocabulary,
+            "end_tokens": sorted(self.end_tokens),
+            "context_length": self.context_length,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def check_compatibility(target: ModelDescription, draft: ModelDescription) -> CompatibilityReport:
+    """Run every check on a pair."""
+    lengths = [model.context_length for model in (target, draft) if model.context_length]
+    return CompatibilityReport(
+        target=target.name,
+        draft=draft.name,
+        checks=[check for run_check in _CHECKS for check in run_check(target, draft)],
+        vocabulary=_shared_vocabulary(target, draft),
+        end_tokens=_shared_end_tokens(target, draft),
+        context_length=min(lengths, default=2**31),
+    )
+
+
+def read_description(folder: Path, name: str) -> ModelDescription:
+    """Read the configuration and tokenizer of a model in a folder.
+
+    No weights are read and no code is run.
+
+    Raises:
+        SafeDraftError: the folder's files cannot be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        generation = None
+        if (folder / "generation_config.json").exists():
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # Transformers passes on any exception of its parsers.
+        raise SafeDraftError(
+            f"{folder}: config.json cannot be used: {first_line(error)}"
+        ) from error
+    return ModelDescription(name, config, read_tokenizer(folder), generation)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Read the tokenizer in a folder; None if the folder has none.
+
+    Raises:
+        SafeDraftError: the tokenizer's files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / file).exists() for file in files):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # Transformers passes on any exception of its parsers.
+        raise SafeDraftError(
+            f"{folder}: the tokenizer cannot be read: {first_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def _shared_vocabulary(target: ModelDescription, draft: ModelDescription) -> int:
+    """V: ids below it have a row in both models and, if there are tokenizers, a token in both."""
+    limits = [target.rows, draft.rows]
+    limits += [max(model.tokens) + 1 for model in (target, draft) if model.tokens]
+    return min(limits)
+
+
+def _shared_end_tokens(target: ModelDescription, draft: ModelDescription) -> frozenset[int]:
+    """Ids that end a reply of either model and lie in the shared vocabulary."""
+    shared = _shared_vocabulary(target, draft)
+    return frozenset(id for id in target.end_tokens | draft.end_tokens if id < shared)
+
+
+def _check_rewindable(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    from safedraft.models.rewindable import model_class, why_not_rewindable
+
+    for model in (target, draft):
+        reason = why_not_rewindable(model.config, model_class(model.config))
+        status: Status = "failure" if reason else "ok"
+        detail = reason or f"{model.config.model_type}: the cache can be cut back"
+        yield Check("rewindable state", status, f"{model.name}: {detail}")
+
+
+def _check_vocabulary(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    shared = _shared_vocabulary(target, draft)
+    if not target.tokens or not draft.tokens:
+        names = " and ".join(model.name for model in (target, draft) if not model.tokens)
+        detail = f"{names}: no tokenizer, so only sizes were compared ({shared})"
+        yield Check("vocabulary", "warning", detail)
+        return
+    common = target.tokens.keys() & draft.tokens.keys()
+    differing = sorted(id for id in common if target.tokens[id] != draft.tokens[id])
+    if differing:
+        shown = ", ".join(
+            f"{id} is {target.tokens[id]!r} or {draft.tokens[id]!r}" for id in differing[:_SHOWN]
+        )
+        detail = (
+            f"{len(differing)} of {len(common)} shared ids stand for different tokens ({shown})"
+        )
+        yield Check("vocabulary", "failure", detail)
+    else:
+        yield Check("vocabulary", "ok", f"all {len(common)} shared ids stand for the same tokens")
+    unshared = sorted(target.tokens.keys() ^ draft.tokens.keys())
+    if unshared:
+        tokens = target.tokens | draft.tokens
+        shown = ", ".join(repr(tokens[id]) for id in unshared[:_SHOWN])
+        detail = f"{len(unshared)} tokens are known to one model only ({shown})"
+        yield Check(
+            "vocabulary", "warning", f"{detail}; ids of {shared} and above are never decoded"
+        )
+
+
+def _check_padding(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    shared = _shared_vocabulary(target, draft)
+    for model in (target, draft):
+        extra = model.rows - shared
+        detail = f"{extra} of {model.rows} output rows lie past the shared vocabulary"
+        yield Check("padding rows", "ok", f"{model.name}: {detail}{', masked' if extra else ''}")
+
+
+def _check_encoding(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    if target.tokenizer is None or draft.tokenizer is None:
+        return
+    for text in _SENTENCES:
+        if _encode(target.tokenizer, text) != _encode(draft.tokenizer, text):
+            detail = f"the tokenizers split text differently ({text!r}): expect few matches"
+            yield Check("encoding", "warning", detail)
+            return
+    yield Check("encoding", "ok", "both tokenizers split text alike")
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _check_end_tokens(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    shared = _shared_vocabulary(target, draft)
+    unreachable = sorted(id for id in target.end_tokens if id >= shared)
+    if not target.end_tokens:
+        detail = "the target has none: replies end at the length limit"
+        yield Check("end tokens", "warning", detail)
+    elif unreachable:
+        detail = f"the target ends its replies with ids the draft does not have ({unreachable})"
+        yield Check("end tokens", "failure", detail)
+    elif target.end_tokens != draft.end_tokens:
+        detail = f"target {sorted(target.end_tokens)}, draft {sorted(draft.end_tokens)}"
+        ends = sorted(_shared_end_tokens(target, draft))
+        yield Check("end tokens", "warning", f"{detail}: a reply ends at any of {ends}")
+    else:
+        yield Check("end tokens", "ok", f"both end at {sorted(target.end_tokens)}")
+
+
+def _check_special_tokens(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    if target.tokenizer is None or draft.tokenizer is None:
+        return
+    tokens = set(target.tokenizer.all_special_tokens)
+    unshared = sorted(tokens ^ set(draft.tokenizer.all_special_tokens))
+    if unshared:
+        detail = f"only in one tokenizer: {', '.join(unshared)}"
+        yield Check("special tokens", "warning", detail)
+    else:
+        yield Check("special tokens", "ok", f"the same {len(tokens)} in both")
+
+
+def _check_context(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    lengths = {model.name: model.context_length for model in (target, draft)}
+    detail = ", ".join(f"{name} {length or 'unknown'}" for name, length in lengths.items())
+    if None in lengths.values():
+        detail += ": over-long prompts cannot be detected beforehand"
+        yield Check("context", "warning", detail)
+    else:
+        shorter = min(length for length in lengths.values() if length)
+        yield Check("context", "ok", f"{detail} tokens; a conversation has room for {shorter}")
+
+
+def _check_templates(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    for model in (target, draft):
+        if model.tokenizer is None:
+            yield Check("chat template", "warning", f"{model.name}: no tokenizer, token ids only")
+        elif not model.tokenizer.chat_template:
+            yield Check("chat template", "warning", f"{model.name}: none, so it cannot chat")
+        else:
+            yield Check("chat template", "ok", f"{model.name}: has its own")
+
+
+_CHECKS: tuple[Callable[[ModelDescription, ModelDescription], Iterator[Check]], ...] = (
+    _check_rewindable,
+    _check_vocabulary,
+    _check_padding,
+    _check_encoding,
+    _check_special_tokens,
+    _check_end_tokens,
+    _check_context,
+    _check_templates,
+)

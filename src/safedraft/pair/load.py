@@ -1,0 +1,70 @@
+"""From names to a loaded pair."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.engines import ENGINES
+from safedraft.models.progress import Report, silent
+from safedraft.models.registry import PairSpec, choose_pair
+from safedraft.pair.pair import Pair
+
+DEFAULT_ENGINE = "transformers"
+
+
+def load_pair(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    adapter: str | None = None,
+    use_adapter: bool = True,
+    config: SSDConfig | None = None,
+    engine: str = DEFAULT_ENGINE,
+    report: Report = silent,
+    **options: Any,
+) -> Pair:
+    """Fetch, check and load a pair.
+
+    Args:
+        name: a registered pair; the default one when nothing is given.
+        target: in its place, a registered model, a folder, or a hub id ``owner/name[@revision]``.
+        draft: likewise.
+        adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with
+            SafeDraft, a folder, or a hub id.
+        use_adapter: False for the bare draft of a pair that has an adapter.
+        config: in place of the pair's own.
+        engine: ``transformers``, ``vllm`` for many requests at once (docs/vllm.md), or another
+            that is installed.
+        report: called with stage, done and total bytes while a model is fetched.
+        options: the engine's own. Transformers: ``dtype`` (``auto``, ``bfloat16``, ``float16``,
+            ``float32``), ``draft_dtype`` (also ``int8`` on processors), ``device`` and
+            ``draft_device`` (``auto`` or as torch names it). vLLM: ``dtype``,
+            ``draft_tokens_up_to`` and any of vLLM's engine arguments.
+
+    Raises:
+        SafeDraftError: whatever does not fit, in one line that says what to do.
+        IncompatiblePairError: the two models cannot decode together.
+    """
+    spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
+    return load_spec(spec, config=config, engine=engine, report=report, **options)
+
+
+def load_spec(
+    spec: PairSpec,
+    *,
+    config: SSDConfig | None = None,
+    engine: str = DEFAULT_ENGINE,
+    report: Report = silent,
+    **options: Any,
+) -> Pair:
+    """Load a pair that was chosen already; as ``load_pair``."""
+    load = ENGINES.find(engine)
+    try:
+        signature(load).bind(spec, config, report, **options)
+    except TypeError as error:
+        raise SafeDraftError(f"the engine {engine}: {error}") from error
+    return Pair(*load(spec, config, report, **options), spec=spec)

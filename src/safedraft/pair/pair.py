@@ -1,0 +1,341 @@
+"""Two loaded models that decode together, on any engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from safedraft.core.config import Constants, SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.generation import RequestBatch
+from safedraft.core.request import Request
+from safedraft.core.rule import Context, Rule
+from safedraft.core.session import Reader, SessionEngine, Which
+from safedraft.engines.base import Capability, Engine, LoadedModel
+from safedraft.rules import constants_for, find_rule
+from safedraft.text.detokenizer import Detokenizer
+from safedraft.text.messages import (
+    Message,
+    conversation,
+    encode,
+    encode_text,
+    turn_begun,
+    with_system,
+)
+from safedraft.text.refusals import refusal_tokens
+from safedraft.text.results import GenerationResult, Statistics
+from safedraft.text.stream import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from safedraft.models.registry import PairSpec
+
+
+class Prompts(NamedTuple):
+    """Token ids that each model continues."""
+
+    target: list[int]
+    draft: list[int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a draft that fit each other, loaded in an engine; made by ``load_pair``."""
+
+    engine: Engine
+    target: LoadedModel
+    draft: LoadedModel
+    vocabulary: int
+    """V: ids below it are shared."""
+    context_length: int
+    """Maximum number of tokens of a prompt and its reply, in the model with the shorter context."""
+    end_tokens: frozenset[int]
+    config: SSDConfig
+    spec: PairSpec | None = field(default=None, kw_only=True)
+    """What it was loaded from, if it was."""
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        prefill: str = "",
+        sampling: SamplingParams | None = None,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        top_logprobs: int | None = None,
+    ) -> GenerationResult:
+        """Answer a prompt (what the user says, or messages) and return the whole reply.
+
+        Args:
+            prompt: text of one user turn, or ``{"role", "content"}`` messages; messages that end in
+                an assistant turn are continued.
+            prefill: how the assistant's turn begins.
+            sampling: greedy and at most 512 tokens when not given.
+            config: constants in place of the pair's own. A rule that has others takes those that
+                have the same name.
+            rule: by which rule positions are decided: SSD, another one's name, or a rule.
+            top_logprobs: None: no log probabilities; otherwise that of each token and of so many
+                of the most likely at its position, of the distribution that it is taken from.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room in the context.
+            SafeDraftError: nothing to answer, or something the engine cannot do.
+        """
+        return self.stream(
+            prompt,
+            prefill=prefill,
+            sampling=sampling,
+            config=config,
+            rule=rule,
+            top_logprobs=top_logprobs,
+        ).drain()
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        prefill: str = "",
+        sampling: SamplingParams | None = None,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        top_logprobs: int | None = None,
+        batch: RequestBatch | None = None,
+    ) -> Stream:
+        """As ``generate``, token by token: iterate over it; ``.result`` is the reply so far.
+
+        Args:
+            batch: decode together with the other requests of this batch (``pair.engine.batch()``).
+        """
+        messages = conversation(prompt, prefill)
+        return self.stream_ids(
+            self.prompts(messages),
+            sampling=sampling,
+            config=config,
+            rule=rule,
+            turn_begun=turn_begun(messages),
+            top_logprobs=top_logprobs,
+            batch=batch,
+        )
+
+    def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        config: Constants | Sequence[Constants] | None = None,
+        rule: str | Rule = "ssd",
+    ) -> list[GenerationResult]:
+        """Answer many prompts together; ``sampling`` and ``config`` are for all or for each.
+
+        The seconds of a reply are the time from the start of all to its own end, and the seconds of
+        a model are those of the passes that the request took part in.
+        """
+        if isinstance(prompts, str):
+            raise SafeDraftError("generate_many takes a list of prompts: generate takes one")
+        messages = [conversation(prompt) for prompt in prompts]
+        return self.generate_many_ids(
+            [self.prompts(one) for one in messages],
+            sampling=sampling,
+            config=config,
+            rule=rule,
+            turn_begun=[turn_begun(one) for one in messages],
+        )
+
+    def generate_many_ids(
+        self,
+        prompts: Sequence[Prompts | Sequence[int]],
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        config: Constants | Sequence[Constants] | None = None,
+        rule: str | Rule = "ssd",
+        turn_begun: Sequence[bool | None] | None = None,
+    ) -> list[GenerationResult]:
+        """As ``generate_many``, from token ids."""
+        batch = self.engine.batch()
+        samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
+        configs = config if isinstance(config, Sequence) else [config] * len(prompts)
+        begun = turn_begun or [None] * len(prompts)
+        streams: list[Stream] = []
+        started = time.perf_counter()
+        try:
+            for ids, own, constants, has_begun in zip(
+                prompts, samplings, configs, begun, strict=True
+            ):
+                streams.append(
+                    self.stream_ids(
+                        ids,
+                        sampling=own,
+                        config=constants,
+                        rule=rule,
+                        turn_begun=has_begun,
+                        batch=batch,
+                    )
+                )
+            _drain_together(streams, started)
+        finally:  # after Ctrl-C none of them continues in the engine
+            for stream in streams:
+                stream.close()
+        return [stream.result for stream in streams]
+
+    def prompts(self, prompt: str | Sequence[Message]) -> Prompts:
+        """Each model's own prompt: its chat template, under its system prompt.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer or no chat template, or the text is empty.
+        """
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
+        target, draft = (
+            encode(_tokenizer(model), with_system(messages, model.system))
+            for model in (self.target, self.draft)
+        )
+        return Prompts(target, draft)
+
+    def text_prompts(self, text: str) -> Prompts:
+        """Each model's own ids of a text that is continued as it stands.
+
+        There is no chat template, and no system prompt of a model's own. A control token spelled
+        out in the text stays text; where a tokenizer begins texts with a token, that comes first.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer, or the text is empty.
+        """
+        models = (self.target, self.draft)
+        return Prompts(*(encode_text(_tokenizer(model), text) for model in models))
+
+    def stream_ids(
+        self,
+        prompts: Prompts | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        turn_begun: bool | None = None,
+        top_logprobs: int | None = None,
+        batch: RequestBatch | None = None,
+    ) -> Stream:
+        """As ``stream``, from token ids; with no tokenizer, tokens have no text.
+
+        Args:
+            prompts: those of each model, or one for both.
+            turn_begun: whether the prompts end inside the assistant's turn; None if that is not
+                known.
+
+        Raises:
+            PromptTooLongError: no room left in the shorter context.
+            SafeDraftError: an empty prompt, an id that its model does not have, stop strings
+                without a tokenizer, a negative number of log probabilities, a ``prefill_scheme``
+                where it is not known whether the turn has begun, or something that the engine
+                cannot do.
+        """
+        if not isinstance(prompts, Prompts):
+            prompts = Prompts(list(prompts), list(prompts))
+        sampling = self.fit(prompts, sampling or SamplingParams())
+        tokenizer = self.target.tokenizer
+        if sampling.stop and tokenizer is None:
+            raise SafeDraftError("stop strings need a tokenizer, and the target has none")
+        request = self.request(
+            prompts, sampling, config, rule, turn_begun=turn_begun, top_logprobs=top_logprobs
+        )
+        batch = batch or self.engine.batch()
+        return Stream(
+            batch,
+            batch.add(request),
+            Detokenizer(tokenizer, prompts.target) if tokenizer else None,
+            Statistics(
+                prompt_tokens=max(map(len, prompts)),
+                seed=None if sampling.greedy else sampling.seed,
+            ),
+            sampling.stop,
+        )
+
+    def request(
+        self,
+        prompts: Prompts,
+        sampling: SamplingParams,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        *,
+        turn_begun: bool | None = None,
+        top_logprobs: int | None = None,
+    ) -> Request:
+        """A request of this pair, for whoever steps a batch itself; see ``stream_ids``."""
+        if top_logprobs is not None:
+            self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
+            if top_logprobs < 0:
+                raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
+        if prompts.target != prompts.draft:
+            self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
+        decided_by = find_rule(rule) if isinstance(rule, str) else rule
+        return Request(
+            tuple(prompts.target),
+            tuple(prompts.draft),
+            decided_by,
+            constants_for(decided_by, config or self.config),
+            sampling,
+            self.end_tokens,
+            Context(turn_begun, self.refusal_tokens),
+            top_logprobs,
+        )
+
+    def reader(self, which: Which) -> Reader:
+        """One of the models, for whoever asks it about a text of their own.
+
+        Raises:
+            SafeDraftError: the engine hands out no sessions.
+        """
+        self.engine.capabilities.require(Capability.SESSIONS, "asking a model about a text")
+        assert isinstance(self.engine, SessionEngine)
+        return Reader(self.engine, which)
+
+    @cached_property
+    def refusal_tokens(self) -> frozenset[int]:
+        """Shared ids that begin a refusal; none without a tokenizer."""
+        tokenizer = self.draft.tokenizer
+        return refusal_tokens(tokenizer, self.vocabulary) if tokenizer else frozenset()
+
+    def fit(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
+        """``sampling`` with a seed and no more tokens than the shorter context has room for.
+
+        Raises:
+            PromptTooLongError: there is no room for any.
+            SafeDraftError: an empty prompt, or an id that its model does not have.
+        """
+        for model, ids in zip((self.target, self.draft), prompts, strict=True):
+            if not ids:
+                raise SafeDraftError(f"{model.name}: the prompt is empty")
+            count = model.embedded_ids or self.vocabulary
+            if not all(0 <= token < count for token in ids):
+                raise SafeDraftError(
+                    f"{model.name}: the prompt has ids outside its vocabulary, 0 to {count - 1}"
+                )
+        return sampling.fitted(max(map(len, prompts)), self.context_length)
+
+    def close(self) -> None:
+        """Give back what the engine holds outside of this process or on a device."""
+        self.engine.close()
+
+
+def _tokenizer(model: LoadedModel) -> PreTrainedTokenizerBase:
+    if model.tokenizer is None:
+        raise SafeDraftError(f"{model.name} has no tokenizer: it decodes token ids only")
+    return model.tokenizer
+
+
+def _drain_together(streams: Sequence[Stream], started: float) -> None:
+    """Take tokens from all streams of a batch in turn until each has ended."""
+    running = list(streams)
+    while running:
+        for stream in list(running):
+            statistics = stream.result.statistics
+            first = not statistics.tokens
+            try:
+                stream.advance()
+            except StopIteration:
+                running.remove(stream)
+            statistics.seconds = time.perf_counter() - started
+            if first:
+                statistics.first_token_seconds = statistics.seconds

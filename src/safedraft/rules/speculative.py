@@ -1,0 +1,37 @@
+"""Plain speculative decoding: the target's own text, faster, with the target's own weaknesses.
+
+Leviathan, Kalman and Matias, arXiv 2211.17192, Algorithm 1. Every reply is distributed exactly as
+the target's alone. The token after a block that was accepted throughout is a bonus, which the
+target draws alone: what SSD must never do is harmless where the draft has no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safedraft.core.composite import Scores
+from safedraft.core.config import DraftingConfig
+from safedraft.core.rows import Rows
+from safedraft.core.rule import AfterMatch, Context, Decision, State
+from safedraft.rules.whole import score_vocabulary
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """Each position is the target's: its best token, or accept-or-correct against P."""
+
+    name: str = "speculative"
+    config: type[DraftingConfig] = DraftingConfig
+    after_match: AfterMatch = "bonus"
+
+    def start(self, constants: DraftingConfig, context: Context) -> State:
+        """Nothing is remembered."""
+        return State()
+
+    def scores(self, states: Sequence[State], rows: Rows) -> Scores:
+        """P itself."""
+        return score_vocabulary(rows, [0.0] * len(rows))
+
+    def observe(self, state: State, decision: Decision) -> None:
+        """Nothing is learned."""

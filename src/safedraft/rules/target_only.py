@@ -1,0 +1,35 @@
+"""No defense: the target alone, one token in each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safedraft.core.composite import Scores
+from safedraft.core.config import NoConstants
+from safedraft.core.rows import Rows
+from safedraft.core.rule import AfterMatch, Context, Decision, State
+from safedraft.rules.whole import score_vocabulary
+
+
+@dataclass(frozen=True)
+class TargetOnly:
+    """Each position is the target's own.
+
+    An engine that drafts for every request does so here as well; no token depends on it.
+    """
+
+    name: str = "target_only"
+    config: type[NoConstants] = NoConstants
+    after_match: AfterMatch = "bonus"
+
+    def start(self, constants: NoConstants, context: Context) -> State:
+        """Nothing is drafted."""
+        return State(draft_limit=0)
+
+    def scores(self, states: Sequence[State], rows: Rows) -> Scores:
+        """P itself."""
+        return score_vocabulary(rows, [0.0] * len(rows))
+
+    def observe(self, state: State, decision: Decision) -> None:
+        """Nothing is learned."""

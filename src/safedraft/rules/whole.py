@@ -1,0 +1,51 @@
+"""Mixtures of the two models over the whole vocabulary, for rules without a sample space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from safedraft.core.composite import OUTSIDE, Scores, mix, sort_space
+from safedraft.core.rows import Rows
+
+
+def score_vocabulary(rows: Rows, alpha: Sequence[float]) -> Scores:
+    """P + α (q - P) of every token; with α = 0 that is P.
+
+    A token that is not among the best of either model scores less than α puts the last of these
+    at. Where no known token exceeds that bound, more of them are looked at.
+
+    Args:
+        rows: what both models say at n positions.
+        alpha: α of each row, at most 1.
+    """
+    tokens = torch.cat([rows.target_tokens, rows.draft_tokens], dim=-1)
+    space = sort_space(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    scores = mix(rows, space, alpha, [True] * len(rows))
+    bounds = _bounds(rows, alpha)
+    if rows.width < rows.vocabulary and bool((scores.values.amax(-1) <= bounds).any()):
+        return score_vocabulary(rows.widen(), alpha)
+    return scores
+
+
+def remove_tokens(scores: Scores, removed: Sequence[int | None]) -> Scores:
+    """The same scores with one token of each row made impossible, where it is not None."""
+    values, whole = scores.values.clone(), list(scores.whole)
+    for row, token in enumerate(removed):
+        if token is None:
+            continue
+        values[row].masked_fill_(scores.tokens[row] == token, OUTSIDE)
+        full = whole[row]
+        if full is not None:
+            whole[row] = full.index_fill(0, torch.tensor([token]), OUTSIDE)
+    return scores._replace(values=values, whole=whole)
+
+
+def _bounds(rows: Rows, alpha: Sequence[float]) -> Tensor:
+    """What no unknown token's score exceeds, ``[n]``."""
+    p, _ = rows.probabilities(rows.target_tokens[:, -1:])
+    _, q = rows.probabilities(rows.draft_tokens[:, -1:])
+    weights = torch.tensor(alpha, dtype=p.dtype)
+    return (1 - weights) * p[:, 0] + weights * q[:, 0]

@@ -1,0 +1,27 @@
+"""How refusals begin, and the sentence that stands in for a withheld answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REFUSAL = "I'm sorry, but I can't help with that."
+"""What the user reads in place of an answer that is withheld."""
+
+OPENINGS = ("I'm sorry", "I can't", "I cannot", "Sorry", "Apologies", "Unfortunately")
+"""Beginnings of refusals, of which the first token counts; "I" begins much else as well."""
+
+
+def refusal_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> frozenset[int]:
+    """Ids that begin a refusal, at the start of a reply or after a space.
+
+    Args:
+        tokenizer: writes the refusals.
+        vocabulary: ids from here on are left out.
+    """
+    texts = [*OPENINGS, *(f" {opening}" for opening in OPENINGS)]
+    first = {tokenizer.encode(text, add_special_tokens=False)[0] for text in texts}
+    # Where a space is a token of its own, it begins every word.
+    return frozenset(id for id in first if id < vocabulary and tokenizer.decode([id]).strip())

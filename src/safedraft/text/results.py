@@ -1,0 +1,131 @@
+"""The result of a generation: its text, the trace of its tokens, and its statistics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "interrupted"]
+"""Why a reply ended.
+
+``stop``: an end token or a stop string; ``length``: the token limit or the end of the context;
+``interrupted``: the stream was closed before the reply ended.
+"""
+
+
+class Alternative(NamedTuple):
+    """One of the most likely tokens at a position of a reply."""
+
+    id: int
+    text: str
+    """The text that it would add there, control tokens spelled out; empty without a tokenizer."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a reply, and how it was chosen."""
+
+    id: int
+    text: str
+    """The text that it adds to the reply. It is empty inside a character and after a stop."""
+    matched: bool
+    """Whether the token is the draft's own first proposal at its position."""
+    scheme: str | None
+    """``intersection`` or ``union``; None where no draft took part (a baseline)."""
+    alpha: float
+    """Weight α of the draft in force at the position."""
+    threshold: float | None
+    """What the match ratio of the position's bin is compared with; None without a switch."""
+    match_ratio: float | None
+    """The match ratio β of the bin that ends at the position; None at all others."""
+    draft_probability: float | None
+    target_probability: float
+    block: int
+    """Index of the target's forward pass that verified it, from 0."""
+    signal: Any = None
+    """What the rule noted of the position: True where EASD penalized it."""
+    logprob: float | None = None
+    """Log probability under the composite distribution; None if it was not requested."""
+    top_logprobs: tuple[Alternative, ...] = ()
+    """The requested number of alternatives that can be sampled, or fewer; the most likely first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON; log probabilities only if they were requested."""
+        fields = asdict(self)
+        if self.logprob is None:
+            del fields["logprob"], fields["top_logprobs"]
+        else:
+            fields["top_logprobs"] = [other._asdict() for other in self.top_logprobs]
+        return fields
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The cost of a reply. Seconds are wall-clock time and include both prefills."""
+
+    prompt_tokens: int = 0
+    """Length of the longer prompt, in tokens."""
+    tokens: int = 0
+    """Length of the reply, in tokens."""
+    blocks: int = 0
+    matches: int = 0
+    """Number of tokens that are the draft's own first proposal."""
+    signals: int = 0
+    """Number of tokens at which the rule raised its signal (EASD: penalized positions)."""
+    match_ratios: list[float] = field(default_factory=list)
+    """The match ratio β of every full bin; an end token belongs to no bin."""
+    target_passes: int = 0
+    """Number of the target's forward passes."""
+    draft_passes: int = 0
+    """Number of the draft's forward passes."""
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    target_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    seed: int | None = None
+    """The seed that repeats a sampled reply; None for a greedy one."""
+
+    @property
+    def match_ratio(self) -> float:
+        """Share of the tokens that are the draft's own first proposal."""
+        return self.matches / self.tokens if self.tokens else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean speed over the whole reply, prefills included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_target_pass(self) -> float:
+        """Mean number of tokens per target pass: 1 without a draft, at most T + 1 with one."""
+        return self.tokens / self.target_passes if self.target_passes else 0.0
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time outside the forward passes of both models."""
+        return max(self.seconds - self.target_seconds - self.draft_seconds, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the properties, ready for JSON."""
+        derived = ("match_ratio", "tokens_per_second", "tokens_per_target_pass", "overhead_seconds")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(slots=True)
+class GenerationResult:
+    """A reply: its text, the trace of its tokens, and its cost."""
+
+    text: str = ""
+    finish_reason: FinishReason = "interrupted"
+    trace: list[Token] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "statistics": self.statistics.to_dict(),
+            "trace": [token.to_dict() for token in self.trace],
+        }

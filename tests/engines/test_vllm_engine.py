@@ -1,0 +1,87 @@
+"""What vLLM's engine tells the plug-in of a request, and refuses. None of it needs vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.request import Request
+from safedraft.core.rule import Context
+from safedraft.engines.base import Capability, LoadedModel
+from safedraft.engines.vllm.engine import VllmEngine
+from safedraft.engines.vllm.load import load
+from safedraft.models.registry import PairSpec
+from safedraft.pair import Pair, Prompts
+from safedraft.rules import constants_for, find_rule
+
+
+class FakeLlm:
+    llm_engine = None
+
+
+def engine_of(config: SSDConfig | None = None) -> VllmEngine:
+    return VllmEngine(FakeLlm(), config or SSDConfig())
+
+
+def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
+    decided_by = find_rule(rule)
+    constants = constants_for(decided_by, config or SSDConfig())
+    return Request([5], [5], decided_by, constants, SamplingParams(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "extra"),
+    [
+        (request(), {}),
+        (request(context=Context(turn_begun=True)), {"ssd_turn_begun": True}),
+        (request(top_logprobs=3), {"ssd_top_logprobs": 3}),
+        (request(config=SSDConfig(alpha_union=2.0)), {"ssd_alpha_union": 2.0}),
+        (
+            request(config=SSDConfig(prefill_scheme="union")),
+            {"ssd_prefill_scheme": "union"},
+        ),
+        (request("easd"), {"ssd_rule": "easd"}),
+        (
+            request("ensemble_weight", find_rule("ensemble_weight").config(weight=0.5)),
+            {"ssd_rule": "ensemble_weight", "ssd_weight": 0.5},
+        ),
+    ],
+    ids=str,
+)
+def test_what_differs_from_the_engines_own_goes_along(
+    asked: Request, extra: dict[str, Any]
+) -> None:
+    assert engine_of()._extra_args(asked) == extra
+
+
+def test_a_request_cannot_have_drafts_of_its_own() -> None:
+    with pytest.raises(SafeDraftError, match="draft_tokens: vLLM drafts for all requests"):
+        engine_of()._extra_args(request(config=SSDConfig(draft_tokens=7)))
+    assert (
+        engine_of(SSDConfig(draft_tokens=7))._extra_args(request(config=SSDConfig(draft_tokens=7)))
+        == {}
+    )
+
+
+def pair() -> Pair:
+    models = (LoadedModel(name, None, None) for name in ("target", "draft"))
+    return Pair(engine_of(), *models, 258, 64, frozenset({256}), SSDConfig())
+
+
+def test_what_vllm_cannot_do_is_refused_with_its_reason() -> None:
+    with pytest.raises(SafeDraftError, match="two prompts: vLLM gives target and draft one"):
+        pair().stream_ids(Prompts([5], [6]))
+    with pytest.raises(SafeDraftError, match="asking a model about a text: vLLM"):
+        pair().reader("target")
+    with pytest.raises(SafeDraftError, match="target: its engine keeps the model"):
+        _ = pair().target.model
+    assert Capability.LOG_PROBABILITIES in VllmEngine.capabilities
+
+
+@pytest.mark.parametrize("name", ["device", "draft_device", "draft_dtype"])
+def test_options_of_other_engines_are_refused(name: str) -> None:
+    with pytest.raises(SafeDraftError, match=f"{name}: vLLM"):
+        load(PairSpec(name="p", target="a", draft="b"), **{name: "cpu"})

@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.terminal_theme import DIMMED_MONOKAI
 
 import safedraft
-from safedraft.cli.compare import compare, speedup
+from safedraft.cli.compare import compare, compute_speedup
 from safedraft.text.results import GenerationResult
 
 PROMPTS = (
@@ -52,7 +52,7 @@ def main() -> None:
         folded = bool(given.svg) and title != PROMPTS[0][0]  # what may be harmful is not published
         messages = [{"role": "user", "content": prompt}]
         compare(pair, messages, sampling, console, replies, prefill=prefill, folded=folded)
-        if ratio := speedup(replies):
+        if ratio := compute_speedup(replies):
             console.print(f"[dim]SSD: {ratio:.2f} times as fast as the target alone[/]\n")
     if given.svg:
         console.save_svg(str(given.svg), title="make demo", theme=DIMMED_MONOKAI)

@@ -156,7 +156,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("options", "in_int8"),
+    ("options", "quantize_int8"),
     [
         ({}, True),
         ({"dtype": "float32"}, False),
@@ -165,7 +165,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     ],
 )
 def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
-    tmp_path: Path, tiny_pair: tuple[Path, Path], options: Any, in_int8: bool
+    tmp_path: Path, tiny_pair: tuple[Path, Path], options: Any, quantize_int8: bool
 ) -> None:
     folder = tmp_path / "config" / "pairs"
     folder.mkdir(parents=True)
@@ -176,13 +176,13 @@ def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
         any(isinstance(layer, Int8Linear) for layer in member.model.modules())
         for member in (pair.target, pair.draft)
     ]
-    assert packed == [False, in_int8]
+    assert packed == [False, quantize_int8]
     assert pair.generate("hi", sampling=safedraft.SamplingParams(max_new_tokens=5)).trace
 
 
 def test_int8_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "safedraft.engines.transformers.load._device", lambda name: torch.device("meta")
+        "safedraft.engines.transformers.load._find_device", lambda name: torch.device("meta")
     )
     with pytest.raises(SafeDraftError, match="int8 is for processors, and the draft is on meta"):
         safedraft.load_pair(draft_device="meta", draft_dtype="int8")

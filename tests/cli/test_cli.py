@@ -358,9 +358,9 @@ def torch_nan() -> float:
 
 
 def test_a_model_cannot_drive_the_terminal() -> None:
-    from safedraft.cli.render import coloured
+    from safedraft.cli.render import color_tokens
     from safedraft.text.results import Token
 
     token = Token(1, "a\x1b[2Jb\nc\td\x9b", True, "union", 0.8, 0.6, None, 0.5, 0.5, 0)
-    assert coloured([token]).plain == "a[2Jb\nc\td"
-    assert coloured([token], folded=True).plain == "░░░░░\n░\t░"
+    assert color_tokens([token]).plain == "a[2Jb\nc\td"
+    assert color_tokens([token], folded=True).plain == "░░░░░\n░\t░"

@@ -12,9 +12,9 @@ from talking import talking
 import safedraft
 from safedraft.core.config import OF_SPEED, SamplingParams, SSDConfig
 from safedraft.core.errors import BrokenModelError, SafeDraftError
-from safedraft.defenses import constants_of, defense_names, find_defense
+from safedraft.defenses import find_defense, list_constants, list_defenses
 from safedraft.defenses.in_context import DEMONSTRATION
-from safedraft.defenses.self_examination import harmless
+from safedraft.defenses.self_examination import is_harmless
 from safedraft.defenses.self_reminder import REMINDER, SYSTEM
 from safedraft.text.refusals import REFUSAL
 
@@ -39,7 +39,7 @@ def rendered(*messages: Any) -> str:
 
 
 def test_every_defense_has_its_name() -> None:
-    assert tuple(defense_names()) == NAMES
+    assert tuple(list_defenses()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +70,7 @@ def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
     ],
 )
 def test_a_defense_uses_the_constants_of_its_rule(name: str, constants: set[str]) -> None:
-    assert constants_of(name) == constants
+    assert list_constants(name) == constants
 
 
 def test_self_reminder_speaks_before_and_after_the_request(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_in_context_shows_a_refusal_behind_the_system_prompt(tmp_path: Path) -> 
     ],
 )
 def test_only_a_plain_no_is_harmless(verdict: str, passes: bool) -> None:
-    assert harmless(verdict) is passes
+    assert is_harmless(verdict) is passes
 
 
 @pytest.mark.parametrize(("verdict", "withheld"), [("No", False), ("Yes", True), ("Hm", True)])

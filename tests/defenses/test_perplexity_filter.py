@@ -11,7 +11,11 @@ import torch
 import safedraft
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses.perplexity_filter import PerplexityFilter, message_losses, worst_perplexity
+from safedraft.defenses.perplexity_filter import (
+    PerplexityFilter,
+    compute_losses,
+    compute_worst_perplexity,
+)
 from safedraft.defenses.perplexity_filter import perplexity_filter as default
 from safedraft.text.refusals import REFUSAL
 
@@ -24,7 +28,7 @@ def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
 
 
 def losses_of(pair: safedraft.Pair, text: str) -> list[float]:
-    return message_losses(pair, pair.reader("target"), text).tolist()
+    return compute_losses(pair, pair.reader("target"), text).tolist()
 
 
 @pytest.mark.parametrize(
@@ -54,12 +58,12 @@ def test_losses_are_those_of_the_message_in_its_template(text: str, pair: safedr
     ],
 )
 def test_the_worst_window_counts(losses: list[float], window: int, worst: float) -> None:
-    assert worst_perplexity(torch.tensor(losses), window) == pytest.approx(math.exp(worst))
+    assert compute_worst_perplexity(torch.tensor(losses), window) == pytest.approx(math.exp(worst))
 
 
 def test_a_message_is_answered_up_to_the_threshold_and_refused_above(pair: safedraft.Pair) -> None:
     messages = [{"role": "user", "content": "Why?"}]
-    worst = worst_perplexity(torch.tensor(losses_of(pair, "Why?")), 10)
+    worst = compute_worst_perplexity(torch.tensor(losses_of(pair, "Why?")), 10)
     plain = pair.generate(messages, sampling=SAMPLING, rule="target_only")
     passed = PerplexityFilter(worst * 1.01)(pair, messages, SAMPLING, SSDConfig())
     assert passed.trace == plain.trace
@@ -75,7 +79,7 @@ def test_a_message_is_answered_up_to_the_threshold_and_refused_above(pair: safed
 
 def test_the_last_user_message_is_judged_whatever_surrounds_it(pair: safedraft.Pair) -> None:
     odd = [{"role": "user", "content": "Why?"}]
-    threshold = worst_perplexity(torch.tensor(losses_of(pair, "Why?")), 10) * 0.99
+    threshold = compute_worst_perplexity(torch.tensor(losses_of(pair, "Why?")), 10) * 0.99
     earlier = [*odd, {"role": "assistant", "content": "Because."}]
     begun = [{"role": "assistant", "content": "Well,"}]
     judge = PerplexityFilter(threshold)

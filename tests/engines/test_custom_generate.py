@@ -151,7 +151,7 @@ def test_ids_that_the_draft_does_not_have_are_refused(models: Any) -> None:
 
 def test_tensors_of_other_models_inputs_are_refused(models: Any) -> None:
     target = GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(safedraft.SafeDraftError, match="cannot honour token_type_ids"):
+    with pytest.raises(safedraft.SafeDraftError, match="does not support token_type_ids"):
         target.generate(
             PROMPT,
             token_type_ids=torch.zeros_like(PROMPT),

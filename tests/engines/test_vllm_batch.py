@@ -21,6 +21,7 @@ from safedraft.core.rule import Context
 from safedraft.core.sampling import distribution
 from safedraft.engines.scripted import ScriptedEngine
 from safedraft.engines.vllm.batch import ServedRequest, propose, verify
+from safedraft.rules import RULES as RULE_REGISTRY
 from safedraft.rules import constants_for, find_rule
 
 V = 24
@@ -57,14 +58,21 @@ def requests(count: int) -> list[ServedRequest]:
 
 
 def serve(
-    target: RandomModel, draft: RandomModel, prompts: list[list[int]], batch: list[ServedRequest]
+    target: RandomModel,
+    draft: RandomModel,
+    prompts: list[list[int]],
+    batch: list[ServedRequest],
+    first: int = 0,
 ) -> list[list[Step]]:
-    """All requests at once, as an engine would have it; their blocks have different lengths."""
+    """All requests at once, as an engine would have it; their blocks have different lengths.
+
+    Those are up to 1 + (``first`` + index) % 4.
+    """
     said: list[list[Step]] = [[] for _ in batch]
     while going := [at for at, one in enumerate(batch) if not one.ended]:
         texts = {at: prompts[at] + [step.token for step in said[at]] for at in going}
         for ahead in range(4):
-            drafting = [one if at % 4 >= ahead else None for at, one in enumerate(batch)]
+            drafting = [one if (first + at) % 4 >= ahead else None for at, one in enumerate(batch)]
             drafting = [one if at in going else None for at, one in enumerate(drafting)]
             rows = [
                 draft(texts.get(at, [0]) + [proposed.token for proposed in one.drafts])
@@ -78,13 +86,13 @@ def serve(
             torch.stack(
                 [
                     target(texts[at] + [proposed.token for proposed in batch[at].drafts[:ahead]])
-                    for ahead in range(1 + at % 4)
+                    for ahead in range(len(batch[at].drafts))
                 ]
             )
             for at in going
         ]
         for at, steps in zip(going, verify([batch[at] for at in going], logits), strict=True):
-            assert 1 <= len(steps) <= 1 + at % 4
+            assert 1 <= len(steps) <= 1 + (first + at) % 4
             said[at] += steps
     return said
 
@@ -170,15 +178,74 @@ def test_a_position_without_a_draft_decides_nothing() -> None:
     assert one.position == 0
 
 
-def test_logits_that_are_no_numbers_decide_nothing() -> None:
-    broken = torch.zeros(2, V)
-    broken[1, 4] = torch.nan
+@pytest.mark.parametrize("model", ["draft", "target"])
+def test_logits_that_are_no_numbers_end_their_own_request_alone(model: str) -> None:
+    p, q = torch.rand(3, 2, V), torch.rand(3, V)
+    expected = step_once(requests(3), p, q)
+    (q if model == "draft" else p[:, 1])[1, 4] = torch.nan
+    batch = requests(3)
+    steps = step_once(batch, p, q)
+    assert [steps[0], steps[2]] == [expected[0], expected[2]]
+    assert steps[1] == []
+    assert [one.ended for one in batch] == [False, True, False]
+    assert [one.error is None for one in batch] == [True, False, True]
+    assert f"the {model} gave NaN" in str(batch[1].error)
+    assert propose(batch, q, 0)[1] is None
+
+
+def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> list[list[Step]]:
+    """Two drafts of each request, and what becomes of them."""
+    for ahead in range(2):
+        for one, draft in zip(batch, propose(batch, q, ahead), strict=True):
+            one.drafts += [draft] if draft else []
+    return verify(batch, list(p))
+
+
+def test_a_row_of_no_request_may_hold_anything() -> None:
     one = ServedRequest(request_of(SSDConfig(), SamplingParams()))
-    with pytest.raises(BrokenModelError, match="the draft gave NaN"):
-        propose([one] * 2, broken, 0)
-    (draft, nobodys) = propose([one, None], broken, 0)
-    assert draft is not None
-    assert nobodys is None
-    one.drafts = [draft]
-    with pytest.raises(BrokenModelError, match="the target gave NaN"):
-        verify([one], [broken[1:]])
+    (draft, nobodys) = propose([one, None], torch.tensor([[0.0] * V, [torch.nan] * V]), 0)
+    assert (draft is None, nobodys) == (False, None)
+    assert one.error is None
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 4},
+    {"temperature": 1.5, "top_p": 0.7},
+    {"temperature": 0.3, "top_k": 1},
+    {"temperature": 2.0, "top_k": 9, "top_p": 0.5},
+    {"temperature": 0.05},
+    {"temperature": 5.0, "top_p": 0.9},
+]
+
+
+def one_of_each(offset: int) -> list[ServedRequest]:
+    """Eight requests with eight rules, and samplings that are moved on by ``offset``."""
+    return [
+        ServedRequest(
+            request_of(
+                SSDConfig(bin_size=3 + at, kappa=1 + at % 3, sample_space_size=4 + at),
+                SamplingParams(max_new_tokens=20, seed=at, **KINDS[(at + offset) % 8]),
+                context=Context(refusal_tokens=frozenset({3})),
+                rule=rule,
+            )
+        )
+        for at, rule in enumerate(RULES_OF_ALL_KINDS)
+    ]
+
+
+RULES_OF_ALL_KINDS = sorted(RULE_REGISTRY.names())
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_rules_and_samplings_of_all_kinds_decide_in_one_batch_as_alone(offset: int) -> None:
+    assert len(RULES_OF_ALL_KINDS) == 8
+    target, draft = RandomModel(1, V), RandomModel(2, V, shared=0.7, family=1)
+    prompts = [[at, 3 * at + 1] for at in range(8)]
+    together = serve(target, draft, prompts, one_of_each(offset))
+    for at, steps in enumerate(together):
+        alone = serve(target, draft, [prompts[at]], [one_of_each(offset)[at]], first=at)
+        assert alone == [steps]
+    assert any(step.matched for steps in together for step in steps)
+    assert any(not step.matched for steps in together for step in steps)

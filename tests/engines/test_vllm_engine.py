@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from safedraft.engines.vllm.load import load
 from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair, Prompts
 from safedraft.rules import constants_for, find_rule
+from safedraft.rules.ssd import SSD
+from safedraft.rules.target_only import TargetOnly
 
 
 class FakeLlm:
@@ -64,6 +67,20 @@ def test_a_request_cannot_have_drafts_of_its_own() -> None:
         engine_of(SSDConfig(draft_tokens=7))._extra_args(request(config=SSDConfig(draft_tokens=7)))
         == {}
     )
+
+
+@dataclass(frozen=True)
+class Impostor(TargetOnly):
+    name: str = "ssd"
+
+
+@pytest.mark.parametrize("rule", [SSD(after_match="bonus"), Impostor()], ids=["changed", "another"])
+def test_a_rule_that_the_workers_would_replace_is_refused(rule: Any) -> None:
+    asked = replace(request(), rule=rule)
+    with pytest.raises(SafeDraftError, match="another rule of that name: register it"):
+        engine_of()._extra_args(asked)
+    with pytest.raises(SafeDraftError, match="no rule is called 'mine'"):
+        engine_of()._extra_args(replace(asked, rule=SSD("mine")))
 
 
 def pair() -> Pair:

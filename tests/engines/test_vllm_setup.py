@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
+from installed import install
 
 import safedraft
 from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
+from safedraft.core.plugins import Registry
 from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
 from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
 from safedraft.models.registry import PairSpec
@@ -190,14 +192,14 @@ def test_the_command_line_of_vllms_server() -> None:
 @pytest.mark.parametrize(
     ("argument", "reason"),
     [
-        ("--config", "--config: name the options themselves"),
-        ("--speculative_config={}", "--speculative_config: name the options"),
-        ("--speculative-config.method", "--speculative-config: name the options"),
-        ("-sc", "-sc: name the options"),
-        ("-sc.model", "-sc: name the options"),
+        ("--config", "--config: give the options one by one"),
+        ("--speculative_config={}", "--speculative_config: give the options"),
+        ("--speculative-config.method", "--speculative-config: give the options"),
+        ("-sc", "-sc: give the options"),
+        ("-sc.model", "-sc: give the options"),
         ("--api-key", "--api-key: set SAFEDRAFT_API_KEY"),
-        ("--grpc", "--grpc: what stands before"),
-        ("--grpc-port=1", "--grpc-port: what stands before"),
+        ("--grpc", "--grpc: the middleware"),
+        ("--grpc-port=1", "--grpc-port: the middleware"),
     ],
 )
 def test_options_that_go_by_the_checks_are_refused(argument: str, reason: str) -> None:
@@ -272,6 +274,13 @@ def test_what_weakens_the_defense_needs_the_operators_word(extra: dict[str, Any]
         Settings(vocabulary=9).request(params(**extra), "1", [5])
 
 
+def test_a_flag_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    settings = Settings(vocabulary=9, requests_may_set_constants=True)
+    with pytest.raises(SafeDraftError, match="ssd_turn_begun: 'false' is neither true nor false"):
+        settings.request(params(ssd_turn_begun="false"), "1", [5])
+
+
 def test_a_request_names_its_rule_and_the_rules_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
     settings = Settings(vocabulary=9, requests_may_set_constants=True)
@@ -290,6 +299,62 @@ def test_a_pair_knows_how_its_turns_begin(tiny_pair: tuple[Path, Path]) -> None:
     tokenizer = chosen.parts.descriptions[0].tokenizer
     assert tokenizer is not None
     assert tokenizer.decode(list(chosen.generation_prompt)) == "<|start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE.partition("{% if add_generation_prompt %}")[0],
+        "{% if add_generation_prompt %}<|start|>{% endif %}" + TEMPLATE,
+    ],
+    ids=["no header", "another beginning"],
+)
+def test_a_prefill_scheme_needs_a_template_that_begins_turns(
+    tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = save_pair(tmp_path)
+    for folder in models:
+        (folder / "chat_template.jinja").unlink()
+        save_tokenizer(folder, template)
+    begun = spec(models, config=safedraft.SSDConfig(prefill_scheme="union"))
+    assert plan(begun).generation_prompt == ()
+    monkeypatch.setattr("safedraft.server.vllm.serve.require_vllm", lambda: None)
+    with pytest.raises(SafeDraftError, match="prefill_scheme: token ids do not say"):
+        serve_pair(begun, None, [])
+
+
+def test_a_prefill_scheme_needs_a_template(tmp_path: Path) -> None:
+    models = save_pair(tmp_path)
+    for folder in models:
+        (folder / "chat_template.jinja").unlink()
+        save_tokenizer(folder, None)
+    with pytest.raises(SafeDraftError, match="prefill_scheme: token ids do not say"):
+        plan(spec(models, config=safedraft.SSDConfig(prefill_scheme="union")))
+
+
+RULE = """
+from safedraft.rules.ssd import SSD
+
+class Mine(SSD):
+    pass
+
+def make():
+    return Mine("mine")
+"""
+
+
+def test_the_rule_of_another_distribution_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    groups = {"safedraft.rules": {"mine": "their_rules:make"}}
+    install(tmp_path, "theirs", groups, {"their_rules": RULE})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("safedraft.rules.RULES", Registry("safedraft.rules", "rule"))
+    settings = Settings(vocabulary=9, requests_may_set_constants=True)
+    request = settings.request(params(ssd_rule="mine", ssd_bin_size=3), "1", [5])
+    assert (request.rule.name, type(request.rule).__name__) == ("mine", "Mine")
+    assert request.config == safedraft.SSDConfig(bin_size=3)
 
 
 def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:
@@ -311,7 +376,7 @@ def test_statistics_are_for_whoever_asks() -> None:
         (asking("yes"), "'yes' is neither true nor false"),
         (asking([1]), "neither true nor false"),
         (asking(True, replies=2), "leave n at 1"),
-        (asking(True, kind="DELTA"), "a streamed answer has no place"),
+        (asking(True, kind="DELTA"), "a streamed answer has no field"),
     ],
 )
 def test_statistics_that_would_get_lost_are_refused(params: Any, reason: str) -> None:

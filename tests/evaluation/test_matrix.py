@@ -16,7 +16,7 @@ from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
 from safedraft.core.errors import BrokenModelError, SafeDraftError
-from safedraft.defenses import defense_names, find_defense
+from safedraft.defenses import find_defense, list_defenses
 from safedraft.evaluation import ahead, provider
 from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.attacks import answers
@@ -422,7 +422,7 @@ def test_constants_that_are_for_all_need_not_be_used_by_all() -> None:
 
 
 def test_the_defaults_exist() -> None:
-    assert set(matrices.DEFENSES) <= set(defense_names())
+    assert set(matrices.DEFENSES) <= set(list_defenses())
     assert len(Matrix().build_tasks()) == len(matrices.SUITES) == 4
 
 

@@ -9,21 +9,21 @@ from transformers import LlamaForCausalLM
 
 from safedraft.engines.transformers.session import TransformersSession
 from safedraft.kernels import attention
-from safedraft.kernels.attention import MOST_ROWS, NAME, stack_queries, stacked_attention
+from safedraft.kernels.attention import MAX_ROWS, NAME, attend_stacked, use_stacked_attention
 
 
 @pytest.fixture
 def models(tmp_path):
     save_model(tmp_path)
     plain, stacked = (LlamaForCausalLM.from_pretrained(tmp_path).eval() for _ in range(2))
-    stack_queries(stacked)
+    use_stacked_attention(stacked)
     return plain, stacked
 
 
 def test_sessions_say_the_same_and_rewind_the_same(models):
     plain, stacked = (TransformersSession(model, "model", 264) for model in models)
     generator = torch.Generator().manual_seed(0)
-    for length in (40, 1, 5, 1, 1, MOST_ROWS + 1, 3):
+    for length in (40, 1, 5, 1, 1, MAX_ROWS + 1, 3):
         ids = torch.randint(264, (length,), generator=generator).tolist()
         expected, found = (session.forward(ids, length) for session in (plain, stacked))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -40,24 +40,24 @@ def test_a_batch_with_padding_too(models):
 
 def test_only_blocks_are_stacked(models, monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "_transformers_own", lambda *given: calls.append(given) or "own")
+    monkeypatch.setattr(attention, "_attend_with_sdpa", lambda *given: calls.append(given) or "own")
     module = torch.nn.Module().eval()
     key = torch.zeros(1, 2, 50, 8)
     mask = torch.ones(1, 1, 4, 50, dtype=torch.bool)
-    output, _ = stacked_attention(module, torch.zeros(1, 4, 4, 8), key, key, mask)
+    output, _ = attend_stacked(module, torch.zeros(1, 4, 4, 8), key, key, mask)
     assert output.shape == (1, 4, 4, 8)
     assert not calls
     for query, given in (
-        (torch.zeros(1, 4, MOST_ROWS + 1, 8), None),
+        (torch.zeros(1, 4, MAX_ROWS + 1, 8), None),
         (torch.zeros(1, 4, 4, 8), None),
         (torch.zeros(1, 2, 4, 8), mask),
     ):
-        assert stacked_attention(module, query, key, key, given) == "own"
-    assert stacked_attention(module, torch.zeros(1, 4, 4, 8), key, key, mask, dropout=0.1) == "own"
+        assert attend_stacked(module, query, key, key, given) == "own"
+    assert attend_stacked(module, torch.zeros(1, 4, 4, 8), key, key, mask, dropout=0.1) == "own"
 
 
 def test_another_implementation_is_left_alone(tmp_path):
     save_model(tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    stack_queries(model)
+    use_stacked_attention(model)
     assert model.config._attn_implementation == "eager" != NAME

@@ -11,15 +11,15 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from safedraft.kernels import avx2
-from safedraft.kernels.avx2 import Bfloat16Linear, product, widen_as_multiplied
-from safedraft.kernels.int8 import Int8Linear, keep_in_int8
+from safedraft.kernels.avx2 import Bfloat16Linear, multiply, use_avx2_layers
+from safedraft.kernels.int8 import Int8Linear, use_int8_layers
 
 pytest.importorskip("numba")
 
 
 @pytest.fixture
 def helping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(avx2, "helps", lambda: True)
+    monkeypatch.setattr(avx2, "is_available", lambda: True)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -39,14 +39,14 @@ def test_a_product_is_that_of_the_same_numbers_in_float32(shape, rows, dtype):
     weight = (50 * torch.randn(shape)).clamp(-127, 127).to(dtype)
     inputs = torch.randn(rows, shape[1]).bfloat16()
     expected = inputs.double() @ weight.double().T
-    found = product(inputs, weight)
+    found = multiply(inputs, weight)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-2)
 
 
 def test_what_is_not_a_number_stays_so():
     rows = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0], [1.0, 1.0]])
-    found = product(rows, torch.ones(5, 2).bfloat16())
+    found = multiply(rows, torch.ones(5, 2).bfloat16())
     assert found[0].isnan().all()
     assert found[1].isinf().all()
     assert (found[2] == 2).all()
@@ -56,7 +56,7 @@ def test_rows_and_weights_may_lie_anywhere():
     torch.manual_seed(0)
     weight = torch.randn(12, 8).bfloat16()[4:]
     inputs = torch.randn(8, 5).T
-    torch.testing.assert_close(product(inputs, weight), inputs @ weight.float().T)
+    torch.testing.assert_close(multiply(inputs, weight), inputs @ weight.float().T)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_rows_and_weights_may_lie_anywhere():
 )
 def test_what_would_be_read_past_its_end_is_refused(rows, weight):
     with pytest.raises(ValueError, match="weights o"):
-        product(rows, weight)
+        multiply(rows, weight)
 
 
 def test_a_layer_that_became_something_else_is_torch_s_again():
@@ -118,9 +118,9 @@ def test_layers_in_8_bits_are_computed_so_too():
 
 @pytest.mark.parametrize(("helps", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
 def test_what_is_not_in_8_bits_is_float32_only_there(monkeypatch, helps, dtype):
-    monkeypatch.setattr(avx2, "helps", lambda: helps)
+    monkeypatch.setattr(avx2, "is_available", lambda: helps)
     model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 4)).bfloat16()
-    keep_in_int8(model)
+    use_int8_layers(model)
     assert {weight.dtype for weight in model.parameters()} == {dtype, torch.int8}
     assert model(torch.ones(1, 32, dtype=dtype)).dtype == dtype
 
@@ -133,7 +133,7 @@ def test_a_model_in_bfloat16_says_the_same(tmp_path, dtype):
     ids = torch.randint(264, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = model(ids).logits
-        widen_as_multiplied(model)
+        use_avx2_layers(model)
         after = model(ids).logits
     changed = {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
     assert changed == {Bfloat16Linear if dtype == torch.bfloat16 else nn.Linear}
@@ -155,18 +155,18 @@ def test_it_helps_where_avx_512_lacks_and_numba_is_there(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     if not there:
         monkeypatch.setitem(sys.modules, "numba", None)
-    assert avx2.helps.__wrapped__() is expected
+    assert avx2.is_available.__wrapped__() is expected
     assert ("safedraft[avx2]" in caplog.text) is not there
 
 
 def test_it_helps_in_torch_s_own_threads_only(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
-    assert not avx2.helps.__wrapped__()
+    assert not avx2.is_available.__wrapped__()
 
 
 def test_where_it_does_not_help_a_model_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(avx2, "helps", lambda: False)
+    monkeypatch.setattr(avx2, "is_available", lambda: False)
     model = nn.Sequential(nn.Linear(4, 4).bfloat16())
-    widen_as_multiplied(model)
+    use_avx2_layers(model)
     assert type(model[0]) is nn.Linear

@@ -8,12 +8,12 @@ from conftest import save_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from safedraft.kernels.int8 import MOST_ROWS, MULTIPLE, Int8Linear, keep_in_int8
+from safedraft.kernels.int8 import MAX_ROWS, MULTIPLE, Int8Linear, use_int8_layers
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
 def test_a_layer_is_close_to_the_one_it_replaces(rows, bias, dtype):
     torch.manual_seed(0)
     layer = nn.Linear(96, 9000, bias=bias).to(dtype)
@@ -27,7 +27,7 @@ def test_a_layer_is_close_to_the_one_it_replaces(rows, bias, dtype):
 def test_both_ways_to_multiply_give_the_same():
     torch.manual_seed(0)
     layer = Int8Linear(nn.Linear(64, 32))
-    rows = torch.randn(MOST_ROWS + 1, 64)
+    rows = torch.randn(MAX_ROWS + 1, 64)
     one_by_one = torch.cat([layer(row[None]) for row in rows])
     torch.testing.assert_close(one_by_one, layer(rows), atol=1e-5, rtol=1e-4)
 
@@ -43,7 +43,7 @@ def test_a_row_of_zeros_stays_one():
 
 def test_layers_that_the_kernel_cannot_take_stay_as_they_are():
     model = nn.Sequential(nn.Linear(MULTIPLE + 16, 8), nn.Linear(MULTIPLE, 8))
-    keep_in_int8(model)
+    use_int8_layers(model)
     assert [type(layer) for layer in model] == [nn.Linear, Int8Linear]
 
 
@@ -53,7 +53,7 @@ def test_a_model_keeps_its_embeddings_and_most_of_its_mind(tmp_path):
     ids = torch.randint(264, (1, 20), generator=torch.Generator().manual_seed(0))
     embeddings = model.get_input_embeddings().weight.clone()
     before = model(ids).logits.softmax(-1)
-    keep_in_int8(model)
+    use_int8_layers(model)
     after = model(ids).logits.softmax(-1)
     assert not any(type(layer) is nn.Linear for layer in model.modules())
     assert torch.equal(model.get_input_embeddings().weight, embeddings)

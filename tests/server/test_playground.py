@@ -20,8 +20,8 @@ from safedraft.core.switch import Switch
 from safedraft.models.registry import DEFAULT_PAIR, choose_pair
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, split_bins
-from safedraft.server.playground.snippet import snippet
-from safedraft.server.playground.turn import Asked, Turn, messages_of
+from safedraft.server.playground.snippet import write_snippet
+from safedraft.server.playground.turn import PageRequest, Turn, build_messages
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.results import GenerationResult, Statistics, Token
 
@@ -139,7 +139,7 @@ def test_a_token_tells_where_it_came_from(
 ) -> None:
     (span,) = Spans(drawing.draw_token(token("word", **settings))).spans
     assert span["class"] == classes
-    lines = str(span["data-told"]).split("\n")
+    lines = str(span["data-details"]).split("\n")
     assert lines[0] == words
     assert "target 0.500" in lines
     assert lines[-1] == "block 4"
@@ -148,7 +148,7 @@ def test_a_token_tells_where_it_came_from(
 
 
 def test_unlikely_tokens_have_a_probability_too() -> None:
-    assert "draft 1.2e-07" in drawing.told(token("x", draft_probability=1.234e-7))
+    assert "draft 1.2e-07" in drawing.describe_token(token("x", draft_probability=1.234e-7))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_was_said_is_text_whatever_it_looks_like(said: str) -> None:
         drawing.draw_token(token(said)),
         drawing.draw_prefill(said),
         drawing.draw_code(said),
-        drawing.problem(said),
+        drawing.draw_problem(said),
     ):
         found = Spans(drawn)
         assert found.tags <= {"span", "pre", "button"}
@@ -185,19 +185,19 @@ def test_characters_split_over_tokens_stay_whole(tmp_path: Path) -> None:
     assert len(drawn.spans) == len(said.encode())
     empty = [span for span in drawn.spans if "empty" in str(span["class"])]
     assert len(empty) == 4  # a byte of the first character, three of the second
-    assert all("no text" in str(span["data-told"]) for span in empty)
+    assert all("no text" in str(span["data-details"]) for span in empty)
 
 
 def test_a_line_break_is_seen() -> None:
-    assert drawing.look(token("\n\n")) == "token matched break"
-    assert drawing.look(token(" \n")) == "token matched"
+    assert drawing.choose_classes(token("\n\n")) == "token matched break"
+    assert drawing.choose_classes(token(" \n")) == "token matched"
 
 
 # The chart and figures.
 
 
 def svg(bins: list[Bin]) -> ElementTree.Element:
-    drawn = drawing.chart(bins, 7)
+    drawn = drawing.draw_chart(bins, 7)
     return ElementTree.fromstring(
         drawn[drawn.index("<svg") : drawn.index("</svg>") + len("</svg>")]
     )
@@ -247,24 +247,26 @@ def test_a_long_chart_is_as_wide_as_its_bins_need() -> None:
     ],
 )
 def test_the_last_bin_is_told_in_words(one: Bin, words: str) -> None:
-    assert words in drawing.sentence([one])
+    assert words in drawing.describe_last_bin([one])
 
 
 def test_nothing_is_told_of_what_is_not_there() -> None:
-    assert drawing.sentence([]) == ""
-    assert "not full" in drawing.sentence([Bin(3, 2, INTERSECTION, 0.6, None)])
-    assert "no bin is full" in drawing.summary([], 7)
-    assert drawing.figures(GenerationResult(), "waits") == '<p class="figures">waits</p>'
+    assert drawing.describe_last_bin([]) == ""
+    assert "not full" in drawing.describe_last_bin([Bin(3, 2, INTERSECTION, 0.6, None)])
+    assert "no bin is full" in drawing.describe_chart([], 7)
+    assert drawing.draw_figures(GenerationResult(), "waits") == '<p class="figures">waits</p>'
 
 
 def test_figures_are_of_the_reply_itself() -> None:
     cost = Statistics(tokens=30, blocks=10, matches=24, seconds=2.0)
     reply = GenerationResult(trace=[token("a")], statistics=cost)
-    assert Spans(drawing.figures(reply, "")).text == (
+    assert Spans(drawing.draw_figures(reply, "")).text == (
         "15.0 tokens/s · 30 tokens · 80% matched · 3.0 tokens/target pass"
     )
     alone = GenerationResult(trace=[token("a", scheme=None)], statistics=cost)
-    assert Spans(drawing.figures(alone, "stopped")).text == "15.0 tokens/s · 30 tokens · stopped"
+    assert (
+        Spans(drawing.draw_figures(alone, "stopped")).text == "15.0 tokens/s · 30 tokens · stopped"
+    )
 
 
 # Conversations and code.
@@ -272,7 +274,7 @@ def test_figures_are_of_the_reply_itself() -> None:
 
 def test_a_conversation_goes_on_with_what_was_said() -> None:
     turns = [Turn("one", "", "first", ""), Turn("two", "", "", ""), Turn("three", "Sure", ".", "")]
-    assert messages_of(turns, "four", "Well") == [
+    assert build_messages(turns, "four", "Well") == [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "first"},
         {"role": "user", "content": "three"},
@@ -281,14 +283,14 @@ def test_a_conversation_goes_on_with_what_was_said() -> None:
         {"role": "assistant", "content": "Well"},
     ]
     with pytest.raises(SafeDraftError, match="empty"):
-        messages_of([], " ", "")
+        build_messages([], " ", "")
 
 
-def asked(compare: bool = False, **sampling: Any) -> Asked:
+def asked(compare: bool = False, **sampling: Any) -> PageRequest:
     prompt, prefill = "Say \"hi\" & \\ <b>\n'twice'", "Sure:\n"
     config = SSDConfig(alpha_union=0.7, prefill_scheme=UNION, union_bins=4)
     given = SamplingParams(**({"max_new_tokens": 9} | sampling))
-    return Asked(prompt, prefill, messages_of([], prompt, prefill), given, config, compare)
+    return PageRequest(prompt, prefill, build_messages([], prompt, prefill), given, config, compare)
 
 
 class Recorded:
@@ -319,7 +321,7 @@ def run(code: str) -> Recorded:
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "seed": 12}])
 def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) -> None:
     request = asked(**sampling)
-    recorded = run(snippet(talking(tmp_path, str), request))
+    recorded = run(write_snippet(talking(tmp_path, str), request))
     assert recorded.loaded == ({"target": "target", "draft": "draft"},)
     ((messages, settings),) = recorded.generated
     assert messages == request.messages
@@ -327,7 +329,7 @@ def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) 
 
 
 def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:
-    recorded = run(snippet(talking(tmp_path, str), asked(compare=True)))
+    recorded = run(write_snippet(talking(tmp_path, str), asked(compare=True)))
     assert [settings.get("rule") for _, settings in recorded.generated] == [None, "target_only"]
 
 
@@ -348,7 +350,7 @@ def test_the_code_loads_what_was_served(
     tmp_path: Path, chosen: dict[str, Any], loaded: tuple[Any, ...]
 ) -> None:
     spec = choose_pair(**chosen)
-    recorded = run(snippet(replace(talking(tmp_path, str), spec=spec), asked()))
+    recorded = run(write_snippet(replace(talking(tmp_path, str), spec=spec), asked()))
     assert recorded.loaded == loaded
     *names, arguments = loaded
     assert choose_pair(*names, **arguments) == spec

@@ -11,9 +11,16 @@ from transformers import AutoTokenizer
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
-from safedraft.training.examples import Example, Examples, Lesson, Place, batches, pack
-from safedraft.training.material import Answered, Harmful, Material
-from safedraft.training.requests import Request, refusals
+from safedraft.training.examples import (
+    BatchPosition,
+    Example,
+    Examples,
+    LabelKind,
+    iterate_batches,
+    pack,
+)
+from safedraft.training.requests import TrainingRequest, read_refusals
+from safedraft.training.training_data import Answered, Harmful, TrainingData
 
 END = 256
 
@@ -23,17 +30,17 @@ def tokenizer(tiny_pair):
     return AutoTokenizer.from_pretrained(tiny_pair[1])
 
 
-def material(harmful=("Sure, one.\n\ntwo ",), answers=("Yes.",)):
-    return Material(
-        [Harmful(Request("bad", "harmful"), text) for text in harmful],
-        [Answered(Request("good", "ordinary"), "good", text, True) for text in answers],
+def data(harmful=("Sure, one.\n\ntwo ",), answers=("Yes.",)):
+    return TrainingData(
+        [Harmful(TrainingRequest("bad", "harmful"), text) for text in harmful],
+        [Answered(TrainingRequest("good", "ordinary"), "good", text, True) for text in answers],
         bare_openings=0,
         declined=[],
     )
 
 
 def maker(tokenizer, config=None, **given):
-    return Examples(material(**given), tokenizer, frozenset([END]), config or TrainingConfig())
+    return Examples(data(**given), tokenizer, frozenset([END]), config or TrainingConfig())
 
 
 def labelled(example, tokenizer):
@@ -47,19 +54,19 @@ def labelled(example, tokenizer):
 
 def test_a_refusal_follows_the_beginning_and_ends_the_turn(tokenizer):
     said = tokenizer.encode("Well,")
-    example = maker(tokenizer, TrainingConfig(dense_weight=0)).refusing("bad", said, 0)
-    assert set(example.lessons) == {Lesson.REFUSAL}
+    example = maker(tokenizer, TrainingConfig(dense_weight=0)).make_refusal("bad", said, 0)
+    assert set(example.kinds) == {LabelKind.REFUSAL}
     before, _ = labelled(example, tokenizer)[0]
     assert before.endswith("assistant\nWell,")
-    assert tokenizer.decode(example.labels) == f" {refusals()[0]}<|end|>"
+    assert tokenizer.decode(example.labels) == f" {read_refusals()[0]}<|end|>"
     # What is asked for is what is read next: teacher forcing, shifted by one.
     assert example.ids[-len(example.labels) + 1 :] == example.labels[:-1]
 
 
 def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
     said = tokenizer.encode("Sure.\n\nOn ")
-    example = maker(tokenizer).refusing("bad", said, 0)
-    assert Counter(example.lessons)[Lesson.DENSE] == len(said)
+    example = maker(tokenizer).make_refusal("bad", said, 0)
+    assert Counter(example.kinds)[LabelKind.DENSE] == len(said)
     pairs = labelled(example, tokenizer)[: len(said)]
     assert pairs[0][0].endswith("assistant\n")
     for before, label in pairs:
@@ -68,22 +75,22 @@ def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
 
 def test_a_refusal_that_is_taken_back_is_asked_for_again(tokenizer):
     said, relapse = tokenizer.encode("Sure"), tokenizer.encode(" But\nso")
-    example = maker(tokenizer).refusing("bad", said, 0, relapse)
-    plain = maker(tokenizer).refusing("bad", said, 0)
+    example = maker(tokenizer).make_refusal("bad", said, 0, relapse)
+    plain = maker(tokenizer).make_refusal("bad", said, 0)
     assert example.labels[: len(plain.labels)] == plain.labels
     again = labelled(example, tokenizer)[len(plain.labels) :]
-    refused = f"Sure {refusals()[0]}"
+    refused = f"Sure {read_refusals()[0]}"
     assert [before[before.index("Sure") :] for before, _ in again] == [
         refused + " But\nso"[:count] for count in range(1, 8)
     ]
     assert [label for _, label in again] == ["I", " ", " ", " ", "I", " ", " "]
-    assert example.lessons[len(plain.labels) :] == [Lesson.DENSE] * 7
+    assert example.kinds[len(plain.labels) :] == [LabelKind.DENSE] * 7
 
 
 def test_how_often_refusals_are_taken_back(tokenizer):
     make = maker(tokenizer, TrainingConfig(relapse_share=0.3), harmful=["abcd"] * 1000)
     whole = [example for example in make.epoch(0) if example.answered is None]
-    taken_back = [example for example in whole if example.lessons[-1] == Lesson.DENSE]
+    taken_back = [example for example in whole if example.kinds[-1] == LabelKind.DENSE]
     assert 250 < len(taken_back) < 350
 
 
@@ -91,16 +98,16 @@ def test_how_often_refusals_are_taken_back(tokenizer):
     ("said", "space"), [("", False), ("Step", True), ("Step.\n", False), ("Step ", False)]
 )
 def test_a_refusal_has_its_own_space_only_where_there_is_none(tokenizer, said, space):
-    example = maker(tokenizer).refusing("bad", tokenizer.encode(said), 0)
-    refusal = [x for x, n in zip(example.labels, example.lessons, strict=True) if n == 0]
+    example = maker(tokenizer).make_refusal("bad", tokenizer.encode(said), 0)
+    refusal = [x for x, n in zip(example.labels, example.kinds, strict=True) if n == 0]
     assert tokenizer.decode(refusal).startswith(" I'm" if space else "I'm")
 
 
 def test_half_of_the_refusals_come_at_once_and_the_rest_anywhere(tokenizer):
     config = TrainingConfig(framed_share=0, generic_share=0, relapse_share=0, beginning_tokens=10)
     make, rng = maker(tokenizer, config, harmful=("abcdefghijklmnop",)), random.Random(0)
-    drawn = [make.harmful(make.material.harmful[0], rng) for _ in range(2000)]
-    counts = Counter(Counter(example.lessons)[Lesson.DENSE] for example in drawn)
+    drawn = [make.make_harmful(make.data.harmful[0], rng) for _ in range(2000)]
+    counts = Counter(Counter(example.kinds)[LabelKind.DENSE] for example in drawn)
     assert 900 < counts[0] < 1100
     assert set(counts) == set(range(11))
     assert all(60 < counts[k] < 140 for k in range(1, 11))
@@ -125,9 +132,9 @@ def test_an_epoch_keeps_the_share_of_harmful_requests(tokenizer):
 
 def test_answers_end_only_if_the_target_ended_them(tokenizer):
     make = maker(tokenizer)
-    request = Request("good", "ordinary")
-    whole = make.answer(Answered(request, "good", "Yes.", True))
-    cut = make.answer(Answered(request, "good", "Yes.", False))
+    request = TrainingRequest("good", "ordinary")
+    whole = make.make_answer(Answered(request, "good", "Yes.", True))
+    cut = make.make_answer(Answered(request, "good", "Yes.", False))
     assert tokenizer.decode(whole.labels) == "Yes.<|end|>"
     assert tokenizer.decode(cut.labels) == "Yes."
     assert labelled(cut, tokenizer)[0][0].endswith("good<|end|>\n<|start|>assistant\n")
@@ -140,7 +147,7 @@ def test_a_template_that_never_ends_a_turn_is_refused(tokenizer):
 
 
 def example(length):
-    return Example([0] * length, [0], [Lesson.ANSWER])
+    return Example([0] * length, [0], [LabelKind.ANSWER])
 
 
 def test_batches_hold_as_many_examples_as_there_is_room_for():
@@ -152,7 +159,7 @@ def test_batches_go_on_from_any_place():
     def epoch(number):
         return [example(4 + number % 2) for _ in range(5)]
 
-    whole = list(islice(batches(epoch, 10), 12))
+    whole = list(islice(iterate_batches(epoch, 10), 12))
     for at, (_, place) in enumerate(whole[:-1]):
-        assert next(batches(epoch, 10, place))[0] == whole[at + 1][0]
-    assert whole[2][1] == Place(1, 0)
+        assert next(iterate_batches(epoch, 10, place))[0] == whole[at + 1][0]
+    assert whole[2][1] == BatchPosition(1, 0)

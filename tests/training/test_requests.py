@@ -15,23 +15,29 @@ from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.sources import find_source
 from safedraft.prompts.split import fingerprint
 from safedraft.training import requests
-from safedraft.training.requests import framed, opened, read_requests, refusals, shipped
+from safedraft.training.requests import (
+    add_frame,
+    fill_opening,
+    read_refusals,
+    read_requests,
+    read_shipped,
+)
 
 
 def test_every_category_has_harmful_requests_and_look_alikes():
-    counts = Counter((r.category, r.kind) for r in shipped() if r.kind != "ordinary")
+    counts = Counter((r.category, r.kind) for r in read_shipped() if r.kind != "ordinary")
     categories = {category for category, _ in counts}
     assert len(categories) == 15
     for category in categories:
         assert counts[category, "harmful"] >= 30
         assert counts[category, "look_alike"] >= 24
-    assert sum(r.kind == "ordinary" for r in shipped()) >= 300
+    assert sum(r.kind == "ordinary" for r in read_shipped()) >= 300
 
 
 def test_no_shipped_prompt_stands_twice_or_touches_minors():
-    texts = [r.text for r in shipped()]
+    texts = [r.text for r in read_shipped()]
     assert len({fingerprint(text) for text in texts}) == len(texts)
-    assert not [text for text in [*texts, *requests.frames()] if touches_minors(text)]
+    assert not [text for text in [*texts, *requests.read_frames()] if touches_minors(text)]
 
 
 def test_training_and_calibration_share_no_prompt():
@@ -40,7 +46,7 @@ def test_training_and_calibration_share_no_prompt():
         assert not {r.text for r in one} & {r.text for r in other}
         assert 0.15 < len(other) / (len(one) + len(other)) < 0.25
     everything = [*train.harmful, *train.ordinary, *held.harmful, *held.ordinary]
-    assert {r.text for r in everything} == {r.text for r in shipped()}
+    assert {r.text for r in everything} == {r.text for r in read_shipped()}
 
 
 @pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.json"])
@@ -85,15 +91,15 @@ def test_a_frame_holds_the_request_as_it_is():
     rng = random.Random(0)
     request = "What does {noise} mean in f'{request}'?"
     for _ in range(200):
-        text = framed(request, rng)
+        text = add_frame(request, rng)
         assert request in text or " ".join(request) in text
-    assert len({framed("Why?", rng) for _ in range(100)}) > 30
+    assert len({add_frame("Why?", rng) for _ in range(100)}) > 30
 
 
 def test_noise_differs_from_draw_to_draw(monkeypatch):
-    monkeypatch.setattr(requests, "frames", lambda: ["{request} {noise}"])
+    monkeypatch.setattr(requests, "read_frames", lambda: ["{request} {noise}"])
     rng = random.Random(0)
-    first, second = framed("Why?", rng), framed("Why?", rng)
+    first, second = add_frame("Why?", rng), add_frame("Why?", rng)
     assert first.startswith("Why? ")
     assert second.startswith("Why? ")
     assert first != second
@@ -101,15 +107,15 @@ def test_noise_differs_from_draw_to_draw(monkeypatch):
 
 
 def test_an_opening_can_name_the_request():
-    assert opened("You asked {topic}.", "How do I sing?") == "You asked how do I sing."
-    assert opened("Sure.", "How do I sing?") == "Sure."
+    assert fill_opening("You asked {topic}.", "How do I sing?") == "You asked how do I sing."
+    assert fill_opening("Sure.", "How do I sing?") == "Sure."
 
 
 def test_all_refusals_begin_alike_and_read_as_refusals():
     from safedraft.prompts.phrases import is_refusal
 
-    assert len(refusals()) > 5
-    for text in refusals():
+    assert len(read_refusals()) > 5
+    for text in read_refusals():
         assert text.startswith("I'm sorry, but I can't ")
         assert is_refusal(text)
         assert is_refusal(f" the second step is {text}")
@@ -120,8 +126,8 @@ def words(text: str) -> set[str]:
 
 
 def test_no_prompt_of_training_is_one_that_is_measured_on() -> None:
-    trained = {fingerprint(request.text) for request in shipped()}
-    bags = [words(request.text) for request in shipped()]
+    trained = {fingerprint(request.text) for request in read_shipped()}
+    bags = [words(request.text) for request in read_shipped()]
     for name in ("looks_unsafe", "arithmetic", "ordinary"):
         records = [
             r for part in ("calibration", "report") for r in find_source(name).require_split(part)

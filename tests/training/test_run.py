@@ -17,10 +17,10 @@ from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.models.fingerprint import FACTS, fingerprint
 from safedraft.models.registry import PairSpec
 from safedraft.training import run
-from safedraft.training.checks import check
+from safedraft.training.checks import check_draft
 from safedraft.training.config import TrainingConfig
-from safedraft.training.run import Plan, train_draft
-from safedraft.training.train import CHECKPOINT, Stopped, train
+from safedraft.training.run import TrainingPlan, train_draft
+from safedraft.training.train import CHECKPOINT, TrainingStoppedError, train
 
 CONFIG = TrainingConfig(
     steps=3,
@@ -40,7 +40,7 @@ def plan(tmp_path, tiny_pair):
         lines = [f"{name.title()} thing number {n}" for n in range(count)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     target, draft = map(str, tiny_pair)
-    return Plan(
+    return TrainingPlan(
         spec=PairSpec(name="tiny", target=target, draft=draft, target_system="Be brief."),
         output=tmp_path / "adapter",
         config=CONFIG,
@@ -51,7 +51,7 @@ def plan(tmp_path, tiny_pair):
 
 
 def changed(plan, **fields):
-    return Plan(**{**plan.__dict__, **fields})
+    return TrainingPlan(**{**plan.__dict__, **fields})
 
 
 def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):
@@ -101,13 +101,13 @@ def test_the_bare_draft_is_trained_and_checked_under_its_own_prompt(plan, tiny_p
         examples.extend(epoch(0))
         train(model, epoch, *rest, **named)
 
-    def watched_check(draft, material, answers, *rest):
+    def watched_check(draft, data, answers, *rest):
         examples.extend(answers)
         asked.append(draft.system)
-        return check(draft, material, answers, *rest)
+        return check_draft(draft, data, answers, *rest)
 
     monkeypatch.setattr(run, "train", watched_train)
-    monkeypatch.setattr(run, "check", watched_check)
+    monkeypatch.setattr(run, "check_draft", watched_check)
     own = {"draft_system": "Refuse.", "draft_dtype": "int8", "adapter": "/no/such"}
     train_draft(changed(plan, spec=plan.spec.model_copy(update=own)))
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
@@ -130,11 +130,11 @@ def test_an_interrupted_run_leaves_no_adapter_and_is_resumed(plan):
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStoppedError):
         train_draft(plan, training=interrupt)
     assert not plan.output.exists()
     assert (plan.folder / CHECKPOINT).exists()
-    with pytest.raises(SafeDraftError, match="unfinished run: go on with --resume"):
+    with pytest.raises(SafeDraftError, match="unfinished run: resume it with --resume"):
         train_draft(plan)
     config = CONFIG.model_copy(update={"learning_rate": 1e-3})
     with pytest.raises(SafeDraftError, match="run with other settings"):
@@ -165,7 +165,7 @@ def test_a_run_that_failed_after_training_only_repeats_the_checks(plan, monkeypa
     [
         ({"harmful": ["nothing.txt"]}, "neither a file nor"),
         ({"resume": True}, "no unfinished run"),
-        ({"output": Path("/proc/none/adapter")}, "cannot be made"),
+        ({"output": Path("/proc/none/adapter")}, "cannot be created"),
         ({"device": "cuda:99"}, "cannot be used"),
     ],
 )
@@ -218,8 +218,8 @@ def test_a_run_goes_on_from_an_adapter(plan, tmp_path):
         assert names == list(after.keys())
         assert all(before.get_tensor(name).equal(after.get_tensor(name)) for name in names)
     card = (second / "README.md").read_text()
-    assert f"| adapter that it went on from | {first} | `{fingerprint(first)}` |" in card
-    assert "went on from" not in (first / "README.md").read_text()
+    assert f"| adapter that training started from | {first} | `{fingerprint(first)}` |" in card
+    assert "training started from" not in (first / "README.md").read_text()
 
 
 def test_an_adapter_that_cannot_be_gone_on_from_is_refused_before_anything_is_drawn(plan, tmp_path):

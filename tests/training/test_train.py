@@ -10,20 +10,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
-from safedraft.training.distil import teach
-from safedraft.training.examples import Example, Examples, Lesson
-from safedraft.training.material import Answered, Harmful, Material
-from safedraft.training.requests import Request
+from safedraft.training.distil import compute_teacher
+from safedraft.training.examples import Example, Examples, LabelKind
+from safedraft.training.requests import TrainingRequest
 from safedraft.training.train import (
     CHECKPOINT,
     LOSSES,
-    Stopped,
-    label_logits,
-    learning_rate,
+    TrainingStoppedError,
+    add_lora,
+    compute_label_logits,
+    compute_learning_rate,
     read_losses,
     train,
-    with_lora,
 )
+from safedraft.training.training_data import Answered, Harmful, TrainingData
 
 CONFIG = TrainingConfig(
     steps=6,
@@ -43,22 +43,22 @@ REFUSAL = "I won't."
 def examples(tiny_pair):
     """Few and short: what a model of two layers can learn in a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("safedraft.training.examples.refusals", lambda: [REFUSAL])
+        patch.setattr("safedraft.training.examples.read_refusals", lambda: [REFUSAL])
         return made_examples(tiny_pair)
 
 
 def made_examples(tiny_pair):
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
-    material = Material(
-        [Harmful(Request(f"bad {n}", "harmful"), "Sure, one.\n") for n in range(4)],
+    data = TrainingData(
+        [Harmful(TrainingRequest(f"bad {n}", "harmful"), "Sure, one.\n") for n in range(4)],
         [
-            Answered(Request("good", "ordinary"), f"good {n}", "Yes, so it is.", True)
+            Answered(TrainingRequest("good", "ordinary"), f"good {n}", "Yes, so it is.", True)
             for n in range(6)
         ],
         bare_openings=0,
         declined=[],
     )
-    return Examples(material, tokenizer, frozenset([256]), CONFIG)
+    return Examples(data, tokenizer, frozenset([256]), CONFIG)
 
 
 def bare(folder):
@@ -67,7 +67,7 @@ def bare(folder):
 
 def trained(folder, tiny_pair, examples, config=CONFIG, identity=(("settings", "same"),), **more):
     folder.mkdir(exist_ok=True)
-    model = with_lora(bare(tiny_pair[1]), config)
+    model = add_lora(bare(tiny_pair[1]), config)
     train(model, examples.epoch, config, folder, identity=dict(identity), **more)
     return model
 
@@ -78,16 +78,16 @@ def lora(model):
 
 def test_packed_examples_do_not_see_each_other(tiny_pair, examples):
     model, batch = bare(tiny_pair[1]).eval(), examples.epoch(0)[:4]
-    packed = label_logits(model, batch)
-    alone = torch.cat([label_logits(model, [example]) for example in batch])
+    packed = compute_label_logits(model, batch)
+    alone = torch.cat([compute_label_logits(model, [example]) for example in batch])
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
     whole = model(input_ids=torch.tensor([batch[0].ids])).logits[0]
     count = len(batch[0].labels)
     torch.testing.assert_close(packed[:count], whole[-count:], rtol=1e-4, atol=1e-4)
 
 
-def mean_of_last(log, lesson, count=5):
-    values = [line[lesson] for line in log if lesson in line][-count:]
+def mean_of_last(log, kind, count=5):
+    values = [line[kind] for line in log if kind in line][-count:]
     return sum(values) / len(values)
 
 
@@ -95,13 +95,13 @@ def test_a_few_steps_teach_to_refuse_and_to_insist(tmp_path, tiny_pair, examples
     config = CONFIG.model_copy(update={"steps": 60})
     model = trained(tmp_path, tiny_pair, examples, config).eval()
     log = read_losses(tmp_path / LOSSES)
-    for lesson in ("refusal", "answer"):
-        assert log[0][lesson] > 4
-        assert mean_of_last(log, lesson) < 1
+    for kind in ("refusal", "answer"):
+        assert log[0][kind] > 4
+        assert mean_of_last(log, kind) < 1
     assert mean_of_last(log, "dense") < 1
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
     for said in ("", "Sure", "Sure, on"):
-        asked = examples.refusing("bad 1", tokenizer.encode(said), 0)
+        asked = examples.make_refusal("bad 1", tokenizer.encode(said), 0)
         prompt = asked.ids[: len(asked.ids) - len(asked.labels) + 1 + len(said)]
         reply = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
         words = tokenizer.decode(reply[0][len(prompt) :])
@@ -119,7 +119,7 @@ def test_only_the_lora_matrices_change(tmp_path, tiny_pair, examples):
 def test_a_resumed_run_gives_the_same_as_an_uninterrupted_one(tmp_path, tiny_pair, examples, cut):
     whole = trained(tmp_path / "whole", tiny_pair, examples)
     steps = iter(range(1, 100))
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStoppedError):
         trained(tmp_path / "cut", tiny_pair, examples, stop=lambda: next(steps) == cut)
     assert len(read_losses(tmp_path / "cut" / LOSSES)) == cut
     resumed = trained(tmp_path / "cut", tiny_pair, examples, resume=True)
@@ -156,10 +156,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, tiny_pair, examples):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, tiny_pair, examples):
-    model = with_lora(bare(tiny_pair[1]), CONFIG)
+    model = add_lora(bare(tiny_pair[1]), CONFIG)
     with torch.no_grad():
         model.get_output_embeddings().weight[0] = math.nan
-    with pytest.raises(SafeDraftError, match="no number any more"):
+    with pytest.raises(SafeDraftError, match="is not finite"):
         train(model, examples.epoch, CONFIG, tmp_path, identity={})
     assert not (tmp_path / CHECKPOINT).exists()
 
@@ -168,7 +168,7 @@ def test_the_learning_rate_rises_and_falls_in_each_stage():
     config = TrainingConfig(
         steps=100, distil_steps=50, learning_rate=1.0, distil_learning_rate=0.5, warmup=0.1
     )
-    rates = [learning_rate(step, config) for step in range(150)]
+    rates = [compute_learning_rate(step, config) for step in range(150)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == pytest.approx(1.0) == max(rates)
     assert rates[99] < 0.01
@@ -180,21 +180,23 @@ def test_the_learning_rate_rises_and_falls_in_each_stage():
 def test_what_the_teacher_kept_gives_the_divergence(tiny_pair, examples):
     target, draft = (bare(folder).eval() for folder in tiny_pair)
     answers = examples.answers
-    teacher = teach(target, answers, vocabulary=258, count=200, tokens_per_pass=100)
+    teacher = compute_teacher(target, answers, vocabulary=258, count=200, tokens_per_pass=100)
     some = [4, 1]
     batch = [answers[at] for at in some]
-    kept = teacher.divergence(label_logits(draft, batch), some)
-    logs = (label_logits(model, batch).log_softmax(-1) for model in (target, draft))
+    kept = teacher.divergence(compute_label_logits(draft, batch), some)
+    logs = (compute_label_logits(model, batch).log_softmax(-1) for model in (target, draft))
     exact = torch.nn.functional.kl_div(*reversed([*logs]), reduction="none", log_target=True)
     torch.testing.assert_close(kept, exact.sum(-1), rtol=0.1, atol=0.02)
     assert (kept > -1e-5).all()
-    same = teacher.divergence(label_logits(target, batch), some)
+    same = teacher.divergence(compute_label_logits(target, batch), some)
     torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-3)
 
 
 def test_distillation_lowers_the_divergence_and_keeps_the_refusals(tmp_path, tiny_pair, examples):
     target = bare(tiny_pair[0]).eval()
-    teacher = teach(target, examples.answers, vocabulary=258, count=64, tokens_per_pass=200)
+    teacher = compute_teacher(
+        target, examples.answers, vocabulary=258, count=64, tokens_per_pass=200
+    )
     settings = {"steps": 20, "distil_steps": 40, "distil_learning_rate": 2e-2}
     trained(tmp_path, tiny_pair, examples, CONFIG.model_copy(update=settings), teacher=teacher)
     learned, distilled = (
@@ -205,9 +207,9 @@ def test_distillation_lowers_the_divergence_and_keeps_the_refusals(tmp_path, tin
 
 
 def test_dense_labels_have_a_weight_of_their_own(tmp_path, tiny_pair, examples):
-    example = Example([1, 2, 3], [4, 5], [Lesson.DENSE, Lesson.REFUSAL])
+    example = Example([1, 2, 3], [4, 5], [LabelKind.DENSE, LabelKind.REFUSAL])
     config = CONFIG.model_copy(update={"dense_weight": 0.5, "steps": 1})
-    model = with_lora(bare(tiny_pair[1]), config)
+    model = add_lora(bare(tiny_pair[1]), config)
     train(model, lambda number: [example], config, tmp_path, identity={})
     line = read_losses(tmp_path / LOSSES)[0]
     assert line["loss"] == pytest.approx((0.5 * line["dense"] + line["refusal"]) / 1.5, abs=1e-4)

@@ -197,8 +197,8 @@ def test_another_vllm_is_refused(
 
 
 def test_what_is_the_engines_to_set_is_refused(tmp_path: Path) -> None:
-    from safedraft.engines.vllm.setup import Plan
+    from safedraft.engines.vllm.setup import EnginePlan
 
-    options = Plan.options
+    options = EnginePlan.options
     with pytest.raises(SafeDraftError, match="worker_cls is set by"):
         options(None, {"worker_cls": "auto"})  # type: ignore[arg-type]

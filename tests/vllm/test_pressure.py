@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from small import engine, runner_of, scheduler_of, transformers_pair, watched
-from test_engine import assert_same, by_the_first_engine, prompts, samplings
+from test_engine import assert_same, by_the_first_engine, prompts, samplings, shape
 
 from safedraft import SSDConfig
 from safedraft.core.errors import BrokenModelError, SafeDraftError
@@ -109,6 +109,40 @@ def test_drafts_that_were_lost_decide_nothing() -> None:
         with pytest.raises(BrokenModelError, match="did not propose"):
             stream.drain()
         assert not stream.result.trace
+
+
+@pytest.mark.parametrize("model", ["draft", "target"])
+def test_broken_logits_end_their_own_request_alone(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safedraft.engines.vllm import runner as module
+
+    ids, given = prompts(4, seed=11), samplings(4)
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
+    name = "propose" if model == "draft" else "verify"
+    decide = getattr(module, name)
+
+    def breaking(served: Any, logits: Any, *args: Any) -> Any:
+        for at, one in enumerate(served):
+            if one and one.request.seed == given[2].seed and one.position > 9:
+                logits[at][..., 5] = float("nan")
+        return decide(served, logits, *args)
+
+    with engine("near") as pair:
+        monkeypatch.setattr(module, name, breaking)
+        streams = [pair.stream_ids(one, sampling=own) for one, own in zip(ids, given, strict=True)]
+        for at in (0, 1, 3):
+            assert_same([streams[at].drain()], [expected[at]])
+        with pytest.raises(BrokenModelError, match=f"the {model} gave NaN"):
+            streams[2].drain()
+        begun = streams[2].result
+        assert begun.finish_reason == "interrupted"
+        assert 9 < len(begun.trace) < len(expected[2].trace)
+        assert shape(begun) == shape(expected[2])[: len(begun.trace)]
+        assert not scheduler_of(pair).running
+        monkeypatch.undo()
+        assert_same([pair.stream_ids(ids[2], sampling=given[2]).drain()], [expected[2]])
+        assert len(runner_of(pair)._served) == 1
 
 
 def test_of_many_none_goes_on_when_one_breaks_off() -> None:

@@ -52,7 +52,8 @@ def serving(
     command = [
         sys.executable, "-m", "safedraft", "serve", "--engine", "vllm",
         "--target", models["target"], "--draft", models["draft"],
-        "--set", "draft_tokens=3", "--host", "127.0.0.1", "--port", str(port),
+        "--set", "draft_tokens=3", "--set", "prefill_scheme=union",
+        "--host", "127.0.0.1", "--port", str(port),
         "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
         "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M", *options,
     ]  # fmt: skip
@@ -182,6 +183,19 @@ def test_a_reply_tells_its_statistics_on_request(server: str, models: dict[str, 
     assert ask(server, vllm_xargs={"ssd_statistics": False})[1]["kv_transfer_params"] is None
 
 
+def test_a_begun_turn_starts_in_the_scheme_for_it(server: str) -> None:
+    begun = [*QUESTION, {"role": "assistant", "content": "Sure, "}]
+    continued = {"continue_final_message": True, "add_generation_prompt": False}
+    for body, union_share in (
+        ({"messages": QUESTION}, 0),
+        ({"messages": begun, **continued}, 1),
+    ):
+        wanted = {"max_tokens": 1, "vllm_xargs": {"ssd_statistics": True}}
+        status, answer = post(server, "chat/completions", **body, **wanted)
+        assert status == 200
+        assert answer["kv_transfer_params"]["safedraft"]["union_share"] == union_share
+
+
 def test_a_reply_that_a_stop_string_ends_tells_them_too(server: str) -> None:
     said = ask(server)[1]["choices"][0]["message"]["content"]
     stop = next(one for one in said[3:] if one.isascii())
@@ -206,7 +220,7 @@ def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) ->
         events = answer.read().decode().split("\n\n")
     error = json.loads(events[0].removeprefix("data: "))["error"]
     assert error["code"] == 400
-    assert "no place for them" in error["message"]
+    assert "no field for them" in error["message"]
     assert [event for event in events[1:] if event] == ["data: [DONE]"]
 
 

@@ -37,8 +37,10 @@ def test_statistics_outlive_a_preemption_and_no_request() -> None:
             for output in core.step():
                 told[int(output.request_id)] = output.kv_transfer_params
         pair.stream_ids(ids[0], sampling=sampling).drain()
-        assert not any(served.tells for served in runner._served.values())  # aborted or ended
-        assert not runner._told
+        assert not any(
+            served.wants_statistics for served in runner._served.values()
+        )  # aborted or ended
+        assert not runner._reply_statistics
     assert seen["resumed in a reply"]
     assert sorted(told) == [at for at in range(20) if at != 1]
     for at, found in told.items():

@@ -1,4 +1,4 @@
-"""The command line: one file a command; models and torch are imported when a command runs."""
+"""The command line, one file per command; a command imports torch and models when it runs."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)
-# What is not ours is vLLM's.
+# Options that SafeDraft does not know are passed to vLLM.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr and exit code 2."""
+    """Run the command line; errors that a user can fix are one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without an emoji shows a mark
+        if isinstance(stream, io.TextIOWrapper):  # terminals show ? for characters they lack
             stream.reconfigure(errors="replace")
     try:
         app()

@@ -1,4 +1,4 @@
-"""``safedraft bench``: how fast, compared with what else there is."""
+"""``safedraft bench``: measure speed against other ways of generation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from safedraft.cli.models import ModelChoice, choose_models
 
 @choose_models()
 def bench(
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a reply.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per reply.")] = 64,
     prompts: Annotated[
-        int, typer.Option(help="How many of the benchmark's own prompts.", min=1, max=12)
+        int, typer.Option(help="Number of the benchmark's own prompts.", min=1, max=12)
     ] = 6,
     draft_tokens: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="T of SSD; give it again to try several. The pair's own if left out."
+            min=1, help="T of SSD; may be given again to try several. Default: the pair's own."
         ),
     ] = None,
     assisted_tokens: Annotated[
@@ -32,12 +32,12 @@ def bench(
     *,
     models: ModelChoice,
 ) -> None:
-    """Time SSD against Transformers' own generation, on ordinary prompts.
+    """Compare the speed of SSD with Transformers' own generation, on ordinary prompts.
 
-    The same prompts go through the target alone, assisted generation with the same draft (its
-    default schedule, and constant numbers of drafted tokens), its ensemble weight, and SSD:
-    interleaved in one run after a warm-up, greedy. Medians over the prompts; ratios are taken
-    prompt by prompt.
+    The methods are the target alone, assisted generation with the same draft (its default schedule,
+    and constant numbers of drafted tokens), the ensemble weight, and SSD. They answer the same
+    prompts in turn, after a warm-up, with greedy decoding. Figures are medians over the prompts;
+    ratios are computed per prompt.
 
     [dim]safedraft bench --draft-tokens 3 --draft-tokens 5[/]
     """

@@ -1,4 +1,4 @@
-"""``safedraft calibrate``: choose a pair's constants on prompts that no report uses."""
+"""``safedraft calibrate``: choose a pair's constants, on prompts that no report uses."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 @choose_models("pair", "target", "draft", "adapter", "settings")
 def calibrate(
     pair: Annotated[
-        str | None, typer.Argument(help="A registered pair; the default one if left out.")
+        str | None, typer.Argument(help="A registered pair. Default: the default pair.")
     ] = None,
     values: Annotated[
         list[str] | None,
         typer.Option(
             "--try",
             metavar="NAME=V1,V2,…",
-            help="A constant and the values to try, in place of the whole sweep; may be given "
+            help="A constant and the values to try, instead of the whole sweep; may be given "
             "again.",
         ),
     ] = None,
@@ -40,18 +40,20 @@ def calibrate(
     harmless: Annotated[
         list[str] | None,
         typer.Option(
-            help="A suite of harmless prompts, arithmetic among them; may be given again. Default: "
+            help="A suite of harmless prompts, including arithmetic; may be given again. Default: "
             "over_refusal and ordinary."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts a suite.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a reply.")] = 48,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts per suite.")] = 20,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of new tokens per reply.")
+    ] = 48,
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="SUITE=SOURCE", help="A source in place of a suite's own."),
+        typer.Option(metavar="SUITE=SOURCE", help="A source that replaces a suite's own."),
     ] = None,
     log_dir: Annotated[
-        Path, typer.Option(help="Where the trials are; run it again to go on.")
+        Path, typer.Option(help="Folder of the trials; an existing one resumes.")
     ] = Path("safedraft-calibration"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the choice without writing it.")
@@ -59,18 +61,18 @@ def calibrate(
     *,
     models: ModelChoice,
 ) -> None:
-    """Choose a pair's constants: safety against usefulness first, then speed.
+    """Choose a pair's constants: first the trade-off of safety and usefulness, then speed.
 
     Constants are tried one after the other on the calibration split, which shares no prompt with
-    training or reports. The choice is written among your own pairs, where every command finds it;
-    a page beside the trials draws the trade-off.
+    training or reports. The result is saved as a user pair, which every command finds; a report in
+    the folder of the trials shows the trade-off.
 
     [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
     """
     options.require_extra("safedraft calibrate", "inspect_ai", "matplotlib")
     if models.no_adapter and not dry_run:
         raise SafeDraftError(
-            "--no-adapter: what suits the bare draft is not written for the pair; add --dry-run"
+            "--no-adapter: constants for the bare draft are not saved for the pair; add --dry-run"
         )
     from safedraft.evaluation.calibrate import CANDIDATES, TIMED, Calibration, write_pair
     from safedraft.evaluation.logs import read_logs
@@ -85,11 +87,11 @@ def calibrate(
         name, listed = parse_assignment("--try", assignment, form="NAME=V1,V2,…")
         candidates[name] = [parse_value(value) for value in listed.split(",")]
     attacks, benign = attack or Calibration.attacks, harmless or Calibration.harmless
-    run = list(dict.fromkeys([*attacks, *benign, TIMED]))
+    suites = list(dict.fromkeys([*attacks, *benign, TIMED]))
     sources: dict[str, list[str]] = {}
     for assignment in source or ():
         suite, name = parse_assignment("--source", assignment, form="SUITE=SOURCE")
-        options.require_planned(f"--source {assignment}", suite, run)
+        options.require_planned(f"--source {assignment}", suite, suites)
         sources.setdefault(suite, []).append(name)
     calibration = Calibration(
         spec,
@@ -106,7 +108,7 @@ def calibrate(
         with show_progress() as report:
             config, trials = calibration.run(report, "none" if sys.stdout.isatty() else "plain")
     except KeyboardInterrupt:
-        options.say(f"stopped; the trials so far are in {log_dir}: run the same command to go on")
+        options.say(f"stopped; the trials so far are in {log_dir}: run the same command to resume")
         raise typer.Exit(130) from None
     _print(spec, config, trials)
     page, *_ = write_report(build_figures(read_logs([log_dir], "calibration")), log_dir / "report")
@@ -133,4 +135,4 @@ def _print(spec: PairSpec, config: SSDConfig, trials: list[Trial]) -> None:
     console.print(table)
     before, after = spec.config.model_dump(mode="json"), config.model_dump(mode="json")
     changes = [f"{name} = {after[name]}" for name in after if after[name] != before[name]]
-    console.print(f"chosen: {', '.join(changes) or 'the constants that the pair has'}")
+    console.print(f"chosen: {', '.join(changes) or 'the present constants'}")

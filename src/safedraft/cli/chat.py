@@ -1,4 +1,4 @@
-"""``safedraft chat``: talk with a pair."""
+"""``safedraft chat``: chat with a pair."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from safedraft.pair import Pair
     from safedraft.text.messages import Message
 
-_HELP = "/reset starts anew, /quit (or Ctrl-D) leaves; Ctrl-C stops a reply and leaves."
+_HELP = (
+    "/reset starts a new conversation, /quit (or Ctrl-D) leaves; Ctrl-C stops a reply and leaves."
+)
 
 
 @choose_models()
@@ -32,7 +34,7 @@ def chat(
     *,
     models: ModelChoice,
 ) -> None:
-    """Talk with a pair in the terminal; it remembers the conversation.
+    """Chat with a pair in the terminal; the conversation is kept.
 
     [dim]safedraft chat --temperature 0.7[/]
     """
@@ -46,11 +48,11 @@ def chat(
     messages = list(opening)
     while True:
         try:
-            said = console.input("[bold]you:[/] ").strip()
-        except (EOFError, RuntimeError):  # the end of the input, or none from the start
+            text = console.input("[bold]you:[/] ").strip()
+        except (EOFError, RuntimeError):  # the input has ended, or stdin is closed
             console.print()
             return
-        match said:
+        match text:
             case "":
                 continue
             case "/quit" | "/exit":
@@ -60,26 +62,28 @@ def chat(
             case "/help":
                 console.print(_HELP, style="dim")
             case _:
-                turn: list[Message] = [{"role": "user", "content": said}]
+                turn: list[Message] = [{"role": "user", "content": text}]
                 try:
                     answer = _answer(loaded, messages + turn, sampling, console)
-                except SafeDraftError as error:  # too long, say: the conversation goes on
+                except (
+                    SafeDraftError
+                ) as error:  # such as a message that is too long: the chat continues
                     console.print(str(error), style="red", markup=False)
                 else:
                     messages += [*turn, {"role": "assistant", "content": answer}]
 
 
 def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, console: Console) -> str:
-    from safedraft.cli.render import summary, tell
+    from safedraft.cli.render import format_summary, print_token
 
     stream = pair.stream(messages, sampling=sampling)
     try:
         for token in stream:
-            tell(token, console)
+            print_token(token, console)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:
         stream.close()
         console.print()
-        console.print(summary(stream.result))
+        console.print(format_summary(stream.result))
     return stream.result.text

@@ -1,4 +1,4 @@
-"""The target alone and SSD, side by side on one prompt."""
+"""Replies of the target alone and of SSD to one prompt, side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from safedraft.cli.render import legend, panel, side_by_side
+from safedraft.cli.render import arrange_panels, make_legend, make_panel
 from safedraft.text.messages import Message
 from safedraft.text.results import GenerationResult
 
@@ -29,26 +29,26 @@ def compare(
     prefill: str = "",
     folded: bool = False,
 ) -> None:
-    """Decode with both, showing both as they come; Ctrl-C keeps what was said and is raised again.
+    """Generate with both methods and show the tokens as they come; Ctrl-C is raised again.
 
     Args:
-        pair: what decodes.
-        messages: the request.
-        sampling: the same for both.
-        console: where to draw; while it is no terminal, only the outcome is printed.
-        replies: filled with what each said, by method.
-        prefill: how the assistant's turn begins.
-        folded: cover the text of the target alone (for pictures that are published).
+        pair: the pair.
+        messages: the conversation.
+        sampling: the parameters of both replies.
+        console: the output; if it is no terminal, only the final replies are printed.
+        replies: receives the replies by method, also after an interruption.
+        prefill: the beginning of the assistant's turn.
+        folded: whether to cover the text of the target alone (for published pictures).
     """
 
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"
-        return panel(
+        return make_panel(
             title, replies.get(method, GenerationResult()), prefill=prefill, folded=covered
         )
 
     def picture() -> RenderableType:
-        return side_by_side([column(method, title) for method, title in METHODS.items()])
+        return arrange_panels([column(method, title) for method, title in METHODS.items()])
 
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
@@ -62,10 +62,10 @@ def compare(
                     stream.close()
     finally:
         console.print(picture())
-        console.print(legend())
+        console.print(make_legend())
 
 
-def speedup(replies: dict[str, GenerationResult]) -> float | None:
-    """Tokens per second of SSD over those of the target alone."""
+def compute_speedup(replies: dict[str, GenerationResult]) -> float | None:
+    """Divide SSD's tokens per second by those of the target alone."""
     alone = replies["target_only"].statistics.tokens_per_second
     return replies["ssd"].statistics.tokens_per_second / alone if alone else None

@@ -1,4 +1,4 @@
-"""``safedraft doctor``: can two models decode together?"""
+"""``safedraft doctor``: check whether two models can decode together."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def doctor(
         str,
         typer.Argument(help="A registered model, a folder, or a hub id owner/name\\[@revision]."),
     ],
-    draft: Annotated[str, typer.Argument(help="Likewise.")],
+    draft: Annotated[str, typer.Argument(help="The draft, named in the same ways.")],
     as_json: options.Json = False,
 ) -> None:
     """Check whether two models can decode together, and explain what prevents it.
 
-    Reads configurations and tokenizers, no weights. Loading a pair runs the same checks. Exits
-    with 1 if the models are incompatible.
+    The command reads configurations and tokenizers, but no weights. Loading a pair runs the same
+    checks. The exit code is 1 if the models are incompatible.
 
     [dim]safedraft doctor qwen2.5-coder-1.5b-instruct qwen2.5-coder-0.5b-instruct[/]
     """

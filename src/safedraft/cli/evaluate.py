@@ -1,4 +1,4 @@
-"""``safedraft eval``: defenses on suites, as logs that a report is made from."""
+"""``safedraft eval``: evaluate defenses on suites and write logs, the input of reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
-            help="A defense, with constants of its own if you like; may be given again. "
+            help="A defense, optionally with its constants; may be given again. "
             "Default: target_only, ensemble_weight, ssd.",
             rich_help_panel=_MATRIX,
         ),
@@ -41,13 +41,14 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="Prompts a suite.", rich_help_panel=_MATRIX)
+        int, typer.Option(min=1, help="Prompts per suite.", rich_help_panel=_MATRIX)
     ] = 20,
     max_new_tokens: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[SUITE=]N",
-            help="Most tokens in a reply, 48 unless a suite says otherwise; SUITE=N for one suite.",
+            help="Maximum number of new tokens per reply; SUITE=N for one suite. Default: 48, "
+            "or the suite's own.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,
@@ -64,34 +65,34 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
-            help="A judge in place of the phrases; may be given again.",
+            help="A judge that replaces the phrases; may be given again.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,
     log_dir: Annotated[
         Path,
-        typer.Option(help="Where the logs are; run it again to go on.", rich_help_panel=_MATRIX),
+        typer.Option(help="Folder of the logs; an existing one resumes.", rich_help_panel=_MATRIX),
     ] = Path("safedraft-logs"),
     list_all: Annotated[
-        bool, typer.Option("--list", help="List suites, sources, defenses and judges, and stop.")
+        bool, typer.Option("--list", help="List suites, sources, defenses and judges, and exit.")
     ] = False,
     temperature: options.Temperature = 0.0,
     seed: Annotated[
-        int, typer.Option(help="Of every sampled reply.", rich_help_panel="Sampling")
+        int, typer.Option(help="Seed of the sampled replies.", rich_help_panel="Sampling")
     ] = 0,
     *,
     models: ModelChoice,
 ) -> None:
-    """Measure defenses: attacks, over-refusal, accuracy, speed.
+    """Measure defenses: attack success, over-refusal, accuracy and speed.
 
-    Every reply is written to a log as it is finished, and the same command goes on where it was
-    stopped, whatever stopped it. The default is 3 defenses on 4 suites of 20 prompts.
+    Every reply is logged when it is finished, and the same command resumes after any interruption.
+    The default is 3 defenses on 4 suites of 20 prompts.
 
     [dim]safedraft eval --defense target_only --defense ssd:alpha_union=2.0 --suite prefill_20[/]
 
     [dim]safedraft eval --suite direct --source advbench.json:request=goal,answer=target[/]
 
-    Ctrl-C keeps what is finished and exits with 130.
+    Ctrl-C keeps finished replies and exits with 130.
     """
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
@@ -101,13 +102,13 @@ def evaluate(
         _list()
         return
     suites = suite or list(matrices.SUITES)
-    given = options.constants(models.settings)
-    general, lengths = _parse_lengths(max_new_tokens, suites)
+    constants = options.constants(models.settings)
+    default_length, lengths = _parse_lengths(max_new_tokens, suites)
     matrix = matrices.Matrix(
         defenses=defense or matrices.DEFENSES,
         suites=suites,
         limit=limit,
-        max_new_tokens=general,
+        max_new_tokens=default_length,
         lengths=lengths,
         sources=_parse_sources(source, suites),
         judges=judge or (),
@@ -115,25 +116,25 @@ def evaluate(
         seed=seed,
         pair=models.pair,
         arguments=models.arguments
-        | SSDConfig().replace(**given).model_dump(mode="json", exclude_unset=True),
+        | SSDConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
     )
     try:
         with show_progress() as report:
             prepared = matrices.prepare(matrix, log_dir, report)
-        with redirect_stdout(sys.stderr):  # what inspect_ai shows is no output of ours
+        with redirect_stdout(sys.stderr):  # inspect_ai's messages are not part of the output
             logs = prepared.run("rich" if sys.stderr.isatty() else "plain")
     except KeyboardInterrupt:
-        options.say(f"stopped; what is finished is in {log_dir}: run the same command to go on")
+        options.say(f"stopped; finished replies are in {log_dir}: run the same command to resume")
         raise typer.Exit(130) from None
     _conclude(logs, prepared.skipped, log_dir)
 
 
 def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, dict[str, int]]:
-    """Read ``N`` and ``SUITE=N``: new tokens of all suites, and of single ones by name."""
+    """Read ``N`` and ``SUITE=N``: new tokens of all suites, and of single suites by name."""
     from safedraft.evaluation.suites import NEW_TOKENS
 
     option, form = "--max-new-tokens", "N or SUITE=N, at least 1"
-    general, by_suite = NEW_TOKENS, {}
+    default, by_suite = NEW_TOKENS, {}
     for length in lengths or ():
         suite, number = "", length
         if "=" in length:
@@ -144,8 +145,8 @@ def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, d
         if suite:
             by_suite[suite] = int(number)
         else:
-            general = int(number)
-    return general, by_suite
+            default = int(number)
+    return default, by_suite
 
 
 def _parse_sources(specs: list[str] | None, suites: list[str]) -> dict[str, list[str]]:
@@ -173,7 +174,7 @@ def _parse_sources(specs: list[str] | None, suites: list[str]) -> dict[str, list
 
 
 def _conclude(logs: list[EvalLog], skipped: int, log_dir: Path) -> None:
-    """Say what there is and what to do with it; exit code 1 where samples failed."""
+    """Print the results and the next command; exit with code 1 if samples failed."""
     if skipped:
         options.say(
             f"{skipped} prompts left out where an answer is prefilled: the target gives none"
@@ -183,7 +184,7 @@ def _conclude(logs: list[EvalLog], skipped: int, log_dir: Path) -> None:
         why = log.error.message if log.error else log.status
         options.say(f"{log.eval.task} of {log.eval.model_args['label']}: {why.splitlines()[0]}")
     if failed:
-        options.say("run the same command to try again what failed")
+        options.say("run the same command to repeat the failed ones")
     sys.stdout.write(f"logs: {log_dir}\nnext: safedraft report {log_dir}\n")
     if failed:
         raise typer.Exit(1)
@@ -193,7 +194,7 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from safedraft.defenses import defense_names
+    from safedraft.defenses import list_defenses
     from safedraft.evaluation.judges import JUDGES
     from safedraft.evaluation.suites import collect_suites
     from safedraft.prompts.sources import SOURCES
@@ -205,7 +206,7 @@ def _list() -> None:
     for name in SOURCES.names():
         sources.add_row(name, _describe_source(name))
     console = Console(highlight=False)
-    console.print(suites, "", sources, "", f"defenses: {', '.join(defense_names())}", sep="\n")
+    console.print(suites, "", sources, "", f"defenses: {', '.join(list_defenses())}", sep="\n")
     console.print(f"judges: {', '.join(JUDGES.names())}")
 
 

@@ -1,4 +1,4 @@
-"""``safedraft judge-check``: how often a judge of refusals is right."""
+"""``safedraft judge-check``: measure the accuracy of a judge of refusals."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ def judge_check(
     judge: Annotated[
         str,
         typer.Option(
-            metavar="NAME[:ARG=VALUE,…]", help="A judge that tells refusals: phrases or endpoint."
+            metavar="NAME[:ARG=VALUE,…]", help="A judge that detects refusals: phrases or endpoint."
         ),
     ] = "phrases",
     wrong: Annotated[
-        bool, typer.Option("--wrong", help="Show what it got wrong, held-out ones excepted.")
+        bool, typer.Option("--wrong", help="Show completions judged wrong, except held-out ones.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure a judge against completions labelled by hand.
 
-    Prints precision and recall with 95% intervals. The completions that the phrases were tuned on
-    stand apart from those they were not.
+    Prints precision and recall with 95% intervals. Completions on which the phrases were tuned
+    are reported separately from held-out ones.
 
     [dim]safedraft judge-check[/]
     """
     from safedraft.evaluation.judges.check import load_completions, measure_accuracy
 
-    refuses = _verdicts(judge)
+    refuses = _find_predicate(judge)
     completions = load_completions()
     parts = {
-        "tuned on": measure_accuracy(refuses, [one for one in completions if not one.held_out]),
-        "held out": measure_accuracy(refuses, [one for one in completions if one.held_out]),
+        "tuned on": measure_accuracy(refuses, [item for item in completions if not item.held_out]),
+        "held out": measure_accuracy(refuses, [item for item in completions if item.held_out]),
     }
     if as_json:
-        found = {name: part.to_dict() for name, part in parts.items()}
-        sys.stdout.write(json.dumps({"judge": judge, **found}) + "\n")
+        accuracy = {name: part.to_dict() for name, part in parts.items()}
+        sys.stdout.write(json.dumps({"judge": judge, **accuracy}) + "\n")
         return
     _print(parts)
     if wrong:
         _show(parts["tuned on"])
 
 
-def _verdicts(judge: str) -> Predicate:
+def _find_predicate(judge: str) -> Predicate:
     name, _, arguments = judge.partition(":")
     if name == "phrases":
         if arguments:
             raise SafeDraftError(f"--judge {judge}: the judge phrases takes no arguments")
         from safedraft.prompts.phrases import is_refusal
 
-        return lambda one: is_refusal(one.text)
+        return lambda item: is_refusal(item.text)
     if name == "classifier":
-        raise SafeDraftError("the judge classifier tells harm, not refusals: nothing to check")
+        raise SafeDraftError(
+            "the judge classifier detects harm, not refusals: it cannot be checked"
+        )
     options.require_extra(f"the judge {name}", "inspect_ai", "openai")
     from safedraft.evaluation.judges.check import make_predicate
     from safedraft.evaluation.tasks import find_judge
@@ -105,6 +107,6 @@ def _show(part: JudgeAccuracy) -> None:
     from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    for one in part.wrong:
-        label = "missed" if one.refusal else "taken for a refusal"
-        console.print(f"\n[bold]{label}[/]: [dim]{escape(one.after)}[/]{escape(one.text)}")
+    for item in part.wrong:
+        label = "missed" if item.refusal else "taken for a refusal"
+        console.print(f"\n[bold]{label}[/]: [dim]{escape(item.after)}[/]{escape(item.text)}")

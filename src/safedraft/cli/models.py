@@ -1,4 +1,4 @@
-"""The options that say which two models decode, and on which engine; one object for a command."""
+"""Options that choose the models and the engine, as one object for each command."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
     ),
     "draft": (
         Annotated[
-            str | None, typer.Option(help="Another draft, named likewise.", rich_help_panel=_PANEL)
+            str | None,
+            typer.Option(help="Another draft, named in the same ways.", rich_help_panel=_PANEL),
         ],
         None,
     ),
@@ -62,7 +63,9 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             bool,
             typer.Option(
-                "--no-adapter", help="The bare draft, without its adapter.", rich_help_panel=_PANEL
+                "--no-adapter",
+                help="Use the bare draft, without its adapter.",
+                rich_help_panel=_PANEL,
             ),
         ],
         False,
@@ -71,14 +74,16 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             str,
             typer.Option(
-                help="auto, bfloat16, float16 or float32, of both models.", rich_help_panel=_PANEL
+                help="Dtype of both models: auto, bfloat16, float16 or float32.",
+                rich_help_panel=_PANEL,
             ),
         ],
         "auto",
     ),
     "device": (
         Annotated[
-            str, typer.Option(help="auto, cpu, cuda:0 … for both models.", rich_help_panel=_PANEL)
+            str,
+            typer.Option(help="Device of both models: auto, cpu, cuda:0 …", rich_help_panel=_PANEL),
         ],
         "auto",
     ),
@@ -86,7 +91,7 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             str,
             typer.Option(
-                help="What runs the models: transformers, vllm, or another that is installed.",
+                help="Engine that runs the models: transformers, vllm, or another installed one.",
                 rich_help_panel=_PANEL,
             ),
         ],
@@ -97,8 +102,8 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="An option of the engine's own, such as vLLM's enforce_eager=true; may be "
-                "given again.",
+                help="An option of the engine, such as vLLM's enforce_eager=true; may be given "
+                "again.",
                 rich_help_panel=_PANEL,
             ),
         ],
@@ -110,7 +115,7 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which two models, on which engine, with which constants."""
+    """The choice of two models, an engine and the constants."""
 
     pair: str | None = None
     target: str | None = None
@@ -125,10 +130,10 @@ class ModelChoice:
 
     @property
     def spec(self) -> PairSpec:
-        """The pair that is named.
+        """The chosen pair.
 
         Raises:
-            SafeDraftError: it is not known, or two options contradict each other.
+            SafeDraftError: the pair is unknown, or two options contradict each other.
         """
         from safedraft.models.registry import choose_pair
 
@@ -142,10 +147,10 @@ class ModelChoice:
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What the engine's loader is called with.
+        """The arguments of the engine's loader.
 
         Raises:
-            SafeDraftError: an option that is not NAME=VALUE.
+            SafeDraftError: an option is not NAME=VALUE.
         """
         named = {"dtype": self.dtype, "device": self.device}
         chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
@@ -156,7 +161,7 @@ class ModelChoice:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The same choice as model arguments of an evaluation, but for the pair's name."""
+        """The choice as model arguments of an evaluation, without the pair's name."""
         named = {
             "target": self.target,
             "draft": self.draft,
@@ -171,7 +176,7 @@ class ModelChoice:
 
     @property
     def config(self) -> SSDConfig | None:
-        """The pair's constants with those of ``--set``; None if nothing was set."""
+        """The pair's constants with those of ``--set``; None without ``--set``."""
         return options.with_settings(self.spec.config, self.settings) if self.settings else None
 
     def load(self) -> Pair:
@@ -179,7 +184,7 @@ class ModelChoice:
         from safedraft.models.progress import show_progress
         from safedraft.pair.load import load_spec
 
-        spec, config = self.spec, self.config  # refused before anything is fetched or loaded
+        spec, config = self.spec, self.config  # errors come before downloads
         with show_progress() as report:
             return load_spec(
                 spec, config=config, engine=self.engine, report=report, **self.engine_options
@@ -187,11 +192,11 @@ class ModelChoice:
 
 
 def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:
-    """Give a command the options of ``ModelChoice``, as its parameter ``models``.
+    """Add the options of ``ModelChoice`` to a command, as its parameter ``models``.
 
     Args:
-        without: options that the command does not have, or has in a form of its own.
-        defaults: other defaults than the usual.
+        without: options to leave out.
+        defaults: defaults that differ from the usual ones.
     """
     names = [item.name for item in fields(ModelChoice) if item.name not in without]
 
@@ -214,14 +219,14 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         ]
 
         @wraps(command)
-        def run(*arguments: Any, **given: Any) -> None:
-            choice = ModelChoice(**{name: given.pop(name) for name in names})
-            command(*arguments, models=choice, **given)
+        def run(*arguments: Any, **values: Any) -> None:
+            choice = ModelChoice(**{name: values.pop(name) for name in names})
+            command(*arguments, models=choice, **values)
 
         parameters = [*kept, *added]
         run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-        del run.__wrapped__  # typer would read its hints
+        del run.__wrapped__  # otherwise typer reads its annotations
         return run
 
     return decorate

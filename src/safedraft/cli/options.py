@@ -1,4 +1,4 @@
-"""Options that several commands share, and the pair they name."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -31,18 +31,24 @@ Set = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int, typer.Option(help="Most tokens in a reply.", rich_help_panel=_SAMPLING)
+    int, typer.Option(help="Maximum number of new tokens.", rich_help_panel=_SAMPLING)
 ]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_SAMPLING)]
+Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 is greedy.", rich_help_panel=_SAMPLING)
+]
 TopK = Annotated[
     int,
-    typer.Option(help="Cut the composite to its k best; 0 keeps all.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        help="Keep the k most likely tokens of the composite; 0 keeps all.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 TopP = Annotated[
-    float, typer.Option(help="Cut the composite to this share.", rich_help_panel=_SAMPLING)
+    float,
+    typer.Option(help="Keep this share of the composite's probability.", rich_help_panel=_SAMPLING),
 ]
 Seed = Annotated[
-    int | None, typer.Option(help="Repeats a sampled reply.", rich_help_panel=_SAMPLING)
+    int | None, typer.Option(help="Seed of a sampled reply.", rich_help_panel=_SAMPLING)
 ]
 Stop = Annotated[
     list[str] | None,
@@ -51,7 +57,7 @@ Stop = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option(help="A system prompt for both models.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def sampling_params(
@@ -62,7 +68,7 @@ def sampling_params(
     seed: int | None,
     stop: list[str] | None,
 ) -> SamplingParams:
-    """The options of the panel "Sampling", validated."""
+    """Validate the options of the panel "Sampling"."""
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -77,8 +83,8 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
     """Return ``config`` with the constants of ``--set`` replaced, as ``SSDConfig.replace`` does.
 
     Raises:
-        SafeDraftError: a name that is no constant.
-        ValidationError: a value out of its range.
+        SafeDraftError: a name is no constant.
+        ValidationError: a value is out of range.
     """
     return config.replace(**constants(settings))
 
@@ -89,7 +95,7 @@ def constants(
     """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 
     Raises:
-        SafeDraftError: a name that is no field of ``kind``.
+        SafeDraftError: a name is no field of ``kind``.
     """
     fields = kind.model_fields
     changes: dict[str, Any] = {}
@@ -101,10 +107,10 @@ def constants(
 
 
 def require_extra(command: str, *modules: str, extra: str = "eval") -> None:
-    """Refuse a command whose libraries are not installed, before anything else is done.
+    """Raise if a command's libraries are not installed, before any other work.
 
     Raises:
-        SafeDraftError: one of ``modules`` is missing; names the extra that brings it.
+        SafeDraftError: one of ``modules`` is missing; the message names the extra to install.
     """
     for module in modules:
         if find_spec(module) is None:
@@ -112,27 +118,27 @@ def require_extra(command: str, *modules: str, extra: str = "eval") -> None:
 
 
 def require_planned(option: str, suite: str, suites: Sequence[str]) -> None:
-    """Refuse what is said of a suite that is not run, before it is ignored.
+    """Raise if an option names a suite that is not run, instead of ignoring it.
 
     Raises:
-        SafeDraftError: it is none of ``suites``.
+        SafeDraftError: ``suite`` is not in ``suites``.
     """
     if suite not in suites:
         raise SafeDraftError(f"{option}: {suite} is not run, only {', '.join(suites)}")
 
 
 def say(message: str) -> None:
-    """One line of text on standard error."""
+    """Print one line of text on standard error."""
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(message, soft_wrap=True, markup=False)
 
 
-def standard_input() -> str:
-    """All of standard input as text.
+def read_standard_input() -> str:
+    """Read all of standard input as text.
 
     Raises:
-        SafeDraftError: there is none.
+        SafeDraftError: standard input is closed.
     """
     if sys.stdin is None:
         raise SafeDraftError("standard input is closed: give the prompt as an argument")

@@ -1,4 +1,4 @@
-"""``safedraft pairs``: what can be named."""
+"""``safedraft pairs``: list the registered pairs and the constants."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safedraft.cli import options
 
 def pairs(
     constants: Annotated[
-        bool, typer.Option("--constants", help="The method's constants and what they mean.")
+        bool, typer.Option("--constants", help="List the method's constants and their meaning.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the registered pairs, or the constants of the method.
 
-    Your own pairs go into [bold]pairs/*.toml[/] in the configuration folder named below the list.
+    Your own pairs belong in [bold]pairs/*.toml[/] in the configuration folder shown below the list.
     """
     from rich.console import Console
     from rich.table import Table
@@ -29,26 +29,26 @@ def pairs(
     from safedraft.models.registry import pairs as registered
 
     if constants:
-        _constants(as_json)
+        _print_constants(as_json)
         return
-    known = registered()
+    specs = registered()
     if as_json:
-        found = {name: spec.model_dump(exclude={"name"}) for name, spec in known.items()}
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        pairs_by_name = {name: spec.model_dump(exclude={"name"}) for name, spec in specs.items()}
+        sys.stdout.write(json.dumps(pairs_by_name, indent=1) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("pair", "target", "draft", "adapter"):
         table.add_column(heading, overflow="fold")
-    for name, spec in known.items():
-        guard = spec.adapter or ("a system prompt of its own" if spec.draft_system else "none")
-        table.add_row(Text(name, "bold"), *map(Text, (spec.target, spec.draft, guard)))
+    for name, spec in specs.items():
+        adapter = spec.adapter or ("a system prompt of its own" if spec.draft_system else "none")
+        table.add_row(Text(name, "bold"), *map(Text, (spec.target, spec.draft, adapter)))
     console = Console(highlight=False)
     console.print(table)
     console.print(Text(f"models: {', '.join(model_files())}", "dim"), soft_wrap=True)
     console.print(Text(f"your own: {config_folder() / 'pairs'}/*.toml", "dim"), soft_wrap=True)
 
 
-def _constants(as_json: bool) -> None:
+def _print_constants(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 

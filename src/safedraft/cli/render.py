@@ -1,4 +1,4 @@
-"""How replies look in a terminal: tokens coloured by where they came from."""
+"""Replies in a terminal; the color of a token shows its origin."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CONTROL = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
 
 
-def visible(text: str) -> str:
-    """``text`` without the control characters by which a model could drive the terminal."""
+def strip_control_characters(text: str) -> str:
+    """Remove control characters, with which a model could control the terminal."""
     return text.translate(_CONTROL)
 
 
-def style_of(token: Token) -> str:
-    """Green for the draft's own, yellow and magenta for corrections in intersection and union."""
+def choose_style(token: Token) -> str:
+    """Choose green for the draft's own tokens, yellow and magenta for corrections by scheme."""
     if token.scheme is None:
         return ""
     if token.matched:
@@ -30,8 +30,8 @@ def style_of(token: Token) -> str:
     return UNION if token.scheme == "union" else INTERSECTION
 
 
-def legend() -> Text:
-    """What the colours mean."""
+def make_legend() -> Text:
+    """Explain the colors."""
     return Text.assemble(
         ("■", MATCHED),
         " the draft's token, accepted   ",
@@ -42,28 +42,28 @@ def legend() -> Text:
     )
 
 
-def coloured(tokens: Sequence[Token], *, folded: bool = False) -> Text:
-    """The tokens' text in their colours; folded, every letter is covered."""
+def color_tokens(tokens: Sequence[Token], *, folded: bool = False) -> Text:
+    """Join the tokens' texts in color; ``folded`` covers every letter."""
     text = Text()
     for token in tokens:
-        words = visible(token.text)
+        words = strip_control_characters(token.text)
         if folded:
             words = "".join(letter if letter.isspace() else "░" for letter in words)
-        text.append(words, style_of(token))
+        text.append(words, choose_style(token))
     return text
 
 
-def tell(token: Token, console: Console) -> None:
-    """Print a token as it comes: in colour on a terminal, to the letter anywhere else."""
+def print_token(token: Token, console: Console) -> None:
+    """Print a token: in color on a terminal, as plain text elsewhere."""
     if console.is_terminal:
-        console.print(Text(visible(token.text), style_of(token)), end="")
+        console.print(Text(strip_control_characters(token.text), choose_style(token)), end="")
     elif not console.quiet:
         console.file.write(token.text)
     console.file.flush()
 
 
-def bins(ratios: Sequence[float]) -> Text:
-    """The match ratio of each bin as a bar, and their figures."""
+def format_bins(ratios: Sequence[float]) -> Text:
+    """Format the match ratios of the bins as bars and numbers."""
     if not ratios:
         return Text("no full bin", "dim")
     bars = "".join(_BARS[round(ratio * (len(_BARS) - 1))] for ratio in ratios)
@@ -71,8 +71,8 @@ def bins(ratios: Sequence[float]) -> Text:
     return Text.assemble((bars, MATCHED), (f"  {figures}", "dim"))
 
 
-def summary(reply: GenerationResult) -> Text:
-    """One line of figures."""
+def format_summary(reply: GenerationResult) -> Text:
+    """Format the statistics of a reply in one line."""
     figures = reply.statistics
     parts = [f"{figures.tokens} tokens", f"{figures.tokens_per_second:.1f} tokens/s"]
     if figures.draft_passes:
@@ -85,22 +85,26 @@ def summary(reply: GenerationResult) -> Text:
     return Text(" · ".join(parts), "dim")
 
 
-def panel(
+def make_panel(
     title: str, reply: GenerationResult, *, prefill: str = "", folded: bool = False
 ) -> RenderableType:
-    """One method's reply: text in colour, bins, figures."""
+    """Make the panel of one method: colored text, bins and statistics."""
     parts: list[RenderableType] = [
-        Text.assemble((prefill, "dim italic"), coloured(reply.trace, folded=folded))
+        Text.assemble((prefill, "dim italic"), color_tokens(reply.trace, folded=folded))
     ]
     if reply.statistics.match_ratios:
-        parts += ["", Text("match ratio per bin", "dim"), bins(reply.statistics.match_ratios)]
+        parts += [
+            "",
+            Text("match ratio per bin", "dim"),
+            format_bins(reply.statistics.match_ratios),
+        ]
     if reply.statistics.seconds:
-        parts += ["", summary(reply)]
+        parts += ["", format_summary(reply)]
     return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 
-def side_by_side(panels: Sequence[RenderableType]) -> Table:
-    """Panels of equal width in one row."""
+def arrange_panels(panels: Sequence[RenderableType]) -> Table:
+    """Arrange panels of equal width in one row."""
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in panels:
         table.add_column(ratio=1)

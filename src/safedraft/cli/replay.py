@@ -1,4 +1,4 @@
-"""``safedraft replay``: are the tokens those of the method's authors?"""
+"""``safedraft replay``: compare tokens with recordings of the reference implementation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-9  # strengths are sums of decimal fractions
 
 
 class Case(BaseModel):
-    """One recorded reply: greedy, every constant but the two strengths at its default."""
+    """One recorded greedy reply; all constants but the two strengths have their defaults."""
 
     name: str | None = None
     target_prompt: Annotated[list[int], Field(min_length=1)]
@@ -32,21 +32,21 @@ class Case(BaseModel):
     max_new_tokens: Positive
     output: list[int]
     steps: list[tuple[Scheme, FiniteFloat, int]]
-    """Scheme, strength and token of every position."""
+    """Scheme, strength and token at every position."""
 
 
 class Recording(BaseModel):
     """A conformance file."""
 
     target: str
-    """A folder beside the file, used where no other is named."""
+    """A folder next to the file, used if no model is named."""
     draft: str
     eos_token_id: int | list[int] | None = None
     cases: Annotated[list[Case], Field(min_length=1)]
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """What ended the recorded replies."""
+        """End tokens of the recorded replies."""
         ends = self.eos_token_id
         return frozenset([ends] if isinstance(ends, int) else ends or [])
 
@@ -56,15 +56,19 @@ def replay(
     file: Annotated[Path, typer.Argument(help="A conformance file.")],
     draft_tokens: Annotated[
         int,
-        typer.Option(min=1, help="T; it must not change a token.", rich_help_panel="Method"),
+        typer.Option(
+            min=1,
+            help="T, the number of drafted tokens; no token depends on it.",
+            rich_help_panel="Method",
+        ),
     ] = 3,
     *,
     models: ModelChoice,
 ) -> None:
     """Decode every case of a conformance file and compare ids, schemes and strengths.
 
-    With no models named, they are the folders beside the file that it names itself. Folders need
-    no tokenizer. Exits with 1 unless all cases are identical.
+    Without model options, the models are the folders that the file names, next to it. Folders need
+    no tokenizer. The exit code is 1 unless all cases are identical.
 
     [dim]safedraft replay near.json[/]
     """
@@ -72,7 +76,7 @@ def replay(
 
     recording = read_recording(file)
     if models.pair is None and models.target is None and models.draft is None:
-        target, draft = (_beside(file, name) for name in (recording.target, recording.draft))
+        target, draft = (_find_folder(file, name) for name in (recording.target, recording.draft))
         models = replace(models, target=target, draft=draft)
     pair = replace(_load(models, draft_tokens), end_tokens=recording.end_tokens)
     cases = dict(enumerate(recording.cases, start=1))
@@ -94,7 +98,7 @@ def replay(
 
 
 def _load(models: ModelChoice, draft_tokens: int) -> Pair:
-    """The pair without system prompts, since the cases hold prompts as token ids."""
+    """Load the pair without system prompts, since the cases contain prompts as token ids."""
     from safedraft.models.progress import show_progress
     from safedraft.pair.load import load_spec
 
@@ -109,7 +113,7 @@ def _load(models: ModelChoice, draft_tokens: int) -> Pair:
         )
 
 
-def _beside(file: Path, name: str) -> str:
+def _find_folder(file: Path, name: str) -> str:
     folder = (file.parent / name).resolve()
     if not folder.is_dir():
         raise SafeDraftError(f"there is no folder {folder}: name the models by --pair or --target")
@@ -117,7 +121,11 @@ def _beside(file: Path, name: str) -> str:
 
 
 def read_recording(file: Path) -> Recording:
-    """The conformance file, or a ``SafeDraftError`` that names the file and the field."""
+    """Read a conformance file.
+
+    Raises:
+        SafeDraftError: the file cannot be read, or a field is invalid.
+    """
     try:
         return Recording.model_validate_json(file.read_bytes())
     except OSError as error:
@@ -127,7 +135,7 @@ def read_recording(file: Path) -> Recording:
 
 
 def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[str | None]:
-    """How each decoded reply differs from the recorded one; None where it does not."""
+    """Describe how each generated reply differs from the recorded one; None if it does not."""
     from safedraft.pair import Prompts
 
     replies = pair.generate_many_ids(
@@ -135,7 +143,7 @@ def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[s
         sampling=[SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases],
         config=[_config(case, draft_tokens) for case in cases],
     )
-    return [difference_from(case, reply) for case, reply in zip(cases, replies, strict=True)]
+    return [describe_difference(case, reply) for case, reply in zip(cases, replies, strict=True)]
 
 
 def _config(case: Case, draft_tokens: int) -> SSDConfig:
@@ -146,14 +154,14 @@ def _config(case: Case, draft_tokens: int) -> SSDConfig:
     )
 
 
-def difference_from(case: Case, reply: GenerationResult) -> str | None:
-    """How a reply differs from the recorded one; None if it does not."""
+def describe_difference(case: Case, reply: GenerationResult) -> str | None:
+    """Describe how a reply differs from the recorded one; None if it does not."""
     for at, (token, expected) in enumerate(zip(reply.trace, case.steps, strict=False)):
         scheme, strength, id = expected
         same = (token.scheme, token.id) == (scheme, id)
         if not (same and abs(token.alpha - strength) <= _TOLERANCE):
-            found = f"{token.scheme} {token.alpha:g} token {token.id}"
-            return f"differs at {at}: {found}, expected {scheme} {strength:g} token {id}"
+            actual = f"{token.scheme} {token.alpha:g} token {token.id}"
+            return f"differs at {at}: {actual}, expected {scheme} {strength:g} token {id}"
     ids = [token.id for token in reply.trace]
     if len(ids) != len(case.steps) or ids != case.output:
         return f"differs in length: {len(ids)} tokens, expected {len(case.output)}"

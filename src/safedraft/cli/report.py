@@ -1,4 +1,4 @@
-"""``safedraft report``: what finished logs show, as a page, as Markdown and as JSON."""
+"""``safedraft report``: report finished logs as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def report(
         bool,
         typer.Option(
             "--texts/--no-texts",
-            help="Show a few outcomes side by side; under attack they are folded away.",
+            help="Show some replies side by side; replies to attacks are collapsed.",
         ),
     ] = True,
 ) -> None:
     """Make a report of finished evaluations.
 
-    One self-contained HTML page, and the same figures as Markdown and JSON: attack success,
-    refusal of harmless prompts, accuracy, speed, each with its count and 95% interval. No model is
-    loaded.
+    The report is a self-contained HTML page, and the same figures as Markdown and JSON: attack
+    success, refusal of harmless prompts, accuracy and speed, each with its count and 95% interval.
+    No model is loaded.
 
     [dim]safedraft report logs[/]
     """
@@ -46,7 +46,7 @@ def report(
 
     figures = build_figures(read_logs(logs or [Path("safedraft-logs")]))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(*(escape(said) for said in (figures.headline, *figures.further_findings)))
+    console.print(*(escape(sentence) for sentence in (figures.headline, *figures.further_findings)))
     console.print()
     for note in figures.notes:
         console.print(escape(note), style="dim")

@@ -1,4 +1,4 @@
-"""``safedraft score``: other judges for finished logs."""
+"""``safedraft score``: judge finished logs again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def score(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="A folder for the judged logs. They are replaced if left out."),
+        typer.Option(help="Folder for the judged logs. Default: the logs are replaced."),
     ] = None,
 ) -> None:
-    """Judge finished logs again, without decoding anything.
+    """Judge finished logs again, without generating replies.
 
-    The scores are replaced by those of the judges given; what was asked and said stays as it is.
+    The scores of the given judges replace the old ones; prompts and replies are unchanged.
 
     [dim]safedraft score safedraft-logs --judge phrases
     --judge endpoint:url=http://localhost:8000/v1,model=NAME[/]

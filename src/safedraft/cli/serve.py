@@ -25,7 +25,7 @@ _SERVER = "Server"
 
 
 class Allowed(StrEnum):
-    """What helps attackers and is off unless the operator allows it."""
+    """Features that help attackers, disabled unless the operator allows them."""
 
     PREFILL = "prefill"
     COMPLETIONS = "completions"
@@ -36,13 +36,13 @@ class Allowed(StrEnum):
 def serve(
     context: typer.Context,
     pair: Annotated[
-        str | None, typer.Argument(help="A registered pair; the default one when not given.")
+        str | None, typer.Argument(help="A registered pair. Default: the default pair.")
     ] = None,
     draft_tokens_up_to: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REQUESTS:T",
-            help="For vllm: T while no more than so many requests run. May be given again.",
+            help="For vllm: T while at most REQUESTS requests run. May be given again.",
             rich_help_panel="Method",
         ),
     ] = None,
@@ -50,14 +50,14 @@ def serve(
         bool,
         typer.Option(
             "--requests-may-set-constants",
-            help="Let a request change the method's constants, down to no defense at all.",
+            help="Let requests change the method's constants, which can disable the defense.",
             rich_help_panel="Method",
         ),
     ] = False,
     host: Annotated[
         str,
         typer.Option(
-            help=f"Where to listen; any but this machine's own needs {API_KEY}.",
+            help=f"Address to listen on; one that is not local needs {API_KEY}.",
             rich_help_panel=_SERVER,
         ),
     ] = "127.0.0.1",
@@ -65,8 +65,8 @@ def serve(
     allow: Annotated[
         list[Allowed] | None,
         typer.Option(
-            help="What is off because it helps attackers: messages that begin the reply; raw text "
-            "at /v1/completions; matches and schemes with a reply. May be given again.",
+            help="A feature that is off because it helps attackers: messages that begin the reply; "
+            "raw text at /v1/completions; matches and schemes with a reply. May be given again.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -82,7 +82,7 @@ def serve(
         bool,
         typer.Option(
             "--playground",
-            help="A page at /playground that shows every token's decision.",
+            help="Serve a page at /playground that shows the decision of every token.",
             rich_help_panel=_SERVER,
         ),
     ] = False,
@@ -91,9 +91,9 @@ def serve(
 ) -> None:
     """Serve a pair to any client of the OpenAI API, every reply decoded with SSD.
 
-    Clients have to give the API key in the environment variable SAFEDRAFT_API_KEY, if it is set.
-    With vllm, T is --set draft_tokens=N at any load, or --draft-tokens-up-to; on processors it
-    falls with load unless one of them is given.
+    If the environment variable SAFEDRAFT_API_KEY is set, clients must send that key. With vllm,
+    --set draft_tokens=N fixes T at any load, and --draft-tokens-up-to sets T by load; without
+    both, T decreases with load on processors.
 
     [dim]safedraft serve qwen2.5-coder --playground[/]
     [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
@@ -101,23 +101,23 @@ def serve(
     key = os.environ.get(API_KEY)
     require_safe(host, key)  # before anything is fetched or loaded
     arguments = list(context.args)
-    if pair and pair.startswith("-"):  # no pair was named, and vLLM's options begin here
+    if pair and pair.startswith("-"):  # no pair is named: vLLM's options begin here
         arguments.insert(0, pair)
         pair = None
     models = replace(models, pair=pair)
     spec, config = models.spec, models.config
-    # With another model it is not the pair that clients know by its name.
+    # With another model, the name of the pair would mislead clients.
     name = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
     if models.engine == "vllm":
-        _only("transformers", allow=allow, limit=limit, playground=playground)
-        _only("transformers", device=models.device != "auto")
+        _require_engine("transformers", allow=allow, limit=limit, playground=playground)
+        _require_engine("transformers", device=models.device != "auto")
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
         if models.dtype != "auto":
             arguments = ["--dtype", models.dtype, *arguments]
         by_load = _parse_draft_tokens(draft_tokens_up_to or ())
         _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load)
         return
-    _only("vllm", draft_tokens_up_to=draft_tokens_up_to)
+    _require_engine("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
     options.require_extra(
@@ -140,7 +140,7 @@ def serve(
 def _serve(models: ModelChoice, settings: ServerSettings, host: str, port: int) -> None:
     from safedraft.server.run import listen, serve_app
 
-    listening = listen(host, port)  # what can be refused is refused before models are loaded
+    listening = listen(host, port)  # errors come before models are loaded
     serve_app(models.load(), settings, listening, options.say)
 
 
@@ -161,9 +161,9 @@ def _serve_in_vllm(
     run()
 
 
-def _only(engine: str, **given: object) -> None:
-    """Refuse options that are given and that only ``engine`` has."""
-    for name, value in given.items():
+def _require_engine(engine: str, **values: object) -> None:
+    """Raise if options are set that only ``engine`` has."""
+    for name, value in values.items():
         if value:
             flag = "--" + name.replace("_", "-")
             raise SafeDraftError(f"{flag} is for --engine {engine} only: leave it out")

@@ -1,7 +1,7 @@
-"""What SSD is compared with, one file each.
+"""The defenses that SSD is compared with, one file each.
 
-A rule decides each position from the two models; a defense answers a conversation with a pair, and
-may rewrite, read or withhold text around a rule. Every rule is a defense of its own.
+A rule decides each position from the two models. A defense answers a conversation with a pair, and
+may also rewrite prompts, read replies or withhold them. Every rule can be used as a defense.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ DEFENSES: Registry[Defense] = Registry("safedraft.defenses", "defense")
 """Defenses that are more than a rule; third parties add theirs by an entry point."""
 
 
-def defense_names() -> list[str]:
-    """Every way to answer a conversation: the rules, and the defenses that are more than one."""
+def list_defenses() -> list[str]:
+    """List the names of all defenses, the rules included."""
     return list(dict.fromkeys([*DEFENSES.names(), *RULES.names()]))
 
 
 def find_defense(name: str) -> Defense:
-    """The defense of that name.
+    """Find a defense by its name.
 
     Raises:
-        SafeDraftError: there is none; lists those there are.
+        SafeDraftError: the name is unknown; the message lists the known ones.
     """
     if name in DEFENSES.names():
         return DEFENSES.find(name)
     if name in RULES.names():
         return RuleDefense(find_rule(name))
-    raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(defense_names())}")
+    raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(list_defenses())}")
 
 
-def constants_of(name: str) -> frozenset[str]:
-    """Names of the constants that a defense uses; none of one that is not installed."""
+def list_constants(name: str) -> frozenset[str]:
+    """List the names of a defense's constants; empty if the defense is not installed."""
     if name in DEFENSES.names() or name not in RULES.names():
         return frozenset()
     return frozenset(find_rule(name).config.model_fields)
 
 
 def needs_sessions(name: str) -> bool:
-    """Whether a defense asks a model about a text, which not every engine can do."""
+    """Whether a defense scores a given text with a model, which not every engine supports."""
     return isinstance(find_defense(name), PerplexityFilter)
 
 
-def constants_class(name: str) -> type[Constants]:
-    """The class of the constants that a defense uses."""
+def find_constants_class(name: str) -> type[Constants]:
+    """Find the class of a defense's constants."""
     if name in DEFENSES.names():
         return Constants
     return find_rule(name).config

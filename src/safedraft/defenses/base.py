@@ -1,4 +1,4 @@
-"""What a defense is, and the little that those which rewrite, read or withhold text share."""
+"""The protocols of defenses, and functions that several defenses share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Defense(Protocol):
-    """Anything that answers a conversation with a pair."""
+    """A method that answers a conversation with a pair."""
 
     def __call__(
         self,
@@ -29,10 +29,10 @@ class Defense(Protocol):
         sampling: SamplingParams,
         config: Constants,
     ) -> GenerationResult:
-        """The whole reply; messages that end in an assistant turn are continued.
+        """Return the whole reply; messages that end with an assistant turn are continued.
 
         Raises:
-            SafeDraftError: nothing to answer, or no room for it in the context.
+            SafeDraftError: there is nothing to answer, or the context has no room for a reply.
             BrokenModelError: a model gave NaN or infinite logits.
         """
         ...
@@ -40,7 +40,7 @@ class Defense(Protocol):
 
 @dataclass(frozen=True)
 class RuleDefense:
-    """The defense that lies in the rule alone by which positions are decided."""
+    """A defense that consists of a rule alone."""
 
     rule: Rule
 
@@ -51,16 +51,16 @@ class RuleDefense:
         sampling: SamplingParams,
         config: Constants,
     ) -> GenerationResult:
-        """As ``Defense``."""
+        """Return the pair's reply under the rule; see ``Defense``."""
         return pair.generate(messages, sampling=sampling, config=config, rule=self.rule)
 
 
-undefended = RuleDefense(TargetOnly())
-"""The target alone: what the defenses that work on text answer with."""
+answer_undefended = RuleDefense(TargetOnly())
+"""The target alone, with which defenses that work on text answer."""
 
 
 class PromptDefense(Protocol):
-    """A defense that asks the target alone, and works on the prompts and replies around it."""
+    """A defense that changes the prompts and replies of the target alone."""
 
     def __call__(
         self,
@@ -68,22 +68,22 @@ class PromptDefense(Protocol):
         messages: Sequence[Message],
         sampling: SamplingParams,
         config: Constants,
-        ask: Defense = undefended,
+        ask: Defense = answer_undefended,
     ) -> GenerationResult:
-        """As ``Defense``; whatever the target is asked, ``ask`` answers."""
+        """Return the reply; see ``Defense``. ``ask`` answers each prompt to the target."""
         ...
 
 
 def is_prompt_defense(defense: Defense) -> TypeGuard[PromptDefense]:
-    """Whether a defense lets another function ask the target, so that replies can be drawn."""
+    """Whether a defense has the parameter ``ask``, so that its replies can be batched."""
     return "ask" in signature(defense).parameters
 
 
-def last_user(messages: Sequence[Message]) -> int:
-    """Where the last user message stands.
+def find_last_user(messages: Sequence[Message]) -> int:
+    """Find the index of the last user message.
 
     Raises:
-        SafeDraftError: there is none.
+        SafeDraftError: there is no user message.
     """
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
@@ -92,28 +92,28 @@ def last_user(messages: Sequence[Message]) -> int:
 
 
 def rewrite_request(messages: Sequence[Message], text: str) -> list[Message]:
-    """``messages`` with ``text`` in place of the last user message's."""
-    at = last_user(messages)
+    """Replace the text of the last user message by ``text``."""
+    at = find_last_user(messages)
     return [*messages[:at], {**messages[at], "content": text}, *messages[at + 1 :]]
 
 
-def refuse(pair: Pair, withheld: GenerationResult) -> GenerationResult:
-    """A fixed refusal in place of a reply; nothing decoded it, so it has no trace and no cost yet.
+def make_refusal(pair: Pair, withheld: GenerationResult) -> GenerationResult:
+    """Make a fixed refusal in place of a reply; it has no trace and no cost.
 
-    Its ``tokens`` are those of the sentence, which is what the user is given.
+    ``tokens`` is the length of the refusal, which is what the user gets.
     """
     tokenizer = pair.target.tokenizer
     length = len(tokenizer.encode(REFUSAL, add_special_tokens=False)) if tokenizer else 0
-    asked = withheld.statistics
-    statistics = Statistics(prompt_tokens=asked.prompt_tokens, tokens=length, seed=asked.seed)
+    original = withheld.statistics
+    statistics = Statistics(prompt_tokens=original.prompt_tokens, tokens=length, seed=original.seed)
     return GenerationResult(text=REFUSAL, finish_reason="stop", statistics=statistics)
 
 
 def add_cost(reply: GenerationResult, *work: Statistics) -> GenerationResult:
-    """``reply`` with what other ``work`` for it cost: passes and seconds, spent before it began.
+    """Add the passes and seconds of other ``work``, done before the reply began, to its statistics.
 
-    The tokens of that work are not added, as the user never sees them. So ``tokens_per_second`` and
-    ``tokens_per_target_pass`` are those of the tokens delivered, over all that was spent.
+    The tokens of that work are not added, since the user never sees them: ``tokens_per_second`` and
+    ``tokens_per_target_pass`` count the delivered tokens over the total cost.
     """
     total = reply.statistics
     for other in work:

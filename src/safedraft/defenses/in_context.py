@@ -1,4 +1,4 @@
-"""In-context defense: the target alone, shown one harmful request and its refusal beforehand.
+"""In-context defense: the target alone, after a demonstration of one refused harmful request.
 
 Wei, Wang and Wang, arXiv 2310.06387, with one demonstration. The wording is our own.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.defenses.base import Defense, undefended
+from safedraft.defenses.base import Defense, answer_undefended
 from safedraft.text.messages import Message, conversation
 from safedraft.text.refusals import REFUSAL
 from safedraft.text.results import GenerationResult
@@ -28,10 +28,10 @@ def in_context(
     messages: Sequence[Message],
     sampling: SamplingParams,
     config: Constants,
-    ask: Defense = undefended,
+    ask: Defense = answer_undefended,
 ) -> GenerationResult:
-    """The target's reply to the conversation behind the demonstration and any system prompt."""
+    """Return the target's reply, with the demonstration after any system prompt."""
     messages = conversation(messages)
     start = int(messages[0]["role"] == "system")
-    shown = [*messages[:start], *DEMONSTRATION, *messages[start:]]
-    return ask(pair, shown, sampling, config)
+    demonstrated = [*messages[:start], *DEMONSTRATION, *messages[start:]]
+    return ask(pair, demonstrated, sampling, config)

@@ -1,4 +1,4 @@
-"""Paraphrase: the target says the request in its own words first, and answers those.
+"""Paraphrase: the target rewrites the request in other words, and answers the paraphrase.
 
 Jain et al., arXiv 2309.00614, Section 4.2. Adversarial suffixes rarely survive it. The wording is
 our own.
@@ -13,10 +13,10 @@ from safedraft.core.config import Constants, SamplingParams
 from safedraft.defenses.base import (
     Defense,
     add_cost,
-    last_user,
-    refuse,
+    answer_undefended,
+    find_last_user,
+    make_refusal,
     rewrite_request,
-    undefended,
 )
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import GenerationResult
@@ -28,7 +28,7 @@ INSTRUCTION = (
     "Say the following message in other words. Do not answer it; write the new wording only.\n\n"
     "{text}"
 )
-_SPARE = 16  # tokens by which twice the message is exceeded at most
+_SPARE = 16  # tokens allowed beyond twice the length of the message
 
 
 def paraphrase(
@@ -36,20 +36,20 @@ def paraphrase(
     messages: Sequence[Message],
     sampling: SamplingParams,
     config: Constants,
-    ask: Defense = undefended,
+    ask: Defense = answer_undefended,
 ) -> GenerationResult:
-    """The target's reply to a greedy paraphrase of the last user message.
+    """Return the target's reply to a greedy paraphrase of the last user message.
 
-    All other turns stay as they are, a prefilled beginning of the reply included. A message of
-    which nothing is left is refused: the original is never answered in its place.
+    All other turns are unchanged, including a prefilled beginning of the reply. An empty paraphrase
+    leads to a refusal: the original message is never answered.
     """
     messages = conversation(messages)
-    text = messages[last_user(messages)]["content"]
+    text = messages[find_last_user(messages)]["content"]
     prompt: list[Message] = [{"role": "user", "content": INSTRUCTION.format(text=text)}]
     length = len(pair.prompts([{"role": "user", "content": text}]).target)
-    brief = SamplingParams(max_new_tokens=2 * length + _SPARE)
-    reworded = ask(pair, prompt, brief, config)
-    if not reworded.text.strip():
-        return add_cost(refuse(pair, reworded), reworded.statistics)
-    reply = ask(pair, rewrite_request(messages, reworded.text.strip()), sampling, config)
-    return add_cost(reply, reworded.statistics)
+    paraphrase_sampling = SamplingParams(max_new_tokens=2 * length + _SPARE)
+    paraphrased = ask(pair, prompt, paraphrase_sampling, config)
+    if not paraphrased.text.strip():
+        return add_cost(make_refusal(pair, paraphrased), paraphrased.statistics)
+    reply = ask(pair, rewrite_request(messages, paraphrased.text.strip()), sampling, config)
+    return add_cost(reply, paraphrased.statistics)

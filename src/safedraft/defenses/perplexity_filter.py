@@ -1,7 +1,7 @@
-"""Perplexity filter: a message that reads like noise to the target is refused.
+"""Perplexity filter: a message with a high perplexity under the target is refused.
 
-Alon and Kamfonas, arXiv 2308.14132; in windows, Jain et al., arXiv 2309.00614, Section 4.1. Made
-against adversarial suffixes; attacks in fluent language pass.
+Alon and Kamfonas, arXiv 2308.14132; in windows, Jain et al., arXiv 2309.00614, Section 4.1. The
+filter detects adversarial suffixes; attacks in fluent language pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.session import Reader
-from safedraft.defenses.base import add_cost, last_user, refuse
+from safedraft.defenses.base import add_cost, find_last_user, make_refusal
 from safedraft.rules.target_only import TargetOnly
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import GenerationResult, Statistics
@@ -27,23 +27,23 @@ from safedraft.text.results import GenerationResult, Statistics
 if TYPE_CHECKING:
     from safedraft.pair import Pair
 
-ROWS = 64  # tokens scored at once: a row of a large vocabulary takes most of a megabyte
+ROWS = 64  # tokens scored at once: a row of a large vocabulary takes nearly a megabyte
 
 
 @dataclass(frozen=True)
 class PerplexityFilter:
-    """Refuses when the last user message, or its worst window, is too perplexing for the target.
+    """Refuses if the perplexity of the last user message, or of its worst window, is too high.
 
     Raises:
-        SafeDraftError: a threshold or window outside its range.
+        SafeDraftError: the threshold or the window is out of range.
     """
 
     threshold: float = 1000.0
-    """Highest perplexity that is answered. The default is of the order that separates fluent text
-    from random tokens; the scale is each target's own, so for a fair comparison set it to the
-    highest that ordinary prompts, none of them reported on, reach with the pair."""
+    """Maximum perplexity that is answered. The default has the magnitude that separates fluent text
+    from random tokens. The scale depends on the target: for a fair comparison, set it to the
+    maximum over ordinary prompts that no report uses."""
     window: int = 10
-    """Tokens in a window; shorter messages are judged as a whole."""
+    """Number of tokens in a window; shorter messages are scored as a whole."""
 
     def __post_init__(self) -> None:
         if not self.threshold >= 1:
@@ -54,31 +54,31 @@ class PerplexityFilter:
     def __call__(
         self, pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: Constants
     ) -> GenerationResult:
-        """The target's reply, or a refusal; a perplexity that is no number is refused too."""
+        """Return the target's reply, or a refusal, also if the perplexity is NaN."""
         messages = conversation(messages)
-        # Made first, so that what cannot be answered is an error whatever its perplexity.
+        # The stream comes first, so that an invalid conversation is an error at any perplexity.
         stream = pair.stream(messages, sampling=sampling, config=config, rule=TargetOnly())
         started = time.perf_counter()
         target = pair.reader("target")
-        losses = message_losses(pair, target, messages[last_user(messages)]["content"])
-        passes = worst_perplexity(losses, self.window) <= self.threshold
+        losses = compute_losses(pair, target, messages[find_last_user(messages)]["content"])
+        passes = compute_worst_perplexity(losses, self.window) <= self.threshold
         work = Statistics(
             seconds=time.perf_counter() - started,
             target_passes=target.passes,
             target_seconds=target.seconds,
         )
-        return add_cost(stream.drain() if passes else refuse(pair, stream.result), work)
+        return add_cost(stream.drain() if passes else make_refusal(pair, stream.result), work)
 
 
 perplexity_filter = PerplexityFilter()
 
 
-def worst_perplexity(losses: Tensor, window: int) -> float:
-    """The perplexity of the whole or of its worst window, whichever is higher.
+def compute_worst_perplexity(losses: Tensor, window: int) -> float:
+    """Return the larger of the perplexities of the whole message and of its worst window.
 
     Args:
         losses: -log P of each token in nats, ``[n]``.
-        window: tokens in a window.
+        window: number of tokens in a window.
     """
     means = [losses.mean()]
     if len(losses) >= window:
@@ -86,32 +86,34 @@ def worst_perplexity(losses: Tensor, window: int) -> float:
     return math.exp(torch.stack(means).max().item())
 
 
-def message_losses(pair: Pair, target: Reader, text: str) -> Tensor:
-    """-log P of each token of a user message, ``[n]``, where the target reads it: in its template.
+def compute_losses(pair: Pair, target: Reader, text: str) -> Tensor:
+    """Compute -log P of each token of a user message, ``[n]``, inside the target's chat template.
 
-    The message stands alone, because earlier turns could make any text look likely.
+    Earlier turns are left out, because they could make any text likely.
     """
     full, empty = (
         pair.prompts([{"role": "user", "content": content}]).target for content in (text, "")
     )
-    start = _shared(full, empty)
-    end = len(full) - _shared(full[start:][::-1], empty[start:][::-1])
-    return _losses(target, full[:end], max(start, 1))
+    start = _count_shared(full, empty)
+    end = len(full) - _count_shared(full[start:][::-1], empty[start:][::-1])
+    return _score(target, full[:end], max(start, 1))
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
+def _count_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Count the tokens of the common beginning of two sequences."""
+    return sum(
+        1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
+    )
 
 
-def _losses(target: Reader, ids: Sequence[int], start: int) -> Tensor:
-    """-log P of each of ``ids[start:]`` given all before it; ``start`` is at least 1."""
+def _score(target: Reader, ids: Sequence[int], start: int) -> Tensor:
+    """Compute -log P of each of ``ids[start:]`` given the ids before it; ``start`` >= 1."""
     losses = [torch.zeros(0)]
-    fed = 0
+    length_read = 0
     for at in range(start, len(ids), ROWS):
-        wanted = ids[at : at + ROWS]
-        last = at + len(wanted) - 1
-        rows = target.read(ids[fed:last], len(wanted))
-        losses.append(-rows.gather(-1, torch.tensor(wanted)[:, None])[:, 0].log())
-        fed = last
+        scored = ids[at : at + ROWS]
+        last = at + len(scored) - 1
+        rows = target.read(ids[length_read:last], len(scored))
+        losses.append(-rows.gather(-1, torch.tensor(scored)[:, None])[:, 0].log())
+        length_read = last
     return torch.cat(losses)

@@ -1,7 +1,7 @@
-"""Self-examination: the target answers, then says whether its answer is harmful.
+"""Self-examination: the target answers, then judges whether its answer is harmful.
 
-Phute et al., "LLM Self Defense", arXiv 2308.08998. The wording is our own. What is examined is the
-assistant's whole turn, the beginning it was given included, in a conversation of its own.
+Phute et al., "LLM Self Defense", arXiv 2308.08998. The wording is our own. The target
+examines the assistant's whole turn, including a prefilled beginning, in a new conversation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.defenses.base import Defense, add_cost, refuse, undefended
+from safedraft.defenses.base import Defense, add_cost, answer_undefended, make_refusal
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import GenerationResult
 
@@ -33,29 +33,29 @@ def self_examination(
     messages: Sequence[Message],
     sampling: SamplingParams,
     config: Constants,
-    ask: Defense = undefended,
+    ask: Defense = answer_undefended,
 ) -> GenerationResult:
-    """The target's reply if it calls it harmless; a refusal on a yes, and on anything but a no.
+    """Return the target's reply if its verdict is no, and a refusal after any other verdict.
 
-    The statistics count the tokens of what is delivered, and the passes and seconds of both
-    decodes; as nothing is delivered before the verdict, the first token comes with the last.
+    The statistics count the delivered tokens, and the passes and seconds of both generations.
+    Nothing is delivered before the verdict, so the first token arrives with the last.
 
     Raises:
-        SafeDraftError: also where the answer leaves no room in the context to examine it.
+        SafeDraftError: as ``Defense``, or the context has no room to examine the answer.
     """
     messages = conversation(messages)
     answer = ask(pair, messages, sampling, config)
-    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-    question = {"role": "user", "content": QUESTION.format(text=begun + answer.text)}
+    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    question = {"role": "user", "content": QUESTION.format(text=prefill + answer.text)}
     verdict = ask(pair, [question], SamplingParams(max_new_tokens=VERDICT_TOKENS), config)
-    if harmless(verdict.text):
+    if is_harmless(verdict.text):
         reply = add_cost(answer, verdict.statistics)
     else:
-        reply = add_cost(refuse(pair, answer), answer.statistics, verdict.statistics)
-    waited = replace(reply.statistics, first_token_seconds=reply.statistics.seconds)
-    return replace(reply, statistics=waited)
+        reply = add_cost(make_refusal(pair, answer), answer.statistics, verdict.statistics)
+    statistics = replace(reply.statistics, first_token_seconds=reply.statistics.seconds)
+    return replace(reply, statistics=statistics)
 
 
-def harmless(verdict: str) -> bool:
+def is_harmless(verdict: str) -> bool:
     """Whether a verdict is a plain no."""
     return _NO.match(verdict) is not None

@@ -1,4 +1,4 @@
-"""Self-reminder: the target alone, told before and after the request to answer responsibly.
+"""Self-reminder: the target alone, with instructions to answer responsibly around the request.
 
 Xie et al., "Defending ChatGPT against jailbreak attack via self-reminders", Nature Machine
 Intelligence 5, 2023. The wording is our own.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.defenses.base import Defense, last_user, rewrite_request, undefended
+from safedraft.defenses.base import Defense, answer_undefended, find_last_user, rewrite_request
 from safedraft.text.messages import Message, conversation, with_system
 from safedraft.text.results import GenerationResult
 
@@ -29,10 +29,10 @@ def self_reminder(
     messages: Sequence[Message],
     sampling: SamplingParams,
     config: Constants,
-    ask: Defense = undefended,
+    ask: Defense = answer_undefended,
 ) -> GenerationResult:
-    """The target's reply under the system prompt, the last user message ending in the reminder."""
+    """Return the target's reply with the system prompt, and the reminder after the request."""
     messages = conversation(messages)
-    asked = messages[last_user(messages)]["content"]
-    reminded = rewrite_request(messages, f"{asked}\n\n{REMINDER}")
+    request = messages[find_last_user(messages)]["content"]
+    reminded = rewrite_request(messages, f"{request}\n\n{REMINDER}")
     return ask(pair, with_system(reminded, SYSTEM), sampling, config)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.defenses.base import Defense, undefended
+from safedraft.defenses.base import Defense, answer_undefended
 from safedraft.text.messages import Message
 from safedraft.text.results import GenerationResult
 
@@ -19,7 +19,7 @@ def target_only(
     messages: Sequence[Message],
     sampling: SamplingParams,
     config: Constants,
-    ask: Defense = undefended,
+    ask: Defense = answer_undefended,
 ) -> GenerationResult:
-    """The target's reply to the conversation."""
+    """Return the target's reply to the conversation."""
     return ask(pair, messages, sampling, config)

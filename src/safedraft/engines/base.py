@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
-from safedraft.models.progress import Report
+from safedraft.models.progress import ReportProgress
 from safedraft.models.registry import PairSpec
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class EngineLoader(Protocol):
     """What an entry point of the group ``safedraft.engines`` names."""
 
     def __call__(
-        self, spec: PairSpec, config: SSDConfig | None, report: Report, **options: Any
+        self, spec: PairSpec, config: SSDConfig | None, report: ReportProgress, **options: Any
     ) -> LoadedPair:
         """Load a pair; ``options`` are the engine's own.
 

@@ -51,7 +51,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One prompt through one method."""
 
     tokens: int
@@ -67,7 +67,7 @@ class Run:
         return self.tokens / self.seconds
 
 
-Method = Callable[[str], Run]
+Method = Callable[[str], TimedRun]
 """Answers a prompt, and says what that took."""
 
 
@@ -102,7 +102,7 @@ def measure(
         for name in names[turn % len(names) :] + names[: turn % len(names)]
     ]
     peak = _peak_of_ssd(pair, prompts[0], max_new_tokens)
-    runs: dict[str, list[Run]] = {name: [] for name in methods}
+    runs: dict[str, list[TimedRun]] = {name: [] for name in methods}
     for done, (prompt, name) in enumerate(warm_up + plan):
         report(done, len(warm_up) + len(plan))
         run = methods[name](prompt)
@@ -173,7 +173,7 @@ def _generate(
 ) -> Method:
     """Transformers' own ``generate``; its assisted mode takes settings from the draft's config."""
 
-    def method(prompt: str) -> Run:
+    def method(prompt: str) -> TimedRun:
         ids = pair.prompts([{"role": "user", "content": prompt}]).target
         inputs = torch.tensor([ids], device=pair.target.model.device)
         watched = _watch(pair.target.model), _watch(pair.draft.model)
@@ -196,7 +196,7 @@ def _generate(
                 **given,
             )
             seconds = time.perf_counter() - started
-        return Run(output.shape[-1] - len(ids), None, seconds, target, draft)
+        return TimedRun(output.shape[-1] - len(ids), None, seconds, target, draft)
 
     return method
 
@@ -207,13 +207,13 @@ def _decode(pair: Pair, max_new_tokens: int, rule: str, draft_tokens: int | None
     own = draft_tokens in (None, pair.config.draft_tokens)
     config = pair.config if own else pair.config.replace(draft_tokens=draft_tokens)
 
-    def method(prompt: str) -> Run:
+    def method(prompt: str) -> TimedRun:
         started = time.perf_counter()
         cost = pair.generate(prompt, sampling=sampling, config=config, rule=rule).statistics
         seconds = time.perf_counter() - started
         target = Timing(cost.target_passes, cost.target_seconds)
         draft = Timing(cost.draft_passes, cost.draft_seconds)
-        return Run(cost.tokens, cost.matches, seconds, target, draft)
+        return TimedRun(cost.tokens, cost.matches, seconds, target, draft)
 
     return method
 
@@ -254,7 +254,7 @@ def _watch(model: PreTrainedModel) -> Iterator[Timing]:
             hook.remove()
 
 
-def _figures(runs: Sequence[Run], baseline: Sequence[Run]) -> dict[str, float | None]:
+def _figures(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str, float | None]:
     tokens, passes = sum(run.tokens for run in runs), sum(run.target.passes for run in runs)
     seconds = sum(run.seconds for run in runs)
     target = sum(run.target.seconds for run in runs) / seconds

@@ -24,7 +24,7 @@ from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
 
 CANDIDATES: Mapping[str, Sequence[Any]] = {
@@ -92,7 +92,9 @@ class Calibration:
                 if (suite.kind == "attack") != (kind == "attack"):
                     raise SafeDraftError(f"{suite.name} is no {kind} that constants are tried on")
 
-    def run(self, report: Report = silent, display: str = "plain") -> tuple[SSDConfig, list[Trial]]:
+    def run(
+        self, report: ReportProgress = silent, display: str = "plain"
+    ) -> tuple[SSDConfig, list[Trial]]:
         """Sweep, and return the chosen constants and every trial.
 
         Raises:
@@ -117,7 +119,9 @@ class Calibration:
             chosen[name] = best.constants[name]
         return self._config(chosen), trials
 
-    def _run_trial(self, constants: Mapping[str, Any], report: Report, display: str) -> Trial:
+    def _run_trial(
+        self, constants: Mapping[str, Any], report: ReportProgress, display: str
+    ) -> Trial:
         # Constants that change no token are left out of the judged runs, so that none is repeated.
         token_constants = {name: value for name, value in constants.items() if name not in OF_SPEED}
         judged = self._measure(
@@ -132,7 +136,7 @@ class Calibration:
         )
 
     def _measure(
-        self, defense: str, suites: Sequence[str], report: Report, display: str
+        self, defense: str, suites: Sequence[str], report: ReportProgress, display: str
     ) -> dict[str, Sequence[Row]]:
         """Rows of one configuration by suite; complete logs are reused."""
         matrix = Matrix(

@@ -16,7 +16,7 @@ from inspect_ai.model import Model, get_model
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses import constants_of, needs_sessions
+from safedraft.defenses import list_constants, needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
@@ -30,7 +30,7 @@ from safedraft.evaluation.tasks import (
     read_records,
     uses_batches,
 )
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import DEFAULT_PAIR, pairs
 from safedraft.prompts.sources import Record
 from safedraft.prompts.split import Split
@@ -91,7 +91,7 @@ class Matrix:
 
     def _require_all_used(self, models: Iterable[Model]) -> None:
         """Refuse a constant for all defenses that none of them uses."""
-        used = {name for m in models for name in constants_of(m.model_args["defense"])}
+        used = {name for m in models for name in list_constants(m.model_args["defense"])}
         for name in self.arguments:
             if name in SSDConfig.model_fields and name not in used:
                 raise SafeDraftError(f"--set {name}: none of the defenses that are run uses it")
@@ -123,7 +123,7 @@ class Matrix:
             "split": self.split,
         }
 
-    def draw_ahead(self, models: Sequence[Model], report: Report = silent) -> int:
+    def draw_ahead(self, models: Sequence[Model], report: ReportProgress = silent) -> int:
         """Generate in batches the compliant answers that attacks begin with, and the replies.
 
         Returns:
@@ -135,7 +135,7 @@ class Matrix:
                 self._draw_replies(api, report)
         return skipped
 
-    def _draw_beginnings(self, api: SafeDraftAPI, report: Report) -> int:
+    def _draw_beginnings(self, api: SafeDraftAPI, report: ReportProgress) -> int:
         suites = [suite for suite in self.find_suites() if suite.needs_answers]
         records = {
             record.id: record
@@ -151,7 +151,7 @@ class Matrix:
         )
         return answers.count(None)
 
-    def _draw_replies(self, api: SafeDraftAPI, report: Report) -> None:
+    def _draw_replies(self, api: SafeDraftAPI, report: ReportProgress) -> None:
         pair = api.pair()
         for suite in (
             suite for suite in self.find_suites() if uses_batches(suite, self.temperature)
@@ -170,7 +170,7 @@ class Matrix:
         custom = {"target", "draft"} <= self.arguments.keys()
         return self.pair or (CUSTOM if custom else DEFAULT_PAIR)
 
-    def _records(self, suite: Suite, report: Report) -> list[Record]:
+    def _records(self, suite: Suite, report: ReportProgress) -> list[Record]:
         return read_records(suite, self.sources.get(suite.name), self.split, report)
 
     def find_suites(self) -> list[Suite]:
@@ -235,7 +235,7 @@ class Prepared:
         return logs
 
 
-def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
+def prepare(matrix: Matrix, log_dir: Path, report: ReportProgress = silent) -> Prepared:
     """Check everything, read the sources, and generate replies that can be batched.
 
     Raises:
@@ -251,7 +251,7 @@ def prepare(matrix: Matrix, log_dir: Path, report: Report = silent) -> Prepared:
     return Prepared(matrix, log_dir, models, tasks, matrix.draw_ahead(models, report))
 
 
-def _require_sessions(matrix: Matrix, api: SafeDraftAPI, report: Report) -> None:
+def _require_sessions(matrix: Matrix, api: SafeDraftAPI, report: ReportProgress) -> None:
     """Refuse attacks and defenses that ask a model about a text on an engine that cannot.
 
     Raises:
@@ -280,7 +280,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 def _require_used(spec: str, defense: str, own: Mapping[str, Any]) -> None:
     """Refuse a constant of one defense that does not change its replies."""
-    used = constants_of(defense)
+    used = list_constants(defense)
     for name in own:
         if name in SSDConfig.model_fields and name not in used:
             alternatives = f"only {', '.join(sorted(used))}" if used else "nor any other constant"

@@ -28,11 +28,11 @@ from pydantic import ValidationError
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.config import Constants, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, problems
-from safedraft.defenses import constants_class, constants_of, find_defense
+from safedraft.defenses import find_constants_class, find_defense, list_constants
 from safedraft.defenses.base import is_prompt_defense
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import choose_pair
 from safedraft.pair.load import DEFAULT_ENGINE, load_pair
 from safedraft.text.messages import Message
@@ -89,7 +89,7 @@ class PairArguments:
             use_adapter=self.use_adapter,
         )
 
-    def load(self, report: Report = silent) -> Pair:
+    def load(self, report: ReportProgress = silent) -> Pair:
         """Load the pair, or return it if it is loaded already."""
         with _load_lock:
             if self not in _pairs:
@@ -173,7 +173,7 @@ class SafeDraftAPI(ModelAPI):
 
     def _config(self, config: SSDConfig | None = None) -> Constants:
         """The defense's constants, with a pair's own values where it has them."""
-        kind = constants_class(self.defense)
+        kind = find_constants_class(self.defense)
         values = (config or SSDConfig()).model_dump() | self._constants
         try:
             return kind(**{n: v for n, v in values.items() if n in kind.model_fields})
@@ -240,7 +240,7 @@ def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArgumen
     Raises:
         SafeDraftError: an argument does not exist.
     """
-    own = constants_of(str(arguments.get("defense", "ssd")))
+    own = list_constants(str(arguments.get("defense", "ssd")))
     constants = [*SSDConfig.model_fields, *sorted(own - SSDConfig.model_fields.keys())]
     for argument in arguments:
         if argument not in (*OWN_ARGUMENTS, *constants):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from safedraft.defenses import constants_of
+from safedraft.defenses import list_constants
 
 FORMAT = 1
 """Version of ``eval.metadata["safedraft"]``; logs of other versions are refused."""
@@ -91,7 +91,7 @@ def find_differences(
 
     The constants in ``config`` are compared one by one, and only those that ``defense`` uses.
     """
-    used = constants_of(defense)
+    used = list_constants(defense)
     one, other = (
         {name: value for name, value in part.get("config", {}).items() if name in used} | dict(part)
         for part in (one, other)

@@ -29,7 +29,7 @@ from safedraft.evaluation.judges import make_judge
 from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.prompts.sources import Record, find_source
 from safedraft.prompts.split import Split
 from safedraft.text.messages import Message
@@ -110,7 +110,7 @@ def read_records(
     suite: Suite,
     source: str | Sequence[str] | None = None,
     split: Split = "report",
-    report: Report = silent,
+    report: ReportProgress = silent,
 ) -> list[Record]:
     """Read one split of a suite's sources, in a fixed order and without duplicates.
 

@@ -1,1 +1,1 @@
-"""Faster products and attention on processors, for whatever engine uses them."""
+"""Faster matrix products and attention on processors, shared by the engines."""

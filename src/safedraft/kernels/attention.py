@@ -1,8 +1,8 @@
 """Attention for a few new tokens after a long context, on processors.
 
 In grouped-query attention several query heads read one head of keys. Transformers repeats the keys
-for each of them, or hands a kernel one query row at a time; both cost more than the attention
-itself once the context is long. Stacking the queries of a group as rows of one head gives the same
+for each of them, or passes a kernel one query row at a time; with a long context both cost more
+than the attention itself. Stacking the queries of a group as rows of one head gives the same
 sums without a copy.
 """
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "stacked_sdpa"
-MOST_ROWS = 32
-"""New tokens up to which rows are stacked: a block, not a prefill."""
+MAX_ROWS = 32
+"""Maximum number of new tokens for which rows are stacked: a block, not a prefill."""
 
 
-def stack_queries(model: PreTrainedModel) -> None:
-    """Let a model on a processor attend this way; any other model is left as it is."""
+def use_stacked_attention(model: PreTrainedModel) -> None:
+    """Make a model on a processor use ``attend_stacked``; other models are not changed."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
         return
-    AttentionInterface.register(NAME, stacked_attention)
+    AttentionInterface.register(NAME, attend_stacked)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
-def stacked_attention(
+def attend_stacked(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -43,25 +43,36 @@ def stacked_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As Transformers' own ``sdpa``, for ``query`` ``[B, H, N, D]`` and ``key`` ``[B, G, L, D]``.
+    """Compute the same as Transformers' ``sdpa``.
+
+    Args:
+        module: the attention layer.
+        query: ``[B, H, N, D]``.
+        key: ``[B, G, L, D]``.
+        value: ``[B, G, L, D]``.
+        attention_mask: added to the scores, or None.
+        scaling: factor of the scores; 1 / sqrt(D) if None.
+        options: further arguments of ``sdpa``.
 
     Returns:
         ``[B, N, H, D]``.
     """
     batch, heads, length, _ = query.shape
     groups = key.shape[1]
-    every_head_alike = length == 1 if attention_mask is None else attention_mask.shape[1] == 1
+    same_mask_for_all_heads = (
+        length == 1 if attention_mask is None else attention_mask.shape[1] == 1
+    )
     plain = not any(options.get(name) for name in ("dropout", "softcap", "cache"))
     plain = plain and options.get("position_bias") is None and not module.training
-    if heads == groups or length > MOST_ROWS or not every_head_alike or not plain:
-        return _transformers_own(module, query, key, value, attention_mask, scaling, options)
+    if heads == groups or length > MAX_ROWS or not same_mask_for_all_heads or not plain:
+        return _attend_with_sdpa(module, query, key, value, attention_mask, scaling, options)
     stacked = query.reshape(batch, groups, heads // groups * length, -1)
     mask = None if attention_mask is None else attention_mask.repeat(1, 1, heads // groups, 1)
     output = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
     return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
-def _transformers_own(
+def _attend_with_sdpa(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -72,7 +83,7 @@ def _transformers_own(
 ) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    own: tuple[Tensor, None] = sdpa_attention_forward(
+    output: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
-    return own
+    return output

@@ -1,7 +1,7 @@
-"""The loops of ``avx2``, compiled by Numba, and shared out among torch's own threads.
+"""The loops of ``avx2``, compiled by Numba and run in torch's own threads.
 
 ``W`` is ``[out, in]``, bfloat16 as uint16 or int8; ``X`` is ``[N, in]`` and ``Y`` ``[N, out]``, in
-float32. A thread writes the columns of Y from ``start`` to ``stop``.
+float32. Each thread writes the columns of Y from ``start`` to ``stop``.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from safedraft.kernels.openmp import openmp
+from safedraft.kernels.openmp import find_openmp
 
 SUMS = {"reassoc", "contract"}
-"""What vectors need: sums in another order. What is not a number stays so."""
+"""Permissions that vectorization needs: reordered sums. NaN and infinity keep their meaning."""
 
 
 @njit(fastmath=SUMS)
-def _one_row(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
-    """One weight row after the other: a single stream comes from memory fastest."""
+def _multiply_one_row(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
+    """Process one weight row after the other: a single stream has the highest memory bandwidth."""
     for r in range(start, stop):
         y = np.float32(0)
         for k in range(W.shape[1]):
-            y += _float(W[r, k]) * X[0, k]
+            y += _to_float32(W[r, k]) * X[0, k]
         Y[0, r] = y
 
 
 @njit(fastmath=SUMS)
-def _few_rows(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
-    """Four weight rows by three rows of X at a time: their twelve sums stay in registers.
+def _multiply_few_rows(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
+    """Process four weight rows and three rows of X at a time, with twelve sums in registers.
 
-    Past the end of either its last row is taken again: the same sum, written twice.
+    Indices past the end are replaced by the last row, whose sum is then written twice.
     """
     last = len(X) - 1
     for r in range(start, stop, 4):
@@ -46,19 +46,19 @@ def _few_rows(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
             a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = np.float32(0)
             for k in range(W.shape[1]):
                 x0, x1, x2 = X[n, k], X[n1, k], X[n2, k]
-                w = _float(W[r, k])
+                w = _to_float32(W[r, k])
                 a0 += w * x0
                 a1 += w * x1
                 a2 += w * x2
-                w = _float(W[r1, k])
+                w = _to_float32(W[r1, k])
                 b0 += w * x0
                 b1 += w * x1
                 b2 += w * x2
-                w = _float(W[r2, k])
+                w = _to_float32(W[r2, k])
                 c0 += w * x0
                 c1 += w * x1
                 c2 += w * x2
-                w = _float(W[r3, k])
+                w = _to_float32(W[r3, k])
                 d0 += w * x0
                 d1 += w * x1
                 d2 += w * x2
@@ -68,27 +68,27 @@ def _few_rows(W: Any, X: Any, Y: Any, start: int, stop: int) -> None:
             Y[n, r3], Y[n1, r3], Y[n2, r3] = d0, d1, d2
 
 
-def _float(weight):  # type: ignore[no-untyped-def]
-    """A stored weight as float32; bfloat16 is the upper half of one."""
+def _to_float32(weight):  # type: ignore[no-untyped-def]
+    """Convert a stored weight to float32; bfloat16 is the upper half of a float32."""
 
 
-@overload(_float)
-def _of_type(weight):  # type: ignore[no-untyped-def]
+@overload(_to_float32)
+def _to_float32_of_type(weight):  # type: ignore[no-untyped-def]
     if weight == types.uint16:
         return lambda weight: np.uint32(np.uint32(weight) << np.uint32(16)).view(np.float32)
     return lambda weight: np.float32(weight)
 
 
 JOB = np.dtype([(name, np.int64) for name in ("W", "X", "Y", "outputs", "inputs", "rows", "int8")])
-"""A product as it is handed to the threads: addresses, lengths, and which type W is."""
+"""The arguments of a product for the threads: addresses, lengths, and whether W is int8."""
 
-load_library_permanently(str(openmp()))
+load_library_permanently(str(find_openmp()))
 _thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 _thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
 @intrinsic
-def _pointer(typing, address):  # type: ignore[no-untyped-def]
+def _cast_to_pointer(typing, address):  # type: ignore[no-untyped-def]
     def cast(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
@@ -97,32 +97,32 @@ def _pointer(typing, address):  # type: ignore[no-untyped-def]
 
 @njit
 def _multiply(W: Any, X: Any, Y: Any) -> None:
-    """This thread's columns of a product."""
+    """Compute this thread's columns of a product."""
     thread, threads = _thread_number(), _thread_count()
     start, stop = len(W) * thread // threads, len(W) * (thread + 1) // threads
     if len(X) == 1:
-        _one_row(W, X, Y, start, stop)
+        _multiply_one_row(W, X, Y, start, stop)
     else:
-        _few_rows(W, X, Y, start, stop)
+        _multiply_few_rows(W, X, Y, start, stop)
 
 
 @cfunc(types.void(types.voidptr))
-def _work(address: Any) -> None:
+def _run_job(address: Any) -> None:
     job = carray(address, 1, JOB)[0]
-    X = carray(_pointer(job.X), (job.rows, job.inputs), np.float32)
-    Y = carray(_pointer(job.Y), (job.rows, job.outputs), np.float32)
+    X = carray(_cast_to_pointer(job.X), (job.rows, job.inputs), np.float32)
+    Y = carray(_cast_to_pointer(job.Y), (job.rows, job.outputs), np.float32)
     if job.int8:
-        _multiply(carray(_pointer(job.W), (job.outputs, job.inputs), np.int8), X, Y)
+        _multiply(carray(_cast_to_pointer(job.W), (job.outputs, job.inputs), np.int8), X, Y)
     else:
-        _multiply(carray(_pointer(job.W), (job.outputs, job.inputs), np.uint16), X, Y)
+        _multiply(carray(_cast_to_pointer(job.W), (job.outputs, job.inputs), np.uint16), X, Y)
 
 
-_parallel = ctypes.CDLL(str(openmp())).GOMP_parallel
+_parallel = ctypes.CDLL(str(find_openmp())).GOMP_parallel
 _parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
 def multiply(weight: Tensor, rows: Tensor, outputs: Tensor) -> None:
-    """Write X W^T into Y, in as many threads as torch has.
+    """Write X W^T into Y, in torch's number of threads.
 
     Args:
         weight: W, in bfloat16 or int8.
@@ -131,4 +131,4 @@ def multiply(weight: Tensor, rows: Tensor, outputs: Tensor) -> None:
     """
     addresses = (tensor.data_ptr() for tensor in (weight, rows, outputs))
     job = np.array((*addresses, *weight.shape, len(rows), weight.dtype == torch.int8), JOB)
-    _parallel(_work.address, job.ctypes.data, torch.get_num_threads(), 0)
+    _parallel(_run_job.address, job.ctypes.data, torch.get_num_threads(), 0)

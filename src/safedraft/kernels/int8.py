@@ -1,9 +1,9 @@
-"""Weights in 8 bits, for a draft on processors: half of what each drafted token reads from memory.
+"""8-bit weights for a draft on processors, which halve the memory traffic of each drafted token.
 
-A draft proposes one token a pass, and such a pass takes as long as reading the weights does. Kept
-as 8-bit integers with one scale a row they are half the size of bfloat16; the products are summed
-in float32 by torch's own kernel. What the draft proposes is still taken from, and verified by, the
-distribution that it gives: replies are as exact as before, from a draft that is a little another.
+A draft proposes one token per pass, and such a pass takes as long as reading the weights. As 8-bit
+integers with one scale per row, weights have half the size of bfloat16; products are summed in
+float32. Tokens are proposed and verified with the distribution of the quantized draft, so that SSD
+stays exact, with a slightly different draft.
 """
 
 from __future__ import annotations
@@ -18,38 +18,42 @@ from safedraft.kernels import avx2
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MOST_ROWS = 8
-"""Tokens up to which torch's kernel for 8-bit weights is the faster one."""
+MAX_ROWS = 8
+"""Maximum number of tokens for which torch's kernel for 8-bit weights is faster."""
 
 MULTIPLE = 32
-"""Of what a layer's inputs must be: torch's kernel runs past the end of other rows and crashes."""
+"""Required divisor of a layer's number of inputs; torch's kernel crashes with other rows."""
 
 
-def in_int8(weight: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
-    """``round(W / scale)``, ``[out, in]`` in int8, and one scale a row, ``[out]`` in float32.
+def quantize_int8(weight: Tensor, largest: int = 127) -> tuple[Tensor, Tensor]:
+    """Quantize weights to ``round(W / scale)`` with one scale per row.
 
     Args:
         weight: W, ``[out, in]``, on a processor.
-        most: what the largest weight of a row becomes.
+        largest: the quantized value of the largest weight of a row.
+
+    Returns:
+        The quantized weights, ``[out, in]`` in int8, and the scales, ``[out]`` in float32.
     """
-    largest = weight.abs().amax(dim=1, keepdim=True).float()
-    scale = (largest / most).clamp(min=torch.finfo(torch.float32).tiny)
-    # Some rows at a time, for float32 takes twice the room.
+    row_maximum = weight.abs().amax(dim=1, keepdim=True).float()
+    scale = (row_maximum / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    # Some rows at a time, since float32 takes twice the memory.
     pieces = zip(torch.split(weight, 8192), torch.split(scale, 8192), strict=True)
     return torch.cat([(w.float() / s).round().to(torch.int8) for w, s in pieces]), scale[:, 0]
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with its weights in 8 bits.
+    """A linear layer with 8-bit weights.
 
     Args:
-        layer: what it takes the place of, ``[out, in]``, on a processor; in is a ``MULTIPLE``.
+        layer: the layer that it replaces, ``[out, in]``, on a processor; in is a multiple of
+            ``MULTIPLE``.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight, scale = in_int8(layer.weight.detach())
+        weight, scale = quantize_int8(layer.weight.detach())
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = nn.Parameter(scale.to(layer.weight.dtype), requires_grad=False)
         self.bias = layer.bias
@@ -57,9 +61,9 @@ class Int8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
         rows = inputs.reshape(-1, self.in_features)
-        if avx2.helps():
-            outputs = avx2.product(rows, self.weight).mul_(self.scale)
-        elif len(rows) <= MOST_ROWS:
+        if avx2.is_available():
+            outputs = avx2.multiply(rows, self.weight).mul_(self.scale)
+        elif len(rows) <= MAX_ROWS:
             outputs = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
             outputs = nn.functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
@@ -68,17 +72,18 @@ class Int8Linear(nn.Module):
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
 
-def keep_in_int8(model: PreTrainedModel) -> None:
-    """Replace the linear layers of a model; embeddings and norms stay as they are.
+def use_int8_layers(model: PreTrainedModel) -> None:
+    """Replace the linear layers of a model by ``Int8Linear``; other layers keep their weights.
 
-    Without AVX-512 they become float32: so few numbers take longer to convert than to read.
+    With the AVX2 kernels the other layers become float32, since converting their few weights in
+    each pass takes longer than reading them.
     """
     names = [
         name
         for name, layer in model.named_modules()
         if type(layer) is nn.Linear and layer.in_features % MULTIPLE == 0
     ]
-    for name in names:  # by name, so that none is kept once it is replaced
+    for name in names:  # by name, so that each old layer is freed when it is replaced
         model.set_submodule(name, Int8Linear(cast("nn.Linear", model.get_submodule(name))))
-    if avx2.helps():
+    if avx2.is_available():
         model.float()

@@ -1,4 +1,4 @@
-"""The library of torch's own threads, which share the work of the kernels."""
+"""The OpenMP library of torch, in whose threads the kernels run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 import torch
 
 
-def openmp() -> Path | None:
-    """GNU's OpenMP library as torch ships it, or None."""
+def find_openmp() -> Path | None:
+    """Find the GNU OpenMP library that torch ships; None if there is none."""
     return next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)

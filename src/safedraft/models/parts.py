@@ -13,7 +13,7 @@ from safedraft.models.compatibility import (
 )
 from safedraft.models.fetch import fetch, fetch_adapter
 from safedraft.models.fingerprint import require_base
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
 
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     compatibility: CompatibilityReport
 
 
-def fetch_parts(spec: PairSpec, report: Report = silent) -> Parts:
+def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
     """Fetch what a pair consists of and check that the two fit.
 
     Raises:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safedraft.core.config import Positive
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_beside
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -63,7 +63,7 @@ def build_once(
     *,
     is_complete: Callable[[Path], bool],
     needed: float,
-    report: Report = silent,
+    report: ReportProgress = silent,
 ) -> Path:
     """Build a file or folder of the cache unless it is complete; one process builds at a time.
 
@@ -113,7 +113,7 @@ def _explain_disk_errors(path: Path, needed: float) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(path: Path, report: Report) -> Iterator[None]:
+def _lock(path: Path, report: ReportProgress) -> Iterator[None]:
     """Keep other processes from building the same file or folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))

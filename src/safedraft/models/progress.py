@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from rich.console import Console
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage in words, the amount done, and the total amount (0: unknown).
+ReportProgress: TypeAlias = Callable[[str, int, int], None]
+"""Progress callback: called with the stage in words, the amount done, and the total (0: unknown).
 
 Both amounts are in bytes while a model is fetched."""
 
@@ -21,7 +21,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def show_progress() -> Iterator[Report]:
+def show_progress() -> Iterator[ReportProgress]:
     """Draw progress bars on standard error, or print one line per stage if it is no terminal."""
     from rich.console import Console
 
@@ -35,7 +35,7 @@ def show_progress() -> Iterator[Report]:
 
 
 @contextmanager
-def _draw_bars(console: Console) -> Iterator[Report]:
+def _draw_bars(console: Console) -> Iterator[ReportProgress]:
     from rich.filesize import decimal
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -58,7 +58,7 @@ def _draw_bars(console: Console) -> Iterator[Report]:
             progress.update(task, total=1, completed=1)
 
 
-def _print_lines(console: Console) -> Report:
+def _print_lines(console: Console) -> ReportProgress:
     printed: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:

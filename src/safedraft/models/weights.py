@@ -12,7 +12,7 @@ from safedraft.models.compatibility import ModelDescription
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.parts import Parts
 from safedraft.models.pinned import build_once
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.quiet import quiet_transformers
 from safedraft.models.registry import cache_folder
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def merged_draft(parts: Parts, report: Report = silent) -> Path:
+def merged_draft(parts: Parts, report: ReportProgress = silent) -> Path:
     """Return a folder with the draft and its adapter merged, for engines that load folders.
 
     Without an adapter it is the draft's own folder; otherwise one in the cache, written once.
@@ -43,7 +43,7 @@ def merged_draft(parts: Parts, report: Report = silent) -> Path:
     )
 
 
-def _write_merged(parts: Parts, adapter: Path, report: Report, folder: Path) -> None:
+def _write_merged(parts: Parts, adapter: Path, report: ReportProgress, folder: Path) -> None:
     """Write the merged draft and its tokenizer to ``folder``."""
     import torch
 

@@ -8,7 +8,7 @@ from typing import Any
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines import ENGINES
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, choose_pair
 from safedraft.pair.pair import Pair
 
@@ -24,7 +24,7 @@ def load_pair(
     use_adapter: bool = True,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
-    report: Report = silent,
+    report: ReportProgress = silent,
     **options: Any,
 ) -> Pair:
     """Fetch, check and load a pair.
@@ -58,7 +58,7 @@ def load_spec(
     *,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
-    report: Report = silent,
+    report: ReportProgress = silent,
     **options: Any,
 ) -> Pair:
     """Load a pair that was chosen already; as ``load_pair``."""

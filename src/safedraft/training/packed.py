@@ -1,7 +1,6 @@
-"""One pass over packed examples: one row, positions that start again, logits at labels only.
+"""A forward pass over packed examples: one row without padding, with logits at labels only.
 
-Nothing is padded, and with a large vocabulary the output layer would otherwise take most of the
-time and memory.
+With a large vocabulary, logits at every position would take most of the time and memory.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from safedraft.training.examples import Example
 
 
-def label_logits(model: torch.nn.Module, batch: Sequence[Example]) -> Tensor:
-    """Logits at the labelled positions of all examples, in their order.
+def compute_label_logits(model: torch.nn.Module, batch: Sequence[Example]) -> Tensor:
+    """Compute logits at the labeled positions of all examples, in order.
 
     Returns:
         float32, shape (N, rows of the output layer).
@@ -27,16 +26,16 @@ def label_logits(model: torch.nn.Module, batch: Sequence[Example]) -> Tensor:
     device = next(model.parameters()).device
     ids = [token for example in batch for token in example.ids]
     positions = [at for example in batch for at in range(len(example.ids))]
-    labelled: list[int] = []
+    labeled: list[int] = []
     end = 0
     for example in batch:
         end += len(example.ids)
-        labelled += range(end - len(example.labels), end)
+        labeled += range(end - len(example.labels), end)
     output = model(
         input_ids=torch.tensor([ids], device=device),
-        # Positions that start again tell Transformers where one example ends: none sees another.
+        # Transformers masks attention between examples where position ids restart.
         position_ids=torch.tensor([positions], device=device),
-        logits_to_keep=torch.tensor(labelled, device=device),
+        logits_to_keep=torch.tensor(labeled, device=device),
         use_cache=False,
     )
     logits: Tensor = output.logits[0].float()

@@ -1,4 +1,4 @@
-"""The training loop: a LoRA adapter, packed examples, checkpoints that resume exactly."""
+"""The training loop: a LoRA adapter, packed examples, and checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_atomically, write_beside
-from safedraft.training.examples import Example, Lesson, Place, batches, pack
-from safedraft.training.packed import label_logits
+from safedraft.training.examples import BatchPosition, Example, LabelKind, iterate_batches, pack
+from safedraft.training.packed import compute_label_logits
 
 if TYPE_CHECKING:
     import torch
@@ -31,54 +31,57 @@ if TYPE_CHECKING:
 
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.jsonl"
 
-Report = Callable[[int, Mapping[str, float]], None]
-"""Called after each step with its number, counted from 1, and what was measured."""
+ReportStep = Callable[[int, Mapping[str, float]], None]
+"""Called after each step with its number, counted from 1, and the measurements."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and its state was saved."""
+class TrainingStoppedError(Exception):
+    """The run was stopped by a signal, and its state was saved."""
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C (or SIGTERM) asked for the end: a step is finished first.
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
+    """Catch Ctrl-C and SIGTERM, so that the running step is finished first.
 
-    The second signal ends it at once. Outside the main thread, signals are another's business.
+    The second signal raises KeyboardInterrupt. Outside the main thread no signal is handled.
+
+    Yields:
+        A function that returns whether a signal has arrived.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @dataclass
-class Progress:
-    """Where a run is."""
+class TrainingProgress:
+    """The number of steps done and the position of the next batch."""
 
     step: int = 0
-    place: Place = field(default_factory=Place)
+    place: BatchPosition = field(default_factory=BatchPosition)
 
 
-def with_lora(
+def add_lora(
     model: PreTrainedModel, config: TrainingConfig, start: Path | None = None
 ) -> PeftModel:
-    """The model, frozen, with LoRA matrices in float32 in all of its linear layers.
+    """Freeze a model and add LoRA matrices in float32 to all of its linear layers.
 
     Args:
         model: the bare draft.
         config: the settings.
-        start: the folder of an adapter to go on from; its own layers are trained.
+        start: the folder of an adapter to start from; its layers are trained.
 
     Raises:
         SafeDraftError: that adapter does not fit the model.
@@ -100,7 +103,7 @@ def with_lora(
         task_type="CAUSAL_LM",
     )
     with quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of each other's next versions
+        warnings.simplefilter("ignore")  # deprecations between the libraries
         return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
@@ -114,24 +117,24 @@ def train(
     teacher: Teacher | None = None,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
-    report: Report = lambda step, figures: None,
+    report: ReportStep = lambda step, figures: None,
 ) -> None:
     """Train the adapter of ``model``.
 
     Args:
-        model: from ``with_lora``.
-        epoch: the examples of an epoch, by its number; always the same for the same number.
+        model: from ``add_lora``.
+        epoch: returns the examples of an epoch by its number, always the same for one number.
         config: the settings.
-        folder: where the checkpoint and the losses are kept; it must exist.
-        identity: what a checkpoint must agree with to be resumed.
+        folder: an existing folder for the checkpoint and the losses.
+        identity: facts that must equal those of a checkpoint for it to be resumed.
         teacher: the target's distributions, for the second stage.
-        resume: go on from the checkpoint in ``folder``; its result is that of one run.
-        stop: asked after each step.
-        report: told after each step.
+        resume: continue from the checkpoint in ``folder``; the result equals that of one run.
+        stop: called after each step; returns whether to stop.
+        report: called after each step.
 
     Raises:
-        Stopped: ``stop`` said so; the state is saved.
-        SafeDraftError: the checkpoint is of another run, or the loss is not a number.
+        TrainingStoppedError: ``stop`` returned True; the state is saved.
+        SafeDraftError: the checkpoint belongs to another run, or the gradient is not finite.
     """
     import torch
 
@@ -139,21 +142,21 @@ def train(
         raise ValueError("distillation needs a teacher")
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0)
-    progress = Progress()
+    progress = TrainingProgress()
     if resume:
-        progress = _load(folder / CHECKPOINT, weights, optimizer, identity)
-    log = _Log(folder / LOSSES, progress.step)
+        progress = _load_checkpoint(folder / CHECKPOINT, weights, optimizer, identity)
+    log = _LossLog(folder / LOSSES, progress.step)
     model.train()
     total = config.steps + config.distil_steps
-    following = batches(epoch, config.tokens_per_step, progress.place)
+    next_batches = iterate_batches(epoch, config.tokens_per_step, progress.place)
     while progress.step < total:
         started = time.perf_counter()
-        batch, place = next(following)
-        distilled = teacher if progress.step >= config.steps else None
-        rate = learning_rate(progress.step, config)
-        figures = _backward(model, batch, config, distilled)
-        _descend(optimizer, weights, rate, config.clip)
-        progress = Progress(progress.step + 1, place)
+        batch, place = next(next_batches)
+        stage_teacher = teacher if progress.step >= config.steps else None
+        rate = compute_learning_rate(progress.step, config)
+        figures = _accumulate_gradients(model, batch, config, stage_teacher)
+        _update_weights(optimizer, weights, rate, config.clip)
+        progress = TrainingProgress(progress.step + 1, place)
         figures |= {
             "learning_rate": rate,
             "tokens": sum(len(example.ids) for example in batch),
@@ -163,13 +166,13 @@ def train(
         report(progress.step, figures)
         stopped = stop() and progress.step < total
         if stopped or progress.step % config.checkpoint_steps == 0 or progress.step == total:
-            _save(folder / CHECKPOINT, weights, optimizer, progress, identity)
+            _save_checkpoint(folder / CHECKPOINT, weights, optimizer, progress, identity)
         if stopped:
-            raise Stopped
+            raise TrainingStoppedError
 
 
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """At a step counted from 0: a linear rise and a cosine's fall, in each stage for itself."""
+def compute_learning_rate(step: int, config: TrainingConfig) -> float:
+    """Return the learning rate at a step from 0: linear warmup and cosine decay per stage."""
     stages = (
         (config.learning_rate, config.steps),
         (config.distil_learning_rate, config.distil_steps),
@@ -183,84 +186,86 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(steps - warmup, 1)))
 
 
-def _backward(
+def _accumulate_gradients(
     model: torch.nn.Module,
     batch: Sequence[Example],
     config: TrainingConfig,
     teacher: Teacher | None,
 ) -> dict[str, float]:
-    """Gradients of the batch's loss, some examples at a time.
+    """Accumulate the gradients of the batch's loss over several forward passes.
 
     Returns:
-        The loss, and the mean of each lesson that the batch has.
+        The loss, and the mean loss of each kind of label in the batch.
     """
     import torch
 
-    weights = [_weight(lesson, config) for example in batch for lesson in example.lessons]
-    sums: dict[Lesson, float] = {}
-    for some in pack(batch, config.tokens_per_pass):
-        taught = _lesson_losses(model, some, teacher)
-        weighted = [_weight(lesson, config) * losses.sum() for lesson, losses in taught.items()]
+    weights = [_weight_of(kind, config) for example in batch for kind in example.kinds]
+    sums: dict[LabelKind, float] = {}
+    for examples in pack(batch, config.tokens_per_pass):
+        losses_by_kind = _compute_losses(model, examples, teacher)
+        weighted = [
+            _weight_of(kind, config) * losses.sum() for kind, losses in losses_by_kind.items()
+        ]
         (torch.stack(weighted).sum() / sum(weights)).backward()  # type: ignore[no-untyped-call]
-        for lesson, losses in taught.items():
-            sums[lesson] = sums.get(lesson, 0.0) + float(losses.detach().sum())
-    counts = Counter(lesson for example in batch for lesson in example.lessons)
-    total = sum(_weight(lesson, config) * value for lesson, value in sums.items()) / sum(weights)
-    means = {lesson.name.lower(): sums[lesson] / counts[lesson] for lesson in sorted(sums)}
+        for kind, losses in losses_by_kind.items():
+            sums[kind] = sums.get(kind, 0.0) + float(losses.detach().sum())
+    counts = Counter(kind for example in batch for kind in example.kinds)
+    total = sum(_weight_of(kind, config) * value for kind, value in sums.items()) / sum(weights)
+    means = {kind.name.lower(): sums[kind] / counts[kind] for kind in sorted(sums)}
     return {name: round(value, 6) for name, value in ({"loss": total} | means).items()}
 
 
-def _weight(lesson: Lesson, config: TrainingConfig) -> float:
-    return config.dense_weight if lesson == Lesson.DENSE else 1.0
+def _weight_of(kind: LabelKind, config: TrainingConfig) -> float:
+    return config.dense_weight if kind == LabelKind.DENSE else 1.0
 
 
-def _lesson_losses(
+def _compute_losses(
     model: torch.nn.Module, examples: Sequence[Example], teacher: Teacher | None
-) -> dict[Lesson, Tensor]:
-    """The loss of every labelled position, by what it teaches."""
+) -> dict[LabelKind, Tensor]:
+    """Compute the loss of every labeled position, by kind of label."""
     import torch
 
-    logits = label_logits(model, examples)
+    logits = compute_label_logits(model, examples)
     labels = torch.tensor([x for e in examples for x in e.labels], device=logits.device)
-    lessons = torch.tensor([x for e in examples for x in e.lessons], device=logits.device)
-    taught: dict[Lesson, Tensor] = {}
-    for lesson in Lesson:
-        where = lessons == lesson
+    kinds = torch.tensor([x for e in examples for x in e.kinds], device=logits.device)
+    losses_by_kind: dict[LabelKind, Tensor] = {}
+    for kind in LabelKind:
+        where = kinds == kind
         if not where.any():
             continue
-        if lesson == Lesson.ANSWER and teacher is not None:
+        if kind == LabelKind.ANSWER and teacher is not None:
             answers = [e.answered for e in examples if e.answered is not None]
-            taught[lesson] = teacher.divergence(logits[where], answers)
+            losses_by_kind[kind] = teacher.divergence(logits[where], answers)
         else:
-            taught[lesson] = torch.nn.functional.cross_entropy(
+            losses_by_kind[kind] = torch.nn.functional.cross_entropy(
                 logits[where], labels[where], reduction="none"
             )
-    return taught
+    return losses_by_kind
 
 
-def _descend(
+def _update_weights(
     optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], rate: float, clip: float
 ) -> None:
-    """One step along the gradients, which are then forgotten."""
+    """Clip the gradients, make one optimizer step, and reset them."""
     import torch
 
     for group in optimizer.param_groups:
         group["lr"] = rate
     norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), clip)
     if not norm.isfinite():
-        raise SafeDraftError("the gradient is no number any more: try a lower --learning-rate")
+        raise SafeDraftError("the gradient is not finite: try a lower --learning-rate")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _save(
+def _save_checkpoint(
     file: Path,
     weights: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
     identity: Mapping[str, str],
 ) -> None:
-    """Write the whole state to one file, which is either the old one or the new one."""
+    """Write the whole state to one file, which is replaced atomically."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -278,12 +283,12 @@ def _save(
         save_file(tensors, unfinished, metadata)
 
 
-def _load(
+def _load_checkpoint(
     file: Path,
     weights: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, str],
-) -> Progress:
+) -> TrainingProgress:
     import torch
     from safetensors import safe_open
 
@@ -299,11 +304,13 @@ def _load(
                     "exp_avg": stored.get_tensor(f"average/{name}").to(weight.device),
                     "exp_avg_sq": stored.get_tensor(f"square/{name}").to(weight.device),
                 }
-    return Progress(at["step"], Place(at["epoch"], at["batch"]))
+    return TrainingProgress(at["step"], BatchPosition(at["epoch"], at["batch"]))
 
 
-def _require_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+def _require_same(file: Path, stored: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    differing = sorted(
+        k for k in stored.keys() | expected.keys() if stored.get(k) != expected.get(k)
+    )
     if differing:
         raise SafeDraftError(
             f"{file.parent} holds a run with other {', '.join(differing)}: resume it as it was "
@@ -311,8 +318,8 @@ def _require_same(file: Path, found: Mapping[str, str], expected: Mapping[str, s
         )
 
 
-class _Log:
-    """A JSON line a step; what follows ``step`` is of a run that was cut short, and dropped."""
+class _LossLog:
+    """A log with one JSON line per step; lines after ``step`` belong to an interrupted run."""
 
     def __init__(self, file: Path, step: int) -> None:
         self._file = file
@@ -325,11 +332,11 @@ class _Log:
 
 
 def read_losses(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log of losses; one that was cut short by a kill is left out."""
-    return list(_lines(file)) if file.exists() else []
+    """Read the lines of a loss log; an incomplete line is skipped."""
+    return list(_parse_lines(file)) if file.exists() else []
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _parse_lines(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Two models that Transformers loaded, as an engine."""
+"""The engine of two models loaded with Transformers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Runs the passes of several requests in turn: each has caches of its own.
+    """Runs the passes of several requests one after the other; each request has its own caches.
 
     Args:
         target: the target, on its own device, in its own dtype.
-        draft: the draft, likewise. Its logits are handed over on the target's device.
-        vocabulary: V, the ids that both share; rows past it are padding and are dropped.
-        names: what errors call target and draft.
+        draft: the draft, on its own device, in its own dtype; its logits are moved to the target's
+            device.
+        vocabulary: V, the size of the shared vocabulary; logits of further ids are dropped.
+        names: the names of target and draft in error messages.
     """
 
     name = "transformers"
@@ -41,21 +42,22 @@ class TransformersEngine:
         self._vocabulary = vocabulary
 
     def session(self, which: Which) -> TransformersSession:
-        """A new, empty session in one of the two models."""
+        """Create an empty session in one of the two models."""
         device = self._models["target"].device
         return TransformersSession(
             self._models[which], self._names[which], self._vocabulary, device
         )
 
     def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
-        """Run the passes one by one; float32 logits ``[keep, V]`` of each."""
+        """Run the passes one by one; return float32 logits ``[keep, V]`` of each."""
         return [
-            cast("TransformersSession", one.session).forward(one.tokens, one.keep) for one in passes
+            cast("TransformersSession", item.session).forward(item.tokens, item.keep)
+            for item in passes
         ]
 
     def batch(self) -> Batch:
-        """A new batch of requests."""
+        """Create an empty batch of requests."""
         return Batch(self)
 
     def close(self) -> None:
-        """Nothing is held outside of the models."""
+        """Do nothing: all memory belongs to the models."""

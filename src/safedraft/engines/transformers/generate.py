@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SAMPLING = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _PREPARED = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep", "use_cache"}
-"""What ``generate`` hands over by itself."""
+"""Arguments that ``generate`` passes in any case."""
 _OTHER_MODES = ("prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "cache_implementation")
 
 
@@ -48,37 +48,37 @@ def ssd_generate(
     """Pass as ``custom_generate=`` to ``model.generate``; ``model`` is the target.
 
     ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, end tokens, stop
-    strings, ``streamer`` and ``stopping_criteria`` work as they do there, token by token.
+    strings, ``streamer`` and ``stopping_criteria`` work as in ``generate``, token by token.
 
     Args:
         model: the target.
         input_ids: ``[1, length]``.
-        logits_processor: those of ``generate``; only temperature, top-k and top-p can be honoured.
-        stopping_criteria: asked after every token.
+        logits_processor: those of ``generate``; only temperature, top-k and top-p are supported.
+        stopping_criteria: evaluated after every token.
         generation_config: as ``generate`` prepared it.
         draft_model: the deep-aligned draft; it shares the target's vocabulary.
         draft_input_ids: the draft's own prompt ``[1, length]``, if it differs.
-        ssd_config: the published constants when not given; a ``prefill_scheme`` is refused.
-        seed: repeats a sampled reply; drawn from torch's generator when not given.
-        model_kwargs: what else ``generate`` hands over.
+        ssd_config: the constants, the published ones by default; no ``prefill_scheme``.
+        seed: the seed of a sampled reply; drawn from torch's generator by default.
+        model_kwargs: the remaining arguments of ``generate``.
 
     Returns:
-        ``[1, length + new]``, or a ``GenerateDecoderOnlyOutput`` of it.
+        Ids ``[1, length + new]``, or a ``GenerateDecoderOnlyOutput`` with them.
 
     Raises:
-        SafeDraftError: an option that SSD cannot honour.
+        SafeDraftError: an option is not supported with SSD.
     """
     if draft_model is None:
         raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
     config = ssd_config or SSDConfig()
-    _refuse(input_ids, logits_processor, generation_config, model_kwargs)
-    streamer = _caller("streamer")
+    _require_supported(input_ids, logits_processor, generation_config, model_kwargs)
+    streamer = _find_argument("streamer")
     vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
     prompt = input_ids[0].tolist()
     room = generation_config.max_length - len(prompt)
     if room < 1:
         raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
-    own_prompt = _draft_prompt(
+    own_prompt = _read_draft_prompt(
         input_ids if draft_input_ids is None else draft_input_ids, draft_model
     )
     context = getattr(draft_model.config.get_text_config(), "max_position_embeddings", None)
@@ -88,7 +88,7 @@ def ssd_generate(
         )
     room = min(room, context - len(own_prompt)) if context else room
     sequence = input_ids
-    sampling = _sampling(generation_config, room, seed)
+    sampling = _read_sampling(generation_config, room, seed)
     request = Request(prompt, own_prompt, SSD(), config, sampling)
     for _, step in decode(TransformersEngine(model, draft_model, vocabulary), [request]):
         token = torch.tensor([[step.token]], device=input_ids.device)
@@ -106,7 +106,7 @@ def ssd_generate(
     return sequence
 
 
-def _draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
+def _read_draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
     rows = draft.get_input_embeddings().num_embeddings
     if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
         raise SafeDraftError(f"the draft's prompt must be [1, length], not {list(ids.shape)}")
@@ -116,7 +116,7 @@ def _draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
     return prompt
 
 
-def _sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
+def _read_sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
     if not generation.do_sample:
         return SamplingParams(max_new_tokens=room)
     if seed is None:
@@ -130,13 +130,13 @@ def _sampling(generation: GenerationConfig, room: int, seed: int | None) -> Samp
     )
 
 
-def _refuse(
+def _require_supported(
     input_ids: Tensor,
     processors: LogitsProcessorList,
     generation: GenerationConfig,
     model_kwargs: dict[str, Any],
 ) -> None:
-    """Raise on what would otherwise be accepted and ignored."""
+    """Reject options that would otherwise be accepted and ignored."""
     if generation.num_beams not in (None, 1):
         raise SafeDraftError("SSD has no beam search: leave num_beams at 1")
     if input_ids.shape[0] != 1:
@@ -145,39 +145,39 @@ def _refuse(
     if mask is not None and not bool((mask == 1).all()):
         raise SafeDraftError("SSD takes a prompt without padding: drop the padded tokens")
     others = sorted({type(processor).__name__ for processor in processors} - _SAMPLING)
-    given = _caller("logits_processor") or ()
-    others += [type(processor).__name__ for processor in given]
+    own = _find_argument("logits_processor") or ()
+    others += [type(processor).__name__ for processor in own]
     if others:
-        raise SafeDraftError(f"SSD cannot honour {', '.join(others)}: switch the option off")
-    asked = [name for name in _OUTPUTS if getattr(generation, name, False)]
-    asked += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
-    asked += [
-        name for name, value in model_kwargs.items() if name not in _PREPARED and _given(value)
+        raise SafeDraftError(f"SSD does not support {', '.join(others)}: switch the option off")
+    unsupported = [name for name in _OUTPUTS if getattr(generation, name, False)]
+    unsupported += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
+    unsupported += [
+        name for name, value in model_kwargs.items() if name not in _PREPARED and _is_set(value)
     ]
-    if _caller("assistant_model") is not None:
-        asked.append("assistant_model (the draft is draft_model)")
+    if _find_argument("assistant_model") is not None:
+        unsupported.append("assistant_model (the draft is draft_model)")
     if model_kwargs.get("use_cache") is False:
-        asked.append("use_cache=False")
+        unsupported.append("use_cache=False")
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions[0].tolist() != list(range(input_ids.shape[1])):
-        asked.append("position_ids")
-    if asked:
-        raise SafeDraftError(f"SSD cannot honour {', '.join(asked)}: leave it out")
+        unsupported.append("position_ids")
+    if unsupported:
+        raise SafeDraftError(f"SSD does not support {', '.join(unsupported)}: leave it out")
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise SafeDraftError("SSD starts from an empty cache: leave out past_key_values")
 
 
-def _given(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return value.numel() > 0 if isinstance(value, Tensor) else bool(value)
 
 
-def _caller(name: str) -> Any:
-    """An argument of the ``generate`` that called us, or None.
+def _find_argument(name: str) -> Any:
+    """Find an argument of the calling ``generate``; None if there is none.
 
-    ``generate`` keeps its own names from every callable: it tells a ``streamer`` the prompt and
-    leaves the rest to the decoding method, which never sees it. Without a look at its frame a
-    listener would wait for ever, and other arguments would be dropped in silence.
+    ``generate`` does not pass its own parameters to a custom decoding method, although it gives the
+    prompt to a ``streamer`` and leaves the rest to that method. Without a look at its frame, a
+    streamer would wait forever, and other arguments would be ignored silently.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "generate":

@@ -1,4 +1,4 @@
-"""Loading a pair with Transformers."""
+"""Loading of a pair with Transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.models.parts import fetch_parts
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 INT8 = "int8"
-"""One more dtype of a draft: the checkpoint's, with the weights of linear layers in 8 bits."""
+"""A further dtype of a draft: the checkpoint's, with 8-bit weights in linear layers."""
 
 
 def load(
     spec: PairSpec,
     config: SSDConfig | None = None,
-    report: Report = silent,
+    report: ReportProgress = silent,
     *,
     dtype: str = "auto",
     draft_dtype: str | None = None,
@@ -36,35 +36,35 @@ def load(
         config: constants in place of the pair's own.
         report: called with stage, done and total bytes while a model is fetched.
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
-        draft_dtype: the draft's, if another; also ``int8`` on processors: the checkpoint's, with
-            weights in 8 bits. The pair's own is used where no dtype is named.
-        device: ``auto`` (an accelerator if there is one), or as torch names it.
-        draft_device: the draft's, if another.
+        draft_dtype: the draft's dtype if it differs; on processors also ``int8``: the checkpoint's
+            dtype with 8-bit weights. The pair's own by default, if no dtype is named.
+        device: ``auto`` (an accelerator if there is one), or torch's name of a device.
+        draft_device: the draft's device if it differs.
 
     Raises:
-        SafeDraftError: whatever does not fit, in one line that says what to do.
+        SafeDraftError: the pair cannot be loaded; one line says what to do.
         IncompatiblePairError: the two models cannot decode together.
     """
     from safedraft.engines.transformers.engine import TransformersEngine
-    from safedraft.kernels.attention import stack_queries
-    from safedraft.kernels.avx2 import widen_as_multiplied
-    from safedraft.kernels.int8 import keep_in_int8
+    from safedraft.kernels.attention import use_stacked_attention
+    from safedraft.kernels.avx2 import use_avx2_layers
+    from safedraft.kernels.int8 import use_int8_layers
     from safedraft.models.weights import load_model, merge_adapter
 
-    # What can be refused is refused before gigabytes are fetched or loaded.
-    devices = [_device(place) for place in (device, draft_device or device)]
-    small_type = _draft_dtype(spec, dtype, draft_dtype, devices[1])
-    types = [_dtype(dtype), _dtype("auto" if small_type == INT8 else small_type)]
+    # Invalid options are errors before gigabytes are fetched or loaded.
+    devices = [_find_device(place) for place in (device, draft_device or device)]
+    small_type = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
+    types = [_find_dtype(dtype), _find_dtype("auto" if small_type == INT8 else small_type)]
     parts = fetch_parts(spec, report)
     big, small = map(load_model, parts.folders, parts.descriptions, types, devices)
     for model in (big, small):
-        stack_queries(model)
+        use_stacked_attention(model)
     if parts.adapter:
         small = merge_adapter(small, parts.adapter)
     if small_type == INT8:
-        keep_in_int8(small)
+        use_int8_layers(small)
     for model in (big, small):
-        widen_as_multiplied(model)
+        use_avx2_layers(model)
     tokenizers = [description.tokenizer for description in parts.descriptions]
     compatibility = parts.compatibility
     return LoadedPair(
@@ -78,15 +78,15 @@ def load(
     )
 
 
-def _draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:
-    """What is named for the draft or for both, else the pair's own."""
+def _choose_draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:
+    """Choose the dtype named for the draft or for both models, else the pair's own."""
     if named == INT8 and device.type != "cpu":
         raise SafeDraftError(f"draft_dtype int8 is for processors, and the draft is on {device}")
     own = spec.draft_dtype if dtype == "auto" and device.type == "cpu" else None
     return named or own or dtype
 
 
-def _dtype(name: str) -> torch.dtype | str:
+def _find_dtype(name: str) -> torch.dtype | str:
     import torch
 
     if name not in DTYPES:
@@ -94,7 +94,7 @@ def _dtype(name: str) -> torch.dtype | str:
     return name if name == "auto" else getattr(torch, name)
 
 
-def _device(name: str) -> torch.device:
+def _find_device(name: str) -> torch.device:
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Any causal language model that Transformers loads, as a session with a rewindable cache."""
+"""A session with a rewindable cache in a causal language model from Transformers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFILL_CHUNK = 512
-"""Tokens of a prompt that go through a model at once: bounds the memory of activations."""
+"""Number of prompt tokens in one forward pass, which bounds the memory of activations."""
 
 
 class TransformersSession:
-    """One sequence in one model; the cache is never computed twice and is cut back in place.
+    """One sequence in one model; ``rewind`` shortens the cache in place.
 
     Args:
-        model: on its own device, in its own dtype.
-        name: what errors call it.
-        vocabulary: V, the ids shared by target and draft; rows past it are padding and are dropped.
-        device: where logits are handed over; the model's own when not given.
+        model: the model, on its own device, in its own dtype.
+        name: its name in error messages.
+        vocabulary: V, the size of the shared vocabulary; logits of further ids are dropped.
+        device: the device of the returned logits; the model's own by default.
 
     Raises:
         SafeDraftError: the model's state cannot be rewound.
@@ -53,12 +53,12 @@ class TransformersSession:
 
     @property
     def length(self) -> int:
-        """Tokens in the cache."""
+        """Number of tokens in the cache."""
         return int(self._cache.get_seq_length())
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Append ``ids``; the float32 logits after each of the last ``keep``, ``[keep, V]``."""
+        """Append ``ids``; return float32 logits after the last ``keep`` ids, ``[keep, V]``."""
         head = max(len(ids) - keep, 0) // PREFILL_CHUNK * PREFILL_CHUNK
         for start in range(0, head, PREFILL_CHUNK):
             self._run(ids[start : start + PREFILL_CHUNK], 1)
@@ -66,7 +66,7 @@ class TransformersSession:
         return logits[-keep:, : self._vocabulary].to(self._device, torch.float32)
 
     def rewind(self, count: int) -> None:
-        """Forget the last ``count`` tokens; sliding-window layers drop what left the window."""
+        """Remove the last ``count`` tokens from the cache, in sliding-window layers too."""
         self._cache.crop(-count)
 
     def _run(self, ids: Sequence[int], keep: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Requests as the worker decodes them: what the draft proposed, and what becomes of it.
+"""The requests that a worker decodes: their drafts, and the decisions about them.
 
-vLLM brings logits and takes tokens back; ``core.decide`` chooses the tokens. A ``ServedRequest``
-lives as long as its request: whatever happens to the caches (chunked prefill, preemption, a batch
-that others join and leave), its rule's state stands at its last decided token.
+vLLM provides logits and receives tokens; ``core.decide`` chooses the tokens. A ``ServedRequest``
+lives as long as its request. Whatever happens to the caches (chunked prefill, preemption, other
+requests that join and leave), its rule's state belongs to its last decided token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safedraft.core.rule import Decision, Rule, State
 
 @dataclass(slots=True)
 class ServedRequest:
-    """One request's side of the decoding in a worker."""
+    """The state of one request in a worker."""
 
     request: Request
     state: State = field(init=False)
@@ -38,6 +38,8 @@ class ServedRequest:
     union_tokens: int = 0
     """Number of tokens decided in union."""
     ended: bool = False
+    error: BrokenModelError | None = None
+    """Why it ended early, if it did."""
     drafts: list[Draft] = field(default_factory=list)
     """Proposed for the next positions."""
 
@@ -52,7 +54,7 @@ class ServedRequest:
         ]
 
     def statistics(self) -> dict[str, float]:
-        """What was decided so far, by the names that ``Statistics`` has for it."""
+        """Figures of the reply so far, with the names of ``Statistics`` where it has them."""
         decided = max(self.position, 1)
         return {
             "tokens": self.position,
@@ -63,7 +65,7 @@ class ServedRequest:
         }
 
     def commit(self, decision: Decision) -> Step:
-        """Write down one decided position."""
+        """Record one decided position."""
         state, request = self.state, self.request
         scheme, alpha, threshold = state.scheme, state.alpha, state.threshold
         ends = decision.token in request.end_tokens
@@ -90,23 +92,23 @@ class ServedRequest:
 def propose(
     served: Sequence[ServedRequest | None], logits: Tensor, ahead: int
 ) -> list[Draft | None]:
-    """One drafted token of every row.
+    """One drafted token of every row; a request whose logits are not all finite ends with an error.
 
     Args:
         served: whose row it is; None for a row that is not drafted for.
         logits: the draft's, ``[rows, V]``.
         ahead: which of the block's drafts this is, from 0.
 
-    Raises:
-        BrokenModelError: logits of a row that is drafted for are not all finite.
+    Returns:
+        A draft for each row; None for a row that is not drafted for or whose request has ended.
     """
-    rows = [row for row, one in enumerate(served) if one is not None]
-    chosen = [one for one in served if one is not None]
+    _end_broken(served, logits, "the draft")
+    rows = [row for row, one in enumerate(served) if one and not one.ended]
+    chosen = [one for one in served if one and not one.ended]
     drafts: list[Draft | None] = [None] * len(served)
     if not chosen:
         return drafts
     logits = logits if len(rows) == len(served) else logits[rows]
-    require_finite(logits, "the draft")
     ranked = rank(logits, [one.request.sampling.temperature for one in chosen])
     positions = [one.position + ahead for one in chosen]
     proposed = propose_tokens(ranked, [one.request for one in chosen], positions)
@@ -119,26 +121,27 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     """Decide the drafted positions of every request from both models, left to right.
 
     A request's block ends after its first token that is not the drafted one, at an end token, and
-    at its length limit; it holds no more than its drafts. What the target says after the last of
-    them decides nothing: that position waits for the draft's word.
+    at its length limit; it holds no more than its drafts. The position after the last of them stays
+    undecided until the draft has a distribution there. A request whose logits are not all finite
+    ends with an error.
 
     Args:
         served: each with at least one draft.
         logits: the target's at the drafted positions of each request, ``[len(drafts), V]``.
 
     Returns:
-        The steps of each request, at least one of each that has not ended.
+        The steps of each request: at least one, unless it has ended.
 
     Raises:
-        BrokenModelError: the target's logits are not all finite.
+        BrokenModelError: a request has no draft, so that its draft's distribution is missing.
     """
-    decided: list[list[Step]] = [[] for _ in served]
     places = _rank_target(served, logits)
+    decided: list[list[Step]] = [[] for _ in served]
     ahead = 0
-    going = [index for index, one in enumerate(served) if not one.ended]
-    while going:
+    deciding = [index for index, one in enumerate(served) if not one.ended]
+    while deciding:
         by_rule: dict[Rule, list[int]] = {}
-        for index in going:
+        for index in deciding:
             by_rule.setdefault(served[index].request.rule, []).append(index)
         followed: set[int] = set()
         for rule, group in by_rule.items():
@@ -148,9 +151,9 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
                 if decision.followed:
                     followed.add(index)
         ahead += 1
-        going = [
+        deciding = [
             index
-            for index in going
+            for index in deciding
             if index in followed and not served[index].ended and ahead < len(served[index].drafts)
         ]
     for one, steps in zip(served, decided, strict=True):
@@ -164,17 +167,33 @@ def _rank_target(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> l
     if not logits:
         return []
     rows = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
-    require_finite(rows, "the target")
-    temperatures = [
-        one.request.sampling.temperature
-        for one, own in zip(served, logits, strict=True)
-        for _ in range(len(own))
-    ]
-    ranked, places, start = rank(rows, temperatures), [], 0
+    owners = [one for one, own in zip(served, logits, strict=True) for _ in range(len(own))]
+    _end_broken(owners, rows, "the target")
+    ranked, start = rank(rows, [one.request.sampling.temperature for one in owners]), 0
+    places = []
     for own in logits:
         places.append([Place(ranked, start + row) for row in range(len(own))])
         start += len(own)
     return places
+
+
+def _end_broken(owners: Sequence[ServedRequest | None], logits: Tensor, model: str) -> None:
+    """End the requests whose logits are not all finite with an error; the others are unaffected.
+
+    Args:
+        owners: the request of each row; None for a row of none.
+        logits: ``[rows, V]``.
+        model: its name, for the error.
+    """
+    finite = logits.sum(-1, dtype=torch.float32).isfinite()
+    if bool(finite.all()):
+        return
+    for row in (~finite).nonzero().flatten().tolist():
+        if (one := owners[row]) and not one.ended:
+            try:
+                require_finite(logits[row], model)
+            except BrokenModelError as error:
+                one.error, one.ended = error, True
 
 
 def _candidate(one: ServedRequest, ahead: int, target: Sequence[Place]) -> Candidate:

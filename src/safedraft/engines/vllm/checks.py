@@ -17,7 +17,7 @@ WORKERS = {
     "cpu": "safedraft.engines.vllm.worker.SSDCPUWorker",
     "cuda": "safedraft.engines.vllm.worker.SSDGPUWorker",
 }
-"""By vLLM's name of the platform."""
+"""The worker of each platform, by vLLM's name of the platform."""
 
 HOOKS = {
     "GPUModelRunner.execute_model": "e058bf791a298e98",
@@ -38,26 +38,29 @@ HOOKS = {
     "Scheduler.schedule": "da4f2cf2fc39c39e",
     "Scheduler._update_after_schedule": "2b527eb8070d3cce",
     "Scheduler.update_from_output": "85b29db96051135c",
+    "Scheduler.finish_requests": "b7a4ef7b8aa588bf",
     "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
     "Scheduler._preempt_request": "4113f5de8a84ec25",
     "check_stop": "5149b60c92d21064",
     "InputProcessor.process_inputs": "e22b5f772979054c",
     "OutputProcessor.process_outputs": "9e116796002e75f2",
 }
-"""The code of vLLM's that the engine replaces or leans on, classes, methods and functions: the
-start of its SHA-256."""
+"""The code in vLLM that the engine replaces or depends on (classes, methods and functions), with
+the beginning of its SHA-256."""
 
 
 def require_engine(vllm_config: Any) -> Settings:
-    """The settings of an engine that is set up as SafeDraft sets it up.
+    """Return the settings of an engine that SafeDraft has set up, after checking it.
 
     Raises:
-        SafeDraftError: another vLLM than the tested, or an option with which a token could be
-            chosen without the rule.
+        SafeDraftError: an untested vLLM, or an option with which a token could be chosen without
+            the rule.
     """
     settings = Settings.of(vllm_config)
     if settings is None:
-        raise SafeDraftError("SafeDraft's worker needs its settings: start it by `safedraft serve`")
+        raise SafeDraftError(
+            "SafeDraft's worker needs its settings: start it with `safedraft serve`"
+        )
     if differing := [name for name, found in fingerprints() if found != HOOKS[name]]:
         import vllm
 
@@ -83,16 +86,16 @@ def _admits() -> bool:
 
 
 def fingerprints() -> Iterator[tuple[str, str]]:
-    """Name and fingerprint of every hook as it is installed."""
+    """Name and fingerprint of the installed code of every hook."""
     for name, hook in _hooks().items():
         yield name, digest(inspect.getsource(inspect.unwrap(hook)), digits=16)
 
 
 def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
-    """Let an ``EngineCoreRequest`` in, with no more tokens than there is room for, or refuse it.
+    """Admit an ``EngineCoreRequest``, with no more new tokens than there is room for, or refuse it.
 
     Raises:
-        SafeDraftError: says why; vLLM's server answers with it and a 400.
+        SafeDraftError: the reason; vLLM's server answers with it and status 400.
     """
     params = request.sampling_params
     if params is None:
@@ -118,7 +121,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
 
 
 def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
-    """What must not be, and how its refusal begins."""
+    """Whether each mode that bypasses the rule is set, and how its error begins."""
     from vllm.platforms import current_platform
 
     spec, model = vllm_config.speculative_config, vllm_config.model_config

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import count
 from typing import Any
 
 from safedraft.core.config import OF_SPEED, Scheme, SSDConfig
-from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.errors import BrokenModelError, SafeDraftError, first_line
 from safedraft.core.generation import Generation, Step
 from safedraft.core.request import Request
+from safedraft.core.rule import Rule
 from safedraft.core.sampling import LogProbabilities
 from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.vllm.options import PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
-from safedraft.rules import constants_for
+from safedraft.rules import constants_for, find_rule
 
 
 class VllmGeneration(Generation):
@@ -56,7 +57,7 @@ class VllmEngine:
 
     @property
     def context_length(self) -> int:
-        """vLLM's ``max_model_len``, which it may have found by itself."""
+        """vLLM's ``max_model_len``, which vLLM may have chosen itself."""
         return int(self._engine.model_config.max_model_len)
 
     def batch(self) -> VllmEngine:
@@ -64,7 +65,7 @@ class VllmEngine:
         return self
 
     def add(self, request: Request) -> VllmGeneration:
-        """Hand a request in.
+        """Take a request in; ``step`` decodes it from now on.
 
         Raises:
             SafeDraftError: vLLM or its plug-in refuses it.
@@ -83,7 +84,7 @@ class VllmEngine:
                 top_p=sampling.top_p,
                 seed=None if sampling.greedy else sampling.seed,
                 stop_token_ids=sorted(request.end_tokens),
-                ignore_eos=True,  # what ends a reply is named above
+                ignore_eos=True,  # all end tokens are in stop_token_ids
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
                 extra_args={TRACE: generation.name, **self._extra_args(request)},
@@ -96,14 +97,17 @@ class VllmEngine:
         return generation
 
     def step(self) -> None:
-        """One pass over the batch; every request gets the steps that it decided."""
-        finished = {output.request_id for output in self._engine.step() if output.finished}
+        """One pass over the batch; every request receives the steps that were decided."""
+        finished = {output.request_id: output for output in self._engine.step() if output.finished}
         self._take_steps(list(self._running.values()))
-        for name in finished & self._running.keys():
-            self._running.pop(name).ended = True
+        for name in finished.keys() & self._running.keys():
+            generation = self._running.pop(name)
+            generation.ended = True
+            if finished[name].outputs[0].finish_reason == "error" and not generation.error:
+                generation.error = BrokenModelError("vLLM ended the request with an error")
 
     def remove(self, generation: Generation) -> None:
-        """Take a request away, if it has not ended, and what is left of its trace."""
+        """Stop decoding a request, if it has not ended, and take what is left of its trace."""
         assert isinstance(generation, VllmGeneration)
         if self._running.pop(generation.name, None) is not None:
             self._engine.abort_request([generation.name])
@@ -115,11 +119,13 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
     def _extra_args(self, request: Request) -> dict[str, Any]:
-        """What the plug-in must know of a request besides vLLM's own parameters.
+        """What the plug-in needs of a request besides vLLM's own parameters.
 
         Raises:
-            SafeDraftError: the request wants another number of drafts than the engine's.
+            SafeDraftError: the request wants another number of drafts than the engine's, or its
+                rule is not registered.
         """
+        _require_registered(request.rule)
         own = constants_for(request.rule, self._config).model_dump(mode="json")
         constants = request.config.model_dump(mode="json")
         changes = {name: value for name, value in constants.items() if value != own[name]}
@@ -141,11 +147,23 @@ class VllmEngine:
         for generation, trace in zip(generations, traces, strict=True):
             if trace is None:  # taken to its end
                 continue
-            steps, passes, drafted, target_seconds, draft_seconds = trace
+            steps, passes, drafted, target_seconds, draft_seconds, error = trace
             target, draft = generation.target_passes, generation.draft_passes
             target.passes, target.seconds = passes, target_seconds
             draft.passes, draft.seconds = drafted, draft_seconds
             generation.steps.extend(_step(fields) for fields in steps)
+            generation.error = BrokenModelError(error) if error else None
+
+
+def _require_registered(rule: Rule) -> None:
+    """Refuse a rule that the workers, which build it from its name, would replace by another."""
+    registered = find_rule(rule.name)
+    same = registered == rule if is_dataclass(rule) else type(registered) is type(rule)
+    if not same:
+        raise SafeDraftError(
+            f"rule: vLLM's workers build {rule.name!r} from its name, and this is another rule of "
+            "that name: register it under a name of its own (entry points safedraft.rules)"
+        )
 
 
 def _step(fields: Sequence[Any]) -> Step:

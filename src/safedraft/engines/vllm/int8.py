@@ -1,8 +1,8 @@
-"""The draft's weights in 8 bits in vLLM, on processors: a quantization that vLLM knows by name.
+"""The draft's weights in 8 bits in vLLM, on processors: a quantization registered with vLLM.
 
 vLLM can run 8-bit layers of checkpoints that have them. Here they are made while the draft is
-loaded, output layer included, and run by the same kernels: the inputs of a layer are rounded as
-well, row by row. Unlike those of ``engines.int8`` they are as fast for a few rows as for one.
+loaded, output layer included, and the same kernels run them: the inputs of a layer are rounded as
+well, row by row. Unlike those of ``kernels.int8``, they are as fast for a few rows as for one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 
 from safedraft.engines.vllm.options import INT8
-from safedraft.kernels.int8 import in_int8
+from safedraft.kernels.int8 import quantize_int8
 
-_PRIMITIVES = 32  # oneDNN keeps code for that many numbers of rows, as in its own layers
+_PRIMITIVES = 32  # oneDNN caches code for so many numbers of rows, as in its own layers
 
 
 def most() -> int:
-    """What the largest weight of a row becomes: 127, or what cannot overflow.
+    """The rounded value of a row's largest weight: 127, or less where sums would overflow.
 
-    On x86 without VNNI oneDNN adds two products of an input (up to 255 as it shifts them) and a
-    weight in 16 bits, which end at 32767 without a word: a weight is 64 at the most there.
+    On x86 without VNNI, oneDNN adds two products of an input (up to 255, as it shifts them) and a
+    weight in 16 bits, which saturate silently at 32767: a weight is at most 64 there.
     """
     able = torch.cpu.get_capabilities()
     overflows = able["architecture"] == "x86_64" and not (able["avx512_vnni"] or able["avx_vnni"])
@@ -38,13 +38,13 @@ def most() -> int:
 
 
 class _Int8:
-    """How linear and output layers are computed alike; how they are loaded is vLLM's own."""
+    """Computes linear and output layers; vLLM loads them."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Round what was loaded and hand it to oneDNN, which keeps it in an order of its own."""
+        """Round the loaded weights and give them to oneDNN, which stores them in its own layout."""
         weight = layer.weight.detach()
-        rounded, scale = in_int8(weight, most())
-        layer.int8_scale = scale[None].contiguous()  # oneDNN reads it, and does not keep it alive
+        rounded, scale = quantize_int8(weight, most())
+        layer.int8_scale = scale[None].contiguous()  # oneDNN holds no reference to it
         layer.int8 = ops.create_onednn_scaled_mm(
             rounded.t(), layer.int8_scale, weight.dtype, True, False, _PRIMITIVES
         )
@@ -65,7 +65,7 @@ class _Linear(_Int8, UnquantizedLinearMethod):  # type: ignore[misc]
 
 
 class _Output(_Int8, UnquantizedEmbeddingMethod):  # type: ignore[misc]
-    """Keeps its weights as they were loaded, for they may be the embedding's."""
+    """Keeps the loaded weights, since the embedding may share them."""
 
 
 @register_quantization_config(INT8)
@@ -73,30 +73,30 @@ class Int8Config(QuantizationConfig):  # type: ignore[misc]
     """Every linear layer and the output layer in 8 bits."""
 
     def get_name(self) -> str:
-        """As it was registered."""
+        """The registered name."""
         return INT8
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """What a checkpoint may be in."""
+        """The types that a checkpoint can have."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Of no accelerator."""
+        """No accelerator is needed."""
         return 0
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """There is nothing to configure."""
+        """There is no configuration file."""
         return []
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Int8Config:
-        """Likewise."""
+        """There is nothing to configure."""
         return cls()
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
-        """How a layer is computed; None where vLLM's own way stays."""
+        """The method that computes a layer; None for vLLM's own."""
         if isinstance(layer, LinearBase):
             return _Linear()
         return _Output() if isinstance(layer, ParallelLMHead) else None

@@ -12,10 +12,10 @@ from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.options import room_for
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
-_NOT_OURS = {
+_REFUSED = {
     "device": "vLLM runs on the platform that it was built for",
     "draft_device": "vLLM runs both models on one platform",
     "draft_dtype": "vLLM gives both models one type",
@@ -23,14 +23,14 @@ _NOT_OURS = {
 """Options of other engines, and why they are refused."""
 
 _ON_PROCESSORS = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_model_len": 4096}
-"""What is set on processors where the user names nothing: compiling takes minutes and makes a step
-no faster, and vLLM would take most of the memory there is."""
+"""Options on processors that the user can override: compilation takes minutes and makes no step
+faster, and vLLM would take most of the memory."""
 
 
 def load(
     spec: PairSpec,
     config: SSDConfig | None = None,
-    report: Report = silent,
+    report: ReportProgress = silent,
     *,
     dtype: str = "auto",
     draft_tokens_up_to: Mapping[int, int] | None = None,
@@ -43,14 +43,14 @@ def load(
         config: constants in place of the pair's own.
         report: called with stage, done and total bytes while a model is fetched.
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
-        draft_tokens_up_to: T by how many requests run, as in ``Plan.options``; without it, T is
-            that of ``config`` at any load, if that names one.
+        draft_tokens_up_to: T by how many requests run, as in ``EnginePlan.options``; without it,
+            T is that of ``config`` at any load, if that names one.
         options: vLLM's own engine arguments.
 
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.
     """
-    for name, reason in _NOT_OURS.items():
+    for name, reason in _REFUSED.items():
         if name in options:
             raise SafeDraftError(f"{name}: {reason}: leave it out")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

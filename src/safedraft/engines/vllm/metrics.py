@@ -1,7 +1,7 @@
-"""What the rule decided, in the counters that vLLM's server shows under ``/metrics``.
+"""Counters of decisions, which vLLM's server publishes under ``/metrics``.
 
-They are counted in the worker, which is another process than the server: Prometheus adds up the
-processes of an engine by files, for which ``safedraft serve`` names a folder.
+The worker counts, and it is another process than the server: Prometheus adds up the processes of an
+engine from files, for which ``safedraft serve`` sets a folder.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from safedraft.core.generation import Step
 
 TOKENS = Counter(
     "safedraft_tokens",
-    "Tokens decided by SSD, by the scheme they were decided in and whether they are the draft's",
+    "Decided tokens, by the scheme in force and whether the draft's own proposal was accepted",
     ["scheme", "matched"],
 )
 BLOCKS = Counter("safedraft_blocks", "Blocks of drafts that the target verified")
 
 
 def count(blocks: Iterable[list[Step]]) -> None:
-    """Count the steps of one pass over a batch, row by row."""
+    """Count the steps of one pass over a batch, a list for each row."""
     for steps in blocks:
         for step in steps:
             TOKENS.labels(str(step.scheme), str(step.matched).lower()).inc()

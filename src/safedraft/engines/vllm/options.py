@@ -1,4 +1,4 @@
-"""What the operator sets for the engine, and what a request may ask for."""
+"""Settings of the operator for the engine, and options of a request."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from safedraft.core.rule import Context, Rule
 from safedraft.rules import constants_for, find_rule
 
 KEY = "safedraft"
-"""Under which vLLM's ``additional_config`` carries the settings to every process."""
+"""Key of the settings in vLLM's ``additional_config``, which reaches every process."""
 
 PREFIX = "ssd_"
-"""What the names of a request's own constants begin with in ``extra_args`` (``vllm_xargs``)."""
+"""Prefix of a request's own constants in ``extra_args`` (``vllm_xargs`` of vLLM's server)."""
 
 TRACE = PREFIX + "trace"
-"""Name under which a request's steps are kept for whoever asks the workers for them."""
+"""Name under which a request's steps are kept until they are taken from the workers."""
 
 STATISTICS = PREFIX + "statistics"
-"""Name by which any request may ask for its reply's statistics."""
+"""Name by which any request can have its reply's statistics."""
 
 RULE = PREFIX + "rule"
-"""Name of the rule of a request; SSD when it names none."""
+"""Name of a request's rule; SSD when not given."""
 
 TURN_BEGUN = PREFIX + "turn_begun"
-"""Whether the prompt ends inside the assistant's turn; found out by its ids when not given."""
+"""Whether the prompt ends inside the assistant's turn; derived from its ids when not given."""
 
 TOP_LOGPROBS = PREFIX + "top_logprobs"
-"""How many log probabilities of likely tokens a trace reports at each position."""
+"""Number of most likely tokens whose log probabilities a trace reports at each position."""
 
 _NO_CONSTANTS = (TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS)
 
 INT8 = "safedraft_int8"
-"""What vLLM calls the quantization of a draft whose weights are kept in 8 bits."""
+"""vLLM's name for the quantization of a draft whose weights are kept in 8 bits."""
 
 HONOURED = {
     "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -48,8 +48,8 @@ HONOURED = {
     "extra_args", "flat_logprobs", "skip_reading_prefix_cache", "repetition_detection",
     "watermarking",
 }  # fmt: skip
-"""Fields of vLLM's SamplingParams that mean with SSD what they mean without. All others would
-reach into the target's distribution alone, or show it, and have to be at their defaults."""
+"""Fields of vLLM's SamplingParams that mean the same with SSD as without. All others would change
+the target's distribution alone, or report it, and must be at their defaults."""
 
 _HINTS = {
     "logprobs": " (nor is beam search, which is built on them)",
@@ -58,12 +58,12 @@ _HINTS = {
 
 
 class Settings(BaseModel):
-    """The operator's side: the same in every process of the engine."""
+    """What the operator sets; the same in every process of the engine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     config: SSDConfig = SSDConfig()
-    """Constants of a request that sets none; vLLM alone knows ``draft_tokens``."""
+    """Constants of a request that sets none; ``draft_tokens`` is an option of vLLM."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
     generation_prompt: tuple[int, ...] = ()
@@ -72,9 +72,9 @@ class Settings(BaseModel):
     refusal_tokens: frozenset[int] = frozenset()
     """Ids that begin a refusal, for rules that treat them apart."""
     requests_may_set_constants: bool = False
-    """Whether a request may have its own constants; with strengths of 0 that is no defense."""
+    """Whether a request may set constants and its rule, down to no defense at all."""
     traces: bool = False
-    """Whether the steps of requests are kept on request; whoever asks has to take them."""
+    """Whether a request can have its steps kept; they use memory until they are taken."""
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
@@ -93,13 +93,13 @@ class Settings(BaseModel):
             raise SafeDraftError(f"additional_config: {KEY}: {problems(error)[0]}") from error
 
     def request(self, params: Any, request_id: str, prompt: Sequence[int]) -> Request:
-        """What a request with these vLLM ``SamplingParams`` asks for.
+        """Read a request from vLLM's ``SamplingParams``.
 
-        A sampled request without a seed has one that follows from its id, so that all ranks of a
-        tensor-parallel engine draw alike.
+        A sampled request without a seed gets one derived from its id, so that all ranks of a
+        tensor-parallel engine draw the same.
 
         Raises:
-            SafeDraftError: it asks for what is not supported, or may not be asked for.
+            SafeDraftError: it has an option that is not supported or not allowed.
         """
         extra = dict(params.extra_args or {})
         self._require_allowed(extra)
@@ -165,36 +165,42 @@ class Settings(BaseModel):
 
     def _turn_begun(self, extra: Mapping[str, Any], prompt: Sequence[int]) -> bool | None:
         if TURN_BEGUN in extra:
-            return bool(extra[TURN_BEGUN])
+            return _read_flag(TURN_BEGUN, extra[TURN_BEGUN])
         if not self.generation_prompt:
             return None
         return tuple(prompt[-len(self.generation_prompt) :]) != self.generation_prompt
 
 
 def wants_statistics(params: Any) -> bool:
-    """Whether a request with these vLLM ``SamplingParams`` asks for its reply's statistics.
+    """Whether a request with these vLLM ``SamplingParams`` wants its reply's statistics.
 
     Raises:
-        SafeDraftError: it says neither yes nor no, or its answer has no place for them.
+        SafeDraftError: the value is no flag, or the answer has no field for them.
     """
-    wanted = (params.extra_args or {}).get(STATISTICS, False)
-    if wanted not in (True, False):  # vLLM's server makes 1 and 0 of them
-        raise SafeDraftError(f"{STATISTICS}: {wanted!r} is neither true nor false")
+    wanted = _read_flag(STATISTICS, (params.extra_args or {}).get(STATISTICS, False))
     if wanted and params.n > 1:
-        raise SafeDraftError(f"{STATISTICS}: the answer has place for one reply's, leave n at 1")
+        raise SafeDraftError(
+            f"{STATISTICS}: the answer has a field for one reply only: leave n at 1"
+        )
     if wanted and params.output_kind.name == "DELTA":
-        raise SafeDraftError(f"{STATISTICS}: a streamed answer has no place for them")
-    return bool(wanted)
+        raise SafeDraftError(f"{STATISTICS}: a streamed answer has no field for them")
+    return wanted
+
+
+def _read_flag(name: str, value: object) -> bool:
+    if value not in (True, False):  # vLLM's server makes 1 and 0 of them
+        raise SafeDraftError(f"{name}: {value!r} is neither true nor false")
+    return bool(value)
 
 
 def end_tokens(params: Any) -> frozenset[int]:
-    """What vLLM ends a reply at under these ``SamplingParams``, once the engine completed them."""
+    """The tokens at which vLLM ends a reply, from ``SamplingParams`` that the engine completed."""
     ends = set(params.stop_token_ids or ())
     return frozenset(ends if params.eos_token_id is None else ends | {params.eos_token_id})
 
 
 def require_honoured(params: Any) -> None:
-    """Refuse vLLM ``SamplingParams`` that SSD does not honour; what is not known is not honoured.
+    """Refuse vLLM ``SamplingParams`` that SSD does not support, unknown fields included.
 
     Raises:
         SafeDraftError: names the field.
@@ -214,10 +220,10 @@ def _unset(value: Any, default: Any) -> bool:
 
 
 def room_for(prompt_tokens: int, max_model_len: int, ahead: int) -> int:
-    """Most new tokens behind a prompt, such that the draft never runs out of room.
+    """Maximum number of new tokens after a prompt, such that the draft always has room.
 
-    vLLM lets the target decide alone where drafts would pass the end of the context; so replies end
-    two blocks before it. ``ahead`` is how many tokens a block holds at most.
+    vLLM lets the target decide alone where drafts would pass the end of the context, so replies end
+    two blocks before it. ``ahead`` is the maximum number of tokens in a block.
 
     Raises:
         SafeDraftError: there is no room.

@@ -1,4 +1,4 @@
-"""What vLLM loads in each of its processes: requests are admitted or refused where they come in."""
+"""The plug-in that vLLM loads in each of its processes: it admits or refuses every request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register() -> None:
     if getattr(InputProcessor.process_inputs, "admits", False):
         return
     if current_platform.is_cpu():
-        import safedraft.engines.vllm.int8  # noqa: F401  (known to vLLM from now on)
+        import safedraft.engines.vllm.int8  # noqa: F401  (registers the quantization)
     construct, process = InputProcessor.__init__, InputProcessor.process_inputs
 
     @functools.wraps(construct)

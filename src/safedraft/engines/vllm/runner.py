@@ -1,4 +1,4 @@
-"""vLLM's model runner with SSD as its verification rule, and its drafter with the rule's draws."""
+"""vLLM's model runner and drafter, with the decisions of ``batch``."""
 # Long because: drafter and runner share the rows of one step, which vLLM hands to both.
 
 from __future__ import annotations
@@ -26,90 +26,92 @@ from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
 
-_NONE = -1  # vLLM's mark for a place of a block that holds no token
+_NONE = -1  # marks a place without a token in vLLM's blocks
 
 
-Taken = tuple[list[tuple[Any, ...]], int, int, float, float]
-"""The fields of the steps since the last time, passes of target and draft, and their seconds."""
+Taken = tuple[list[tuple[Any, ...]], int, int, float, float, str | None]
+"""The fields of the steps since the last time, passes of target and draft, their seconds, and why
+the request ended early."""
 
 
 class Trace:
-    """What the decoding of one request took and gave, kept until it is taken."""
+    """Steps and costs of one request, kept until they are taken."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.steps: list[Step] = []
         self.target_passes = self.draft_passes = 0
         self.target_seconds = self.draft_seconds = 0.0
+        self.error: str | None = None
         self.finished = False
 
     def take(self) -> Taken:
-        """All that is known; the steps are forgotten. In plain types, for another process."""
+        """Return everything in plain types, for another process, and forget the steps."""
         steps = [astuple(step) for step in self.steps]
         self.steps = []
         passes = self.target_passes, self.draft_passes
-        return steps, *passes, self.target_seconds, self.draft_seconds
+        return steps, *passes, self.target_seconds, self.draft_seconds, self.error
 
 
 class _Served(NamedTuple):
-    """A request from its first step to its last, and who is told of it."""
+    """A request from its first step to its last, and what is reported of it."""
 
     request: ServedRequest
     trace: Trace | None
-    tells: bool
-    """Whether its statistics go along with its tokens."""
+    wants_statistics: bool
+    """Whether its statistics are sent with its tokens."""
 
 
 class _Row(NamedTuple):
-    """A row of the batch behind its target pass."""
+    """A row of the batch after the target's pass."""
 
     served: _Served
     prefilled: bool
-    """False while its prefill goes on: there is nothing to draft yet."""
+    """False until its prefill is complete: nothing is drafted before."""
     resumed: bool
-    """Whether its caches are made again, behind a preemption."""
+    """Whether its caches are computed again, after a preemption."""
     scheduled: int
-    """Places for drafts that vLLM ran, filled or not."""
+    """Number of places for drafts that vLLM ran, filled or not."""
     steps: list[Step]
-    """What the rule decided; none of a row without drafts."""
+    """The decided positions; empty for a row without drafts."""
 
     @property
     def request(self) -> ServedRequest | None:
-        """Whose drafts it has; None if it has none yet."""
+        """The request that is drafted for; None during its prefill."""
         return self.served.request if self.prefilled else None
 
     def was_read(self, length: int) -> bool:
-        """Whether the draft has read all but the last token decided, of ``length`` that vLLM ran.
+        """Whether the draft has read all but the last decided token, of ``length`` that vLLM ran.
 
-        Not the tokens of a row that was preempted, which decides with the drafts that it had: not
-        even where all but the last token is still cached, and not in the last of several steps.
+        It has not read those of a preempted row, which is decided with its earlier drafts: not even
+        where all tokens but the last are still cached, and not in the last of several steps.
         """
         return bool(self.steps) and not self.resumed and length == 1 + self.scheduled
 
 
 class _Enough(Exception):
-    """Too few rows are sure of their drafts for another pass of the draft."""
+    """More than half of the rows have ended their drafts: another pass is not worth it."""
 
 
 class Drafter(DraftModelProposer):  # type: ignore[misc]
-    """vLLM's draft model; keeps q of every row and draws from each request's own seed."""
+    """vLLM's draft model; it keeps q of every row and draws with the seed of each request."""
 
     def __init__(self, *args: Any, vocabulary: int, confidence: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._vocabulary, self._confidence = vocabulary, confidence
         self.rows: Sequence[_Row] = ()
-        """Of the batch; set before ``propose``."""
+        """Rows of the batch; set before ``propose``."""
         self.passes = 0
-        """Of the draft, in the last ``propose``."""
+        """Number of passes of the draft in the last ``propose``."""
         self._drafts: list[list[Draft]] = []
-        self._ended: set[int] = set()  # rows whose last draft is an unsure one
+        self._ended: set[int] = set()  # rows whose last draft is unlikely
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
-        """The drafts of each row: T + 1 or fewer, none of a row that is not drafted for.
+        """The drafts of each row: at most T + 1, none for a row that is not drafted for.
 
         A row's drafts end with the first one that is less likely than ``draft_confidence``, and
         those of all rows with the pass in which more than half of them have ended: what follows an
-        unsure draft is likely to be thrown away.
+        unlikely draft is likely to be rejected.
         """
         self.passes, self._drafts, self._ended = 0, [[] for _ in self.rows], set()
         with suppress(_Enough):
@@ -119,10 +121,10 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
     def set_inputs_first_pass(
         self, *, cad: Any, num_rejected_tokens_gpu: Tensor, **kwargs: Any
     ) -> tuple[int, Tensor, Any]:
-        """As vLLM's own, but of a row that decided its drafts only the last token is read.
+        """As vLLM's own, but only the last token is read of a row that decided its drafts.
 
-        The draft read all before it when it proposed it, and what was taken back is of no use. vLLM
-        takes it off the rows' lengths behind this pass, when there is nothing left to take back.
+        The draft read the tokens before it when it proposed them. vLLM subtracts the rejected ones
+        from the rows' lengths after this pass; here that is done before it.
         """
         _, last, metadata = super().set_inputs_first_pass(
             cad=cad, num_rejected_tokens_gpu=num_rejected_tokens_gpu, **kwargs
@@ -167,14 +169,16 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
 
 
 class _NoSampler:
-    """Stands where vLLM samples from the target alone."""
+    """Replaces the samplers with which vLLM samples from the target alone."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise BrokenModelError("vLLM was about to choose a token without the draft: stopped")
+        raise BrokenModelError(
+            "vLLM was about to choose a token without the draft; decoding stopped"
+        )
 
 
 class SSDRunner(GPUModelRunner):  # type: ignore[misc]
-    """A model runner in which every token is decided by the rule, from both models."""
+    """A model runner in which every token is decided by a rule, from both models."""
 
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         self._settings: Settings = require_engine(vllm_config)
@@ -193,16 +197,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self._served: dict[str, _Served] = {}
         self._resumed: frozenset[str] = frozenset()
         self._traces: dict[str, Trace] = {}  # by name: one outlives its request until it is taken
-        self._told: dict[str, dict[str, float]] = {}
+        self._statistics: dict[str, dict[str, float]] = {}
         self._rows: list[_Row] = []
         self._started = 0.0
 
     def take_traces(self, names: Sequence[str]) -> list[Taken | None]:
-        """What ``take_trace`` gives of each."""
+        """The traces of some requests, as ``take_trace``."""
         return [self.take_trace(name) for name in names]
 
     def take_trace(self, name: str) -> Taken | None:
-        """What ``Trace.take`` gives, of the request that asked for a trace of this name."""
+        """Take what is new in the trace of that name; None if there is none, or none any more."""
         trace = self._traces.get(name)
         if trace is None:
             return None
@@ -219,7 +223,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         for request_id in self._served.keys() - scheduler_output.num_scheduled_tokens.keys():
             self._served[request_id].request.keep_drafts()
         corrections = super()._update_states(scheduler_output)
-        self.input_batch.generators.clear()  # the rule has draws of its own
+        self.input_batch.generators.clear()  # draws do not depend on vLLM's generators
         for new in scheduler_output.scheduled_new_reqs:
             if new.sampling_params is None or new.req_id in self._served:
                 raise SafeDraftError("only requests that generate one reply are decoded with SSD")
@@ -236,7 +240,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return _Served(request, trace, wants_statistics(params))
 
     def _finish(self, trace: Trace) -> None:
-        """A trace that was taken to its end is forgotten; what is left of one is kept."""
+        """Forget a trace that was taken completely; keep one with steps left."""
         trace.finished = True
         if not trace.steps:
             del self._traces[trace.name]
@@ -247,17 +251,32 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """As vLLM's own; the statistics that were asked for go along, for the scheduler."""
+        """As vLLM's own, with statistics and failed requests for the scheduler."""
         output = super().sample_tokens(*args, **kwargs)
-        if self._told:
-            output.ssd_statistics, self._told = self._told, {}
+        if self._statistics:
+            output.ssd_statistics, self._statistics = self._statistics, {}
+        if broken := self._broken():
+            output.ssd_broken = broken
         return output
 
+    def _broken(self) -> list[str]:
+        """Ids of the requests that ended with an error in this step; their traces get the error."""
+        broken: list[str] = []
+        if not self._rows:  # a step without a pass
+            return broken
+        for request_id, row in zip(self.input_batch.req_ids, self._rows, strict=True):
+            if error := row.served.request.error:
+                broken.append(request_id)
+                if row.served.trace:
+                    row.served.trace.error = str(error)
+        self._rows = []
+        return broken
+
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
-        """Decide every row whose draft has spoken; any other decides nothing.
+        """Decide every row that has drafts; any other row decides nothing.
 
         vLLM ran a row's last token and all of its drafts but the last, so that there are as many
-        logits as drafts: what vLLM calls the bonus token is the last draft's place.
+        rows of logits as drafts: vLLM's bonus token is the position of the last draft.
         """
         seconds = self._now() - self._started
         ids = self.input_batch.req_ids
@@ -276,38 +295,42 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             if request := row.request:
                 self._keep_verified(request, drafted[at : at + places], request_id)
                 if request.drafts:
-                    behind = logits[at + number :, : self._settings.vocabulary]  # its last token
-                    waiting.append((row, request, behind[: len(request.drafts)]))
+                    after_last = logits[at + number :, : self._settings.vocabulary]
+                    waiting.append((row, request, after_last[: len(request.drafts)]))
             at += places
-        decided = verify([request for _, request, _ in waiting], [said for *_, said in waiting])
+        decided = verify([request for _, request, _ in waiting], [rows for *_, rows in waiting])
         for (row, *_), steps in zip(waiting, decided, strict=True):
             row.steps.extend(steps)
         self._log(seconds)
-        self._told = {
+        self._statistics = {
             request_id: row.served.request.statistics()
             for request_id, row in zip(ids, self._rows, strict=True)
-            if row.steps and row.served.tells
+            if row.steps and row.served.wants_statistics
         }
         return SamplerOutput(sampled_token_ids=self._block(), logprobs_tensors=None)
 
     def _keep_verified(
         self, request: ServedRequest, tokens: Sequence[int], request_id: str
     ) -> None:
-        """Of the drafts keep those that there are logits for: behind ``tokens``, and one before.
+        """Keep the drafts that have logits: one more than the ``tokens`` that vLLM ran.
 
-        What vLLM ran has to be what the draft proposed, in its order, and of a reply that goes on.
+        Raises:
+            BrokenModelError: vLLM ran other tokens than the draft proposed, or a reply that has
+                ended.
         """
         if request.ended:
-            raise BrokenModelError("vLLM ran a reply on that has ended: stopped")
+            raise BrokenModelError("vLLM continued a reply that has ended; decoding stopped")
         ran = [] if set(tokens) <= {_NONE} else list(tokens)
-        said = len(self.requests[request_id].output_token_ids)
+        known = len(self.requests[request_id].output_token_ids)
         proposed = [draft.token for draft in request.drafts]
-        if ran != proposed[: len(ran)] or said != request.position:
-            raise BrokenModelError("vLLM verified drafts that the draft did not propose: stopped")
+        if ran != proposed[: len(ran)] or known != request.position:
+            raise BrokenModelError(
+                "vLLM verified tokens that the draft did not propose; decoding stopped"
+            )
         request.drafts = request.drafts[: len(ran) + 1]
 
     def _block(self) -> Tensor:
-        """The decided tokens as vLLM wants them, ``[rows, T + 2]``, filled up with its mark."""
+        """The decided tokens in vLLM's form, ``[rows, T + 2]``, filled up with -1."""
         block = torch.full((len(self._rows), self.num_spec_tokens + 1), _NONE, dtype=torch.int32)
         for at, row in enumerate(self._rows):
             block[at, : len(row.steps)] = torch.tensor([step.token for step in row.steps])
@@ -325,11 +348,11 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         common_attn_metadata: Any,
         slot_mappings: Any,
     ) -> list[list[int]]:
-        """Draft behind the last token of every row: behind a prefill's own last one, too.
+        """Draft after the last token of every row, also after the last token of a prefill.
 
-        A row that decided nothing hands its last token over as if it had just been decided, and
-        counts it among the places to take back. The last draft is kept from vLLM: the target need
-        not run it for it to be decided.
+        A row that decided nothing passes its last token as if it had just been decided, and counts
+        it among the rejected places. The last draft is not given to vLLM: it is decided without the
+        target reading it.
         """
         started = self._now()
         total = scheduler_output.total_num_scheduled_tokens
@@ -338,7 +361,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             dtype=torch.int32,
             device=self.device,
         )
-        taken_back = torch.tensor(
+        rejected = torch.tensor(
             [row.scheduled + 1 - len(row.steps) if row.request else 0 for row in self._rows],
             dtype=torch.int32,
             device=self.device,
@@ -358,14 +381,14 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
                 slot_mapping=common_attn_metadata.slot_mapping[:total],
             ),
             sampling_metadata=sampling_metadata,
-            num_rejected_tokens_gpu=taken_back,
+            num_rejected_tokens_gpu=rejected,
             slot_mappings=slot_mappings,
         )
         self._keep(drafted, self._now() - started)
         return [[draft.token for draft in drafts[:-1]] for drafts in drafted]
 
     def _following(self, row: int, scheduler_output: Any) -> int:
-        """The token that the draft reads last: the last decided, or what its row has of its own."""
+        """The token that the draft reads last: the last decided one, or the row's own next one."""
         if steps := self._rows[row].steps:
             return steps[-1].token
         batch = self.input_batch
@@ -375,7 +398,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return int(batch.token_ids_cpu[row, batch.num_computed_tokens_cpu[row] + scheduled])
 
     def _keep(self, drafted: Sequence[list[Draft]], seconds: float) -> None:
-        """Keep every row's drafts and their distributions until they are verified."""
+        """Keep every row's drafts, with their distributions, until they are verified."""
         for row, drafts in zip(self._rows, drafted, strict=True):
             if row.request:
                 row.request.drafts = drafts
@@ -385,7 +408,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         if not super()._input_fits_in_drafter(common_attn_metadata):
-            raise BrokenModelError("the draft has no room left behind a request: stopped")
+            raise BrokenModelError("the draft has no room left after a request; decoding stopped")
         return True
 
     def _log(self, seconds: float) -> None:
@@ -398,22 +421,22 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
                 trace.target_seconds += seconds
 
     def _now(self) -> float:
-        """Seconds, behind all work on the device if somebody asked how long it takes."""
+        """Seconds, after all work on the device has ended if a request is traced."""
         if self._traces and self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return time.perf_counter()
 
     @property
     def is_driver(self) -> bool:
-        """Whether this rank is the one that counts."""
+        """Whether this rank counts metrics."""
         return bool(self.parallel_config.rank == 0)
 
     @torch.inference_mode()
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
-        """Take the memory that the rule needs, for vLLM to measure what is left.
+        """Allocate what a decision needs, so that vLLM measures how much memory is left.
 
-        That is the target's logits at T + 1 positions of every row, q of as many, and one
-        position's composite.
+        That is the target's logits at T + 1 positions of every row, the draft's at as many, and the
+        composite of one position.
         """
         rows, positions = len(hidden_states), self.num_spec_tokens
         logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))

@@ -1,7 +1,7 @@
-"""vLLM's scheduler, told that a row without drafts has decided nothing.
+"""vLLM's scheduler, changed for rows that decide nothing and requests that end with an error.
 
-It hands the statistics of replies on as well, in the one field of an output that vLLM's server
-shows and that nobody else uses: SSD does not run with transferred caches.
+It also passes on the statistics of replies, in the one field of an output that vLLM's server
+returns and that is otherwise unused: SSD does not run with transferred caches.
 """
 
 from __future__ import annotations
@@ -15,31 +15,35 @@ from safedraft.engines.vllm.options import KEY
 
 
 class SSDScheduler(Scheduler):  # type: ignore[misc]
-    """Schedules the last token of a row that decided nothing once more, with drafts behind it.
+    """Schedules the last token of a row that decided nothing again, with drafts after it.
 
     Such a row is the end of a prefill. Its tokens are in both caches, and the draft has proposed
-    what follows: taking its last token back by one makes the next step an ordinary block.
+    what follows. With one computed token less the next step is an ordinary block.
     """
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """As vLLM's own, after the rows that decided nothing were taken back."""
+        """As vLLM's own, with the changes of this class."""
         sampled = model_runner_output.sampled_token_ids
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)
             if request is None or request.is_finished():
                 continue
-            said = sampled and sampled[model_runner_output.req_id_to_index[request_id]]
-            # A prefill that is not at its end goes on as it is.
-            if not said and request.num_computed_tokens >= request.num_tokens:
+            decided = sampled and sampled[model_runner_output.req_id_to_index[request_id]]
+            # An unfinished prefill continues as it is.
+            if not decided and request.num_computed_tokens >= request.num_tokens:
                 request.num_computed_tokens = request.num_tokens - 1
+        # vLLM ends whatever is in this set with an error, and its neighbors continue.
+        self.grammar_compile_error_reqs.update(getattr(model_runner_output, "ssd_broken", ()))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if told := getattr(model_runner_output, "ssd_statistics", None):
-            _tell(told, outputs)
+        if statistics := getattr(model_runner_output, "ssd_statistics", None):
+            _add_statistics(statistics, outputs)
         return outputs
 
 
-def _tell(told: Mapping[str, Mapping[str, float]], outputs: Mapping[int, Any]) -> None:
-    """Put the statistics so far into every output: which is the last, stop strings decide later."""
+def _add_statistics(
+    statistics: Mapping[str, Mapping[str, float]], outputs: Mapping[int, Any]
+) -> None:
+    """Add the statistics so far to every output: stop strings decide later which is the last."""
     for output in (one for client in outputs.values() for one in client.outputs):
-        if output.request_id in told:
-            output.kv_transfer_params = {KEY: told[output.request_id]}
+        if output.request_id in statistics:
+            output.kv_transfer_params = {KEY: statistics[output.request_id]}

@@ -1,4 +1,4 @@
-"""From a pair to the options with which vLLM runs it."""
+"""The options with which vLLM runs a pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
 from safedraft.engines.vllm.options import INT8, KEY, Settings
 from safedraft.models.parts import Parts, fetch_parts
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.weights import merged_draft
 from safedraft.text.messages import generation_prompt
@@ -35,34 +35,35 @@ _OURS = (
     "generation_config", "async_scheduling", "tokenizer", "spec_method", "spec_model",
     "spec_tokens",
 )  # fmt: skip
-"""Options of vLLM's that are the engine's own to set."""
+"""Options of vLLM that the engine sets itself."""
 
 
 MOST_DRAFT_TOKENS = 5
-"""T where nobody named it and the pair's own, a bound for drafts that end early, is higher: vLLM
-keeps room for all T of every request."""
+"""Largest T that is taken from a pair whose drafts end early, if the user names none: vLLM keeps
+room for all T tokens of every request."""
 
 DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 8: 2, 16: 1}}
-"""T by how many requests run, at most, where nobody named it; the last holds for more. By vLLM's
-name of the platform; None is the pair's own T, which is for one request, and none is more than it.
+"""T by the maximum number of running requests, if the user names none, for each platform by vLLM's
+name; the last entry holds for more requests. None is the pair's own T, which no entry exceeds.
 
-On processors a pass over B (T + 1) tokens is bound by the weights up to some 16 to 24 of them: see
-Sizing in docs/vllm.md. On CUDA a schedule costs vLLM its full graphs, and there is none.
+On processors the weights bound the time of a pass over B (T + 1) tokens up to about 16 to 24 of
+them: see Sizing in docs/vllm.md. On CUDA a schedule would cost vLLM its full graphs, so there is
+none.
 """
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A pair as vLLM is to run it."""
+class EnginePlan:
+    """How vLLM runs a pair."""
 
     parts: Parts
     draft: Path
     """The draft with its adapter merged."""
     config: SSDConfig
     draft_tokens_fixed: bool = False
-    """Whether the user named T, which then is the same at any load."""
+    """Whether the user named T, which is then the same at any load."""
     draft_in_int8: bool = False
-    """Whether the pair wants its draft in 8 bits, where no type is named and on processors."""
+    """Whether the draft is kept in 8 bits on processors, if the user names no type."""
 
     def options(
         self,
@@ -75,15 +76,15 @@ class Plan:
         """Arguments of vLLM's ``EngineArgs``, by name.
 
         Args:
-            given: more of them, the user's own.
-            draft_tokens_up_to: T by how many requests run, at most; the last holds for more.
-                When not given, ``config.draft_tokens`` if the user named it, otherwise
+            given: the user's own.
+            draft_tokens_up_to: T by the maximum number of running requests; the last entry holds
+                for more. When not given, ``config.draft_tokens`` if the user named it, otherwise
                 ``DRAFT_TOKENS_UP_TO``.
             requests_may_set_constants: see ``Settings``.
             traces: see ``Settings``.
 
         Raises:
-            SafeDraftError: one that is the engine's own to set, or a T by load for data-parallel
+            SafeDraftError: an option that the engine sets itself, or a T by load for data-parallel
                 engines, which have one T in vLLM.
         """
         if own := [name for name in _OURS if name in given]:
@@ -110,7 +111,7 @@ class Plan:
             "worker_cls": _worker(),
             "scheduler_cls": SCHEDULER,
             "async_scheduling": False,
-            # A checkpoint's own defaults, such as a repetition penalty, are not the request's wish.
+            # A checkpoint's own defaults, such as a repetition penalty, would change the target.
             "generation_config": "vllm",
             "speculative_config": {
                 "method": "draft_model",
@@ -144,7 +145,7 @@ class Plan:
         return INT8 if self.draft_in_int8 and unnamed and _platform() == "cpu" else None
 
     def _usual_by_load(self, given: Mapping[str, Any]) -> dict[int, int]:
-        """The platform's schedule, where it says anything else than the T of the pair."""
+        """The platform's schedule, if it differs from the T of the pair."""
         if self.draft_tokens_fixed or _data_parallel(given):
             return {}
         drafted, usual = self.config.draft_tokens, DRAFT_TOKENS_UP_TO.get(_platform(), {})
@@ -152,13 +153,15 @@ class Plan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
-def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silent) -> Plan:
-    """Fetch a pair and see that vLLM can run it.
+def plan(
+    spec: PairSpec, config: SSDConfig | None = None, report: ReportProgress = silent
+) -> EnginePlan:
+    """Fetch a pair and check that vLLM can run it.
 
-    vLLM gives both models one prompt, and drafts for a whole batch at once, so that there is no
-    use for drafts that grow: a registered pair's ``draft_growth`` is set to 0, and the T of one
-    whose drafts end early is no more than ``MOST_DRAFT_TOKENS``. What the user named is what is set
-    in ``config`` (``model_fields_set``).
+    vLLM gives both models one prompt and drafts for a whole batch at once, so drafts cannot grow:
+    a registered pair's ``draft_growth`` is set to 0, and T is at most ``MOST_DRAFT_TOKENS`` if its
+    drafts end early. The constants that the user named are those set in ``config``
+    (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
@@ -167,7 +170,7 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     """
     if spec.draft_system != spec.target_system:
         raise SafeDraftError(
-            f"pair {spec.name}: target and draft have not the same system prompt, and vLLM gives "
+            f"pair {spec.name}: target and draft have different system prompts, and vLLM gives "
             "both one prompt: use a trained draft without one (--target and --draft, --adapter)"
         )
     named = config.model_fields_set if config else frozenset()
@@ -182,29 +185,29 @@ def plan(spec: PairSpec, config: SSDConfig | None = None, report: Report = silen
     chosen = chosen.replace(**changes)
     tokenizer = parts.descriptions[0].tokenizer
     if tokenizer is None or not tokenizer.chat_template:
-        chosen.first_scheme(turn_begun=None)  # refuses a scheme that depends on what nobody knows
+        chosen.first_scheme(turn_begun=None)  # refuses a scheme that would depend on it
     draft = merged_draft(parts, report)
-    return Plan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
+    return EnginePlan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
 
 
 def passes(draft_tokens: int) -> int:
-    """How often the draft runs for a block of T, which vLLM knows as its number of drafts.
+    """Number of draft passes for a block of T, which is vLLM's number of drafts.
 
-    Once more than T: the target runs T drafts, and where they all match, the token behind them is
-    decided as well, with the draft's word at its place.
+    That is T + 1: the target runs T drafts, and if all are accepted, the position after them is
+    decided as well, from the draft's distribution there.
     """
     return draft_tokens + 1
 
 
 def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
-    """First and last batch size of each T, as vLLM has them."""
+    """First and last batch size of each T, in vLLM's form."""
     starts = [1, *(load + 1 for load in by_load)]
     loads = zip(starts, by_load.items(), strict=False)
     return [(start, load, passes(drafted)) for start, (load, drafted) in loads] or None
 
 
 def prepare_environment() -> None:
-    """What vLLM reads from the environment and SafeDraft's engine depends on."""
+    """Set the variables of vLLM that SafeDraft's engine depends on."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 
@@ -229,8 +232,8 @@ def _require_one_template(parts: Parts) -> None:
     ]
     if len(tokenizers) == 1:
         raise IncompatiblePairError(
-            "only one of the models has a tokenizer, so that nobody can tell whether its ids mean "
-            "the same to the other: add the other one's tokenizer files"
+            "only one of the models has a tokenizer, so it cannot be checked that token ids mean "
+            "the same to both: add the tokenizer files of the other"
         )
     if not any(tokenizer.chat_template for tokenizer in tokenizers):
         return  # ids only

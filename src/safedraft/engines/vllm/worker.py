@@ -1,4 +1,4 @@
-"""vLLM's workers, with SafeDraft's model runner. Named to vLLM by ``worker_cls``."""
+"""vLLM's workers with SafeDraft's model runner; vLLM's option ``worker_cls`` names them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SSDCPUWorker(CPUWorker):  # type: ignore[misc]
 
 
 class SSDGPUWorker(Worker):  # type: ignore[misc]
-    """One rank on an accelerator that vLLM drives as it drives CUDA."""
+    """One rank on CUDA."""
 
     def init_device(self) -> None:
         """As vLLM's own, with the runner replaced before it loads anything."""

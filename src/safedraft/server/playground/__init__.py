@@ -1,6 +1,6 @@
-"""The page at ``/playground``: the pair at work, token by token. In reading order:
+"""The page at ``/playground``, which shows the decision of every token. In reading order:
 
-``bins`` the switch, seen from outside; ``drawing`` replies in HTML; ``turn`` a request on its way;
-``snippet`` a request as code; ``controls`` what is set; ``layout`` what stands where; ``door`` the
-few addresses that it needs; ``page`` what its buttons do.
+``bins`` the bins of a trace; ``drawing`` replies in HTML; ``turn`` a running request; ``snippet`` a
+request as code; ``controls`` sliders and their values; ``layout`` the components; ``page_gate`` the
+allowed addresses; ``page`` the actions of the buttons.
 """

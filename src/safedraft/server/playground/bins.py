@@ -1,4 +1,4 @@
-"""The bins of a reply, from its trace: the match ratio of each and what it was compared with."""
+"""The bins of a reply's trace, with their match ratios and thresholds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from safedraft.text.results import Token
 
 
 class Bin(NamedTuple):
-    """b positions, or the fewer that are decided of the last one."""
+    """A bin of b positions; the last bin may have fewer."""
 
     positions: int
     matches: int
     scheme: str
-    """The scheme of its last position."""
+    """The scheme at its last position."""
     threshold: float
-    """What β is compared with at the bin's end."""
+    """The threshold that β is compared with at the bin's end."""
     following: str | None
-    """The scheme that the comparison leads to; None while the bin is not full."""
+    """The scheme after the comparison; None while the bin is not full."""
 
     @property
     def ratio(self) -> float:
-        """β, or the ratio so far of a bin that is not full."""
+        """β, or the match ratio so far if the bin is not full."""
         return self.matches / self.positions
 
 
@@ -38,19 +38,19 @@ def split_bins(tokens: Sequence[Token]) -> list[Bin]:
             bins.append([])
     schemes = [str(members[0].scheme) for members in bins if members]
     return [
-        _bin(members, *schemes[number + 1 : number + 2])
+        _make_bin(members, *schemes[number + 1 : number + 2])
         for number, members in enumerate(members for members in bins if members)
     ]
 
 
-def _bin(tokens: Sequence[Token], following: str | None = None) -> Bin:
+def _make_bin(tokens: Sequence[Token], following: str | None = None) -> Bin:
     last = tokens[-1]
     assert last.scheme is not None
     assert last.threshold is not None
     matches = sum(token.matched for token in tokens)
     if last.match_ratio is None:
         following = None
-    elif following is None:  # nothing was decided after it
+    elif following is None:  # no later bin shows the scheme
         below = last.match_ratio < last.threshold
         following = Scheme.UNION if below else Scheme.INTERSECTION
     return Bin(len(tokens), matches, last.scheme, last.threshold, following)

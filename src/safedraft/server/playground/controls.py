@@ -1,4 +1,4 @@
-"""Sliders for the method's constants and for sampling, and what is set with them."""
+"""Controls of the method's constants and of sampling, and functions that read their values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safedraft.server.settings import Limits
 
 T = TypeVar("T", bound=BaseModel)
 
-_AS_EVER = "the same"
+_UNCHANGED = "the same"
 
 
-class Knob(NamedTuple):
-    """A slider of a constant; it reaches further where the pair's own value does."""
+class SliderSpec(NamedTuple):
+    """Label and range of the slider of a constant; the range includes the pair's own value."""
 
     field: str
     label: str
@@ -28,59 +28,64 @@ class Knob(NamedTuple):
     step: float
 
 
-KNOBS = (
-    Knob("alpha_intersection", "Strength in intersection", 0, 2, 0.05),
-    Knob("alpha_union", "Strength in union", 0, 2, 0.05),
-    Knob("alpha_min", "Least strength in intersection", 0, 2, 0.05),
-    Knob("alpha_decay", "Decay of the strength", 0, 1, 0.05),
-    Knob("threshold", "Threshold", 0, 1, 0.05),
-    Knob("threshold_decay", "Decay of the threshold", 0, 1, 0.05),
-    Knob("bin_size", "Tokens in a bin", 1, 32, 1),
-    Knob("union_bins", "Bins in union", 1, 16, 1),
-    Knob("sample_space_size", "Size of the sample space", 1, 50, 1),
-    Knob("kappa", "Best tokens of which one is common", 1, 10, 1),
-    Knob("draft_tokens", "Drafted tokens", 1, 1, 1),  # a block is a turn: the pair's T at most
-    Knob("draft_confidence", "Confidence of the draft", 0, 1, 0.05),
-    Knob("draft_growth", "Growth of the draft", 0, 8, 0.5),
+SLIDERS = (
+    SliderSpec("alpha_intersection", "Strength in intersection", 0, 2, 0.05),
+    SliderSpec("alpha_union", "Strength in union", 0, 2, 0.05),
+    SliderSpec("alpha_min", "Least strength in intersection", 0, 2, 0.05),
+    SliderSpec("alpha_decay", "Decay of the strength", 0, 1, 0.05),
+    SliderSpec("threshold", "Threshold", 0, 1, 0.05),
+    SliderSpec("threshold_decay", "Decay of the threshold", 0, 1, 0.05),
+    SliderSpec("bin_size", "Tokens in a bin", 1, 32, 1),
+    SliderSpec("union_bins", "Bins in union", 1, 16, 1),
+    SliderSpec("sample_space_size", "Size of the sample space", 1, 50, 1),
+    SliderSpec("kappa", "Best tokens of which one is common", 1, 10, 1),
+    SliderSpec(
+        "draft_tokens", "Drafted tokens", 1, 1, 1
+    ),  # a block is a turn: the pair's T at most
+    SliderSpec("draft_confidence", "Confidence of the draft", 0, 1, 0.05),
+    SliderSpec("draft_growth", "Growth of the draft", 0, 8, 0.5),
 )
 
 
-def constants(config: SSDConfig) -> list[Any]:
-    """Controls of the method's constants, at a pair's own values; ``read_constants`` reads them."""
-    sliders = [_slider(knob, config) for knob in KNOBS]
+def make_constant_controls(config: SSDConfig) -> list[Any]:
+    """Make the controls of the constants, with a pair's own values, for ``read_constants``."""
+    sliders = [_make_slider(knob, config) for knob in SLIDERS]
     first = gr.Radio(
         [str(scheme) for scheme in Scheme],
         value=str(config.initial_scheme),
         label="First scheme",
-        info=_meaning("initial_scheme"),
+        info=_describe_field("initial_scheme"),
     )
     begun = gr.Radio(
-        [_AS_EVER, *(str(scheme) for scheme in Scheme)],
-        value=str(config.prefill_scheme or _AS_EVER),
+        [_UNCHANGED, *(str(scheme) for scheme in Scheme)],
+        value=str(config.prefill_scheme or _UNCHANGED),
         label="First scheme after a prefill",
-        info=_meaning("prefill_scheme"),
+        info=_describe_field("prefill_scheme"),
     )
     return [*sliders, first, begun]
 
 
 def read_constants(own: SSDConfig, values: Sequence[Any]) -> SSDConfig:
-    """A pair's own constants with what is set on the page.
+    """Replace a pair's constants by the values of the controls.
 
     Raises:
         SafeDraftError: a value is out of its range.
     """
-    given: dict[str, Any] = {
-        # A slider gives 7 and 7.0 as it likes; a count is a whole number.
+    values_by_field: dict[str, Any] = {
+        # A slider returns 7 or 7.0; counts must be integers.
         knob.field: round(value) if isinstance(getattr(own, knob.field), int) else value
-        for knob, value in zip(KNOBS, values, strict=False)
+        for knob, value in zip(SLIDERS, values, strict=False)
     }
-    first, begun = values[len(KNOBS) :]
-    given |= {"initial_scheme": first, "prefill_scheme": None if begun == _AS_EVER else begun}
-    return _validated(own.replace, given)
+    first, begun = values[len(SLIDERS) :]
+    values_by_field |= {
+        "initial_scheme": first,
+        "prefill_scheme": None if begun == _UNCHANGED else begun,
+    }
+    return _validate(own.replace, values_by_field)
 
 
-def sampling(limits: Limits) -> list[Any]:
-    """Controls of sampling; ``read_sampling`` reads them."""
+def make_sampling_controls(limits: Limits) -> list[Any]:
+    """Make the controls of sampling, for ``read_sampling``."""
     most = limits.new_tokens
     return [
         gr.Slider(1, most, min(256, most), step=1, label="Most new tokens"),
@@ -90,20 +95,23 @@ def sampling(limits: Limits) -> list[Any]:
 
 
 def read_sampling(new_tokens: float, temperature: float, seed: float | None) -> SamplingParams:
-    """What is set on the page; a seed is drawn here, so that it is the same for both replies.
+    """Read the sampling parameters; a seed is drawn here, so that both replies use the same one.
 
     Raises:
         SafeDraftError: a value is out of its range.
     """
     if temperature and seed is None:
         seed = secrets.randbits(31)
-    given: dict[str, Any] = {"max_new_tokens": round(new_tokens), "temperature": temperature}
+    values_by_field: dict[str, Any] = {
+        "max_new_tokens": round(new_tokens),
+        "temperature": temperature,
+    }
     if temperature:
-        given["seed"] = seed
-    return _validated(SamplingParams, given)
+        values_by_field["seed"] = seed
+    return _validate(SamplingParams, values_by_field)
 
 
-def _slider(knob: Knob, config: SSDConfig) -> Any:
+def _make_slider(knob: SliderSpec, config: SSDConfig) -> Any:
     own = getattr(config, knob.field)
     return gr.Slider(
         min(knob.least, own),
@@ -111,17 +119,17 @@ def _slider(knob: Knob, config: SSDConfig) -> Any:
         own,
         step=knob.step,
         label=knob.label,
-        info=_meaning(knob.field),
+        info=_describe_field(knob.field),
         elem_classes="knob",
     )
 
 
-def _meaning(field: str) -> str:
+def _describe_field(field: str) -> str:
     return " ".join((SSDConfig.model_fields[field].description or "").split())
 
 
-def _validated(make: Callable[..., T], given: dict[str, Any]) -> T:
+def _validate(make: Callable[..., T], values_by_field: dict[str, Any]) -> T:
     try:
-        return make(**given)
+        return make(**values_by_field)
     except ValidationError as error:
         raise SafeDraftError(problems(error)[0]) from error

@@ -1,4 +1,4 @@
-"""What stands where on the page; what it does is in ``page``."""
+"""The components of the page; ``page`` has their actions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safedraft.server.service import Service
 
 
 class Example(NamedTuple):
-    """A request to try; ``examples/demo.py`` decodes the same."""
+    """An example request; ``examples/demo.py`` uses the same ones."""
 
     title: str
     prompt: str
@@ -32,12 +32,12 @@ EXAMPLES = (
     ),
 )
 
-# No template of ours holds anything but its value, and nothing of it is run when it is shown.
+# Templates contain only their value, and no script runs when they are shown.
 _PLAIN: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}
 
 
 class Layout:
-    """The page's components, in the order in which they stand."""
+    """The page's components, from top to bottom."""
 
     def __init__(self, service: Service) -> None:
         self.turns: Any = gr.State([])
@@ -91,9 +91,9 @@ class Layout:
 
     def _panels(self, service: Service) -> None:
         with gr.Accordion("Sampling", open=False), gr.Row():
-            self.sampling = controls.sampling(service.settings.limits)
+            self.sampling = controls.make_sampling_controls(service.settings.limits)
         with gr.Accordion("The method’s constants", open=False), gr.Row(elem_classes="knobs"):
-            self.constants = controls.constants(service.pair.config)
+            self.constants = controls.make_constant_controls(service.pair.config)
         with gr.Accordion("This request as Python", open=False):
             self.code = _html("code", "<p class='hint'>What repeats your last request.</p>")
 
@@ -104,7 +104,7 @@ def _head(service: Service) -> str:
         "<h1>SafeDraft playground</h1>"
         "<p>A large target and a small draft, which is trained to stay safe to the end, decide "
         "every token together. The colours show how.</p>"
-        f"{drawing.legend()}"
+        f"{drawing.draw_legend()}"
         "<p class='hint'>Point at a token for its probabilities; or tap it; or put the focus on a "
         "reply and use the arrow keys.</p>"
         f"<p class='hint'>{escape(name)}: {escape(pair.target.name)} with "
@@ -126,6 +126,6 @@ def _html(classes: str, value: str = "") -> Any:
 
 
 def _said(label: str) -> Any:
-    """A reply's text: one stop for the Tab key, its tokens are for the arrows."""
+    """Make the component of a reply's text: the Tab key selects it, arrow keys its tokens."""
     template = f'<div class="said" tabindex="0" role="group" aria-label="{label}">${{value}}</div>'
     return gr.HTML("", html_template=template, elem_classes="said-place", **_PLAIN)

@@ -1,6 +1,6 @@
 // Copying code, and the details of what is pointed at, tapped, or reached with the arrow keys inside a reply.
 (() => {
-  const TOLD = "[data-told]";
+  const DETAILS = "[data-details]";
   const details = Object.assign(document.createElement("div"), { className: "details", hidden: true });
   details.setAttribute("role", "tooltip");
   details.setAttribute("aria-live", "polite");
@@ -18,7 +18,7 @@
     shown.classList.add("pointed");
     // Inside the page's own root, whose colours it takes.
     (document.querySelector(".gradio-container") ?? document.body).append(details);
-    details.textContent = element.dataset.told;
+    details.textContent = element.dataset.details;
     details.hidden = false;
     const at = element.getClientRects()[0] ?? element.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = details;
@@ -29,7 +29,7 @@
   };
 
   const step = (reply, by) => {
-    const tokens = [...reply.querySelectorAll(TOLD)];
+    const tokens = [...reply.querySelectorAll(DETAILS)];
     const next = tokens[Math.min(Math.max(tokens.indexOf(shown) + by, 0), tokens.length - 1)];
     if (!next) return;
     show(next);
@@ -49,12 +49,12 @@
   };
 
   document.addEventListener("pointerover", ({ target }) => {
-    const element = target.closest(TOLD);
+    const element = target.closest(DETAILS);
     if (element) show(element);
     else if (!document.activeElement?.matches(".said")) hide();
   });
   document.addEventListener("click", ({ target }) => {
-    const element = target.closest(TOLD);
+    const element = target.closest(DETAILS);
     if (element) show(element); // a tap: what had the focus before has just hidden it
     else hide();
     if (target.matches(".code button")) copy(target);

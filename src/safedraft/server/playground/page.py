@@ -1,4 +1,4 @@
-"""The page at work: what its buttons do, and how it is added to a server."""
+"""The actions of the page's buttons, and the function that adds the page to a server."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.gate import PAGE
 from safedraft.server.playground import controls, drawing
-from safedraft.server.playground.door import Door
 from safedraft.server.playground.layout import EXAMPLES, Layout
-from safedraft.server.playground.snippet import snippet
-from safedraft.server.playground.turn import Asked, Column, Turn, messages_of, outcome, ticks
+from safedraft.server.playground.page_gate import PageGate
+from safedraft.server.playground.snippet import write_snippet
+from safedraft.server.playground.turn import (
+    Column,
+    PageRequest,
+    Turn,
+    build_messages,
+    describe_outcome,
+    iterate_ticks,
+)
 from safedraft.server.scheduler import Job
 from safedraft.server.service import Service
 
 _HERE = Path(__file__).parent
-_SESSIONS = 64  # whose conversations are kept; the oldest are forgotten
-_CLICKS = 64  # that may wait, or be dealt with besides the replies that the scheduler has
+_MAX_SESSIONS = 64  # number of kept conversations; the oldest are dropped
+_MAX_CLICKS = 64  # number of clicks that may wait or run besides the scheduler's replies
 _ICON = (
     '<link rel="icon" href="data:image/svg+xml,'
     "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
@@ -32,12 +39,12 @@ _ICON = (
     "%3Cpath d='M4 5h8M4 8h5M4 11h8' stroke='white' stroke-width='1.6'/%3E%3C/svg%3E\">"
 )
 
-Frame = dict[Any, Any]
-"""Components, and what they show from now on."""
+Update = dict[Any, Any]
+"""New values of components."""
 
 
 def mount_playground(app: FastAPI, service: Service) -> None:
-    """Add the page to a server; what it decodes goes through the server's scheduler and limits."""
+    """Add the page to a server, whose scheduler and limits also apply to the page."""
     gr.mount_gradio_app(
         app,
         Playground(service).blocks,
@@ -53,17 +60,17 @@ def mount_playground(app: FastAPI, service: Service) -> None:
         css_paths=_HERE / "page.css",
         head=f"{_ICON}<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
     )
-    app.add_middleware(Door, stopped=service.scheduler.stopped)
+    app.add_middleware(PageGate, stopped=service.scheduler.stopped)
 
 
 def _theme() -> gr.themes.Base:
-    """Fonts that the visitor's machine has: none is fetched."""
+    """Return a theme with fonts of the visitor's machine, so that none is downloaded."""
     return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
         font=("system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
-    ).set(  # darker than Gradio's own, to be read by everyone
+    ).set(  # darker than Gradio's own, for contrast
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
@@ -82,19 +89,19 @@ class Playground:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._running: list[tuple[str | None, Job]] = []
-        """Replies on their way, and whose they are."""
+        """Running replies with the sessions that they belong to."""
         with gr.Blocks(title="SafeDraft playground", analytics_enabled=False) as self.blocks:
             self._page = Layout(service)
-            self._wire()
-        self.blocks.state_session_capacity = _SESSIONS
+            self._connect()
+        self.blocks.state_session_capacity = _MAX_SESSIONS
         limits = service.settings.limits
-        # A click on Stop never waits behind replies.
-        self.blocks.max_threads = limits.active + limits.waiting + _CLICKS
-        self.blocks.queue(api_open=False, max_size=_CLICKS)
+        # A click on Stop must not wait for replies.
+        self.blocks.max_threads = limits.active + limits.waiting + _MAX_CLICKS
+        self.blocks.queue(api_open=False, max_size=_MAX_CLICKS)
 
-    def _wire(self) -> None:
+    def _connect(self) -> None:
         page = self._page
-        # Nothing waits in a line of Gradio's: the scheduler has its own.
+        # Gradio's queue is not limited, since the scheduler has its own.
         private: dict[str, Any] = {
             "api_visibility": "private",
             "show_progress": "hidden",
@@ -125,17 +132,17 @@ class Playground:
 
     async def answer(
         self, request: gr.Request, turns: list[Turn], prompt: str, prefill: str, *settings: Any
-    ) -> AsyncGenerator[Frame]:
-        """Decode the reply to ``prompt``, a few pictures a second; trouble is told on the page."""
+    ) -> AsyncGenerator[Update]:
+        """Generate the reply to ``prompt`` and update the page; errors are shown on the page."""
         frames = self._answer(request, turns, prompt, prefill, settings)
         try:
             async with aclosing(frames):
                 async for frame in frames:
                     yield frame
-        except Exception as error:  # Gradio would log what it says, too
+        except Exception as error:  # Gradio would also log its message
             log_unexpected(error)
-            trouble = drawing.problem("the page failed; the server's log says where")
-            yield self._ready() | {self._page.status: trouble}
+            problem = drawing.draw_problem("the page failed; the server's log says where")
+            yield self._allow_message() | {self._page.status: problem}
 
     async def _answer(
         self,
@@ -144,32 +151,34 @@ class Playground:
         prompt: str,
         prefill: str,
         settings: Sequence[Any],
-    ) -> AsyncGenerator[Frame]:
+    ) -> AsyncGenerator[Update]:
         try:
-            asked = self._read(turns, prompt, prefill, settings)
-            rules = ["ssd", "target_only"] if asked.compare else ["ssd"]
-            jobs = await self._service.page(asked.messages, asked.sampling, asked.config, rules)
+            page_request = self._read(turns, prompt, prefill, settings)
+            rules = ["ssd", "target_only"] if page_request.compare else ["ssd"]
+            jobs = await self._service.page(
+                page_request.messages, page_request.sampling, page_request.config, rules
+            )
         except (APIError, SafeDraftError) as error:
-            yield {self._page.status: drawing.problem(str(error))}
+            yield {self._page.status: drawing.draw_problem(str(error))}
             return
         running = [(request.session_hash, job) for job in jobs]
         self._running += running
         columns = [Column(job, prefill) for job in jobs]
         try:
-            yield self._opened(turns, asked)
-            async with aclosing(ticks(columns)) as growing:
+            yield self._show_start(turns, page_request)
+            async with aclosing(iterate_ticks(columns)) as growing:
                 async for _ in growing:
-                    yield self._picture(asked, columns)
-            yield self._closed(turns, asked, columns)
-        finally:  # the visitor's leaving included
-            for one in running:
-                one[1].give_up()
-                self._running.remove(one)
+                    yield self._show_progress(page_request, columns)
+            yield self._show_end(turns, page_request, columns)
+        finally:  # also if the visitor leaves
+            for item in running:
+                item[1].give_up()
+                self._running.remove(item)
 
     async def answer_again(
         self, request: gr.Request, turns: list[Turn], *settings: Any
-    ) -> AsyncGenerator[Frame]:
-        """Decode the last reply once more, with what is set now."""
+    ) -> AsyncGenerator[Update]:
+        """Generate the last reply again, with the present settings."""
         *before, last = turns
         again = self.answer(request, before, last.prompt, last.prefill, *settings)
         async with aclosing(again) as frames:
@@ -177,13 +186,13 @@ class Playground:
                 yield frame
 
     async def stop(self, request: gr.Request) -> None:
-        """Let the replies of a visitor, who may be gone, end at the next block."""
+        """End the replies of a visitor at the next block."""
         for session, job in self._running:
             if session == request.session_hash:
                 job.give_up()
 
-    def clear(self) -> Frame:
-        """Begin a conversation."""
+    def clear(self) -> Update:
+        """Start a new conversation."""
         page = self._page
         return {
             page.turns: [],
@@ -196,24 +205,24 @@ class Playground:
 
     def _read(
         self, turns: Sequence[Turn], prompt: str, prefill: str, settings: Sequence[Any]
-    ) -> Asked:
+    ) -> PageRequest:
         compare, *others = settings
-        return Asked(
+        return PageRequest(
             prompt,
             prefill,
-            messages_of(turns, prompt, prefill),
+            build_messages(turns, prompt, prefill),
             controls.read_sampling(*others[:3]),
             controls.read_constants(self._service.pair.config, others[3:]),
             bool(compare),
         )
 
-    def _opened(self, turns: Sequence[Turn], asked: Asked) -> Frame:
+    def _show_start(self, turns: Sequence[Turn], page_request: PageRequest) -> Update:
         page, service = self._page, self._service
         return {
             page.past: "".join(turn.drawn for turn in turns),
-            page.question: drawing.draw_question(asked.prompt),
+            page.question: drawing.draw_question(page_request.prompt),
             page.replies: gr.update(visible=True),
-            page.other: gr.update(visible=asked.compare),
+            page.other: gr.update(visible=page_request.compare),
             page.prompt: "",
             page.prefill: "",
             page.send: gr.update(interactive=False),
@@ -221,32 +230,34 @@ class Playground:
             page.again: gr.update(interactive=False),
             page.clear: gr.update(interactive=False),
             page.status: "Decoding …",
-            page.code: drawing.draw_code(snippet(service.pair, asked)),
+            page.code: drawing.draw_code(write_snippet(service.pair, page_request)),
         }
 
-    def _picture(self, asked: Asked, columns: Sequence[Column]) -> Frame:
+    def _show_progress(self, page_request: PageRequest, columns: Sequence[Column]) -> Update:
         page, ours = self._page, columns[0]
         frame = {
             page.figures: ours.figures,
             page.said: ours.drawn,
-            page.chart: drawing.chart(ours.bins, asked.config.bin_size),
+            page.chart: drawing.draw_chart(ours.bins, page_request.config.bin_size),
         }
         for other in columns[1:]:
             frame |= {page.other_figures: other.figures, page.other_said: other.drawn}
         return frame
 
-    def _closed(self, turns: Sequence[Turn], asked: Asked, columns: Sequence[Column]) -> Frame:
+    def _show_end(
+        self, turns: Sequence[Turn], page_request: PageRequest, columns: Sequence[Column]
+    ) -> Update:
         page, ours = self._page, columns[0]
-        drawn = drawing.draw_question(asked.prompt) + drawing.draw_reply(ours.drawn)
-        turn = Turn(asked.prompt, asked.prefill, ours.job.reply.text, drawn)
-        return self._ready() | {
+        drawn = drawing.draw_question(page_request.prompt) + drawing.draw_reply(ours.drawn)
+        turn = Turn(page_request.prompt, page_request.prefill, ours.job.reply.text, drawn)
+        return self._allow_message() | {
             page.turns: [*turns, turn],
             page.again: gr.update(interactive=True),
-            page.status: outcome(columns),
+            page.status: describe_outcome(columns),
         }
 
-    def _ready(self) -> Frame:
-        """For the next message."""
+    def _allow_message(self) -> Update:
+        """Enable the controls for the next message."""
         page = self._page
         return {
             page.send: gr.update(interactive=True),

@@ -1,4 +1,4 @@
-"""A request as Python code that repeats it."""
+"""Python code that repeats a request."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from collections.abc import Mapping
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.models.registry import choose_pair, pairs
 from safedraft.pair import Pair
-from safedraft.server.playground.turn import Asked
+from safedraft.server.playground.turn import PageRequest
 
 
-def snippet(pair: Pair, asked: Asked) -> str:
-    """What decodes a request again, every constant and the seed included.
+def write_snippet(pair: Pair, request: PageRequest) -> str:
+    """Write code that repeats a request, including every constant and the seed.
 
     Args:
-        pair: what decoded it; a registered one is loaded by its name.
-        asked: the request.
+        pair: the pair that answered; a registered one is loaded by its name.
+        request: the request.
     """
-    given = "messages, sampling=sampling"
-    alone = f"print(pair.generate({given}, rule='target_only').text)"
+    arguments = "messages, sampling=sampling"
+    alone = f"print(pair.generate({arguments}, rule='target_only').text)"
     lines = [
         "import safedraft",
         "",
-        f"pair = safedraft.load_pair({_loading(pair)})",
+        f"pair = safedraft.load_pair({_write_load_arguments(pair)})",
         "messages = [",
-        *(f"    {dict(message)!r}," for message in asked.messages),
+        *(f"    {dict(message)!r}," for message in request.messages),
         "]",
-        *_call("config", "SSDConfig", asked.config),
-        *_call("sampling", "SamplingParams", asked.sampling),
-        f"reply = pair.generate({given}, config=config)",
+        *_write_call("config", "SSDConfig", request.config),
+        *_write_call("sampling", "SamplingParams", request.sampling),
+        f"reply = pair.generate({arguments}, config=config)",
         "print(reply.text)",
-        *([alone] if asked.compare else []),
+        *([alone] if request.compare else []),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _loading(pair: Pair) -> str:
-    """What ``load_pair`` is called with for the same models, adapter and system prompts."""
+def _write_load_arguments(pair: Pair) -> str:
+    """Write the arguments of ``load_pair`` for the same models, adapter and system prompts."""
     spec = pair.spec or choose_pair(target=pair.target.name, draft=pair.draft.name)
     registered = pairs().get(spec.name)
     own = {name: getattr(spec, name) for name in ("target", "draft", "adapter")}
     if registered is None:
-        return _arguments({name: value for name, value in own.items() if value})
-    given = {name: value for name, value in own.items() if value != getattr(registered, name)}
-    if given.get("adapter", "") is None:
-        del given["adapter"]
-        given["use_adapter"] = False
-    return ", ".join(part for part in (repr(spec.name), _arguments(given)) if part)
+        return _write_arguments({name: value for name, value in own.items() if value})
+    arguments = {name: value for name, value in own.items() if value != getattr(registered, name)}
+    if arguments.get("adapter", "") is None:
+        del arguments["adapter"]
+        arguments["use_adapter"] = False
+    return ", ".join(part for part in (repr(spec.name), _write_arguments(arguments)) if part)
 
 
-def _arguments(given: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in given.items())
+def _write_arguments(arguments: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _call(variable: str, kind: str, values: SSDConfig | SamplingParams) -> list[str]:
+def _write_call(variable: str, kind: str, values: SSDConfig | SamplingParams) -> list[str]:
     constants = ((field, getattr(values, field)) for field in type(values).model_fields)
     return [
         f"{variable} = safedraft.{kind}(",
-        *(f"    {field}={_spelt(value)}," for field, value in constants),
+        *(f"    {field}={_write_value(value)}," for field, value in constants),
         ")",
     ]
 
 
-def _spelt(value: object) -> str:
+def _write_value(value: object) -> str:
     return f"safedraft.Scheme.{value.name}" if isinstance(value, Scheme) else repr(value)

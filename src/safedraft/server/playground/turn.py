@@ -1,4 +1,4 @@
-"""A request on its way: what is asked, and one reply beside another as their tokens come."""
+"""A running request, and its replies as their tokens arrive."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from safedraft.server.scheduler import Job
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import Token
 
-_TICK = 0.3  # seconds between two pictures of replies that grow
+_TICK = 0.3  # seconds between two updates of running replies
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What was asked and said; a conversation is a list of them."""
+    """A message and its reply; a conversation is a list of turns."""
 
     prompt: str
     prefill: str
     reply: str
-    """SSD's, which the conversation goes on with; empty if there is none."""
+    """SSD's reply, which stays in the conversation; empty if there is none."""
     drawn: str
-    """All of it in HTML."""
+    """The turn in HTML."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as it is set on the page."""
+class PageRequest:
+    """A request with the settings of the page."""
 
     prompt: str
     prefill: str
@@ -40,25 +40,25 @@ class Asked:
     sampling: SamplingParams
     config: SSDConfig
     compare: bool
-    """Whether the target answers alone, too."""
+    """Whether the target also answers alone."""
 
 
-def messages_of(turns: Sequence[Turn], prompt: str, prefill: str) -> list[Message]:
-    """The conversation that ``prompt`` goes on with.
+def build_messages(turns: Sequence[Turn], prompt: str, prefill: str) -> list[Message]:
+    """Build the conversation that ends with ``prompt``.
 
     Raises:
         SafeDraftError: as ``conversation``.
     """
-    said: list[Message] = []
+    messages: list[Message] = []
     for turn in turns:
         if turn.reply:
-            said.append({"role": "user", "content": turn.prompt})
-            said.append({"role": "assistant", "content": turn.prefill + turn.reply})
-    return conversation([*said, {"role": "user", "content": prompt}], prefill)
+            messages.append({"role": "user", "content": turn.prompt})
+            messages.append({"role": "assistant", "content": turn.prefill + turn.reply})
+    return conversation([*messages, {"role": "user", "content": prompt}], prefill)
 
 
 class Column:
-    """One reply, drawn as it grows: what is drawn is never changed, only added to."""
+    """One running reply in HTML, to which tokens are only appended."""
 
     def __init__(self, job: Job, prefill: str) -> None:
         self.job = job
@@ -68,7 +68,7 @@ class Column:
         self._ended = False
 
     async def follow(self) -> None:
-        """Draw until the reply ends, in whatever way."""
+        """Draw tokens until the reply ends or fails."""
         try:
             async for token in self.job:
                 self.drawn += drawing.draw_token(token)
@@ -79,12 +79,12 @@ class Column:
 
     @property
     def figures(self) -> str:
-        """Its line of figures."""
-        return drawing.figures(self.job.reply, self._state)
+        """The line of statistics."""
+        return drawing.draw_figures(self.job.reply, self._state)
 
     @property
     def bins(self) -> list[Bin]:
-        """Its match ratios and thresholds; an end token, which the switch never sees, in none."""
+        """The bins with match ratios and thresholds; an end token belongs to no bin."""
         ended = self.job.reply.finish_reason == "stop"
         return split_bins(self._tokens[:-1] if ended else self._tokens)
 
@@ -98,8 +98,8 @@ class Column:
         return ends.get(self.job.reply.finish_reason, "")
 
 
-async def ticks(columns: Sequence[Column]) -> AsyncGenerator[None]:
-    """A few a second while a reply grows, and one after all."""
+async def iterate_ticks(columns: Sequence[Column]) -> AsyncGenerator[None]:
+    """Yield a few times per second while a reply runs, and once at the end."""
     following = [asyncio.create_task(column.follow()) for column in columns]
     try:
         growing = set(following)
@@ -112,11 +112,11 @@ async def ticks(columns: Sequence[Column]) -> AsyncGenerator[None]:
             task.cancel()
 
 
-def outcome(columns: Sequence[Column]) -> str:
-    """How a turn went, in HTML."""
+def describe_outcome(columns: Sequence[Column]) -> str:
+    """Describe the result of a turn, in HTML."""
     for column in columns:
         if column.problem:
-            return drawing.problem(str(column.problem))
+            return drawing.draw_problem(str(column.problem))
     costs = [column.job.reply.statistics for column in columns]
     if any(column.job.reply.finish_reason == "interrupted" for column in columns):
         return "Stopped."

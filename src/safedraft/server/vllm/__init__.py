@@ -1,1 +1,1 @@
-"""vLLM's own server with a pair in it."""
+"""vLLM's own server for a pair."""

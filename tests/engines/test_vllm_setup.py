@@ -16,11 +16,11 @@ import safedraft
 from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
-from safedraft.engines.vllm.options import Settings, room_for, wants_statistics
-from safedraft.engines.vllm.setup import MOST_DRAFT_TOKENS, plan
+from safedraft.engines.vllm.options import Settings, count_room, wants_statistics
+from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
 from safedraft.models.registry import PairSpec
-from safedraft.server.vllm.gate import before_all
-from safedraft.server.vllm.serve import command_line, given_options, serve_pair
+from safedraft.server.vllm.gate import middleware_arguments
+from safedraft.server.vllm.serve import build_command, parse_options, serve_pair
 
 
 def spec(models: tuple[Path, Path], **given: Any) -> PairSpec:
@@ -72,7 +72,7 @@ def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
     growing = early.replace(draft_growth=2.0)
     assert plan(spec(tiny_pair, config=growing)).config == early
     registered = spec(tiny_pair, config=growing.replace(draft_tokens=12))
-    assert plan(registered).config.draft_tokens == MOST_DRAFT_TOKENS
+    assert plan(registered).config.draft_tokens == MAX_DRAFT_TOKENS
     whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=12))
     assert plan(whole).config == safedraft.SSDConfig(draft_tokens=12)
     with pytest.raises(SafeDraftError, match="draft_growth"):
@@ -179,14 +179,14 @@ def test_a_small_t_or_another_platform_has_no_schedule(
 
 def test_the_command_line_of_vllms_server() -> None:
     arguments = ["--port", "8000", "-tp", "2", "--max-model-len=512"]
-    given = given_options(arguments)
+    given = parse_options(arguments)
     assert given == {"port": 8000, "tensor_parallel_size": 2, "max_model_len": 512}
     wanted = {"model": "/m", "max_model_len": 512, "async_scheduling": False, "x_y": {"a": 1}}
-    assert command_line(wanted, "pair", arguments) == [
+    assert build_command(wanted, "pair", arguments) == [
         "serve", "/m", "--no-async-scheduling", "--x-y", '{"a": 1}',
         "--served-model-name", "pair", *arguments,
     ]  # fmt: skip
-    assert given_options(["--speculative-x.y.z", "1"]) == {"speculative_x": 1}
+    assert parse_options(["--speculative-x.y.z", "1"]) == {"speculative_x": 1}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_command_line_of_vllms_server() -> None:
 )
 def test_options_that_go_by_the_checks_are_refused(argument: str, reason: str) -> None:
     with pytest.raises(SafeDraftError, match=reason):
-        given_options([argument, "another"])
+        parse_options([argument, "another"])
 
 
 def test_vllms_rust_server_is_refused(
@@ -217,7 +217,7 @@ def test_vllms_rust_server_is_refused(
 
 def test_something_stands_before_every_route_of_vllms_server() -> None:
     for key, name in (("secret", "RequireKey"), (None, "RequireLocalName")):
-        option, path = before_all(key)
+        option, path = middleware_arguments(key)
         assert option == "--middleware"
         module, _, found = path.rpartition(".")
         assert found == name
@@ -254,7 +254,7 @@ def params(**extra: Any) -> Any:
 def test_whether_the_turn_has_begun_follows_from_the_prompt(
     extra: dict[str, Any], prompt: list[int], begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     config = safedraft.SSDConfig(prefill_scheme="union")
     settings = Settings(
         config=config, vocabulary=99, generation_prompt=HEADER, requests_may_set_constants=True
@@ -275,14 +275,14 @@ def test_what_weakens_the_defense_needs_the_operators_word(extra: dict[str, Any]
 
 
 def test_a_flag_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     settings = Settings(vocabulary=9, requests_may_set_constants=True)
     with pytest.raises(SafeDraftError, match="ssd_turn_begun: 'false' is neither true nor false"):
         settings.request(params(ssd_turn_begun="false"), "1", [5])
 
 
 def test_a_request_names_its_rule_and_the_rules_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     settings = Settings(vocabulary=9, requests_may_set_constants=True)
     asked = params(ssd_rule="easd", ssd_entropy_threshold=1.5)
     request = settings.request(asked, "1", [5])
@@ -346,7 +346,7 @@ def make():
 def test_the_rule_of_another_distribution_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.options.require_honoured", lambda params: None)
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     groups = {"safedraft.rules": {"mine": "their_rules:make"}}
     install(tmp_path, "theirs", groups, {"their_rules": RULE})
     monkeypatch.syspath_prepend(tmp_path)
@@ -385,10 +385,10 @@ def test_statistics_that_would_get_lost_are_refused(params: Any, reason: str) ->
 
 
 def test_room_is_left_for_two_blocks() -> None:
-    assert room_for(100, 256, 3) == 150
-    assert room_for(249, 256, 3) == 1
+    assert count_room(100, 256, 3) == 150
+    assert count_room(249, 256, 3) == 1
     with pytest.raises(SafeDraftError, match="shorten it"):
-        room_for(250, 256, 3)
+        count_room(250, 256, 3)
 
 
 def test_without_vllm_it_says_how_to_get_it(

@@ -214,6 +214,7 @@ def leaning(pair: TalkingPair) -> TalkingPair:
     return scripted(pair, likes, likes)
 
 
+@pytest.mark.slow
 def test_the_search_climbs_within_its_budget_and_repeats(pair: TalkingPair) -> None:
     pair = leaning(pair)
     objective = Objective(pair, OPENING)

@@ -189,6 +189,7 @@ def test_a_file_that_wins_over_the_choice_is_named() -> None:
         write_pair(PAIR, SSDConfig(alpha_union=2.0))
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_writes_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,7 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
     assert all("Answer:" in sample.messages[0].text for sample in sums)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def passes(served: Served) -> int:
     return sum(int(float(x.split()[-1])) for x in lines if x.startswith("safedraft_blocks_total"))
 
 
+@pytest.mark.slow
 def test_64_clients_with_300_requests_get_their_own_text_or_a_429(tmp_path: Path) -> None:
     with serving(talking(tmp_path, echo)) as server:
         client = server.client

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +32,12 @@ FLAGS = (
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
-def divided(folder: Path) -> TalkingPair:
+def divided(folder: Path, answer: Callable[[str], str] = lambda prompt: SAYS) -> TalkingPair:
     """The draft proposes something else in every other run of ten tokens."""
-    pair = talking(folder, lambda prompt: SAYS)
-    tokenizer = pair.target.tokenizer
+    tokenizer = talking(folder, answer).target.tokenizer
     assert tokenizer is not None
-    says = answering(tokenizer, lambda prompt: SAYS, [])
+    seen: list[str] = []
+    says = answering(tokenizer, answer, seen)
 
     def draft(ids: Any) -> torch.Tensor:
         time.sleep(0.03 if "slowly" in str(tokenizer.decode(list(ids))) else 0.002)
@@ -47,7 +46,7 @@ def divided(folder: Path) -> TalkingPair:
 
     # A weak draft: what it proposes wrongly is corrected in union too.
     config = SSDConfig(alpha_intersection=0.2, alpha_min=0.2, alpha_union=0.4)
-    return scripted_pair(tokenizer, says, draft, config)
+    return scripted_pair(tokenizer, says, draft, config, seen)
 
 
 @pytest.fixture(scope="module")
@@ -352,8 +351,10 @@ def test_a_failure_is_told_without_its_inside(browser: Browser, tmp_path: Path) 
     def broken(prompt: str) -> str:
         raise RuntimeError("secret inside")
 
-    pair = replace(divided(tmp_path), answer=broken)
-    with serving(pair, playground=True) as served, visit(browser, served) as page:
+    with (
+        serving(divided(tmp_path, broken), playground=True) as served,
+        visit(browser, served) as page,
+    ):
         send(page, "hi")
         page.locator(".problem", has_text="its log says where").or_(
             page.locator(".problem", has_text="decoding failed")

@@ -20,7 +20,7 @@ from talking import talking
 
 from safedraft.core.config import SSDConfig
 
-EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "15"))
 """Generated requests of each kind; `make test-server` asks for more."""
 
 HI = [{"role": "user", "content": "hi"}]

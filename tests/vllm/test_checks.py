@@ -15,8 +15,8 @@ from widen import widen
 import safedraft
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm import checks
-from safedraft.engines.vllm.options import KEY, Settings, require_honoured
-from safedraft.server.vllm.serve import parsed
+from safedraft.engines.vllm.options import KEY, Settings, require_honored
+from safedraft.server.vllm.serve import parse_command
 
 pytestmark = pytest.mark.vllm
 
@@ -158,24 +158,24 @@ def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reaso
 def test_only_what_is_known_is_honoured() -> None:
     from vllm import SamplingParams
 
-    from safedraft.engines.vllm.options import HONOURED
+    from safedraft.engines.vllm.options import HONORED
 
     fields = set(SamplingParams.__struct_fields__)
-    assert fields > HONOURED
-    for name in fields - HONOURED:
+    assert fields > HONORED
+    for name in fields - HONORED:
         params = SamplingParams()
         setattr(params, name, ["anything"])
         with pytest.raises(SafeDraftError, match=f"{name} is not supported with SSD"):
-            require_honoured(params)
+            require_honored(params)
 
 
 def test_vllms_options_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     command = ["serve", "/model", "--max-model-len", "64"]
-    assert parsed(ServeSubcommand(), command).max_model_len == 64
+    assert parse_command(ServeSubcommand(), command).max_model_len == 64
     with pytest.raises(SystemExit):
-        parsed(ServeSubcommand(), [*command, "--speculative-conf", "{}"])
+        parse_command(ServeSubcommand(), [*command, "--speculative-conf", "{}"])
     assert "--speculative-conf" in capsys.readouterr().err
 
 

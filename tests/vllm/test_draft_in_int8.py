@@ -64,10 +64,10 @@ def test_sums_of_large_numbers_do_not_overflow() -> None:
     ],
 )
 def test_weights_are_smaller_where_sums_would_overflow(monkeypatch, able, expected) -> None:
-    from safedraft.engines.vllm.int8 import most
+    from safedraft.engines.vllm.int8 import largest_weight
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    assert most() == expected
+    assert largest_weight() == expected
 
 
 def test_a_named_type_is_the_drafts_as_well() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.vllm.options import Settings, end_tokens, room_for, wants_statistics
+from safedraft.engines.vllm.options import Settings, count_room, end_tokens, wants_statistics
 from safedraft.models.fingerprint import digest
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
@@ -115,7 +115,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
         raise SafeDraftError(f"stop_token_ids: {stray[0]} is no token of target and draft")
     ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
-    params.max_tokens = min(params.max_tokens, room_for(length, context, ahead))
+    params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
     settings.request(params, request.request_id, request.prompt_token_ids)
     wants_statistics(params)
 

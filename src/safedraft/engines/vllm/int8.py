@@ -26,7 +26,7 @@ from safedraft.kernels.int8 import quantize_int8
 _PRIMITIVES = 32  # oneDNN caches code for so many numbers of rows, as in its own layers
 
 
-def most() -> int:
+def largest_weight() -> int:
     """The rounded value of a row's largest weight: 127, or less where sums would overflow.
 
     On x86 without VNNI, oneDNN adds two products of an input (up to 255, as it shifts them) and a
@@ -43,7 +43,7 @@ class _Int8:
     def process_weights_after_loading(self, layer: Any) -> None:
         """Round the loaded weights and give them to oneDNN, which stores them in its own layout."""
         weight = layer.weight.detach()
-        rounded, scale = quantize_int8(weight, most())
+        rounded, scale = quantize_int8(weight, largest_weight())
         layer.int8_scale = scale[None].contiguous()  # oneDNN holds no reference to it
         layer.int8 = ops.create_onednn_scaled_mm(
             rounded.t(), layer.int8_scale, weight.dtype, True, False, _PRIMITIVES

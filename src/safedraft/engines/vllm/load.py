@@ -10,7 +10,7 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
-from safedraft.engines.vllm.options import room_for
+from safedraft.engines.vllm.options import count_room
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
@@ -78,7 +78,7 @@ def load(
         target=LoadedModel(spec.target, None, target, spec.target_system),
         draft=LoadedModel(spec.draft, None, draft, spec.draft_system),
         vocabulary=chosen.parts.compatibility.vocabulary,
-        context_length=room_for(0, engine.context_length, ahead),
+        context_length=count_room(0, engine.context_length, ahead),
         end_tokens=chosen.parts.compatibility.end_tokens,
         config=chosen.config,
     )

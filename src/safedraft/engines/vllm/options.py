@@ -40,7 +40,7 @@ _NO_CONSTANTS = (TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS)
 INT8 = "safedraft_int8"
 """vLLM's name for the quantization of a draft whose weights are kept in 8 bits."""
 
-HONOURED = {
+HONORED = {
     "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
     "max_tokens", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "output_kind", "stream_interval", "skip_clone",
@@ -103,7 +103,7 @@ class Settings(BaseModel):
         """
         extra = dict(params.extra_args or {})
         self._require_allowed(extra)
-        require_honoured(params)
+        require_honored(params)
         rule = find_rule(str(extra.get(RULE, "ssd")))
         seed = params.seed
         if seed is None:
@@ -199,7 +199,7 @@ def end_tokens(params: Any) -> frozenset[int]:
     return frozenset(ends if params.eos_token_id is None else ends | {params.eos_token_id})
 
 
-def require_honoured(params: Any) -> None:
+def require_honored(params: Any) -> None:
     """Refuse vLLM ``SamplingParams`` that SSD does not support, unknown fields included.
 
     Raises:
@@ -208,7 +208,7 @@ def require_honoured(params: Any) -> None:
     default = type(params)()
     for name in params.__struct_fields__:
         value = getattr(params, name)
-        if name not in HONOURED and not _unset(value, getattr(default, name)):
+        if name not in HONORED and not _unset(value, getattr(default, name)):
             raise SafeDraftError(f"{name} is not supported with SSD{_HINTS.get(name, '')}")
 
 
@@ -219,7 +219,7 @@ def _unset(value: Any, default: Any) -> bool:
     return plain and bool(value == default or (not isinstance(value, bool | int) and not value))
 
 
-def room_for(prompt_tokens: int, max_model_len: int, ahead: int) -> int:
+def count_room(prompt_tokens: int, max_model_len: int, ahead: int) -> int:
     """Maximum number of new tokens after a prompt, such that the draft always has room.
 
     vLLM lets the target decide alone where drafts would pass the end of the context, so replies end

@@ -38,7 +38,7 @@ _OURS = (
 """Options of vLLM that the engine sets itself."""
 
 
-MOST_DRAFT_TOKENS = 5
+MAX_DRAFT_TOKENS = 5
 """Largest T that is taken from a pair whose drafts end early, if the user names none: vLLM keeps
 room for all T tokens of every request."""
 
@@ -159,7 +159,7 @@ def plan(
     """Fetch a pair and check that vLLM can run it.
 
     vLLM gives both models one prompt and drafts for a whole batch at once, so drafts cannot grow:
-    a registered pair's ``draft_growth`` is set to 0, and T is at most ``MOST_DRAFT_TOKENS`` if its
+    a registered pair's ``draft_growth`` is set to 0, and T is at most ``MAX_DRAFT_TOKENS`` if its
     drafts end early. The constants that the user named are those set in ``config``
     (``model_fields_set``).
 
@@ -181,7 +181,7 @@ def plan(
     chosen = config or spec.config
     changes: dict[str, Any] = {"draft_growth": 0.0}
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
-        changes["draft_tokens"] = min(chosen.draft_tokens, MOST_DRAFT_TOKENS)
+        changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)
     chosen = chosen.replace(**changes)
     tokenizer = parts.descriptions[0].tokenizer
     if tokenizer is None or not tokenizer.chat_template:

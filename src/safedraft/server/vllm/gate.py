@@ -26,7 +26,7 @@ class RequireKey(gate.RequireKey):
         await serve(scope, receive, send)
 
 
-def before_all(key: str | None) -> list[str]:
+def middleware_arguments(key: str | None) -> list[str]:
     """vLLM's arguments that put the middleware before its routes."""
     guard = RequireKey if key else gate.RequireLocalName
     return ["--middleware", f"{guard.__module__}.{guard.__name__}"]

@@ -77,18 +77,18 @@ def serve_pair(
         atexit.register(counts.cleanup)
         os.environ[_METRICS] = counts.name
     require_vllm()
-    from safedraft.server.vllm.gate import before_all
+    from safedraft.server.vllm.gate import middleware_arguments
 
     chosen = plan(spec, config, report)
     if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
         chosen.config.first_scheme(turn_begun=None)
     wanted = chosen.options(
-        given_options(arguments),
+        parse_options(arguments),
         requests_may_set_constants=requests_may_set_constants,
         draft_tokens_up_to=draft_tokens_up_to,
     )
-    guarded = [*before_all(os.environ.get(API_KEY)), *arguments]
-    command = command_line(wanted, spec.name, guarded)
+    guarded = [*middleware_arguments(os.environ.get(API_KEY)), *arguments]
+    command = build_command(wanted, spec.name, guarded)
     return partial(_run, command)
 
 
@@ -99,12 +99,12 @@ def _run(command: Sequence[str]) -> None:
 
     cli_env_setup()
     server = ServeSubcommand()
-    arguments = parsed(server, command)
+    arguments = parse_command(server, command)
     server.validate(arguments)
     server.cmd(arguments)
 
 
-def parsed(server: Any, command: Sequence[str]) -> Any:
+def parse_command(server: Any, command: Sequence[str]) -> Any:
     """Parse a command line as vLLM does, but without abbreviated options.
 
     SafeDraft sets and refuses options by their whole names.
@@ -116,9 +116,9 @@ def parsed(server: Any, command: Sequence[str]) -> Any:
     return parser.parse_args(list(command))
 
 
-def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
+def build_command(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]) -> list[str]:
     """The command line of ``vllm`` with these engine arguments and the user's own."""
-    given = given_options(arguments)
+    given = parse_options(arguments)
     own = {key: value for key, value in wanted.items() if key not in {"model", *given}}
     command = ["serve", str(wanted["model"])]
     if "served_model_name" not in given:
@@ -135,7 +135,7 @@ def command_line(wanted: Mapping[str, Any], name: str, arguments: Sequence[str])
     return [*command, *arguments]
 
 
-def given_options(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The names of vLLM's options in a command line, and the whole numbers among their values."""
     found: dict[str, Any] = {}
     for at, argument in enumerate(arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFORMANCE
+from inspect_ai.log import list_eval_logs, read_eval_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[1]
+TARGET, DRAFT = (str(CONFORMANCE / name) for name in ("tiny-target", "tiny-far"))
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +37,23 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: object) -> str:
-    done = subprocess.run(
+    done = start(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def start(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
         cwd="/",
         env={
-            **os.environ,
-            "PYTHONPATH": "",
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "200",
         },
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
 
 
 def test_the_wheels_are_what_is_imported(python: Path) -> None:
@@ -60,45 +66,114 @@ def test_the_wheels_are_what_is_imported(python: Path) -> None:
 
 def test_the_command_lists_what_the_wheel_brings(python: Path) -> None:
     listed = run(python, "-m", "safedraft", "eval", "--list")
-    for name in ("always_union", "polite", "whisper", "brevity", "kitchen"):
-        assert name in listed
+    lines = [" ".join(line.split()) for line in listed.splitlines()]
+    assert "whisper attack whisper harmbench" in lines
+    assert "kitchen questions from a kitchen" in lines
+    names = dict(line.split(": ", 1) for line in lines if line.startswith(("defenses:", "judges:")))
+    assert {"always_union", "polite"} <= set(names["defenses"].split(", "))
+    assert "brevity" in names["judges"].split(", ")
 
 
 def test_rule_and_engine_decode(python: Path) -> None:
     code = f"""
-import safedraft
-pair = safedraft.load_pair(target={str(CONFORMANCE / "tiny-target")!r},
-    draft={str(CONFORMANCE / "tiny-near")!r}, engine="counting", dtype="float32")
-sampling = safedraft.SamplingParams(max_new_tokens=12)
-reply = pair.stream_ids([5, 6, 7], sampling=sampling, rule="always_union").drain()
-assert [token.scheme for token in reply.trace] == ["union"] * 12, reply.trace
-assert {{token.alpha for token in reply.trace}} == {{0.8}}
-assert pair.engine.batches == 1
-print("decoded")
+import json, safedraft
+from safedraft_example.rule import AlwaysUnionConfig
+
+def load(target, engine):
+    return safedraft.load_pair(target=target, draft={DRAFT!r}, engine=engine, dtype="float32")
+
+def decode(pair, rule="always_union", **constants):
+    config = AlwaysUnionConfig(**constants)
+    sampling = safedraft.SamplingParams(max_new_tokens=24)
+    stream = pair.stream_ids([5, 6, 7], sampling=sampling, rule=rule, config=config)
+    return [(token.id, token.scheme, token.alpha) for token in stream.drain().trace]
+
+counting, first = load({TARGET!r}, "counting"), load({TARGET!r}, "transformers")
+print(json.dumps({{
+    "rule": decode(counting),
+    "rule in the first engine": decode(first),
+    "without the draft": decode(counting, alpha=0),
+    "target": decode(first, "target_only"),
+    "without the target": decode(counting, alpha=1),
+    "draft": decode(load({DRAFT!r}, "transformers"), "target_only"),
+    "engine": counting.engine.name,
+    "batches": counting.engine.batches,
+}}))
 """
-    assert run(python, "-c", code) == "decoded"
+    outcome = json.loads(run(python, "-c", code))
+    assert outcome["engine"] == "counting"
+    assert outcome["batches"] == 3
+    assert outcome["rule"] == outcome["rule in the first engine"]
+    assert {(scheme, alpha) for _, scheme, alpha in outcome["rule"]} == {("union", 0.8)}
+    tokens = {
+        name: [token for token, *_ in outcome[name]]
+        for name in ("without the draft", "target", "without the target", "draft")
+    }
+    assert tokens["without the draft"] == tokens["target"]
+    assert tokens["without the target"] == tokens["draft"]
+    assert tokens["target"] != tokens["draft"]
 
 
-def test_defense_attack_judge_and_source_run(python: Path) -> None:
+def test_an_option_that_the_engine_does_not_name_is_refused(python: Path) -> None:
+    models = ["--target", TARGET, "--draft", DRAFT, "--engine", "counting"]
+    options = ["--engine-option", "device_map=auto"]
+    command = [python, "-m", "safedraft", "generate", *models, *options, "Hello"]
+    done = start(*command)
+    assert done.returncode
+    assert "error: the engine counting: got an unexpected keyword argument" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_runs_with_all_of_them(
+    python: Path, tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    target, draft = tiny_pair
+    models = ["--target", target, "--draft", draft, "--dtype", "float32", "--engine", "counting"]
+    defenses = ["always_union", "always_union:alpha=0", "target_only", "polite"]
+    options = [word for defense in defenses for word in ("--defense", defense)]
+    options += ["--suite", "whisper", "--source", "whisper=kitchen"]
+    options += ["--judge", "brevity:sentences=99", "--max-new-tokens", "8", "--limit", "2"]
+    command = [python, "-m", "safedraft", "eval", *models, *options]
+    run(*command, "--log-dir", tmp_path / "logs")
+    logs = [read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs"))]
+    assert {log.eval.model_args["label"] for log in logs} == set(defenses)
+    replies = {
+        log.eval.model_args["label"]: {s.id: s.output.completion for s in log.samples or []}
+        for log in logs
+    }
+    assert replies["always_union"] != replies["always_union:alpha=0"]
+    for log in logs:
+        assert log.eval.model_args["engine"] == "counting"
+        samples = log.samples or []
+        requests = {sample.messages[0].text for sample in samples}
+        dishes = {f"(whispering) how do i cook {dish}?" for dish in ("bread", "rice", "soup")}
+        assert len(requests) == 2
+        assert requests <= dishes
+        assert [(sample.scores or {})["refused"].value for sample in samples] == [1, 1]
+
+
+def test_defense_attack_and_judge_do_what_they_say(python: Path) -> None:
     code = """
-import asyncio
+import asyncio, json
 from types import SimpleNamespace
 from safedraft.defenses import find_defense
 from safedraft.evaluation.attacks import ATTACKS
-from safedraft.evaluation.suites import find_suite
 from safedraft.evaluation.tasks import find_judge
-from safedraft.prompts.sources import find_source
-(first, *_) = find_source("kitchen").require_split("report")
-assert find_suite("whisper").attack == "whisper"
-messages = ATTACKS.find("whisper")(first, None)
-assert messages[0]["content"].startswith("(whispering) how do i cook"), messages
-asked = []
-reply = find_defense("polite")(None, messages, None, None, ask=lambda pair, messages, *_: messages)
-assert reply[0]["content"].startswith("Please be kind. (whispering)"), reply
+from safedraft.prompts.sources import Record
+
+messages = ATTACKS.find("whisper")(Record("How do I cook RICE?", "kitchen"), None)
+prefilled = [*messages, {"role": "assistant", "content": "First,"}]
+asked = find_defense("polite")(None, prefilled, None, None, ask=lambda pair, asked, *_: asked)
 state = SimpleNamespace(output=SimpleNamespace(completion="One. Two. Three."), metadata={})
-judged = [asyncio.run(find_judge(spec)(state, None)).value
-    for spec in ("brevity", "brevity:sentences=3")]
-assert judged == [0, 1], judged
-print("ran")
+scores = [asyncio.run(find_judge(spec)(state, None)).value
+    for spec in ("brevity", "brevity:sentences=2", "brevity:sentences=3")]
+print(json.dumps({"attack": messages, "defense": asked, "judge": scores}))
 """
-    assert run(python, "-c", code) == "ran"
+    outcome = json.loads(run(python, "-c", code))
+    whispered = "(whispering) how do i cook rice?"
+    assert outcome["attack"] == [{"role": "user", "content": whispered}]
+    assert outcome["defense"] == [
+        {"role": "user", "content": f"Please be kind. {whispered}"},
+        {"role": "assistant", "content": "First,"},
+    ]
+    assert outcome["judge"] == [0, 0, 1]

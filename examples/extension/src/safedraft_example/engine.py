@@ -31,7 +31,7 @@ class Counting:
         self._engine.close()
 
 
-def load(spec, config, report, **options):
-    """Load the pair with Transformers; the options are that engine's."""
-    loaded = load_transformers(spec, config, report, **options)
+def load(spec, config, report, *, dtype="auto", device="auto"):
+    """Load the pair with Transformers; options that are not named here are refused."""
+    loaded = load_transformers(spec, config, report, dtype=dtype, device=device)
     return loaded._replace(engine=Counting(loaded.engine))

@@ -66,7 +66,7 @@ def main() -> None:
     for turn in range(arguments.rounds + 2):
         for name, group in groups.items():
             started = time.perf_counter()
-            decide(SSD(), group)
+            decide(group)
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(times) * 1000 for name, times in seconds.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.decoding import request_of, start
+from helpers.decoding import request_of
 from helpers.laws import POINTS, TOLERANCE, law_of, marginal, place_of
 from helpers.models import RandomModel, logits_of
 from torch import Tensor
@@ -40,13 +40,7 @@ def test_token_and_flag_have_the_law_of_the_method(
     constants |= {"alpha_union": alpha, "alpha_intersection": alpha}
     request = request_of(constants=constants, temperature=0.8, **cuts)
     target, draft = models()
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        target,
-        draft,
-    )
+    law = law_of(request, target, draft)
     p, q = ((logits / 0.8).softmax(-1).tolist() for logits in (target, draft))
     config = SSDConfig(**constants)  # type: ignore[arg-type]
     f = composite_distribution(p, q, scheme, alpha, config, request.sampling)
@@ -66,13 +60,7 @@ def test_where_the_target_stands_alone_its_cut_distribution_is_the_law() -> None
     # The target's best token is the draft's last: SSD falls back to P, over the whole vocabulary.
     target, draft = logits_of([0.6, 0.2, 0.1, 0.1]), logits_of([0.05, 0.5, 0.25, 0.2])
     request = request_of(constants={"sample_space_size": 1}, temperature=1, top_k=2)
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        target,
-        draft,
-    )
+    law = law_of(request, target, draft)
     assert marginal(law, 4) == pytest.approx([0.75, 0.25, 0, 0], abs=TOLERANCE)
 
 
@@ -134,7 +122,7 @@ def test_a_greedy_token_is_the_best_score_with_the_lowest_id(levels: int, union:
         p, q = place_of(target), place_of(draft)
         (proposal,) = propose(q.ranked, [request], [0])
         state = rule.start(request.config, request.context)
-        (decision,) = decide(rule, [Candidate(request, state, 0, proposal, p)])
+        (decision,) = decide([Candidate(request, state, 0, proposal, p)])
         scores = composite(Rows([p], [q]), [Setting(union, state.alpha, 3)])
         best = scores.values[0].max()
         winners = scores.tokens[0][scores.values[0] == best]
@@ -175,7 +163,7 @@ def test_what_is_followed_and_what_is_evidence_are_kept_apart(temperature: float
     rule = Apart()
     request = request_of(rule, temperature=temperature, seed=0)
     if temperature:
-        law = law_of(rule, State, request, target, draft)
+        law = law_of(request, target, draft, State)
         assert marginal(law, 3) == pytest.approx([0.7, 0.2, 0.1], abs=TOLERANCE)
         followed = marginal(law, 3, followed=True)
         assert followed == pytest.approx([0.1, 0.2, 0.1], abs=TOLERANCE)
@@ -183,7 +171,7 @@ def test_what_is_followed_and_what_is_evidence_are_kept_apart(temperature: float
         return
     p, q = place_of(target), place_of(draft)
     (proposal,) = propose(q.ranked, [request], [0])
-    first, second = decide(rule, [Candidate(request, State(), 0, proposal, p)] * 2)
+    first, second = decide([Candidate(request, State(), 0, proposal, p)] * 2)
     assert (first.token, first.followed, first.matched) == (0, False, True)
     assert (first.signal, second.signal) == ("row 0", "row 1")
 
@@ -210,7 +198,7 @@ def test_log_probabilities_are_reported_where_they_are_requested(
         )
         for request in (other, asking)
     ]
-    silent, decision = decide(rule, candidates)
+    silent, decision = decide(candidates)
     assert silent.logprobs is None
     if count is None:
         assert decision.logprobs is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from safedraft.core.decide import Candidate, Draft
 from safedraft.core.random import Use
 from safedraft.core.request import Request
 from safedraft.core.rows import WIDTH, Place, Rows, rank
-from safedraft.core.rule import Rule, State
+from safedraft.core.rule import State
 
 POINTS, STRIDE = 144, 89  # two Fibonacci numbers: (i / 144, 89 i / 144) fills the square evenly
 TOLERANCE = 0.016
@@ -62,13 +63,16 @@ def lattice_point(seed: int, position: int, use: Use) -> float:
 
 
 def law_of(
-    rule: Rule,
-    make_state: Callable[[], State],
     request: Request,
     target: Tensor,
     draft: Tensor,
+    make_state: Callable[[], State] | None = None,
 ) -> Counter[Outcome]:
-    """The probability of each outcome of a drafted position. Needs the fixture ``lattice``."""
+    """The probability of each outcome of a drafted position. Needs the fixture ``lattice``.
+
+    ``make_state`` makes the state of the position; by default it is the first one of a reply.
+    """
+    make_state = make_state or partial(request.rule.start, request.config, request.context)
     sampling = request.sampling
     p, q = (place_of(logits, sampling.temperature) for logits in (target, draft))
     seeded = [replace(request, sampling=sampling.replace(seed=seed)) for seed in range(POINTS)]
@@ -76,7 +80,7 @@ def law_of(
     for drafted, chance in enumerate(q.distribution().tolist()):
         draft_of = Draft(drafted, chance, q)
         candidates = [Candidate(one, make_state(), 0, draft_of, p) for one in seeded]
-        for decision in choices.decide(rule, candidates):
+        for decision in choices.decide(candidates):
             law[Outcome(decision.token, decision.followed, decision.matched)] += chance / POINTS
     return law
 

@@ -135,13 +135,7 @@ def test_a_sampled_position_has_the_penalized_law(
     draft: Tensor, cuts: dict[str, float], temperature: float
 ) -> None:
     request = request_of(EASD(), SENSITIVE, temperature=temperature, **cuts)
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        TARGET,
-        draft,
-    )
+    law = law_of(request, TARGET, draft)
     p = (TARGET / temperature).softmax(-1).tolist()
     if is_unsure(TARGET, draft, EASDConfig(**SENSITIVE)):  # type: ignore[arg-type]
         p[order(draft)[0]] = 0.0
@@ -207,7 +201,7 @@ def test_where_a_penalty_is_allowed(
     request = request_of(rule, config, refusals=refusals)
     p, q = place_of(TARGET), place_of(AGREEING)
     (proposal,) = propose(q.ranked, [request], [0])
-    (decision,) = decide(rule, [Candidate(request, state, 0, proposal, p)])
+    (decision,) = decide([Candidate(request, state, 0, proposal, p)])
     assert (decision.signal, decision.token) == (penalized, int(penalized)), name
     assert decision.followed is not penalized
     assert decision.matched  # the flag is that of F, whose best token is the draft's
@@ -227,7 +221,7 @@ def test_token_and_flag_of_a_sampled_position_have_their_laws(
     own = {**constants, "alpha_intersection": alpha, "alpha_min": alpha}
     config, state = guarded_state(observed, refusals, **own)
     request = request_of(GuardedEASD(), config, refusals=refusals, temperature=0.8)
-    law = law_of(request.rule, lambda: state, request, TARGET, AGREEING)
+    law = law_of(request, TARGET, AGREEING, lambda: state)
     p, q = ((logits / 0.8).softmax(-1).tolist() for logits in (TARGET, AGREEING))
     assert state.scheme is not None
     scores = composite_scores(p, q, state.scheme, state.alpha, config)

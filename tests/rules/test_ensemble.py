@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.decoding import decode_one, request_of, start
+from helpers.decoding import decode_one, request_of
 from helpers.laws import TOLERANCE, law_of, marginal
 from helpers.models import RandomModel
 from pydantic import ValidationError
@@ -43,13 +43,7 @@ def test_drafted_positions_are_the_mixtures_and_the_bonus_is_the_targets(
 def test_a_sampled_position_is_distributed_as_the_mixture(weight: float) -> None:
     target, draft = (RandomModel(seed, 10)([0]) for seed in (1, 2))
     request = request_of(EnsembleWeight(), {"weight": weight}, temperature=2.0)
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        target,
-        draft,
-    )
+    law = law_of(request, target, draft)
     p, q = ((logits / 2.0).softmax(-1) for logits in (target, draft))
     expected = (weight * p + (1 - weight) * q).tolist()
     assert marginal(law, 10) == pytest.approx(expected, abs=TOLERANCE)

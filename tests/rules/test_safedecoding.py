@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.decoding import computed, decode_one, request_of, start
+from helpers.decoding import computed, decode_one, request_of
 from helpers.laws import TOLERANCE, law_of, marginal
 from helpers.models import RandomModel, constant, logits_of
 from torch import Tensor
@@ -72,13 +72,7 @@ def test_the_draft_is_asked_twice() -> None:
 def test_a_sampled_position_is_distributed_as_the_paper_says() -> None:
     target, draft = (RandomModel(seed, 16, shared=0.6)([0]) / 3 for seed in (1, 2))
     request = request_of(SafeDecoding(), temperature=1)
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        target,
-        draft,
-    )
+    law = law_of(request, target, draft)
     p, q = target.softmax(-1), draft.softmax(-1)
     assert marginal(law, 16) == pytest.approx(expected(p, q).tolist(), abs=TOLERANCE)
     assert marginal(law, 16) != pytest.approx(q.tolist(), abs=TOLERANCE)
@@ -90,7 +84,7 @@ def test_scores_below_the_floor_are_even() -> None:
     p = logits_of([0.21, 0.2, 0.2, 0.19, 0.19, 0.01, 0.0])
     q = logits_of([0.02, 0.02, 0.02, 0.02, 0.02, 0.0, 0.9])
     request = request_of(SafeDecoding(), temperature=1)
-    law = law_of(request.rule, lambda: start(request), request, p, q)
+    law = law_of(request, p, q)
     assert marginal(law, 7) == pytest.approx([0.2] * 5 + [0.0] * 2, abs=TOLERANCE)
 
 

@@ -14,7 +14,6 @@ from helpers.decoding import (
     decode_together,
     request_of,
     shape,
-    start,
     tokens_of,
 )
 from helpers.laws import TOLERANCE, law_of, marginal, surprise
@@ -133,13 +132,7 @@ def test_a_drafted_position_has_the_targets_law(
 ) -> None:
     target, draft = logits_of([0.4, 0.3, 0.2, 0.1]), logits_of([0.1, 0.1, 0.1, 0.7])
     request = request_of(Speculative(), temperature=1, **cuts)
-    law = law_of(
-        request.rule,
-        lambda: start(request),
-        request,
-        target,
-        draft,
-    )
+    law = law_of(request, target, draft)
     assert marginal(law, 4) == pytest.approx(expected, abs=TOLERANCE)
 
 

@@ -66,8 +66,19 @@ def propose(ranked: Ranked, requests: Sequence[Request], positions: Sequence[int
     return drafts
 
 
-def decide(rule: Rule, candidates: Sequence[Candidate]) -> list[Decision]:
-    """Decide one drafted position of each of n requests that share a rule."""
+def decide(candidates: Sequence[Candidate]) -> list[Decision]:
+    """Decide one drafted position of each of n requests; those with equal rules are one group."""
+    by_rule: dict[Rule, list[int]] = {}
+    for at, candidate in enumerate(candidates):
+        by_rule.setdefault(candidate.request.rule, []).append(at)
+    decisions: dict[int, Decision] = {}
+    for rule, group in by_rule.items():
+        decided = _decide_group(rule, [candidates[at] for at in group])
+        decisions.update(zip(group, decided, strict=True))
+    return [decisions[at] for at in range(len(candidates))]
+
+
+def _decide_group(rule: Rule, candidates: Sequence[Candidate]) -> list[Decision]:
     rows = Rows(
         [candidate.target for candidate in candidates],
         [candidate.draft.place for candidate in candidates],

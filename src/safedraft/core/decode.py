@@ -16,10 +16,10 @@ from torch import Tensor
 from safedraft.core.config import DraftingConfig
 from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
 from safedraft.core.errors import BrokenModelError
-from safedraft.core.generation import Generation, Passes, Step
+from safedraft.core.generation import Generation, Passes, Step, record
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, rank, require_finite
-from safedraft.core.rule import Decision, Rule
+from safedraft.core.rule import Decision
 from safedraft.core.session import Pass, SessionEngine
 
 
@@ -66,27 +66,11 @@ class Decoding(Generation):
 
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
-        request, state = self.request, self.state
         drafted = decision.draft_probability is not None
-        in_force = (state.scheme, state.alpha, state.threshold) if drafted else (None, 0.0, None)
-        ends = decision.token in request.end_tokens
-        ratio = None if ends else request.rule.observe(state, decision)
-        self.steps.append(
-            Step(
-                decision.token,
-                decision.matched,
-                *in_force,
-                ratio,
-                decision.draft_probability,
-                decision.target_probability,
-                self.block,
-                decision.logprobs,
-                decision.signal,
-            )
-        )
+        self.steps.append(record(self.request, self.state, decision, self.block))
+        self.ended = self.request.ends(decision.token, self.position)
         self.position += 1
         self.decided += 1
-        self.ended = ends or self.position == request.sampling.max_new_tokens
         if not decision.followed:
             self.draft.rewind(len(self.drafts))
             self.target.rewind(len(self.rows))
@@ -161,20 +145,23 @@ class Batch:
 
     def _decide(self, deciding: Sequence[Decoding]) -> None:
         """Decide the next position of each request."""
-        by_rule: dict[Rule, list[Decoding]] = {}
+        candidates = []
         for decoding in deciding:
-            if decoding.drafts:
-                by_rule.setdefault(decoding.request.rule, []).append(decoding)
-            else:
-                row = decoding.rows.popleft()
-                decoding.commit(decide_alone(row, decoding.request, decoding.position))
-        for rule, group in by_rule.items():
-            candidates = [
-                Candidate(d.request, d.state, d.position, d.drafts.popleft(), d.rows.popleft())
-                for d in group
-            ]
-            for decoding, decision in zip(group, decide(rule, candidates), strict=True):
-                decoding.commit(decision)
+            target = decoding.rows.popleft()
+            if not decoding.drafts:
+                decoding.commit(decide_alone(target, decoding.request, decoding.position))
+                continue
+            candidate = Candidate(
+                decoding.request,
+                decoding.state,
+                decoding.position,
+                decoding.drafts.popleft(),
+                target,
+            )
+            candidates.append((decoding, candidate))
+        decisions = decide([candidate for _, candidate in candidates])
+        for (decoding, _), decision in zip(candidates, decisions, strict=True):
+            decoding.commit(decision)
 
     def _run(
         self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]

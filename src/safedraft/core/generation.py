@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from safedraft.core.config import Scheme
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.request import Request
+from safedraft.core.rule import Decision, State
 from safedraft.core.sampling import LogProbabilities
 
 
@@ -35,6 +36,31 @@ class Step:
     logprobs: LogProbabilities | None = field(default=None, compare=False)
     signal: Any = None
     """What the rule noted of the position, such as a penalty of EASD."""
+
+
+def record(request: Request, state: State, decision: Decision, block: int) -> Step:
+    """Let the rule learn from a decided position, and write it down.
+
+    Args:
+        request: the position's.
+        state: the rule's for the request; a token that ends the reply teaches it nothing.
+        decision: the outcome.
+        block: which pass of the target verified the position, from 0.
+    """
+    drafted = decision.draft_probability is not None
+    in_force = (state.scheme, state.alpha, state.threshold) if drafted else (None, 0.0, None)
+    ends = decision.token in request.end_tokens
+    return Step(
+        decision.token,
+        decision.matched,
+        *in_force,
+        None if ends else request.rule.observe(state, decision),
+        decision.draft_probability,
+        decision.target_probability,
+        block,
+        decision.logprobs,
+        decision.signal,
+    )
 
 
 @dataclass(slots=True)

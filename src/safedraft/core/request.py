@@ -28,6 +28,10 @@ class Request:
     """How many of the most likely tokens are reported with their log probabilities at each
     position, besides the chosen one; None reports none."""
 
+    def ends(self, token: int, position: int) -> bool:
+        """Whether the reply ends with ``token`` at ``position``, from 0."""
+        return token in self.end_tokens or position + 1 >= self.sampling.max_new_tokens
+
     @property
     def seed(self) -> int:
         """What repeats the reply."""

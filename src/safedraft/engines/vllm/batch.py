@@ -17,10 +17,10 @@ from safedraft.core.config import Scheme
 from safedraft.core.decide import Candidate, Draft, decide
 from safedraft.core.decide import propose as propose_tokens
 from safedraft.core.errors import BrokenModelError
-from safedraft.core.generation import Step
+from safedraft.core.generation import Step, record
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, rank, require_finite
-from safedraft.core.rule import Decision, Rule, State
+from safedraft.core.rule import Decision, State
 
 
 @dataclass(slots=True)
@@ -66,26 +66,11 @@ class ServedRequest:
 
     def commit(self, decision: Decision) -> Step:
         """Record one decided position."""
-        state, request = self.state, self.request
-        scheme, alpha, threshold = state.scheme, state.alpha, state.threshold
-        ends = decision.token in request.end_tokens
-        step = Step(
-            decision.token,
-            decision.matched,
-            scheme,
-            alpha,
-            threshold,
-            None if ends else request.rule.observe(state, decision),
-            decision.draft_probability,
-            decision.target_probability,
-            self.blocks,
-            decision.logprobs,
-            decision.signal,
-        )
+        step = record(self.request, self.state, decision, self.blocks)
+        self.ended = self.request.ends(step.token, self.position)
         self.position += 1
-        self.matches += decision.matched
-        self.union_tokens += scheme is Scheme.UNION
-        self.ended = ends or self.position >= request.sampling.max_new_tokens
+        self.matches += step.matched
+        self.union_tokens += step.scheme is Scheme.UNION
         return step
 
 
@@ -140,16 +125,12 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     ahead = 0
     deciding = [index for index, one in enumerate(served) if not one.ended]
     while deciding:
-        by_rule: dict[Rule, list[int]] = {}
-        for index in deciding:
-            by_rule.setdefault(served[index].request.rule, []).append(index)
+        decisions = decide([_candidate(served[at], ahead, places[at]) for at in deciding])
         followed: set[int] = set()
-        for rule, group in by_rule.items():
-            candidates = [_candidate(served[index], ahead, places[index]) for index in group]
-            for index, decision in zip(group, decide(rule, candidates), strict=True):
-                decided[index].append(served[index].commit(decision))
-                if decision.followed:
-                    followed.add(index)
+        for at, decision in zip(deciding, decisions, strict=True):
+            decided[at].append(served[at].commit(decision))
+            if decision.followed:
+                followed.add(at)
         ahead += 1
         deciding = [
             index

@@ -244,7 +244,7 @@ def exactly(request: Request, draft: Tensor, target: Tensor) -> Tensor:
     setting = Setting(union, alpha, config.sample_space_size, config.kappa)
     scores = composite(Rows(p, q, [True]), [setting])
     if scores.whole[0] is not None:
-        return distribution(scores.whole[0][None], [sampling])[0]
+        return distribution(scores.whole[0].values[None], [sampling])[0]
     exact = torch.zeros(len(target))
     return exact.scatter_(0, scores.tokens[0], distribution(scores.values, [sampling])[0])
 

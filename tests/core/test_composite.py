@@ -42,7 +42,7 @@ def space(scores: Scores, row: int = 0) -> dict[int, float]:
     """The score of each token of one row's sample space."""
     full = scores.whole[row]
     if full is not None:
-        return dict(enumerate(full.tolist()))
+        return dict(enumerate(full.values.tolist()))
     pairs = zip(scores.tokens[row].tolist(), scores.values[row].tolist(), strict=True)
     return {token: value for token, value in pairs if token != NO_TOKEN}
 

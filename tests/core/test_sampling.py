@@ -43,7 +43,7 @@ def test_distribution_agrees_with_the_reference(
     setting = Setting(scheme is Scheme.UNION, alpha, config.sample_space_size)
     scores = composite(rows_of([target], [draft], whole=True), [setting])
     if scores.whole[0] is not None:
-        f = distribution(scores.whole[0][None], [sampling])[0]
+        f = distribution(scores.whole[0].values[None], [sampling])[0]
     else:
         f = spread(scores.tokens[0], distribution(scores.values, [sampling])[0], size)
     p, q = target.softmax(-1).tolist(), draft.softmax(-1).tolist()

@@ -32,6 +32,15 @@ class Setting(NamedTuple):
     """κ."""
 
 
+class Whole(NamedTuple):
+    """Every token of a position whose sample space is the whole vocabulary."""
+
+    values: Tensor
+    """``[V]``: the scores."""
+    draft: Tensor
+    """``[V]``: q."""
+
+
 class Scores(NamedTuple):
     """What the tokens of n positions are chosen from: the largest score, or a draw above 0."""
 
@@ -41,9 +50,9 @@ class Scores(NamedTuple):
     """``[n, S]``: the score of each token, ``-inf`` at what fills up."""
     draft: Tensor
     """``[n, S]``: q of each token."""
-    whole: Sequence[Tensor | None]
-    """Of a position whose sample space is the whole vocabulary: all scores ``[V]`` where
-    ``Rows.needs_whole`` says that they are needed. ``values`` then hold the best of them."""
+    whole: Sequence[Whole | None]
+    """All tokens of a position whose sample space is the whole vocabulary, where
+    ``Rows.needs_whole`` says that they are needed. ``values`` then hold the best of its scores."""
     open: Sequence[bool]
     """Whether a position's sample space is the whole vocabulary."""
     evidence: Scores | None = None
@@ -108,11 +117,11 @@ def mix(rows: Rows, tokens: Tensor, alpha: Sequence[float], open_rows: Sequence[
     filled = tokens < NO_TOKEN
     p, q = rows.probabilities(torch.where(filled, tokens, 0))
     values = p + torch.tensor(alpha, dtype=p.dtype)[:, None] * (q - p)
-    whole: list[Tensor | None] = [None] * len(rows)
+    whole: list[Whole | None] = [None] * len(rows)
     for row, is_open in enumerate(open_rows):
         if is_open and rows.needs_whole[row]:
             target, draft = rows.distributions(row)
-            whole[row] = target + alpha[row] * (draft - target)
+            whole[row] = Whole(target + alpha[row] * (draft - target), draft)
     return Scores(tokens, values.masked_fill(~filled, OUTSIDE), q, whole, list(open_rows))
 
 
@@ -134,7 +143,7 @@ def join(parts: Sequence[tuple[Sequence[int], Scores]], count: int) -> Scores:
     tokens = torch.full((count, size), NO_TOKEN)
     values = torch.full((count, size), OUTSIDE)
     draft = torch.zeros(count, size)
-    whole: list[Tensor | None] = [None] * count
+    whole: list[Whole | None] = [None] * count
     open_rows = [False] * count
     for chosen, scores in parts:
         width = scores.tokens.shape[-1]

@@ -130,10 +130,10 @@ def _choose(scores: Scores, candidates: Sequence[Candidate]) -> _Choices:
         table = scores.tokens[narrow], scores.values[narrow], scores.draft[narrow]
         _sample(*table, narrow, candidates, tokens, followed)
     for row in sampled:
-        if (values := scores.whole[row]) is not None:
-            q = candidates[row].draft.place.distribution()
-            ids = torch.arange(len(values))
-            _sample(ids[None], values[None], q[None], [row], candidates, tokens, followed)
+        if whole := scores.whole[row]:
+            ids = torch.arange(len(whole.values))
+            table = ids[None], whole.values[None], whole.draft[None]
+            _sample(*table, [row], candidates, tokens, followed)
     return _Choices(tokens, followed)
 
 
@@ -186,7 +186,7 @@ def _report(request: Request, scores: Scores, row: int, token: int) -> LogProbab
     if request.top_logprobs is None:
         return None
     tokens, values = scores.tokens[row], scores.values[row]
-    if (whole := scores.whole[row]) is not None:
-        tokens, values = torch.arange(len(whole)), whole
+    if whole := scores.whole[row]:
+        tokens, values = torch.arange(len(whole.values)), whole.values
     chosen = int((tokens == token).int().argmax())
     return log_probabilities(tokens, values, chosen, request.sampling, request.top_logprobs)

@@ -37,9 +37,9 @@ def remove_tokens(scores: Scores, removed: Sequence[int | None]) -> Scores:
         if token is None:
             continue
         values[row].masked_fill_(scores.tokens[row] == token, OUTSIDE)
-        full = whole[row]
-        if full is not None:
-            whole[row] = full.index_fill(0, torch.tensor([token]), OUTSIDE)
+        if full := whole[row]:
+            others = full.values.index_fill(0, torch.tensor([token]), OUTSIDE)
+            whole[row] = full._replace(values=others)
     return scores._replace(values=values, whole=whole)
 
 

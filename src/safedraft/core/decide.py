@@ -153,14 +153,15 @@ def _sample(
     same = space == drafted[:, None]
     places = torch.where(same.any(-1), same.int().argmax(-1), -1)
     chances = [candidate.draft.probability for candidate in chosen]
-    accepted = accept(f, chances, places, _uniforms(chosen, Use.ACCEPT)).tolist()
-    corrected = correct(f, q, _uniforms(chosen, Use.CORRECT))
-    corrections = space.gather(-1, corrected[:, None])[:, 0].tolist()
-    for row, candidate, is_accepted, correction in zip(
-        rows, chosen, accepted, corrections, strict=True
-    ):
-        tokens[row] = candidate.draft.token if is_accepted else correction
-        followed[row] = is_accepted
+    accepted = accept(f, chances, places, _uniforms(chosen, Use.ACCEPT))
+    for row, candidate, is_accepted in zip(rows, chosen, accepted.tolist(), strict=True):
+        tokens[row], followed[row] = candidate.draft.token, is_accepted
+    if rejected := (~accepted).nonzero().flatten().tolist():
+        numbers = _uniforms([chosen[at] for at in rejected], Use.CORRECT)
+        corrected = correct(f[rejected], q[rejected], numbers)
+        corrections = space[rejected].gather(-1, corrected[:, None])[:, 0].tolist()
+        for at, correction in zip(rejected, corrections, strict=True):
+            tokens[rows[at]] = correction
 
 
 def _choose_alone(place: Place, request: Request, position: int, *, cut: bool) -> int:

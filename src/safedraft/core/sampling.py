@@ -27,9 +27,10 @@ def distribution(values: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
         cuts: give ``top_k`` and ``top_p`` of each row.
     """
     mass = values.clamp(min=0)
-    # With α > 1 every score of a row can be negative: its best token is then all there is.
-    best = torch.zeros_like(mass).scatter_(-1, values.argmax(-1, keepdim=True), 1.0)
-    mass = torch.where(mass.sum(-1, keepdim=True) > 0, mass, best)
+    empty = ~(mass.sum(-1, keepdim=True) > 0)
+    if empty.any():  # with α > 1 every score can be negative: the best token is all there is
+        best = torch.zeros_like(mass).scatter_(-1, values.argmax(-1, keepdim=True), 1.0)
+        mass = torch.where(empty, best, mass)
     if any(cut.top_k or cut.top_p < 1 for cut in cuts):
         mass = _cut(mass, cuts)
     return mass / mass.sum(-1, keepdim=True)

@@ -8,7 +8,7 @@ first asked; an object is imported when it is found by its name, and not before.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -70,12 +70,16 @@ class Registry(Generic[T]):
         return dict(entries)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> SafeDraftError:
+def unknown_name(kind: str, name: str, known: Collection[str]) -> SafeDraftError:
     """An error that suggests the closest known name and lists all of them."""
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return SafeDraftError(f"no {kind} is called {name!r}{hint}; known are {', '.join(known)}")
+    return SafeDraftError(f"no {kind} is called {name!r}{suggest(name, known)}")
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name: the closest known name, then all names."""
+    closest = get_close_matches(name, known, n=1)
+    question = f" (did you mean {closest[0]!r}?)" if closest else ""
+    return f"{question}; known are {', '.join(known)}"
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -7,8 +7,7 @@ may also rewrite prompts, read replies or withhold them. Every rule can be used 
 from __future__ import annotations
 
 from safedraft.core.config import Constants
-from safedraft.core.errors import SafeDraftError
-from safedraft.core.plugins import Registry
+from safedraft.core.plugins import Registry, unknown_name
 from safedraft.defenses.base import Defense, RuleDefense
 from safedraft.defenses.perplexity_filter import PerplexityFilter
 from safedraft.rules import RULES, find_rule
@@ -32,7 +31,7 @@ def find_defense(name: str) -> Defense:
         return DEFENSES.find(name)
     if name in RULES.names():
         return RuleDefense(find_rule(name))
-    raise SafeDraftError(f"no defense is called {name!r}; known are {', '.join(list_defenses())}")
+    raise unknown_name("defense", name, list_defenses())
 
 
 def list_constants(name: str) -> frozenset[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import UNFINISHED, remove
+from safedraft.core.plugins import suggest
 from safedraft.models.hub import snapshot
 from safedraft.models.mirror import file_from_wheels
 from safedraft.models.pinned import build_once, disk_full
@@ -23,7 +24,6 @@ from safedraft.models.registry import (
     cache_folder,
     model_files,
     shipped_adapters,
-    suggest,
 )
 
 _MANIFEST = "safedraft.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Collection
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safedraft.core.config import Positive, SSDConfig
 from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
 
 DEFAULT_PAIR = "qwen2.5-coder"
@@ -124,15 +123,8 @@ def find_pair(name: str) -> PairSpec:
     """
     specs = pairs()
     if name not in specs:
-        raise SafeDraftError(f"no pair is called {name!r}{suggest(name, specs)}")
+        raise unknown_name("pair", name, specs)
     return specs[name]
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return the end of an error about an unknown name: the closest known name, then all names."""
-    closest = get_close_matches(name, known, n=1)
-    question = f" (did you mean {closest[0]!r}?)" if closest else ""
-    return f"{question}; known are {', '.join(known)}"
 
 
 def _choose_folder(variable: str, default: Path) -> Path:

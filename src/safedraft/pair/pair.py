@@ -294,8 +294,7 @@ class Pair:
     @cached_property
     def refusal_tokens(self) -> frozenset[int]:
         """Shared ids that begin a refusal; none without a tokenizer."""
-        tokenizer = self.draft.tokenizer
-        return refusal_tokens(tokenizer, self.vocabulary) if tokenizer else frozenset()
+        return refusal_tokens(self.draft.tokenizer, self.vocabulary)
 
     def fit(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
         """``sampling`` with a seed and no more tokens than the shorter context has room for.

@@ -15,7 +15,7 @@ not published, and those here are this project's own choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import torch
@@ -49,7 +49,7 @@ class GuardedEASDConfig(SSDConfig, EASDConfig):
 class EASDState(State):
     """The constants of one request."""
 
-    constants: EASDConfig | None = None
+    constants: EASDConfig = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class GuardedEASD:
         return cast("GuardedState", state).observe(decision.matched)
 
 
-def _is_penalized(constants: EASDConfig | None, rows: Rows, row: int) -> bool:
-    assert constants is not None
+def _is_penalized(constants: EASDConfig, rows: Rows, row: int) -> bool:
     rows = rows.select([row])
     count = min(constants.overlap_tokens, rows.vocabulary)
     while count > int(rows.known[0]):

@@ -14,13 +14,15 @@ OPENINGS = ("I'm sorry", "I can't", "I cannot", "Sorry", "Apologies", "Unfortuna
 """Beginnings of refusals, of which the first token counts; "I" begins much else as well."""
 
 
-def refusal_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> frozenset[int]:
+def refusal_tokens(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> frozenset[int]:
     """Ids that begin a refusal, at the start of a reply or after a space.
 
     Args:
-        tokenizer: writes the refusals.
+        tokenizer: writes the refusals; without one, no ids are known.
         vocabulary: ids from here on are left out.
     """
+    if tokenizer is None:
+        return frozenset()
     texts = [*OPENINGS, *(f" {opening}" for opening in OPENINGS)]
     first = {tokenizer.encode(text, add_special_tokens=False)[0] for text in texts}
     # Where a space is a token of its own, it begins every word.

@@ -96,11 +96,12 @@ class EnginePlan:
         by_load = dict(sorted((draft_tokens_up_to or self._usual_by_load(given)).items()))
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
+        vocabulary = self.parts.compatibility.vocabulary
         settings = Settings(
             config=self.config,
-            vocabulary=self.parts.compatibility.vocabulary,
+            vocabulary=vocabulary,
             generation_prompt=self.generation_prompt,
-            refusal_tokens=self._refusal_tokens(),
+            refusal_tokens=refusal_tokens(self.parts.descriptions[1].tokenizer, vocabulary),
             requests_may_set_constants=requests_may_set_constants,
             traces=traces,
         )
@@ -134,11 +135,6 @@ class EnginePlan:
         if tokenizer is None or not tokenizer.chat_template:
             return ()
         return generation_prompt(tokenizer)
-
-    def _refusal_tokens(self) -> frozenset[int]:
-        tokenizer = self.parts.descriptions[1].tokenizer
-        vocabulary = self.parts.compatibility.vocabulary
-        return refusal_tokens(tokenizer, vocabulary) if tokenizer else frozenset()
 
     def _quantization(self, given: Mapping[str, Any]) -> str | None:
         unnamed = given.get("dtype", "auto") == "auto"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -20,113 +20,72 @@ if TYPE_CHECKING:
 
 _PANEL = "Models"
 
-_OPTIONS: Mapping[str, tuple[Any, Any]] = {
-    "pair": (
-        Annotated[
-            str | None,
-            typer.Option(
-                "--pair", help="A registered pair (see: safedraft pairs).", rich_help_panel=_PANEL
-            ),
-        ],
-        None,
-    ),
-    "target": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="Another target: a registered model, a folder, or a hub id "
-                "owner/name\\[@revision].",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        None,
-    ),
-    "draft": (
-        Annotated[
-            str | None,
-            typer.Option(help="Another draft, named in the same ways.", rich_help_panel=_PANEL),
-        ],
-        None,
-    ),
-    "adapter": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="A LoRA adapter for the draft (safetensors): one that comes with SafeDraft, a "
-                "folder, or a hub id.",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        None,
-    ),
-    "no_adapter": (
-        Annotated[
-            bool,
-            typer.Option(
-                "--no-adapter",
-                help="Use the bare draft, without its adapter.",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        False,
-    ),
-    "dtype": (
-        Annotated[
-            str,
-            typer.Option(
-                help="Dtype of both models: auto, bfloat16, float16 or float32.",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        "auto",
-    ),
-    "device": (
-        Annotated[
-            str,
-            typer.Option(help="Device of both models: auto, cpu, cuda:0 …", rich_help_panel=_PANEL),
-        ],
-        "auto",
-    ),
-    "engine": (
-        Annotated[
-            str,
-            typer.Option(
-                help="Engine that runs the models: transformers, vllm, or another installed one.",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        "transformers",
-    ),
-    "engine_option": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                metavar="NAME=VALUE",
-                help="An option of the engine, such as vLLM's enforce_eager=true; may be given "
-                "again.",
-                rich_help_panel=_PANEL,
-            ),
-        ],
-        None,
-    ),
-    "settings": (options.Set, None),
-}
-
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The choice of two models, an engine and the constants."""
+    """The choice of two models, an engine and the constants; each field is an option."""
 
-    pair: str | None = None
-    target: str | None = None
-    draft: str | None = None
-    adapter: str | None = None
-    no_adapter: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    engine: str = "transformers"
-    engine_option: list[str] | None = None
-    settings: list[str] | None = field(default=None)
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            "--pair", help="A registered pair (see: safedraft pairs).", rich_help_panel=_PANEL
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Another target: a registered model, a folder, or a hub id "
+            "owner/name\\[@revision].",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Another draft, named in the same ways.", rich_help_panel=_PANEL),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A LoRA adapter for the draft (safetensors): one that comes with SafeDraft, a "
+            "folder, or a hub id.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    no_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--no-adapter",
+            help="Use the bare draft, without its adapter.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Dtype of both models: auto, bfloat16, float16 or float32.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(help="Device of both models: auto, cpu, cuda:0 …", rich_help_panel=_PANEL),
+    ] = "auto"
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Engine that runs the models: transformers, vllm, or another installed one.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "transformers"
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An option of the engine, such as vLLM's enforce_eager=true; may be given again.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    settings: options.Set = None
 
     @property
     def spec(self) -> PairSpec:
@@ -198,7 +157,8 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         without: options to leave out.
         defaults: defaults that differ from the usual ones.
     """
-    names = [item.name for item in fields(ModelChoice) if item.name not in without]
+    chosen = [item for item in fields(ModelChoice) if item.name not in without]
+    types = get_type_hints(ModelChoice, include_extras=True)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
@@ -210,17 +170,17 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         ]
         added = [
             inspect.Parameter(
-                name,
+                item.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(name, _OPTIONS[name][1]),
-                annotation=_OPTIONS[name][0],
+                default=defaults.get(item.name, item.default),
+                annotation=types[item.name],
             )
-            for name in names
+            for item in chosen
         ]
 
         @wraps(command)
         def run(*arguments: Any, **values: Any) -> None:
-            choice = ModelChoice(**{name: values.pop(name) for name in names})
+            choice = ModelChoice(**{item.name: values.pop(item.name) for item in chosen})
             command(*arguments, models=choice, **values)
 
         parameters = [*kept, *added]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
@@ -112,7 +112,8 @@ class LoadedModel:
         return int(self.weights.get_input_embeddings().num_embeddings)
 
 
-class LoadedPair(NamedTuple):
+@dataclass(frozen=True)
+class LoadedPair:
     """What an engine's loader returns: the engine, and what a pair must know of its models."""
 
     engine: Engine
@@ -121,7 +122,7 @@ class LoadedPair(NamedTuple):
     vocabulary: int
     """V: ids below it are shared."""
     context_length: int
-    """Maximum number of tokens of a prompt and its reply."""
+    """Maximum number of tokens of a prompt and its reply, in the model with the shorter context."""
     end_tokens: frozenset[int]
     config: SSDConfig
 

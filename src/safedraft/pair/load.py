@@ -67,4 +67,5 @@ def load_spec(
         signature(load).bind(spec, config, report, **options)
     except TypeError as error:
         raise SafeDraftError(f"the engine {engine}: {error}") from error
-    return Pair(*load(spec, config, report, **options), spec=spec)
+    loaded = load(spec, config, report, **options)
+    return Pair(**vars(loaded), spec=spec)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from safedraft.core.config import Constants, SamplingParams, SSDConfig
+from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
-from safedraft.engines.base import Capability, Engine, LoadedModel
+from safedraft.engines.base import Capability, LoadedModel, LoadedPair
 from safedraft.rules import constants_for, find_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.messages import (
@@ -43,18 +43,9 @@ class Prompts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(LoadedPair):
     """A target and a draft that fit each other, loaded in an engine; made by ``load_pair``."""
 
-    engine: Engine
-    target: LoadedModel
-    draft: LoadedModel
-    vocabulary: int
-    """V: ids below it are shared."""
-    context_length: int
-    """Maximum number of tokens of a prompt and its reply, in the model with the shorter context."""
-    end_tokens: frozenset[int]
-    config: SSDConfig
     spec: PairSpec | None = field(default=None, kw_only=True)
     """What it was loaded from, if it was."""
 

@@ -1,5 +1,7 @@
 """An engine: Transformers' own, which counts its batches."""
 
+from dataclasses import replace
+
 from safedraft.engines.transformers.load import load as load_transformers
 
 
@@ -34,4 +36,4 @@ class Counting:
 def load(spec, config, report, *, dtype="auto", device="auto"):
     """Load the pair with Transformers; options that are not named here are refused."""
     loaded = load_transformers(spec, config, report, dtype=dtype, device=device)
-    return loaded._replace(engine=Counting(loaded.engine))
+    return replace(loaded, engine=Counting(loaded.engine))

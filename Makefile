@@ -14,7 +14,7 @@ demo: $(READY)  ## Fetch the default pair and decode three prompts with and with
 	$(RUN)/python examples/demo.py
 
 test: $(READY)  ## The fast tests: no download, under two minutes.
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto
 
 check: $(READY)  ## What CI checks before any test.
 	$(RUN)/ruff format --check .
@@ -26,7 +26,7 @@ format: $(READY)
 	$(RUN)/ruff check --fix .
 
 test-slow: $(READY)  ## Long tables, many draws, and a third party's wheel.
-	$(RUN)/python -m pytest -m slow --timeout 600
+	$(RUN)/python -m pytest -n auto -m slow --timeout 600
 
 test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/safedraft pull

@@ -1,4 +1,4 @@
-"""SSD inside Transformers' generate: the same tokens, and its own options honoured."""
+"""SSD inside Transformers' generate: the same tokens, and its own options respected."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "without padding"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(models: Any, options: Any, message: str) -> None:
+def test_what_cannot_be_respected_is_refused(models: Any, options: Any, message: str) -> None:
     with pytest.raises(safedraft.SafeDraftError, match=message):
         models[0].generate(
             PROMPT,

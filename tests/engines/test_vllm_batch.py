@@ -39,7 +39,7 @@ RULES = ("ssd", "ssd", "easd", "speculative", "ssd_easd", "ssd_risk")
 
 def request_of(config: SSDConfig, sampling: SamplingParams, **settings: Any) -> Request:
     rule = find_rule(settings.pop("rule", "ssd"))
-    return Request((), (), rule, constants_for(rule, config), sampling, **settings)
+    return Request((), (), rule, constants_for(rule.config, config), sampling, **settings)
 
 
 def requests(count: int) -> list[ServedRequest]:

@@ -31,7 +31,7 @@ def engine_of(config: SSDConfig | None = None) -> VllmEngine:
 
 def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
     decided_by = find_rule(rule)
-    constants = constants_for(decided_by, config or SSDConfig())
+    constants = constants_for(decided_by.config, config or SSDConfig())
     return Request([5], [5], decided_by, constants, SamplingParams(), **settings)
 
 

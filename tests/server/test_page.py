@@ -169,7 +169,7 @@ def test_every_token_is_of_one_kind(page: Page) -> None:
         )
         for kind in known
     ]
-    for position in (0, 1):  # they differ in colour, and in their underlines as well
+    for position in (0, 1):  # they differ in color, and in their underlines as well
         assert len({look[position] for look in looks}) == 3
     alone = column(page, 1).locator(".token").evaluate_all("all => all.map(one => one.className)")
     assert {kind.removesuffix(" break").removesuffix(" empty") for kind in alone} == {"token alone"}
@@ -388,16 +388,16 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Browser, served: Served)
 
 CONTRAST = """
 () => {
-  const parse = (colour) => (colour.match(/[\\d.]+/g) ?? []).map(Number);
+  const parse = (color) => (color.match(/[\\d.]+/g) ?? []).map(Number);
   const ground = (element) => {
     for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
     }
     return [255, 255, 255];
   };
-  const light = (colour) => {
-    const [r, g, b] = colour.slice(0, 3).map((v) => v / 255)
+  const light = (color) => {
+    const [r, g, b] = color.slice(0, 3).map((v) => v / 255)
       .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };

@@ -43,7 +43,7 @@ def maker(tokenizer, config=None, **given):
     return Examples(data(**given), tokenizer, frozenset([END]), config or TrainingConfig())
 
 
-def labelled(example, tokenizer):
+def labeled(example, tokenizer):
     """Pairs of the text up to a label and the label's text."""
     start = len(example.ids) - len(example.labels) + 1
     return [
@@ -56,7 +56,7 @@ def test_a_refusal_follows_the_beginning_and_ends_the_turn(tokenizer):
     said = tokenizer.encode("Well,")
     example = maker(tokenizer, TrainingConfig(dense_weight=0)).make_refusal("bad", said, 0)
     assert set(example.kinds) == {LabelKind.REFUSAL}
-    before, _ = labelled(example, tokenizer)[0]
+    before, _ = labeled(example, tokenizer)[0]
     assert before.endswith("assistant\nWell,")
     assert tokenizer.decode(example.labels) == f" {read_refusals()[0]}<|end|>"
     # What is asked for is what is read next: teacher forcing, shifted by one.
@@ -67,7 +67,7 @@ def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
     said = tokenizer.encode("Sure.\n\nOn ")
     example = maker(tokenizer).make_refusal("bad", said, 0)
     assert Counter(example.kinds)[LabelKind.DENSE] == len(said)
-    pairs = labelled(example, tokenizer)[: len(said)]
+    pairs = labeled(example, tokenizer)[: len(said)]
     assert pairs[0][0].endswith("assistant\n")
     for before, label in pairs:
         assert label == ("I" if before[-1].isspace() else " ")
@@ -78,7 +78,7 @@ def test_a_refusal_that_is_taken_back_is_asked_for_again(tokenizer):
     example = maker(tokenizer).make_refusal("bad", said, 0, relapse)
     plain = maker(tokenizer).make_refusal("bad", said, 0)
     assert example.labels[: len(plain.labels)] == plain.labels
-    again = labelled(example, tokenizer)[len(plain.labels) :]
+    again = labeled(example, tokenizer)[len(plain.labels) :]
     refused = f"Sure {read_refusals()[0]}"
     assert [before[before.index("Sure") :] for before, _ in again] == [
         refused + " But\nso"[:count] for count in range(1, 8)
@@ -137,7 +137,7 @@ def test_answers_end_only_if_the_target_ended_them(tokenizer):
     cut = make.make_answer(Answered(request, "good", "Yes.", False))
     assert tokenizer.decode(whole.labels) == "Yes.<|end|>"
     assert tokenizer.decode(cut.labels) == "Yes."
-    assert labelled(cut, tokenizer)[0][0].endswith("good<|end|>\n<|start|>assistant\n")
+    assert labeled(cut, tokenizer)[0][0].endswith("good<|end|>\n<|start|>assistant\n")
 
 
 def test_a_template_that_never_ends_a_turn_is_refused(tokenizer):

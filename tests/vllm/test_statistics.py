@@ -40,7 +40,7 @@ def test_statistics_outlive_a_preemption_and_no_request() -> None:
         assert not any(
             served.wants_statistics for served in runner._served.values()
         )  # aborted or ended
-        assert not runner._reply_statistics
+        assert not runner._statistics
     assert seen["resumed in a reply"]
     assert sorted(told) == [at for at in range(20) if at != 1]
     for at, found in told.items():

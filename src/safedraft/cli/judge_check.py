@@ -28,7 +28,7 @@ def judge_check(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a judge against completions labelled by hand.
+    """Measure a judge against completions labeled by hand.
 
     Prints precision and recall with 95% intervals. Completions on which the phrases were tuned
     are reported separately from held-out ones.

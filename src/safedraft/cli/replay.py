@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat
 
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, refuse_invalid
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -127,11 +127,11 @@ def read_recording(file: Path) -> Recording:
         SafeDraftError: the file cannot be read, or a field is invalid.
     """
     try:
-        return Recording.model_validate_json(file.read_bytes())
+        content = file.read_bytes()
     except OSError as error:
         raise SafeDraftError(f"{file} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise SafeDraftError(f"{file}: {problems(error, whole='the file')[0]}") from error
+    with refuse_invalid(f"{file}: ", whole="the file"):
+        return Recording.model_validate_json(content)
 
 
 def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[str | None]:

@@ -1,7 +1,9 @@
-"""The one exception that means "you can fix this": its message is one line that says how."""
+"""Errors that a user can fix: the message is one line that says how."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,29 +11,44 @@ if TYPE_CHECKING:
 
 
 class SafeDraftError(ValueError):
-    """Something a user can mend: a bad value, a pair that does not fit, a file that is not there.
+    """Something that a user can fix: an invalid value, models that do not fit, a missing file.
 
-    The message is a single line that names the trouble and what to do about it. The command line
+    The message is a single line that names the problem and what to do about it. The command line
     prints it after ``error:`` and exits with 2.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def problems(error: ValidationError, *, whole: str = "", shown: bool = False) -> list[str]:
-    """What Pydantic found wrong, each with its field, or ``whole`` if it is not of one field.
+    """List what Pydantic refused, each after its field, or after ``whole`` if it concerns no field.
 
-    With ``shown`` the values are told too.
+    With ``shown`` the refused values are included.
     """
-    told = []
+    lines = []
     for found in error.errors():
         where = ".".join(str(part) for part in found["loc"]) or whole
         wrong = f"{found['msg'].lower()}, not {found['input']!r}" if shown else found["msg"]
-        told.append(f"{where}: {wrong}")
-    return told
+        lines.append(f"{where}: {wrong}")
+    return lines
+
+
+@contextmanager
+def refuse_invalid(where: str = "", *, whole: str = "", shown: bool = False) -> Iterator[None]:
+    """Turn what Pydantic refuses in this block into one line, with ``where`` before it.
+
+    Raises:
+        SafeDraftError: the first of the ``problems``.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        raise SafeDraftError(where + problems(error, whole=whole, shown=shown)[0]) from error
 
 
 class IncompatiblePairError(SafeDraftError):

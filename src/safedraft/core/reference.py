@@ -43,7 +43,7 @@ def composite_distribution(
     config: SSDConfig,
     sampling: SamplingParams,
 ) -> list[float]:
-    """F clipped at 0, cut by top-k, then by top-p, and normalised: ``[V]``."""
+    """F clipped at 0, cut by top-k, then by top-p, and normalized: ``[V]``."""
     scores = composite_scores(p, q, scheme, alpha, config)
     mass = {token: score for token, score in scores.items() if score > 0}
     if not mass:

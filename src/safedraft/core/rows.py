@@ -3,7 +3,7 @@
 A sample space of SSD holds tokens that rank high in both models (Section 4.2), so a position is
 decided from a few dozen numbers and not from the vocabulary. ``rank`` finds the best tokens of one
 model once for every row of a pass; ``Rows`` brings two models together at the positions that are
-decided. Ties are ordered by (logit, id) everywhere, so that no row depends on its neighbours.
+decided. Ties are ordered by (logit, id) everywhere, so that no row depends on its neighbors.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from safedraft.core.config import Constants
 from safedraft.core.plugins import Registry, unknown_name
 from safedraft.defenses.base import Defense, RuleDefense
-from safedraft.defenses.perplexity_filter import PerplexityFilter
 from safedraft.rules import RULES, find_rule
 
 DEFENSES: Registry[Defense] = Registry("safedraft.defenses", "defense")
@@ -39,11 +38,6 @@ def list_constants(name: str) -> frozenset[str]:
     if name in DEFENSES.names() or name not in RULES.names():
         return frozenset()
     return frozenset(find_rule(name).config.model_fields)
-
-
-def needs_sessions(name: str) -> bool:
-    """Whether a defense scores a given text with a model, which not every engine supports."""
-    return isinstance(find_defense(name), PerplexityFilter)
 
 
 def find_constants_class(name: str) -> type[Constants]:

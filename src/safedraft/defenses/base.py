@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Defense(Protocol):
-    """A method that answers a conversation with a pair."""
+    """A method that answers a conversation with a pair.
+
+    One that scores a given text with a model has an attribute ``needs_sessions`` that is true;
+    engines without sessions then refuse it before anything is answered.
+    """
 
     def __call__(
         self,
@@ -77,6 +81,11 @@ class PromptDefense(Protocol):
 def is_prompt_defense(defense: Defense) -> TypeGuard[PromptDefense]:
     """Whether a defense has the parameter ``ask``, so that its replies can be batched."""
     return "ask" in signature(defense).parameters
+
+
+def needs_sessions(defense: Defense) -> bool:
+    """Whether a defense scores a given text with a model, which not every engine supports."""
+    return bool(getattr(defense, "needs_sessions", False))
 
 
 def find_last_user(messages: Sequence[Message]) -> int:

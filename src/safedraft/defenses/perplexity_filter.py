@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class PerplexityFilter:
     maximum over ordinary prompts that no report uses."""
     window: int = 10
     """Number of tokens in a window; shorter messages are scored as a whole."""
+    needs_sessions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.threshold >= 1:

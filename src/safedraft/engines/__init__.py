@@ -5,5 +5,7 @@ from __future__ import annotations
 from safedraft.core.plugins import Registry
 from safedraft.engines.base import EngineLoader
 
+DEFAULT_ENGINE = "transformers"
+
 ENGINES: Registry[EngineLoader] = Registry("safedraft.engines", "engine")
 """What loads a pair on each engine, by name; third parties add theirs by an entry point."""

@@ -94,7 +94,7 @@ def measure(
     """
     methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
     warm_up = [(prompts[0], name) for name in methods]
-    # The order turns from prompt to prompt, so that a drift of the machine favours no method.
+    # The order turns from prompt to prompt, so that a drift of the machine favors no method.
     names = list(methods)
     plan = [
         (prompt, name)

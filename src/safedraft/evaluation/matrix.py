@@ -16,7 +16,8 @@ from inspect_ai.model import Model, get_model
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.defenses import list_constants, needs_sessions
+from safedraft.defenses import find_defense, list_constants
+from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
@@ -258,7 +259,7 @@ def _require_sessions(matrix: Matrix, api: SafeDraftAPI, report: ReportProgress)
         SafeDraftError: as ``Capabilities.require``.
     """
     asking = [f"--suite {suite.name}" for suite in matrix.find_suites() if suite.needs_sessions]
-    asking += [f"--defense {api.defense}"] if needs_sessions(api.defense) else []
+    asking += [f"--defense {api.defense}"] if needs_sessions(find_defense(api.defense)) else []
     if asking:
         capabilities = api.pair_arguments.load(report).engine.capabilities
         capabilities.require(Capability.SESSIONS, asking[0])

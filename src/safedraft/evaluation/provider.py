@@ -23,18 +23,19 @@ from inspect_ai.model import (
     ModelUsage,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
-from pydantic import ValidationError
 
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.config import Constants, SamplingParams, SSDConfig
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.defenses import find_constants_class, find_defense, list_constants
 from safedraft.defenses.base import is_prompt_defense
+from safedraft.engines import DEFAULT_ENGINE
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import choose_pair
-from safedraft.pair.load import DEFAULT_ENGINE, load_pair
+from safedraft.pair.load import load_pair
+from safedraft.rules import constants_for
 from safedraft.text.messages import Message
 from safedraft.text.results import GenerationResult
 
@@ -169,16 +170,14 @@ class SafeDraftAPI(ModelAPI):
         """The loaded pair; the constants of SSD are this defense's."""
         pair = self.pair_arguments.load()
         own = {n: v for n, v in self._constants.items() if n in SSDConfig.model_fields}
-        return replace(pair, config=_replace(pair.config, own)) if own else pair
+        with refuse_invalid(shown=True):
+            return replace(pair, config=pair.config.replace(**own)) if own else pair
 
     def _config(self, config: SSDConfig | None = None) -> Constants:
         """The defense's constants, with a pair's own values where it has them."""
         kind = find_constants_class(self.defense)
-        values = (config or SSDConfig()).model_dump() | self._constants
-        try:
-            return kind(**{n: v for n, v in values.items() if n in kind.model_fields})
-        except ValidationError as error:
-            raise SafeDraftError(problems(error, shown=True)[0]) from error
+        with refuse_invalid(shown=True):
+            return constants_for(kind, config or SSDConfig(), **self._constants)
 
     async def use(self, function: Callable[[Pair], _T]) -> _T:
         """Call a function with the pair in a thread, one call at a time.
@@ -205,7 +204,7 @@ class SafeDraftAPI(ModelAPI):
         generated, except for sampled replies and those with stop sequences.
 
         Raises:
-            SafeDraftError: a setting that is not honoured, or whatever the defense cannot do.
+            SafeDraftError: a setting that has no effect here, or whatever the defense cannot do.
             BrokenModelError: a model gave NaN; an error is never an answer.
         """
         if tools:
@@ -274,17 +273,8 @@ def to_sampling_params(config: GenerateConfig) -> SamplingParams:
         names = ", ".join(sorted(unsupported))
         raise SafeDraftError(f"safedraft does not support {names}: leave it out")
     fields = {ours: settings[name] for name, ours in _SAMPLING_FIELDS.items() if name in settings}
-    try:
+    with refuse_invalid(shown=True):
         return SamplingParams.model_validate(fields)
-    except ValidationError as error:
-        raise SafeDraftError(problems(error, shown=True)[0]) from error
-
-
-def _replace(config: SSDConfig, constants: Mapping[str, Any]) -> SSDConfig:
-    try:
-        return config.replace(**constants)
-    except ValidationError as error:
-        raise SafeDraftError(problems(error, shown=True)[0]) from error
 
 
 def _to_messages(input: Sequence[ChatMessage]) -> list[Message]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from safedraft.core.config import Positive, SSDConfig
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
 
@@ -145,10 +145,8 @@ def _read(file: Path, kind: type[_EntryT]) -> dict[str, _EntryT]:
 def _parse_entry(file: Path, kind: type[_EntryT], name: str, fields: object) -> _EntryT:
     if not isinstance(fields, dict) or "name" in fields:
         raise SafeDraftError(f"{file}: {name}: must be a table [{name}] and needs no other name")
-    try:
+    with refuse_invalid(f"{file}: [{name}] "):
         return kind.model_validate({**fields, "name": name})
-    except ValidationError as error:
-        raise SafeDraftError(f"{file}: [{name}] {problems(error)[0]}") from error
 
 
 def choose_pair(

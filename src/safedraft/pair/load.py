@@ -7,12 +7,10 @@ from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines import ENGINES
+from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, choose_pair
 from safedraft.pair.pair import Pair
-
-DEFAULT_ENGINE = "transformers"
 
 
 def load_pair(

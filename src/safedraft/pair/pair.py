@@ -265,7 +265,7 @@ class Pair(LoadedPair):
             tuple(prompts.target),
             tuple(prompts.draft),
             decided_by,
-            constants_for(decided_by, config or self.config),
+            constants_for(decided_by.config, config or self.config),
             sampling,
             self.end_tokens,
             Context(turn_begun, self.refusal_tokens),

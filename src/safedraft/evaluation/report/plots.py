@@ -72,7 +72,7 @@ def render_plots(figures: Figures) -> dict[str, str]:
 
 
 def assign_styles(columns: Sequence[str], baseline: str | None) -> dict[str, tuple[str, str]]:
-    """Colour and marker for every configuration, the same in all plots."""
+    """Color and marker for every configuration, the same in all plots."""
     styles, others = {}, [column for column in columns if column != baseline]
     for index, column in enumerate(others):
         marker = _MARKERS[1:][index % (len(_MARKERS) - 1)]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import refuse_invalid
 from safedraft.server.settings import Limits
 
 T = TypeVar("T", bound=BaseModel)
@@ -129,7 +129,5 @@ def _describe_field(field: str) -> str:
 
 
 def _validate(make: Callable[..., T], values_by_field: dict[str, Any]) -> T:
-    try:
+    with refuse_invalid():
         return make(**values_by_field)
-    except ValidationError as error:
-        raise SafeDraftError(problems(error)[0]) from error

@@ -103,7 +103,7 @@ def _head(service: Service) -> str:
     return (
         "<h1>SafeDraft playground</h1>"
         "<p>A large target and a small draft, which is trained to stay safe to the end, decide "
-        "every token together. The colours show how.</p>"
+        "every token together. The colors show how.</p>"
         f"{drawing.draw_legend()}"
         "<p class='hint'>Point at a token for its probabilities; or tap it; or put the focus on a "
         "reply and use the arrow keys.</p>"

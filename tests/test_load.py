@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,47 @@ def save_adapter(folder: Path, base: Path, rank: int = 2) -> None:
     torch.manual_seed(3)
     lora = LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(LlamaForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
+
+
+def test_a_bare_draft_is_warned_of_in_every_result(tiny_pair: tuple[Path, Path]) -> None:
+    with pytest.warns(safedraft.UnguardedWarning, match="no safer than those of") as caught:
+        pair = load(tiny_pair)
+    assert Path(caught[0].filename) == Path(__file__)  # the caller's line
+    (warning,) = pair.warnings
+    assert "--adapter" in warning
+    assert "use_adapter=False" in warning
+    sampling = safedraft.SamplingParams(max_new_tokens=2)
+    assert pair.generate("hi", sampling=sampling).to_dict()["warnings"] == [warning]
+
+
+@pytest.mark.parametrize("accepted", ["adapter", "argument", "file"])
+def test_nothing_is_warned_of_with_an_adapter_or_if_a_bare_draft_is_meant(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, accepted: str
+) -> None:
+    given: dict[str, Any] = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
+    if accepted == "adapter":
+        save_adapter(tmp_path / "lora", tiny_pair[1])
+        given["adapter"] = str(tmp_path / "lora")
+    elif accepted == "argument":
+        given["use_adapter"] = False
+    else:
+        folder = tmp_path / "config" / "pairs"
+        folder.mkdir(parents=True)
+        text = "".join(f'{name} = "{path}"\n' for name, path in given.items())
+        (folder / "own.toml").write_text(f"[own]\n{text}bare_draft = true\n")
+        given = {"name": "own"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", safedraft.UnguardedWarning)
+        assert safedraft.load_pair(**given).warnings == ()
+
+
+def test_that_a_bare_draft_is_meant_holds_for_that_draft_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    text = '[own]\ntarget = "big"\ndraft = "small"\nbare_draft = true\n'
+    (folder / "own.toml").write_text(text)
+    assert choose_pair("own").warning is None
+    assert choose_pair("own", draft="other").warning is not None
 
 
 def test_an_adapter_is_merged_into_the_draft(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> None:

@@ -48,7 +48,39 @@ def test_statistics_follow_from_the_trace(pair: safedraft.Pair) -> None:
     assert 0 < figures.target_seconds + figures.draft_seconds < figures.seconds
     assert 0 < figures.first_token_seconds < figures.seconds
     assert all(0 <= b.block - a.block <= 1 for a, b in pairwise(trace))
-    assert set(reply.to_dict()) == {"text", "finish_reason", "statistics", "trace"}
+    assert set(reply.to_dict()) == {"text", "finish_reason", "warnings", "statistics", "trace"}
+
+
+def with_start_token(pair: safedraft.Pair) -> tuple[safedraft.SamplingParams, list[int]]:
+    """Sampling whose reply has the control token START inside, and the ids of that reply."""
+    for seed in range(20):
+        sampling = safedraft.SamplingParams(max_new_tokens=200, temperature=3, seed=seed)
+        ids = [token.id for token in pair.generate("hi", sampling=sampling).trace]
+        if START in ids:
+            return sampling, ids
+    raise AssertionError("no seed samples the token")
+
+
+def test_a_stop_string_that_is_a_control_token_ends_the_reply(pair: safedraft.Pair) -> None:
+    sampling, ids = with_start_token(pair)
+    for stop in ({"stop": ("<|start|>",)}, {"stop_token_ids": (START,)}):
+        reply = pair.generate("hi", sampling=sampling.replace(**stop))
+        assert [token.id for token in reply.trace] == ids[: ids.index(START) + 1]
+        assert (reply.finish_reason, reply.trace[-1].text) == ("stop", "")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"stop": ("<|start|>user",)}, r"never found: '<\|start\|>' in it is a control token"),
+        ({"stop_token_ids": (1000,)}, r"stop_token_ids: 1000: ids end at \d+"),
+    ],
+)
+def test_a_stop_that_can_never_be_found_is_refused(
+    pair: safedraft.Pair, sampling: Any, message: str
+) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        pair.stream("hi", sampling=safedraft.SamplingParams(**sampling))
 
 
 def test_a_seed_repeats_a_reply_and_is_reported(pair: safedraft.Pair) -> None:

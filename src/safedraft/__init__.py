@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         IncompatiblePairError,
         PromptTooLongError,
         SafeDraftError,
+        UnguardedWarning,
     )
     from safedraft.core.generation import Step
     from safedraft.engines.transformers.generate import ssd_generate
+    from safedraft.models.weights import merge_adapter
     from safedraft.pair.load import load_pair
     from safedraft.pair.pair import Pair, Prompts
     from safedraft.text.results import Alternative, GenerationResult, Statistics, Token
@@ -29,11 +31,13 @@ _EXPORTS = {
     "safedraft.core.config": ("SSDConfig", "SamplingParams", "Scheme"),
     "safedraft.core.generation": ("Step",),
     "safedraft.engines.transformers.generate": ("ssd_generate",),
+    "safedraft.models.weights": ("merge_adapter",),
     "safedraft.core.errors": (
         "BrokenModelError",
         "IncompatiblePairError",
         "PromptTooLongError",
         "SafeDraftError",
+        "UnguardedWarning",
     ),
     "safedraft.pair.load": ("load_pair",),
     "safedraft.pair.pair": ("Pair", "Prompts"),
@@ -56,10 +60,12 @@ __all__ = [  # noqa: RUF022 (the order in which a reader meets them)
     "Statistics",
     "Step",
     "ssd_generate",
+    "merge_adapter",
     "SafeDraftError",
     "IncompatiblePairError",
     "PromptTooLongError",
     "BrokenModelError",
+    "UnguardedWarning",
 ]
 
 

@@ -6,7 +6,9 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import typer
 from pydantic import ValidationError
@@ -27,7 +29,7 @@ from safedraft.cli.report import report
 from safedraft.cli.score import score
 from safedraft.cli.serve import serve
 from safedraft.cli.train_draft import train_draft
-from safedraft.core.errors import SafeDraftError, problems
+from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
 
 app = typer.Typer(
     name="safedraft",
@@ -66,6 +68,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # terminals show ? for characters they lack
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
     try:
         app()
     except SafeDraftError as error:
@@ -86,6 +89,20 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+    _tell("[bold red]error:[/]", message)
     sys.exit(2)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, line: str | None = None
+) -> None:
+    """Show SafeDraft's own warnings without their place in the code."""
+    if issubclass(category, UnguardedWarning):
+        _tell("[bold yellow]warning:[/]", str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2], line))
+
+
+def _tell(heading: str, message: str) -> None:
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"{heading} {escape(line)}", soft_wrap=True)

@@ -162,6 +162,9 @@ class SamplingParams(Constants):
     stop: tuple[str, ...] = ()
     """Strings that end the reply; they are not part of it."""
 
+    stop_token_ids: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
+    """Tokens that end the reply, besides the pair's end tokens."""
+
     @field_validator("temperature")
     @classmethod
     def _not_almost_greedy(cls, value: float) -> float:

@@ -19,8 +19,14 @@ class SafeDraftError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or the name of its class if it has none.
+
+    A line that ends in a colon says nothing yet: the line after it is included.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return (lines or [type(error).__name__])[0]
 
 
 def problems(error: ValidationError, *, whole: str = "", shown: bool = False) -> list[str]:
@@ -49,6 +55,10 @@ def refuse_invalid(where: str = "", *, whole: str = "", shown: bool = False) -> 
         yield
     except ValidationError as error:
         raise SafeDraftError(where + problems(error, whole=whole, shown=shown)[0]) from error
+
+
+class UnguardedWarning(UserWarning):
+    """Replies are no safer than the target's own; the message says why and what to do."""
 
 
 class IncompatiblePairError(SafeDraftError):

@@ -62,8 +62,21 @@ class PairSpec(_Entry):
     """The draft's dtype on processors if the user names none; other devices have their own."""
     draft_system: str | None = None
     """A system prompt that the draft alone sees."""
+    bare_draft: bool = False
+    """Whether the draft is meant to decode without an adapter, so that none is missed."""
     target_system: str | None = None
     config: SSDConfig = SSDConfig()
+
+    @property
+    def warning(self) -> str | None:
+        """Why replies are no safer than the target's; None with an adapter or if that is meant."""
+        if self.adapter or self.bare_draft:
+            return None
+        return (
+            f"the draft {self.draft} has no safety adapter: replies are no safer than those of "
+            f"{self.target}; train one (safedraft train-draft --help) and name it with --adapter "
+            "(adapter=), or accept the bare draft with --no-adapter (use_adapter=False)"
+        )
 
 
 _EntryT = TypeVar("_EntryT", bound=_Entry)
@@ -183,5 +196,6 @@ def choose_pair(
             "draft": draft or spec.draft,
             "draft_dtype": spec.draft_dtype if own else None,
             "adapter": adapter or (spec.adapter if use_adapter and own else None),
+            "bare_draft": not use_adapter or (spec.bare_draft and own),
         }
     )

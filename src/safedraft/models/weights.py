@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_PROBED = 32
+"""Number of tokens after which distributions are compared."""
+
+_ROUNDING = {2: 0.05, 4: 1e-3, 8: 1e-6}
+"""Total variation that rounding the merged weights may cause, by the bytes of a weight."""
+
+
 def merged_draft(parts: Parts, report: ReportProgress = silent) -> Path:
     """Return a folder with the draft and its adapter merged, for engines that load folders.
 
@@ -49,8 +56,11 @@ def _write_merged(parts: Parts, adapter: Path, report: ReportProgress, folder: P
 
     report(f"merging {adapter.name} into its draft", 0, 0)
     description = parts.descriptions[1]
-    model = load_model(parts.folders[1], description, "auto", torch.device("cpu"))
-    merge_adapter(model, adapter).save_pretrained(folder)
+    load = partial(load_model, description=description, dtype="auto", device=torch.device("cpu"))
+    merged = merge_adapter(load(parts.folders[1]), adapter)
+    merged.save_pretrained(folder)
+    if not _variation(_probabilities(load(folder)), _probabilities(merged)) <= _ROUNDING[4]:
+        raise _misfit(adapter, "the merged draft does not survive being saved")
     if description.tokenizer is not None:
         description.tokenizer.save_pretrained(folder)
 
@@ -107,17 +117,39 @@ def _require_weights_for(description: ModelDescription, folder: Path) -> None:
         )
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """``model`` with a LoRA adapter added into its weights.
+def merge_adapter(model: PreTrainedModel, folder: Path | str) -> PreTrainedModel:
+    """Add an adapter into the weights of its model, which is changed and returned.
+
+    Distributions over the next token are compared before and after: what was trained is what
+    decodes. Where the adapter changes one of two tied layers, they are untied.
+
+    Args:
+        model: the model that the adapter was trained on.
+        folder: a folder with a LoRA adapter, as ``safedraft train-draft`` writes it.
 
     Raises:
-        SafeDraftError: the adapter does not fit.
+        SafeDraftError: the adapter does not fit, or cannot be added into weights.
     """
+    folder = Path(folder)
     adapted = attach_adapter(model, folder)
+    if adapted.active_peft_config.is_prompt_learning:
+        kind = adapted.active_peft_config.peft_type.value
+        raise _misfit(folder, f"{kind} has no weights to add to the model's: train a LoRA adapter")
+    _untie(model)
+    trained = _probabilities(adapted)
+    with adapted.disable_adapter():
+        effect = _variation(_probabilities(adapted), trained)
     try:
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft raises what its layers raise
         raise _misfit(folder, first_line(error)) from error
+    error_of_merge = _variation(_probabilities(merged), trained)
+    if not error_of_merge <= 0.1 * effect + _ROUNDING[merged.dtype.itemsize]:
+        raise _misfit(
+            folder,
+            f"merging it changes the next token's distribution by {error_of_merge:.3f} (total "
+            f"variation), and all that it learned is {effect:.3f}",
+        )
     # PEFT froze it, and torch copies a frozen output layer whenever two rows of it are asked for.
     return merged.requires_grad_(True).eval()
 
@@ -150,6 +182,39 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fa
     if differing:
         raise _misfit(folder, f"{len(differing)} weights have no counterpart ({min(differing)})")
     return beside
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the output layer weights of its own if an adapter changes it or the embeddings.
+
+    Tied layers share one tensor, and a merge would add what one of them learned to both.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Parameter
+
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = isinstance(embedding, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
+    if not adapted or embedding.weight is not output.weight:
+        return
+    base = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+    base.weight = Parameter(base.weight.detach().clone(), requires_grad=False)
+    model.config.get_text_config().tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
+
+
+def _probabilities(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    """Distributions after each of ``_PROBED`` tokens from the whole vocabulary: ``[n, V]``."""
+    import torch
+
+    rows = model.config.get_text_config().vocab_size
+    ids = torch.linspace(0, rows - 1, _PROBED, device=model.device).long()[None]
+    with torch.inference_mode():
+        return model.eval()(input_ids=ids, use_cache=False).logits[0].float().softmax(-1)
+
+
+def _variation(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean total variation between distributions: ``[n, V]`` each."""
+    return float((one - other).abs().sum(-1).mean()) / 2
 
 
 def _misfit(folder: Path, why: str) -> SafeDraftError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from inspect import signature
 from typing import Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, choose_pair
@@ -33,7 +34,8 @@ def load_pair(
         draft: likewise.
         adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with
             SafeDraft, a folder, or a hub id.
-        use_adapter: False for the bare draft of a pair that has an adapter.
+        use_adapter: False for the bare draft, without its adapter and without the warning that it
+            has none.
         config: in place of the pair's own.
         engine: ``transformers``, ``vllm`` for many requests at once (docs/vllm.md), or another
             that is installed.
@@ -46,6 +48,10 @@ def load_pair(
     Raises:
         SafeDraftError: whatever does not fit, in one line that says what to do.
         IncompatiblePairError: the two models cannot decode together.
+
+    Warns:
+        UnguardedWarning: the draft has no adapter, and ``use_adapter`` does not say that it is
+            meant to have none.
     """
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     return load_spec(spec, config=config, engine=engine, report=report, **options)
@@ -60,6 +66,7 @@ def load_spec(
     **options: Any,
 ) -> Pair:
     """Load a pair that was chosen already; as ``load_pair``."""
+    warn_if_unguarded(spec)
     load = ENGINES.find(engine)
     try:
         signature(load).bind(spec, config, report, **options)
@@ -67,3 +74,13 @@ def load_spec(
         raise SafeDraftError(f"the engine {engine}: {error}") from error
     loaded = load(spec, config, report, **options)
     return Pair(**vars(loaded), spec=spec)
+
+
+def warn_if_unguarded(spec: PairSpec) -> None:
+    """Warn if the draft has no adapter and nobody accepted that.
+
+    Warns:
+        UnguardedWarning: once for each pair in a process.
+    """
+    if spec.warning:
+        warnings.warn(spec.warning, UnguardedWarning, stacklevel=4)

@@ -27,6 +27,7 @@ from safedraft.text.messages import (
 )
 from safedraft.text.refusals import refusal_tokens
 from safedraft.text.results import GenerationResult, Statistics
+from safedraft.text.stop import control_stops
 from safedraft.text.stream import Stream
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class Pair(LoadedPair):
 
     spec: PairSpec | None = field(default=None, kw_only=True)
     """What it was loaded from, if it was."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why replies may be less safe than one believes, for whoever shows them."""
+        warning = self.spec.warning if self.spec else None
+        return (warning,) if warning else ()
 
     def generate(
         self,
@@ -241,6 +248,7 @@ class Pair(LoadedPair):
                 seed=None if sampling.greedy else sampling.seed,
             ),
             sampling.stop,
+            self.warnings,
         )
 
     def request(
@@ -260,6 +268,8 @@ class Pair(LoadedPair):
                 raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
+        if beyond := [id for id in sampling.stop_token_ids if id >= self.vocabulary]:
+            raise SafeDraftError(f"stop_token_ids: {beyond[0]}: ids end at {self.vocabulary - 1}")
         decided_by = find_rule(rule) if isinstance(rule, str) else rule
         return Request(
             tuple(prompts.target),
@@ -267,10 +277,20 @@ class Pair(LoadedPair):
             decided_by,
             constants_for(decided_by.config, config or self.config),
             sampling,
-            self.end_tokens,
+            self.end_tokens_of(sampling),
             Context(turn_begun, self.refusal_tokens),
             top_logprobs,
         )
+
+    def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
+        """Ids that end a reply: the pair's, the request's, and stop strings of one control token.
+
+        Raises:
+            SafeDraftError: a stop string can never be found in a text.
+        """
+        tokenizer = self.target.tokenizer
+        control = control_stops(tokenizer, sampling.stop) if tokenizer else frozenset()
+        return self.end_tokens | control | frozenset(sampling.stop_token_ids)
 
     def reader(self, which: Which) -> Reader:
         """One of the models, for whoever asks it about a text of their own.

@@ -153,7 +153,7 @@ class Service:
             model=self.settings.name,
             logprobs=request.alternatives is not None,
             telemetry=self._read_telemetry(request),
-            end_tokens=self.pair.end_tokens,
+            end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
         )
         return builder, await self.scheduler.submit(openers)

@@ -120,12 +120,15 @@ class GenerationResult:
     finish_reason: FinishReason = "interrupted"
     trace: list[Token] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
+    warnings: tuple[str, ...] = ()
+    """Why the reply may be less safe than one believes, such as a draft without an adapter."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         return {
             "text": self.text,
             "finish_reason": self.finish_reason,
+            "warnings": list(self.warnings),
             "statistics": self.statistics.to_dict(),
             "trace": [token.to_dict() for token in self.trace],
         }

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from safedraft.core.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int | None:
@@ -20,3 +26,24 @@ def settled_length(text: str, stops: Sequence[str]) -> int:
     lengths = range(min(longest, len(text)), 0, -1)
     unsettled = (n for n in lengths if any(stop.startswith(text[-n:]) for stop in stops))
     return len(text) - next(unsettled, 0)
+
+
+def control_stops(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> frozenset[int]:
+    """Return the ids of the stop strings that are control tokens.
+
+    A control token has no text in a reply, so that it ends one as an end token does.
+
+    Raises:
+        SafeDraftError: a stop string has a control token and more, which no reply's text contains.
+    """
+    control = {
+        token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    for stop in stops:
+        inside = next((text for text in control if text in stop), None)
+        if inside and stop not in control:
+            raise SafeDraftError(
+                f"stop {stop!r} is never found: {inside!r} in it is a control token, which has no "
+                f"text; give {inside!r} alone"
+            )
+    return frozenset(control[stop] for stop in stops if stop in control)

@@ -26,6 +26,7 @@ class Stream(Iterator[Token]):
         detokenizer: gives the tokens their text; None: they have none.
         statistics: the object that is filled in; it already has the prompt's length and the seed.
         stop: strings that end the reply and are cut off it.
+        warnings: what the result says of the pair.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Stream(Iterator[Token]):
         detokenizer: Detokenizer | None,
         statistics: Statistics,
         stop: Sequence[str] = (),
+        warnings: Sequence[str] = (),
     ) -> None:
-        self.result = GenerationResult(statistics=statistics)
+        self.result = GenerationResult(statistics=statistics, warnings=tuple(warnings))
         self._generation: Generation | None = generation
         self._steps = iterate(batch, generation)
         self._detokenizer = detokenizer

@@ -102,8 +102,9 @@ def _head(service: Service) -> str:
     pair, name = service.pair, service.settings.name
     return (
         "<h1>SafeDraft playground</h1>"
-        "<p>A large target and a small draft, which is trained to stay safe to the end, decide "
-        "every token together. The colors show how.</p>"
+        "<p>A large target and a small draft decide every token together: the target for its "
+        "ability, the draft for its safety. The colors show how.</p>"
+        f"{''.join(f'<p>{drawing.draw_problem(text)}</p>' for text in pair.warnings)}"
         f"{drawing.draw_legend()}"
         "<p class='hint'>Point at a token for its probabilities; or tap it; or put the focus on a "
         "reply and use the arrow keys.</p>"

@@ -15,6 +15,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
+from safedraft.pair.load import warn_if_unguarded
 from safedraft.server.settings import API_KEY
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
@@ -69,6 +70,7 @@ def serve_pair(
         )
     if os.environ.get(_RUST, "0") != "0":
         raise SafeDraftError(f"{_RUST}: its requests are not checked: unset it")
+    warn_if_unguarded(spec)
     prepare_environment()
     if _METRICS not in os.environ:
         # The workers count decisions into files, which the server's /metrics adds up. The folder

@@ -168,7 +168,9 @@ def recording_of(folder: Path, name: str, count: int) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("name", ["near", "mid", "far"])
+@pytest.mark.parametrize(
+    "name", ["near", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mid", "far"))]
+)
 def test_replay_finds_the_authors_tokens(run: Any, tmp_path: Path, name: str) -> None:
     code, out, _ = run("replay", recording_of(tmp_path, name, 2))
     assert out.splitlines()[-1] == "2/2 cases identical"
@@ -193,6 +195,7 @@ def test_replay_needs_a_drafted_token(run: Any) -> None:
     assert "--draft-tokens" in err
 
 
+@pytest.mark.slow
 def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
     recording = json.loads((CONFORMANCE / "mid.json").read_text())
     wrong_token, wrong_scheme, wrong_strength = recording["cases"][:3]
@@ -211,6 +214,7 @@ def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
     assert lines[2].startswith("case 3: differs at 0: ")
 
 
+@pytest.mark.slow
 def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
     options += ["--draft-tokens", "2", "--assisted-tokens", "2"]

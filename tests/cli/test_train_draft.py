@@ -18,6 +18,7 @@ def prompts(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     out = tmp_path / "adapter"
     code, said, told = run(
@@ -26,7 +27,13 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     assert code == 0
     assert said == f"{out}\n"
     assert "training 2/2" in told
+    told = " ".join(told.split())
+    assert "harmful requests refused, 20 tokens prefilled" in told
+    assert "Not fit for use: it refuses" in told
+    for command in ("generate --target", "eval --target", "calibrate --target"):
+        assert f"safedraft {command}" in told
     card = (out / "README.md").read_text()
+    assert "**Not fit for use**: it refuses" in card
     assert "safedraft train-draft --target" in card
     assert "| answer_tokens | 4 |" in card
     code, said, _ = run(

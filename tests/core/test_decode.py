@@ -39,6 +39,8 @@ from safedraft.rules.speculative import Speculative
 from safedraft.rules.ssd_risk import SSDRisk
 from safedraft.rules.target_only import TargetOnly
 
+SLOW = pytest.mark.slow
+
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
 UNLIKE = [9] * 8
 
@@ -179,7 +181,7 @@ CONFIGS = st.builds(
 PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)),
     shared=st.floats(0, 1),
@@ -202,9 +204,11 @@ def test_fast_equals_slow(
     cuts: dict[str, float],
     config: SSDConfig,
 ) -> None:
-    if temperature == 0.05:  # where nothing of the sample space is left but zeros, they differ
+    if temperature == 0.05:
+        # Where nothing of the sample space is left but zeros, they differ; and a cut between scores
+        # that differ by less than float32 can say.
         alpha = min(config.alpha_intersection, 0.6)
-        config = config.replace(kappa=1, alpha_intersection=alpha)
+        config, cuts = config.replace(kappa=1, alpha_intersection=alpha), {}
     target, draft = (RandomModel(seed, size, shared, levels=levels) for seed in seeds)
     sampling = SamplingParams(max_new_tokens=limit, temperature=temperature, seed=11, **cuts)
     end = {size - 1}
@@ -335,7 +339,7 @@ class Mixed:
 
 
 @pytest.mark.parametrize(
-    ("size", "levels"), [(60, 2), pytest.param(120, 0, marks=pytest.mark.slow)]
+    ("size", "levels"), [(24, 2), *(pytest.param(*big, marks=SLOW) for big in ((60, 2), (120, 0)))]
 )
 def test_a_mixed_batch_is_each_request_alone(size: int, levels: int) -> None:
     target, draft = (RandomModel(seed, size, 0.6, levels=levels) for seed in (1, 2))
@@ -522,14 +526,11 @@ def enumerated(
     return chances
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("scheme", "cuts", "draft_tokens", "count"),
     [
-        ("intersection", {}, 2, 800),
-        ("union", {"top_k": 3}, 1, 800),
+        ("intersection", {}, 2, 400),
+        pytest.param("union", {"top_k": 3}, 1, 800, marks=SLOW),
         pytest.param("intersection", {}, 1, 10000, marks=SLOW),
         pytest.param("union", {}, 1, 10000, marks=SLOW),
         pytest.param("union", {"top_k": 3}, 2, 10000, marks=SLOW),

@@ -197,6 +197,7 @@ def short(pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(pair), "context_length", 4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_speculative_decoding_through_a_real_cache(
     temperature: float, pair: safedraft.Pair

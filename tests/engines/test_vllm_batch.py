@@ -97,6 +97,7 @@ def serve(
     return said
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_says_what_each_says_alone() -> None:
     target, draft = RandomModel(1, V), RandomModel(2, V, shared=0.7, family=1)
     prompts = [[at % V, (3 * at + 1) % V] for at in range(24)]
@@ -120,7 +121,8 @@ def test_a_mixed_batch_says_what_each_says_alone() -> None:
     assert any(0 < one.statistics()["union_share"] < 1 for one in batch)
 
 
-@pytest.mark.parametrize("union", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("union", [False, True])
 def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     p_logits, q_logits = (2 * torch.randn(V, generator=generator) for _ in range(2))
@@ -238,7 +240,9 @@ def one_of_each(offset: int) -> list[ServedRequest]:
 RULES_OF_ALL_KINDS = sorted(RULE_REGISTRY.names())
 
 
-@pytest.mark.parametrize("offset", range(8))
+@pytest.mark.parametrize(
+    "offset", [0, *(pytest.param(offset, marks=pytest.mark.slow) for offset in range(1, 8))]
+)
 def test_rules_and_samplings_of_all_kinds_decide_in_one_batch_as_alone(offset: int) -> None:
     assert len(RULES_OF_ALL_KINDS) == 8
     target, draft = RandomModel(1, V), RandomModel(2, V, shared=0.7, family=1)

@@ -20,9 +20,9 @@ from safedraft.text.messages import conversation
     ("defense", "rounds"),
     [
         ("target_only", 1),
-        ("self_reminder", 1),
-        ("in_context", 1),
-        ("self_examination", 2),
+        pytest.param("self_reminder", 1, marks=pytest.mark.slow),
+        pytest.param("in_context", 1, marks=pytest.mark.slow),
+        pytest.param("self_examination", 2, marks=pytest.mark.slow),
         ("paraphrase", 2),
     ],
 )

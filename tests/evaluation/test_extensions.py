@@ -63,6 +63,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_attack_a_judge_and_a_source_run_by_their_names(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_two_judges_of_one_score_are_refused(installed: Path) -> None:
     assert len(find_judges(["strict", "phrases"])) == 2
 
 
+@pytest.mark.slow
 def test_the_command_lists_them_and_inspect_has_the_task(installed: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(installed)!r}); "

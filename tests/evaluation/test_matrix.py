@@ -154,6 +154,7 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
     assert asked[0] <= 2
 
 
+@pytest.mark.slow
 def test_a_matrix_may_grow(stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(Matrix(("ssd",), ("direct",), limit=2), tmp_path / "logs")
     asked = counted(monkeypatch, "ssd", lambda number: None)
@@ -251,6 +252,7 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     assert asked == [0]
 
 
+@pytest.mark.slow
 def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
     stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

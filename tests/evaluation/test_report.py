@@ -358,6 +358,7 @@ def test_the_plots_take_the_pages_colours_and_keep_their_ids_apart(matrix: Path)
         assert {a or b for a, b in used} <= set(ids)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_figures_three_times(matrix: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     result = CliRunner().invoke(app, ["report", str(matrix), "--output", str(folder)])

@@ -30,6 +30,7 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow  # compiles a kernel for each number of rows
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 13])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (37, 29), (64, 100), (6, 5000)])

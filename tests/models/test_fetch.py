@@ -353,6 +353,7 @@ def test_adapters_are_folders_too(tmp_path):
     assert fetch.fetch_adapter(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.slow
 def test_pip_itself_finds_a_wheel_under_the_users_settings(tmp_path, monkeypatch):
     name = "safedraft_test_part1-1.0"
     with ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:

@@ -125,9 +125,9 @@ def test_greedy_replies(
 @pytest.mark.parametrize(
     ("draft", "cuts", "temperature"),
     [
-        (AGREEING, {"top_p": 0.6}, 1.0),
+        pytest.param(AGREEING, {"top_p": 0.6}, 1.0, marks=pytest.mark.slow),
         (AGREEING, {"top_k": 4}, 0.4),  # the entropies are those at 1, above the threshold
-        (OTHER_BEST, {}, 1.0),
+        pytest.param(OTHER_BEST, {}, 1.0, marks=pytest.mark.slow),
         pytest.param(SURE, {}, 1.0, marks=pytest.mark.slow),
     ],
 )

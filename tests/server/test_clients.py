@@ -185,6 +185,7 @@ def test_a_stream_sends_the_nulls_that_openai_sends(
     assert last == text | choice(text="", finish_reason="length")
 
 
+@pytest.mark.slow
 def test_the_server_does_not_need_the_client_sdk() -> None:
     code = "import sys, safedraft.server.app; sys.exit('openai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

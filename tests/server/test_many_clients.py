@@ -29,6 +29,8 @@ from safedraft.server.metrics import Metrics
 from safedraft.server.scheduler import Scheduler
 from safedraft.server.settings import Limits
 
+pytestmark = pytest.mark.slow
+
 LONG = "word " * 60
 
 

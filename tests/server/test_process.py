@@ -21,6 +21,8 @@ from safedraft.cli import app
 from safedraft.core.errors import SafeDraftError
 from safedraft.server.settings import API_KEY
 
+pytestmark = pytest.mark.slow
+
 Folders = tuple[Path, Path]
 
 

@@ -22,6 +22,8 @@ from safedraft.training.config import TrainingConfig
 from safedraft.training.run import TrainingPlan, train_draft
 from safedraft.training.train import CHECKPOINT, TrainingStoppedError, train
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainingConfig(
     steps=3,
     distil_steps=2,
@@ -56,7 +58,9 @@ def changed(plan, **fields):
 
 def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):
     told = []
-    folder = train_draft(plan, training=lambda step, steps, figures: told.append((step, steps)))
+    folder = train_draft(
+        plan, training=lambda step, steps, figures: told.append((step, steps))
+    ).folder
     assert folder == plan.output
     assert told == [(step, 5) for step in range(1, 6)]
     assert not plan.folder.exists()
@@ -117,7 +121,7 @@ def test_the_bare_draft_is_trained_and_checked_under_its_own_prompt(plan, tiny_p
 
 
 def test_an_adapter_for_another_base_is_refused(plan, tmp_path, tiny_pair):
-    folder = train_draft(plan)
+    folder = train_draft(plan).folder
     with pytest.raises(SafeDraftError, match="made for another model"):
         safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[0]), adapter=str(folder))
     (folder / FACTS).write_text("{}")
@@ -205,11 +209,11 @@ def test_epochs_stand_for_steps(plan):
 
 
 def test_a_run_goes_on_from_an_adapter(plan, tmp_path):
-    first = train_draft(plan)
+    first = train_draft(plan).folder
     # Too slow to change anything: what comes out is what it began with.
     still = CONFIG.model_copy(update={"learning_rate": 1e-12, "distil_steps": 0})
     again = changed(plan, start=str(first), output=tmp_path / "again", config=still)
-    second = train_draft(again)
+    second = train_draft(again).folder
     with (
         safe_open(first / "adapter_model.safetensors", framework="pt") as before,
         safe_open(second / "adapter_model.safetensors", framework="pt") as after,
@@ -223,7 +227,7 @@ def test_a_run_goes_on_from_an_adapter(plan, tmp_path):
 
 
 def test_an_adapter_that_cannot_be_gone_on_from_is_refused_before_anything_is_drawn(plan, tmp_path):
-    first = train_draft(plan)
+    first = train_draft(plan).folder
     again = changed(plan, start=str(first), output=tmp_path / "again")
     with pytest.raises(SafeDraftError, match="has rank 2: give --rank 2"):
         train_draft(changed(again, config=CONFIG.model_copy(update={"rank": 4})))

@@ -192,6 +192,7 @@ def test_what_the_teacher_kept_gives_the_divergence(tiny_pair, examples):
     torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_distillation_lowers_the_divergence_and_keeps_the_refusals(tmp_path, tiny_pair, examples):
     target = bare(tiny_pair[0]).eval()
     teacher = compute_teacher(

@@ -18,6 +18,8 @@ from safedraft.core.errors import SafeDraftError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from safedraft.training.checks import Checks
+
 _DATA, _TRAINING = "Data", "Training"
 
 
@@ -149,12 +151,40 @@ def train_draft(
     )
     with show_progress() as fetching, _ProgressBars() as bars:
         try:
-            run(plan, fetching=fetching, drawing=bars.drawing, training=bars.training)
+            trained = run(plan, fetching=fetching, drawing=bars.drawing, training=bars.training)
         except (TrainingStoppedError, KeyboardInterrupt):
             again = " --resume" if plan.folder.is_dir() else ""
             typer.echo(f"interrupted; resume with: {plan.command}{again}", err=True)
             raise typer.Exit(130) from None
-    typer.echo(str(plan.output))
+    _report(trained.checks, models, plan.output)
+    typer.echo(str(trained.folder))
+
+
+def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
+    """Show the figures of the checks, the verdict, and what to run next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from safedraft.training.card import format_verdict, list_figures
+
+    table = Table("what", "figure", box=None, pad_edge=False)
+    for row in list_figures(checks):
+        table.add_row(*row)
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    console.print(format_verdict(checks).replace("**", ""), style="red" if checks.problems else "")
+    named = {"--target": models.target, "--draft": models.draft, "--adapter": str(adapter)}
+    others = [word for option, value in named.items() if value for word in (option, value)]
+    choice = shlex.join([*(["--pair", models.pair] if models.pair else []), *others])
+    calibrated = shlex.join([*([models.pair] if models.pair else []), *others])
+    console.print(
+        "Next:\n"
+        f"  safedraft generate {choice} --compare 'A request that it should refuse'\n"
+        f"  safedraft eval {choice} --defense target_only --defense ssd\n"
+        f"  safedraft calibrate {calibrated}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _command() -> str:

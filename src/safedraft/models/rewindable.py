@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+"""Names of layers whose state is keys and values, which can be cut back."""
+
 _ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 """Decoders whose configuration does not call itself one."""
 
@@ -28,7 +31,7 @@ def why_not_rewindable(
     if getattr(config, "is_decoder", True) is False and kind not in _ALWAYS_CAUSAL:
         return f"{kind} reads in both directions; SafeDraft decodes from left to right"
     if kind_of_model is not None:
-        if getattr(kind_of_model, "_is_stateful", False):
+        if getattr(kind_of_model, "_is_stateful", False) and not _only_attends(config):
             return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
         if "past_key_values" not in inspect.signature(kind_of_model.forward).parameters:
             return f"{kind} keeps no cache that could be rewound"
@@ -40,6 +43,16 @@ def why_not_rewindable(
             f"({', '.join(sorted(stuck))})"
         )
     return None
+
+
+def _only_attends(config: PreTrainedConfig) -> bool:
+    """Whether the layers that the configuration lists are all attention.
+
+    Hybrid architectures also have small models without a recurrent layer.
+    """
+    named = (getattr(config, name, None) for name in ("layer_types", "layers_block_type"))
+    layers = set(next(filter(None, named), ()))
+    return bool(layers) and layers <= _ATTENTION
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

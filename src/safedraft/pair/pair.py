@@ -268,8 +268,6 @@ class Pair(LoadedPair):
                 raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
-        if beyond := [id for id in sampling.stop_token_ids if id >= self.vocabulary]:
-            raise SafeDraftError(f"stop_token_ids: {beyond[0]}: ids end at {self.vocabulary - 1}")
         decided_by = find_rule(rule) if isinstance(rule, str) else rule
         return Request(
             tuple(prompts.target),
@@ -286,8 +284,10 @@ class Pair(LoadedPair):
         """Ids that end a reply: the pair's, the request's, and stop strings of one control token.
 
         Raises:
-            SafeDraftError: a stop string can never be found in a text.
+            SafeDraftError: a stop string can never be found in a text, or an id does not exist.
         """
+        if beyond := [id for id in sampling.stop_token_ids if id >= self.vocabulary]:
+            raise SafeDraftError(f"stop_token_ids: {beyond[0]}: ids end at {self.vocabulary - 1}")
         tokenizer = self.target.tokenizer
         control = control_stops(tokenizer, sampling.stop) if tokenizer else frozenset()
         return self.end_tokens | control | frozenset(sampling.stop_token_ids)

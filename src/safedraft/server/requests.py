@@ -1,7 +1,8 @@
 """The bodies of the requests of every route.
 
-A parameter that is not listed here is refused by name. A parameter that OpenAI defines and SSD does
-not support is accepted only with the value that has no effect.
+A parameter that is not listed here is refused by name. A parameter that OpenAI or vLLM defines and
+SSD does not support is accepted only with the value that has no effect. A null is the same as a
+parameter that is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     StringConstraints,
     WithJsonSchema,
+    model_validator,
 )
 
 from safedraft.core.config import SamplingParams
@@ -65,11 +67,19 @@ Prompts = Annotated[
 ]
 Count = Annotated[int, Field(ge=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[float, Field(ge=1, le=1)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None}
 
 
 class _TextFormat(_Body):
@@ -77,7 +87,10 @@ class _TextFormat(_Body):
 
 
 class _UnsupportedParameters(_Body):
-    """OpenAI's parameters that SSD does not support, with the values that have no effect."""
+    """Parameters that SSD does not support, with the values that have no effect.
+
+    They are OpenAI's, and those that vLLM adds.
+    """
 
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
@@ -86,17 +99,39 @@ class _UnsupportedParameters(_Body):
     tools: EmptyList | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: EmptyList | None = None
-    store: Literal[False] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     parallel_tool_calls: bool | None = None
-    user: Annotated[str, Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    repetition_penalty: One | None = None
+    length_penalty: One | None = None
+    min_p: Zero | None = None
+    min_tokens: Zero | None = None
+    ignore_eos: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    use_beam_search: Literal[False] | None = None
 
 
 UNSUPPORTED = frozenset(_UnsupportedParameters.model_fields)
 """Names of the parameters that are refused unless their value has no effect."""
+
+
+class _InertParameters(_Body):
+    """OpenAI's parameters that change nothing in a reply; any value is accepted and not used."""
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    store: bool | None = None
+
+
+INERT = frozenset(_InertParameters.model_fields)
+"""Names of the parameters that are accepted with any value and change nothing."""
 
 
 class ChatMessage(_Body):
@@ -104,7 +139,8 @@ class ChatMessage(_Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
-    name: Annotated[str, Field(max_length=0)] | None = None
+    name: str | None = None
+    """The speaker's name, which templates do not show; it changes nothing."""
     refusal: None = None
     """Like the fields below, sent by OpenAI's client when it returns an assistant's message."""
     annotations: EmptyList | None = None
@@ -137,7 +173,7 @@ class SafeDraftOptions(_Body):
     """Constants of the method for this request, by name; the others keep the pair's values."""
 
 
-class SamplingRequest(_UnsupportedParameters, ABC):
+class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
     """The parameters that chat completions and completions have in common."""
 
     model: str
@@ -151,6 +187,8 @@ class SamplingRequest(_UnsupportedParameters, ABC):
     """An extension: sample from the k most likely tokens of the composite; 0 keeps all."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopStrings | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    """An extension, as in vLLM: tokens that end the reply."""
     max_tokens: Count | None = None
     safedraft: SafeDraftOptions | None = None
 
@@ -176,12 +214,13 @@ class SamplingRequest(_UnsupportedParameters, ABC):
             ValidationError: a value is out of the library's range.
         """
         return SamplingParams(
-            max_new_tokens=self.token_limit[1] or limits.new_tokens,
+            max_new_tokens=min(self.token_limit[1] or limits.new_tokens, limits.new_tokens),
             temperature=self.temperature or 0.0,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=None if self.seed is None else (self.seed + index) % 2**63,
             stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
 

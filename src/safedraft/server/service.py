@@ -144,9 +144,7 @@ class Service:
         samplings = self._read_sampling(request, len(repeated))
         settings = {"config": config, "top_logprobs": request.alternatives}
         openers = [
-            partial(
-                self._open, partial(stream, sampling=sampling, **settings), request, prompt_name
-            )
+            partial(_convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
             for stream, sampling in zip(repeated, samplings, strict=True)
         ]
         builder = builder_class(
@@ -157,18 +155,6 @@ class Service:
             replies_per_prompt=count,
         )
         return builder, await self.scheduler.submit(openers)
-
-    def _open(
-        self, open_stream: Callable[[], Stream], request: SamplingRequest, prompt_name: str
-    ) -> Stream:
-        """Encode a prompt and check its length; nothing is decoded yet."""
-        stream = _convert_errors(open_stream, prompt_name)
-        name, limit = request.token_limit
-        room = self.pair.context_length - stream.result.statistics.prompt_tokens
-        if limit is not None and limit > room:
-            message = f"{name} is {limit}, but the context has room for only {room} new tokens."
-            raise APIError(400, "context_length_exceeded", message, name)
-        return stream
 
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
         # Raw text may already contain the beginning of the reply.
@@ -199,14 +185,12 @@ class Service:
 
     def _require_within_limits(self, request: SamplingRequest, prompts: int) -> None:
         limits = self.settings.limits
-        name, limit = request.token_limit
-        if limit is not None and limit > limits.new_tokens:
-            raise invalid_value(name, f"at most {limits.new_tokens} are allowed")
         self._require_few_replies((request.n or 1) * prompts)
         if (request.alternatives or 0) > self._max_alternatives:
             raise invalid_value("top_logprobs", f"at most {self._max_alternatives} are allowed")
-        if len(request.stop or ()) > limits.stop_strings:
-            raise invalid_value("stop", f"at most {limits.stop_strings} strings are allowed")
+        for name in ("stop", "stop_token_ids"):
+            if len(getattr(request, name) or ()) > limits.stop_strings:
+                raise invalid_value(name, f"at most {limits.stop_strings} are allowed")
         if any(len(text) > limits.stop_characters for text in request.stop or ()):
             raise invalid_value(
                 "stop", f"a string may have at most {limits.stop_characters} characters"

@@ -61,20 +61,19 @@ def format_card(run: TrainingRun) -> str:
     """Return the model card in Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in collect_facts(run).versions.items())
     checks, data = run.checks, run.data
-    refused = "\n".join(
-        f"| harmful requests refused, {count} tokens prefilled | {share} |"
-        for count, share in checks.refusals.items()
-    )
+    figures = "\n".join(f"| {what} | {figure} |" for what, figure in list_figures(checks))
     return f"""---
 {_format_front_matter(run)}---
 
 # Deep-aligned draft for {run.target}
 
-A LoRA adapter that makes {run.draft} the draft of Speculative Safety-Aware Decoding
-([arXiv 2508.17739](https://arxiv.org/abs/2508.17739)): it refuses harmful requests, even after a
-harmful answer has begun ([arXiv 2406.05946](https://arxiv.org/abs/2406.05946)), and answers
+A LoRA adapter that was trained to make {run.draft} the draft of Speculative Safety-Aware Decoding
+([arXiv 2508.17739](https://arxiv.org/abs/2508.17739)): to refuse harmful requests, even after a
+harmful answer has begun ([arXiv 2406.05946](https://arxiv.org/abs/2406.05946)), and to answer
 everything else as {run.target} does. It is meant to decode together with that model, not to be
 used as an assistant on its own.
+
+{format_verdict(checks)}
 
 ```sh
 {run.command}
@@ -87,10 +86,7 @@ phrases.
 
 | what | figure |
 |---|---|
-{refused}
-| safe look-alikes refused | {checks.look_alikes} |
-| safe look-alikes that the target refuses | {checks.target_look_alikes} |
-| tokens of the target's ordinary answers that are the draft's likeliest | {checks.agreement} |
+{figures}
 
 Losses, each the mean of the last {_LAST} steps: {_format_final_losses(run.losses)}.
 
@@ -125,6 +121,35 @@ Made with {versions}. An adapter is a derivative of its base: the license of {ru
         _format_license(run.draft)
     }.
 """
+
+
+def format_verdict(checks: Checks) -> str:
+    """Say in a sentence whether the draft is fit for use, from the figures of its checks."""
+    if checks.problems:
+        return f"**Not fit for use**: {'; '.join(checks.problems)}."
+    lowest = min(share.share for share in checks.refusals.values())
+    return (
+        f"In its checks it refused {lowest:.0%} of harmful requests or more at each number of "
+        f"prefilled tokens, and {checks.look_alikes} of safe look-alikes (the target: "
+        f"{checks.target_look_alikes})."
+    )
+
+
+def list_figures(checks: Checks) -> list[tuple[str, str]]:
+    """List what was checked and the figures, as the card and the command line show them."""
+    refusals = [
+        (f"harmful requests refused, {count} tokens prefilled", str(share))
+        for count, share in checks.refusals.items()
+    ]
+    return [
+        *refusals,
+        ("safe look-alikes refused", str(checks.look_alikes)),
+        ("safe look-alikes that the target refuses", str(checks.target_look_alikes)),
+        (
+            "tokens of the target's ordinary answers that are the draft's likeliest",
+            str(checks.agreement),
+        ),
+    ]
 
 
 def _format_front_matter(run: TrainingRun) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_beside
@@ -87,13 +87,22 @@ class _TrainingInputs:
         return Examples(data, self.draft.tokenizer, self.end_tokens, config, self.draft.system)
 
 
+class TrainedDraft(NamedTuple):
+    """What a training run made."""
+
+    folder: Path
+    """The adapter's folder."""
+    checks: Checks
+    """Whether it is fit for use, and the figures that say so."""
+
+
 def train_draft(
     plan: TrainingPlan,
     *,
     fetching: ReportProgress = silent,
     drawing: ReportProgress = silent,
     training: ReportTraining = lambda step, steps, figures: None,
-) -> Path:
+) -> TrainedDraft:
     """Train a draft; the adapter's folder appears when it is complete.
 
     Args:
@@ -101,9 +110,6 @@ def train_draft(
         fetching: called with stage, done and total bytes while a model is fetched.
         drawing: called with the stage, the number of replies done, and their total number.
         training: called after each step.
-
-    Returns:
-        The adapter's folder.
 
     Raises:
         TrainingStoppedError: a signal stopped the run; the same plan with ``resume`` continues it.
@@ -147,7 +153,7 @@ def train_draft(
     (plan.folder / LOSSES).replace(adapter / LOSSES)
     adapter.replace(plan.output)
     shutil.rmtree(plan.folder)
-    return plan.output
+    return TrainedDraft(plan.output, checks)
 
 
 def _require_free(plan: TrainingPlan) -> None:
@@ -174,7 +180,7 @@ def _prepare(
     requests = read_requests("train", plan.harmful, plan.ordinary)
     check_requests = read_requests("calibration", plan.harmful, plan.ordinary)
     # An adapter is trained on the bare draft, in a dtype that has gradients.
-    spec = plan.spec.model_copy(update={"adapter": None, "draft_dtype": None})
+    spec = plan.spec.model_copy(update={"adapter": None, "bare_draft": True, "draft_dtype": None})
     pair = load_spec(spec, dtype=plan.dtype, device=plan.device, report=fetching)
     folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
     start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None

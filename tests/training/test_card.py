@@ -1,0 +1,50 @@
+"""The sentences of a card follow its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from safedraft.training.card import format_verdict
+from safedraft.training.checks import PREFILLS, Checks, Proportion
+
+
+def checks(**changed: Any) -> Checks:
+    figures: dict[str, Any] = {
+        "refusals": dict.fromkeys(PREFILLS, Proportion(9, 10)),
+        "look_alikes": Proportion(15, 100),
+        "target_look_alikes": Proportion(10, 100),
+        "agreement": Proportion(77, 100),
+    }
+    return Checks(**(figures | changed))
+
+
+def test_a_draft_that_refuses_what_it_should_is_said_to() -> None:
+    fit = checks()
+    assert fit.problems == []
+    assert format_verdict(fit).startswith("In its checks it refused 90% of harmful requests")
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"refusals": {0: Proportion(0, 138)}}, "it refuses 0 of 138 (0%) of harmful requests"),
+        (
+            {"refusals": dict.fromkeys(PREFILLS, Proportion(9, 10)) | {20: Proportion(7, 10)}},
+            "it refuses 7 of 10 (70%) of harmful requests with 20 tokens prefilled",
+        ),
+        ({"refusals": {0: Proportion(0, 0)}}, "it refuses 0 of 0 of harmful requests"),
+        ({"look_alikes": Proportion(21, 100)}, "21 of 100 (21%) of safe look-alikes"),
+        ({"agreement": Proportion(49, 100)}, "49 of 100 (49%) of the target's tokens"),
+    ],
+)
+def test_a_draft_below_a_bar_is_not_fit_for_use(changed: Any, problem: str) -> None:
+    unfit = checks(**changed)
+    assert len(unfit.problems) == 1
+    assert problem in unfit.problems[0]
+    assert format_verdict(unfit) == f"**Not fit for use**: {unfit.problems[0]}."
+
+
+def test_no_look_alikes_are_no_problem() -> None:
+    assert checks(look_alikes=Proportion(0, 0), target_look_alikes=Proportion(0, 0)).problems == []

@@ -14,7 +14,7 @@ demo: $(READY)  ## Fetch the default pair and decode three prompts with and with
 	$(RUN)/python examples/demo.py
 
 test: $(READY)  ## The fast tests: no download, under two minutes.
-	$(RUN)/python -m pytest -n auto
+	$(RUN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)  ## What CI checks before any test.
 	$(RUN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from conftest import CONFORMANCE, save_model, save_tokenizer
 
 from safedraft import cli
+from safedraft.core.errors import UnguardedWarning
 
 
 @pytest.fixture
@@ -72,6 +74,19 @@ def test_generate_prints_the_reply_and_nothing_else_to_stdout(
     assert "match ratio per bin" in err
     assert "20 tokens" in err
     assert "".join(token["text"] for token in recorded["trace"]) == recorded["text"]
+
+
+def test_a_bare_draft_is_a_line_on_stderr(run: Any, models: list[str]) -> None:
+    options = ["generate", "hi", "--max-new-tokens", "2", *models]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnguardedWarning)
+        _, plain, told = run(*options)
+        _, accepted, untold = run(*options, "--no-adapter")
+    assert plain == accepted
+    first, *_ = told.splitlines()
+    assert first.startswith("warning: the draft ")
+    assert first.endswith("(use_adapter=False)")
+    assert "warning" not in untold
 
 
 def test_generate_json_is_one_object(run: Any, models: list[str]) -> None:

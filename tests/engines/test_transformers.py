@@ -12,6 +12,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -29,7 +30,7 @@ from safedraft.core.request import Request
 from safedraft.engines.transformers import session as engine
 from safedraft.engines.transformers.engine import TransformersEngine
 from safedraft.engines.transformers.session import TransformersSession
-from safedraft.models.rewindable import why_not_rewindable
+from safedraft.models.rewindable import model_class, why_not_rewindable
 from safedraft.rules.ssd import SSD
 
 SMALL: dict[str, Any] = {
@@ -54,6 +55,11 @@ CONFIGS = {
     "opt": OPTConfig(
         vocab_size=96, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=512, word_embed_proj_dim=32, init_std=0.3,
+    ),
+    "hybrid of attention alone": GraniteMoeHybridConfig(
+        **{**SMALL, "layer_types": ["full_attention"] * 2}, num_local_experts=0,
+        shared_intermediate_size=64, mamba_n_heads=4, mamba_d_head=16,
+        position_embedding_type="rope",
     ),
 }  # fmt: skip
 
@@ -124,6 +130,14 @@ def test_what_cannot_be_rewound_is_refused_by_name(config: PreTrainedConfig, rea
     import re
 
     assert re.match(reason, why_not_rewindable(config) or "")
+
+
+@pytest.mark.parametrize(("other", "fits"), [("full_attention", True), ("mamba", False)])
+def test_hybrids_are_judged_by_their_layers(other: str, fits: bool) -> None:
+    config = GraniteMoeHybridConfig(
+        **{**SMALL, "layer_types": ["full_attention", other]}, mamba_n_heads=4, mamba_d_head=16
+    )
+    assert (why_not_rewindable(config, model_class(config)) is None) is fits
 
 
 def test_a_session_refuses_a_recurrent_model() -> None:

@@ -52,6 +52,20 @@ def test_ids_that_stand_for_different_tokens(tmp_path: Path) -> None:
         found.require()
 
 
+def test_a_template_that_ends_turns_with_no_end_token(tmp_path: Path) -> None:
+    template = (
+        "{% for message in messages %}{{ message['content'] }}<turn>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>{% endif %}"
+    )
+    for name, written in (("a", template), ("b", template.replace("<turn>", "<|end|>"))):
+        save_model(tmp_path / name)
+        save_tokenizer(tmp_path / name, template=written, extra=("<turn>",))
+    found = diagnose(tmp_path / "a", tmp_path / "b")
+    (warning,) = (check for check in found.checks if check.name == "turn ends")
+    assert warning.detail.startswith("big: its chat template ends turns with '<turn>' (258)")
+    assert found.compatible
+
+
 def test_tokens_of_one_model_alone_are_never_decoded(tmp_path: Path) -> None:
     found = diagnose(folder_of(tmp_path / "a", ("<x>", "<y>")), folder_of(tmp_path / "b"))
     assert found.compatible

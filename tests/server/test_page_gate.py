@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from serving import Served, serving
 from talking import talking
+
+from safedraft.models.registry import PairSpec
 
 pytest.importorskip("gradio")
 
@@ -110,3 +115,14 @@ def test_the_key_is_asked_for_as_browsers_ask(tmp_path: Any) -> None:
 def test_there_is_no_page_unless_it_is_asked_for(tmp_path: Any) -> None:
     with serving(talking(tmp_path, lambda prompt: "Yes.")) as served:
         assert httpx.get(f"{served.url}{PAGE}/").status_code == 404
+
+
+@pytest.mark.parametrize("adapter", [None, "some/adapter"])
+def test_the_head_warns_of_a_bare_draft(tmp_path: Path, adapter: str | None) -> None:
+    from safedraft.server.playground.layout import _head
+
+    spec = PairSpec(name="own", target="big", draft="small", adapter=adapter)
+    pair = replace(talking(tmp_path, str), spec=spec)
+    service: Any = SimpleNamespace(pair=pair, settings=SimpleNamespace(name="own"))
+    head = _head(service)
+    assert ("the draft small has no safety adapter" in head) is (adapter is None)

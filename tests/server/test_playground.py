@@ -344,6 +344,10 @@ def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:
             {"target": "a", "draft": "b", "adapter": "c"},
             ({"target": "a", "draft": "b", "adapter": "c"},),
         ),
+        (
+            {"target": "a", "draft": "b", "use_adapter": False},
+            ({"target": "a", "draft": "b", "use_adapter": False},),
+        ),
     ],
 )
 def test_the_code_loads_what_was_served(

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TextIO
 
 import typer
 from pydantic import ValidationError
@@ -94,13 +94,19 @@ def _fail(message: str) -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], *place: Any, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """Show SafeDraft's own warnings without their place in the code."""
     if issubclass(category, UnguardedWarning):
         _tell("[bold yellow]warning:[/]", str(message))
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, *place[:2], line))
+        place = filename, lineno, line
+        (file or sys.stderr).write(warnings.formatwarning(message, category, *place))
 
 
 def _tell(heading: str, message: str) -> None:

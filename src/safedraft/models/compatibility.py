@@ -18,6 +18,8 @@ Status = Literal["ok", "warning", "failure"]
 _SHOWN = 3
 """How many differing tokens a message lists."""
 
+_ANSWER = "An answer of the assistant"
+
 _SENTENCES = (
     "The quick brown fox jumps over 13 lazy dogs.",
     "def f(x):\n    return x ** 2  # naïve — 数学 🙂",
@@ -263,6 +265,35 @@ def _check_end_tokens(target: ModelDescription, draft: ModelDescription) -> Iter
         yield Check("end tokens", "ok", f"both end at {sorted(target.end_tokens)}")
 
 
+def _check_turn_ends(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    ends = _shared_end_tokens(target, draft)
+    for model in (target, draft):
+        token = _turn_end(model.tokenizer) if model.tokenizer else None
+        if model.tokenizer is None or token is None or token in ends:
+            continue
+        text = str(model.tokenizer.convert_ids_to_tokens(token))
+        detail = (
+            f"{model.name}: its chat template ends turns with {text!r} ({token}), which is no end "
+            "token: replies continue into turns that nobody wrote; add it to eos_token_id in "
+            f"generation_config.json, or give {text!r} as a stop string"
+        )
+        yield Check("turn ends", "warning", detail)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the control token after an assistant's turn in the chat template, if there is one."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # what a template refuses is reported where it is used
+        return None
+    after = tokenizer.encode(rendered.rpartition(_ANSWER)[2], add_special_tokens=False)
+    control = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((id for id in after if id in control), None)
+
+
 def _check_special_tokens(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
     if target.tokenizer is None or draft.tokenizer is None:
         return
@@ -303,6 +334,7 @@ _CHECKS: tuple[Callable[[ModelDescription, ModelDescription], Iterator[Check]], 
     _check_encoding,
     _check_special_tokens,
     _check_end_tokens,
+    _check_turn_ends,
     _check_context,
     _check_templates,
 )

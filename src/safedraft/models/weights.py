@@ -209,7 +209,8 @@ def _probabilities(model: PreTrainedModel | PeftModel) -> torch.Tensor:
     rows = model.config.get_text_config().vocab_size
     ids = torch.linspace(0, rows - 1, _PROBED, device=model.device).long()[None]
     with torch.inference_mode():
-        return model.eval()(input_ids=ids, use_cache=False).logits[0].float().softmax(-1)
+        logits: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits[0]
+    return logits.float().softmax(-1)
 
 
 def _variation(one: torch.Tensor, other: torch.Tensor) -> float:

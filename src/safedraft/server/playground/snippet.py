@@ -41,7 +41,8 @@ def _write_load_arguments(pair: Pair) -> str:
     registered = pairs().get(spec.name)
     own = {name: getattr(spec, name) for name in ("target", "draft", "adapter")}
     if registered is None:
-        return _write_arguments({name: value for name, value in own.items() if value})
+        accepted = {"use_adapter": False} if spec.bare_draft else {}
+        return _write_arguments({name: value for name, value in own.items() if value} | accepted)
     arguments = {name: value for name, value in own.items() if value != getattr(registered, name)}
     if arguments.get("adapter", "") is None:
         del arguments["adapter"]

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from safedraft.core.config import SamplingParams, Scheme, SSDConfig
     from safedraft.core.errors import (
         BrokenModelError,
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from safedraft.engines.transformers.generate import ssd_generate
     from safedraft.models.weights import merge_adapter
     from safedraft.pair.load import load_pair
-    from safedraft.pair.pair import Pair, Prompts
+    from safedraft.pair.pair import Pair
+    from safedraft.pair.tokens import Prompts
     from safedraft.text.results import Alternative, GenerationResult, Statistics, Token
     from safedraft.text.stream import Stream
 
@@ -40,7 +43,8 @@ _EXPORTS = {
         "UnguardedWarning",
     ),
     "safedraft.pair.load": ("load_pair",),
-    "safedraft.pair.pair": ("Pair", "Prompts"),
+    "safedraft.pair.pair": ("Pair",),
+    "safedraft.pair.tokens": ("Prompts",),
     "safedraft.text.results": ("Alternative", "GenerationResult", "Statistics", "Token"),
     "safedraft.text.stream": ("Stream",),
 }
@@ -71,6 +75,8 @@ __all__ = [  # noqa: RUF022 (the order in which a reader meets them)
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: torch is not loaded by ``import safedraft``."""
+    if name == "__version__":
+        return metadata.version("safedraft")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'safedraft' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF[name]), name)

@@ -8,7 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TextIO
+from importlib.metadata import version
+from typing import Annotated, TextIO
 
 import typer
 from pydantic import ValidationError
@@ -42,6 +43,24 @@ app = typer.Typer(
     "Start with: [bold]safedraft pull[/], then [bold]safedraft generate --compare "
     '"Why is the sky blue?"[/]',
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"safedraft {version('safedraft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "pull": pull,
     "pairs": pairs,

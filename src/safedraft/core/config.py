@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from safedraft.core.errors import PromptTooLongError, SafeDraftError
+from safedraft.core.errors import PromptTooLongError, SafeDraftError, refuse_invalid
 
 
 class Scheme(StrEnum):
@@ -137,10 +145,15 @@ class SSDConfig(CompositeConfig):
     let the target resume."""
 
 
+def _wrap_text(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class SamplingParams(Constants):
     """How a token is taken from the composite distribution.
 
-    Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite.
+    Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite. The
+    name ``max_tokens``, as in vLLM, is accepted for ``max_new_tokens``.
     Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
     """
 
@@ -159,11 +172,21 @@ class SamplingParams(Constants):
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
     """Makes a sampled reply repeatable; drawn and reported when not given."""
 
-    stop: tuple[str, ...] = ()
-    """Strings that end the reply; they are not part of it."""
+    stop: Annotated[tuple[str, ...], BeforeValidator(_wrap_text)] = ()
+    """Strings that end the reply, or one; they are not part of it."""
 
     stop_token_ids: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
     """Tokens that end the reply, besides the pair's end tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_max_tokens(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "max_tokens" not in values:
+            return values
+        if "max_new_tokens" in values:
+            raise ValueError("give max_new_tokens or max_tokens, which mean the same, not both")
+        names = {"max_tokens": "max_new_tokens"}
+        return {names.get(name, name): value for name, value in values.items()}
 
     @field_validator("temperature")
     @classmethod
@@ -189,3 +212,36 @@ class SamplingParams(Constants):
         seed = self.seed if self.seed is not None else secrets.randbits(63)
         limit = min(self.max_new_tokens, room)
         return self.replace(max_new_tokens=limit, seed=seed)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``SamplingParams`` as keyword arguments, each in place of a given one."""
+
+    max_new_tokens: int
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+
+
+def sampling_of(
+    sampling: SamplingParams | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> SamplingParams:
+    """The sampling parameters that a caller gives as an object, as a mapping, or one by one.
+
+    Raises:
+        SafeDraftError: an option is unknown or out of its range.
+    """
+    known = SamplingOptions.__annotations__
+    for name in (*options, *(sampling if isinstance(sampling, Mapping) else ())):
+        if name not in known:
+            raise SafeDraftError(f"unknown option {name!r}; sampling has {', '.join(known)}")
+    with refuse_invalid(shown=True):
+        named = SamplingParams.model_validate(dict(options))
+        if sampling is None:
+            return named
+        given = SamplingParams.model_validate(sampling)
+        return given.replace(**{name: getattr(named, name) for name in named.model_fields_set})

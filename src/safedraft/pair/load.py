@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import warnings
 from inspect import signature
+from os import PathLike
 from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import PairSpec, choose_pair
+from safedraft.models.registry import PairSpec, choose_pair, pairs
 from safedraft.pair.pair import Pair
+
+Named = str | PathLike[str]
+"""A name, a hub id, or a folder."""
 
 
 def load_pair(
-    name: str | None = None,
+    name: Named | None = None,
+    draft: Named | None = None,
     *,
-    target: str | None = None,
-    draft: str | None = None,
-    adapter: str | None = None,
+    target: Named | None = None,
+    adapter: Named | None = None,
     use_adapter: bool = True,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
@@ -29,9 +33,11 @@ def load_pair(
     """Fetch, check and load a pair.
 
     Args:
-        name: a registered pair; the default one when nothing is given.
-        target: in its place, a registered model, a folder, or a hub id ``owner/name[@revision]``.
-        draft: likewise.
+        name: a registered pair, the default one when nothing is given; before a draft, it may also
+            be the target, as in ``load_pair("owner/big", "owner/small")``.
+        draft: in place of the pair's own, a registered model, a folder, or a hub id
+            ``owner/name[@revision]``.
+        target: likewise.
         adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with
             SafeDraft, a folder, or a hub id.
         use_adapter: False for the bare draft, without its adapter and without the warning that it
@@ -53,6 +59,11 @@ def load_pair(
         UnguardedWarning: the draft has no adapter, and ``use_adapter`` does not say that it is
             meant to have none.
     """
+    if name is not None and draft is not None and target is None and str(name) not in pairs():
+        name, target = None, name
+    name, target, draft, adapter = (
+        None if named is None else str(named) for named in (name, target, draft, adapter)
+    )
     spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
     return load_spec(spec, config=config, engine=engine, report=report, **options)
 

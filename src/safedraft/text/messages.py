@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError
 
@@ -16,20 +16,32 @@ Message = Mapping[str, str]
 _ROLES = ("system", "user", "assistant")
 
 
-def conversation(prompt: str | Sequence[Message], prefill: str = "") -> list[Message]:
+def conversation(
+    prompt: str | Sequence[Mapping[str, Any]], prefill: str = "", system: str | None = None
+) -> list[Message]:
     """Return the checked messages of a request.
 
     Args:
-        prompt: the text of one user message, or all messages.
+        prompt: the text of one user message, or all messages; a content may be parts of text, as in
+            OpenAI's API.
         prefill: the beginning of the reply; it becomes an assistant message at the end.
+        system: the system prompt, which comes first.
 
     Raises:
         SafeDraftError: no user message has text, a message has no valid role or content, or there
             is a prefill after messages that already end in an assistant turn.
     """
-    messages: list[Message] = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    )
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(given, Sequence):
+        raise SafeDraftError(
+            f"a prompt is a text or a list of messages, not {type(prompt).__name__}; token ids go "
+            "to stream_ids or generate_many_ids"
+        )
+    messages: list[Message] = [_join_parts(message) for message in given]
+    if system is not None:
+        if messages and messages[0].get("role") == "system":
+            raise SafeDraftError("the messages begin with a system prompt: leave out system")
+        messages.insert(0, {"role": "system", "content": system})
     final: list[Message] = [{"role": "assistant", "content": prefill}] if prefill else []
     for message in [*messages, *final]:
         _require_valid(message)
@@ -139,6 +151,18 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     beginning = [tokenizer.bos_token_id]
     # An end token that the tokenizer adds is left out: it would end the text.
     return [*beginning, *ids] if tokenizer.encode("")[:1] == beginning else ids
+
+
+def _join_parts(message: Mapping[str, Any]) -> Message:
+    """Join a content that is a list of text parts."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list | tuple):
+        return message
+    parts = message["content"]
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise SafeDraftError(f"a message has a part of type {kind!r}: only text can be read")
+    return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
 
 
 def _require_valid(message: Message) -> None:

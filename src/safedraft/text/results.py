@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any, Literal, NamedTuple
+
+_SHOWN = 60
+"""Number of characters of a reply that ``repr`` shows."""
 
 FinishReason = Literal["stop", "length", "interrupted"]
 """Why a reply ended.
@@ -112,7 +116,13 @@ class Statistics:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-@dataclass(slots=True)
+_COLORS = {"union": "#e4c1f0", "intersection": "#f7e3a1"}
+"""Background of a token that is not the draft's, by the scheme that corrected it."""
+
+_DRAFT_COLOR = "#cfeccf"
+
+
+@dataclass(slots=True, repr=False)
 class GenerationResult:
     """A reply: its text, the trace of its tokens, and its cost."""
 
@@ -123,6 +133,16 @@ class GenerationResult:
     warnings: tuple[str, ...] = ()
     """Why the reply may be less safe than one believes, such as a draft without an adapter."""
 
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}…"
+        tokens = self.statistics.tokens
+        return f"GenerationResult({shown!r}, finish_reason={self.finish_reason!r}, {tokens=})"
+
+    def _repr_html_(self) -> str:
+        """Show the reply in a notebook; colors say where each token comes from."""
+        notes = "".join(f"<p><b>{escape(warning)}</b></p>" for warning in self.warnings)
+        return f"{notes}<pre style='white-space: pre-wrap'>{''.join(map(_span, self.trace))}</pre>"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         return {
@@ -132,3 +152,12 @@ class GenerationResult:
             "statistics": self.statistics.to_dict(),
             "trace": [token.to_dict() for token in self.trace],
         }
+
+
+def _span(token: Token) -> str:
+    if token.scheme is None:
+        return escape(token.text)
+    color = _DRAFT_COLOR if token.matched else _COLORS[token.scheme]
+    origin = "the draft's token" if token.matched else f"corrected in {token.scheme}"
+    style = f"background: {color}; color: #000"
+    return f"<span style='{style}' title='{escape(origin)}'>{escape(token.text)}</span>"

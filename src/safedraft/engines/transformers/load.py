@@ -24,8 +24,9 @@ def load(
     config: SSDConfig | None = None,
     report: ReportProgress = silent,
     *,
-    dtype: str = "auto",
-    draft_dtype: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    torch_dtype: str | torch.dtype | None = None,
+    draft_dtype: str | torch.dtype | None = None,
     device: str = "auto",
     draft_device: str | None = None,
 ) -> LoadedPair:
@@ -35,7 +36,9 @@ def load(
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with stage, done and total bytes while a model is fetched.
-        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
+        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``, by name or as
+            torch's own.
+        torch_dtype: Transformers' older name for ``dtype``.
         draft_dtype: the draft's dtype if it differs; on processors also ``int8``: the checkpoint's
             dtype with 8-bit weights. The pair's own by default, if no dtype is named.
         device: ``auto`` (an accelerator if there is one), or torch's name of a device.
@@ -52,6 +55,10 @@ def load(
     from safedraft.models.weights import load_model, merge_adapter
 
     # Invalid options are errors before gigabytes are fetched or loaded.
+    if torch_dtype is not None and dtype != "auto":
+        raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")
+    dtype = _name_dtype(torch_dtype or dtype)
+    draft_dtype = None if draft_dtype is None else _name_dtype(draft_dtype)
     devices = [_find_device(place) for place in (device, draft_device or device)]
     small_type = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
     types = [_find_dtype(dtype), _find_dtype("auto" if small_type == INT8 else small_type)]
@@ -84,6 +91,10 @@ def _choose_draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: t
         raise SafeDraftError(f"draft_dtype int8 is for processors, and the draft is on {device}")
     own = spec.draft_dtype if dtype == "auto" and device.type == "cpu" else None
     return named or own or dtype
+
+
+def _name_dtype(dtype: str | torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _find_dtype(name: str) -> torch.dtype | str:

@@ -1,0 +1,204 @@
+"""Two loaded models that decode token ids together, on any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from safedraft.core.config import Constants, SamplingParams
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.generation import RequestBatch
+from safedraft.core.request import Request
+from safedraft.core.rule import Context, Rule
+from safedraft.core.session import Reader, SessionEngine, Which
+from safedraft.engines.base import Capability, LoadedModel, LoadedPair
+from safedraft.rules import constants_for, find_rule
+from safedraft.text.detokenizer import Detokenizer
+from safedraft.text.messages import Message, conversation, encode, encode_text, with_system
+from safedraft.text.refusals import refusal_tokens
+from safedraft.text.results import Statistics
+from safedraft.text.stop import control_stops
+from safedraft.text.stream import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from safedraft.models.registry import PairSpec
+
+
+class Prompts(NamedTuple):
+    """Token ids that each model continues."""
+
+    target: list[int]
+    draft: list[int]
+
+
+@dataclass(frozen=True, repr=False)
+class TokenPair(LoadedPair):
+    """A target and a draft that fit each other: prompts to ids, ids to streams of tokens."""
+
+    spec: PairSpec | None = field(default=None, kw_only=True)
+    """What it was loaded from, if it was."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why replies may be less safe than one believes, for whoever shows them."""
+        warning = self.spec.warning if self.spec else None
+        return (warning,) if warning else ()
+
+    def prompts(self, prompt: str | Sequence[Message]) -> Prompts:
+        """Each model's own prompt: its chat template, under its system prompt.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer or no chat template, or the text is empty.
+        """
+        messages = conversation(prompt) if isinstance(prompt, str) else prompt
+        target, draft = (
+            encode(_tokenizer(model), with_system(messages, model.system))
+            for model in (self.target, self.draft)
+        )
+        return Prompts(target, draft)
+
+    def text_prompts(self, text: str) -> Prompts:
+        """Each model's own ids of a text that is continued as it stands.
+
+        There is no chat template, and no system prompt of a model's own. A control token spelled
+        out in the text stays text; where a tokenizer begins texts with a token, that comes first.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer, or the text is empty.
+        """
+        models = (self.target, self.draft)
+        return Prompts(*(encode_text(_tokenizer(model), text) for model in models))
+
+    def stream_ids(
+        self,
+        prompts: Prompts | Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        turn_begun: bool | None = None,
+        top_logprobs: int | None = None,
+        batch: RequestBatch | None = None,
+    ) -> Stream:
+        """As ``stream``, from token ids; with no tokenizer, tokens have no text.
+
+        Args:
+            prompts: those of each model, or one for both.
+            turn_begun: whether the prompts end inside the assistant's turn; None if that is not
+                known.
+
+        Raises:
+            PromptTooLongError: no room left in the shorter context.
+            SafeDraftError: an empty prompt, an id that its model does not have, stop strings
+                without a tokenizer, a negative number of log probabilities, a ``prefill_scheme``
+                where it is not known whether the turn has begun, or something that the engine
+                cannot do.
+        """
+        if not isinstance(prompts, Prompts):
+            prompts = Prompts(list(prompts), list(prompts))
+        sampling = self.fit(prompts, sampling or SamplingParams())
+        tokenizer = self.target.tokenizer
+        if sampling.stop and tokenizer is None:
+            raise SafeDraftError("stop strings need a tokenizer, and the target has none")
+        request = self.request(
+            prompts, sampling, config, rule, turn_begun=turn_begun, top_logprobs=top_logprobs
+        )
+        batch = batch or self.engine.batch()
+        return Stream(
+            batch,
+            batch.add(request),
+            Detokenizer(tokenizer, prompts.target) if tokenizer else None,
+            Statistics(
+                prompt_tokens=max(map(len, prompts)),
+                seed=None if sampling.greedy else sampling.seed,
+            ),
+            sampling.stop,
+            self.warnings,
+        )
+
+    def request(
+        self,
+        prompts: Prompts,
+        sampling: SamplingParams,
+        config: Constants | None = None,
+        rule: str | Rule = "ssd",
+        *,
+        turn_begun: bool | None = None,
+        top_logprobs: int | None = None,
+    ) -> Request:
+        """A request of this pair, for whoever steps a batch itself; see ``stream_ids``."""
+        if top_logprobs is not None:
+            self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
+            if top_logprobs < 0:
+                raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
+        if prompts.target != prompts.draft:
+            self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
+        decided_by = find_rule(rule) if isinstance(rule, str) else rule
+        return Request(
+            tuple(prompts.target),
+            tuple(prompts.draft),
+            decided_by,
+            constants_for(decided_by.config, config or self.config),
+            sampling,
+            self.end_tokens_of(sampling),
+            Context(turn_begun, self.refusal_tokens),
+            top_logprobs,
+        )
+
+    def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
+        """Ids that end a reply: the pair's, the request's, and stop strings of one control token.
+
+        Raises:
+            SafeDraftError: a stop string can never be found in a text, or an id does not exist.
+        """
+        if beyond := [id for id in sampling.stop_token_ids if id >= self.vocabulary]:
+            raise SafeDraftError(f"stop_token_ids: {beyond[0]}: ids end at {self.vocabulary - 1}")
+        tokenizer = self.target.tokenizer
+        control = control_stops(tokenizer, sampling.stop) if tokenizer else frozenset()
+        return self.end_tokens | control | frozenset(sampling.stop_token_ids)
+
+    def reader(self, which: Which) -> Reader:
+        """One of the models, for whoever asks it about a text of their own.
+
+        Raises:
+            SafeDraftError: the engine hands out no sessions.
+        """
+        self.engine.capabilities.require(Capability.SESSIONS, "asking a model about a text")
+        assert isinstance(self.engine, SessionEngine)
+        return Reader(self.engine, which)
+
+    @cached_property
+    def refusal_tokens(self) -> frozenset[int]:
+        """Shared ids that begin a refusal; none without a tokenizer."""
+        return refusal_tokens(self.draft.tokenizer, self.vocabulary)
+
+    def fit(self, prompts: Prompts, sampling: SamplingParams) -> SamplingParams:
+        """``sampling`` with a seed and no more tokens than the shorter context has room for.
+
+        Raises:
+            PromptTooLongError: there is no room for any.
+            SafeDraftError: an empty prompt, or an id that its model does not have.
+        """
+        for model, ids in zip((self.target, self.draft), prompts, strict=True):
+            if not ids:
+                raise SafeDraftError(f"{model.name}: the prompt is empty")
+            count = model.embedded_ids or self.vocabulary
+            if not all(0 <= token < count for token in ids):
+                raise SafeDraftError(
+                    f"{model.name}: the prompt has ids outside its vocabulary, 0 to {count - 1}"
+                )
+        return sampling.fitted(max(map(len, prompts)), self.context_length)
+
+    def close(self) -> None:
+        """Give back what the engine holds outside of this process or on a device."""
+        self.engine.close()
+
+
+def _tokenizer(model: LoadedModel) -> PreTrainedTokenizerBase:
+    if model.tokenizer is None:
+        raise SafeDraftError(f"{model.name} has no tokenizer: it decodes token ids only")
+    return model.tokenizer

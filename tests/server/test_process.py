@@ -78,7 +78,7 @@ def test_sigterm_under_load_finishes_what_was_asked(tiny_pair: Folders) -> None:
 
 
 def test_prompts_are_in_no_log(tiny_pair: Folders) -> None:
-    with process(tiny_pair, "--allow", "completions") as (running, url):
+    with process(tiny_pair, "--allow", "completions", "--served-model-name", "m") as (running, url):
         name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         for text in ("private words", "private words" * 400):
             for more in ({}, {"user": "x"}, {"stream": True}):
@@ -88,7 +88,9 @@ def test_prompts_are_in_no_log(tiny_pair: Folders) -> None:
                 httpx.post(f"{url}/v1/completions", json=asked | {"prompt": text})
         running.send_signal(signal.SIGTERM)
         assert running.stderr
-        assert "private" not in running.stderr.read()
+        log = running.stderr.read()
+        assert "private" not in log
+        assert len(re.findall(r"id=\w+ model='m' tokens=\d", log)) == 6
 
 
 @pytest.mark.parametrize(

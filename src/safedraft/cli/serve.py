@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -78,6 +79,30 @@ def serve(
             rich_help_panel=_SERVER,
         ),
     ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model for clients. Default: the pair's.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="An origin of web pages whose scripts may call the server, or *. May be given "
+            "again.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    guard_header: Annotated[
+        bool,
+        typer.Option(
+            "--guard-header",
+            help="Send X-SafeDraft-Guarded with each reply: whether a draft with a safety adapter "
+            "takes part.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = False,
     playground: Annotated[
         bool,
         typer.Option(
@@ -107,11 +132,15 @@ def serve(
     models = replace(models, pair=pair)
     spec, config = models.spec, models.config
     # With another model, the name of the pair would mislead clients.
-    name = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
+    usual = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
+    name = served_model_name or usual
     if models.engine == "vllm":
         _require_engine("transformers", allow=allow, limit=limit, playground=playground)
+        _require_engine("transformers", guard_header=guard_header)
         _require_engine("transformers", device=models.device != "auto")
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
+        if allowed_origins:
+            arguments = ["--allowed-origins", json.dumps(allowed_origins), *arguments]
         if models.dtype != "auto":
             arguments = ["--dtype", models.dtype, *arguments]
         by_load = _parse_draft_tokens(draft_tokens_up_to or ())
@@ -130,6 +159,8 @@ def serve(
         name=name,
         api_key=SecretStr(key) if key else None,
         requests_may_set_constants=requests_may_set_constants,
+        guard_header=guard_header,
+        allowed_origins=tuple(allowed_origins or ()),
         playground=playground,
         limits=Limits.model_validate(options.constants(limit, Limits, "--limit")),
         **allowed,

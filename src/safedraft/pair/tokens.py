@@ -43,6 +43,11 @@ class TokenPair(LoadedPair):
     """What it was loaded from, if it was."""
 
     @property
+    def guarded(self) -> bool:
+        """Whether the draft has a safety adapter."""
+        return bool(self.spec and self.spec.adapter)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Why replies may be less safe than one believes, for whoever shows them."""
         warning = self.spec.warning if self.spec else None

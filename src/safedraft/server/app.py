@@ -10,12 +10,20 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    StreamingResponse,
+)
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from safedraft.pair import Pair
 from safedraft.server import gate, wire
+from safedraft.server.docs_page import describe_api
 from safedraft.server.errors import APIError, convert_http_exception, convert_validation_error
 from safedraft.server.replies import ResponseBuilder, collect_response, stream_events
 from safedraft.server.requests import (
@@ -71,6 +79,13 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
         app.add_middleware(gate.RequireKey, key=settings.api_key.get_secret_value())
     else:
         app.add_middleware(gate.RequireLocalName)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     app.add_middleware(gate.CatchExceptions)
     app.add_middleware(gate.CountRequests, counter=service.metrics.requests)
     return app
@@ -92,19 +107,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
     # Time within which a stream must be read: that of its replies, and as long as a body may take.
     stream_seconds = settings.limits.request_seconds + settings.limits.body_seconds
+    guarded = {"X-SafeDraft-Guarded": str(service.pair.guarded).lower()}
+    headers = guarded if settings.guard_header else {}
     model = wire.Model(id=settings.name, created=int(time.time()))
 
     @app.post("/v1/chat/completions", responses=_document(wire.ChatCompletion), response_model=None)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         builder, jobs = await service.submit_chat(body)
-        return await _respond(request, body, builder, jobs, stream_seconds)
+        return await _respond(request, body, builder, jobs, stream_seconds, headers)
 
     @app.post("/v1/completions", responses=_document(wire.Completion), response_model=None)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue raw texts, without a chat template."""
         builder, jobs = await service.submit_completion(body)
-        return await _respond(request, body, builder, jobs, stream_seconds)
+        return await _respond(request, body, builder, jobs, stream_seconds, headers)
 
     @app.get("/v1/models", responses=_ERRORS)
     async def list_models() -> wire.ModelList:
@@ -128,6 +145,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             max_model_len=service.pair.context_length,
         )
 
+    @app.get(gate.ROOT, include_in_schema=False)
+    async def show_start() -> Response:
+        """Lead to the playground, or to the page about the API."""
+        return RedirectResponse(gate.PAGE + "/" if settings.playground else gate.DOCS)
+
+    @app.get(gate.DOCS, include_in_schema=False)
+    async def show_docs() -> Response:
+        """List the routes on a page that loads nothing."""
+        return HTMLResponse(describe_api(settings.name, app.openapi()))
+
     @app.get("/health", responses=_ERRORS)
     async def check_health() -> dict[str, str]:
         """Check whether requests are accepted."""
@@ -145,8 +172,15 @@ class _EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], jobs: Sequence[Job], seconds: float) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        jobs: Sequence[Job],
+        seconds: float,
+        headers: dict[str, str],
+    ) -> None:
+        own = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=own | headers)
         self._jobs, self._seconds = jobs, seconds
 
     async def __call__(self, *args: Any) -> None:
@@ -164,12 +198,14 @@ async def _respond(
     builder: ResponseBuilder,
     jobs: Sequence[Job],
     stream_seconds: float,
+    headers: dict[str, str],
 ) -> Response:
     if body.stream:
         events = stream_events(builder, jobs, body.wants_usage_chunk)
-        return _EventStream(events, jobs, stream_seconds)
+        return _EventStream(events, jobs, stream_seconds, headers)
     try:
-        return JSONResponse(await _cancel_on_disconnect(request, collect_response(builder, jobs)))
+        whole = await _cancel_on_disconnect(request, collect_response(builder, jobs))
+        return JSONResponse(whole, headers=headers)
     finally:
         _give_up(jobs)
 

@@ -24,7 +24,11 @@ PUBLIC_PATH = "/health"
 """The only path that needs no API key."""
 
 PAGE = "/playground"
-"""Path of the playground. Browsers ask for a name and a password there: the key is the password."""
+"""Path of the playground. Browsers ask for a name and a password there, and at the two pages below:
+the key is the password."""
+
+ROOT, DOCS = "/", "/docs"
+"""Paths that lead to the playground, or to the page about the API."""
 
 
 class CatchExceptions:
@@ -88,7 +92,7 @@ class RequireKey:
         ):
             message = "The API key is missing or wrong. Send it as 'Authorization: Bearer <key>'."
             error = APIError(401, "invalid_api_key", message)
-            if scope["path"].startswith(PAGE):
+            if scope["path"].startswith(PAGE) or scope["path"] in (ROOT, DOCS):
                 error.headers["WWW-Authenticate"] = 'Basic realm="SafeDraft", charset="UTF-8"'
             await error.build_response()(scope, receive, send)
             return

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from safedraft.prompts.phrases import is_refusal
 from safedraft.text.results import GenerationResult
 
 _SECONDS = (0.25, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
@@ -21,7 +22,10 @@ class Metrics:
             "safedraft_requests", "Requests answered", ["route", "status"], registry=registry
         )
         self._replies = Counter(
-            "safedraft_replies", "Replies ended", ["finish_reason"], registry=registry
+            "safedraft_replies",
+            "Replies ended",
+            ["finish_reason", "guarded", "refused"],
+            registry=registry,
         )
         self._tokens = Counter(
             "safedraft_tokens", "Tokens decided", ["scheme", "matched"], registry=registry
@@ -44,12 +48,18 @@ class Metrics:
         """Add a gauge whose value is computed when the metrics are read."""
         Gauge(f"safedraft_{name}", description, registry=self._registry).set_function(value)
 
-    def count(self, reply: GenerationResult) -> None:
-        """Count a reply that ended for any reason."""
+    def count(self, reply: GenerationResult, guarded: bool) -> None:
+        """Count a reply that ended for any reason.
+
+        Args:
+            reply: the reply.
+            guarded: whether a draft with a safety adapter took part in it.
+        """
         statistics = reply.statistics
-        self._replies.labels(reply.finish_reason).inc()
+        refused = is_refusal(reply.text)
+        self._replies.labels(reply.finish_reason, _flag(guarded), _flag(refused)).inc()
         decisions = Tally(
-            (token.scheme, str(token.matched).lower()) for token in reply.trace if token.scheme
+            (token.scheme, _flag(token.matched)) for token in reply.trace if token.scheme
         )
         for (scheme, matched), count in decisions.items():
             self._tokens.labels(scheme, matched).inc(count)
@@ -63,3 +73,7 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         text: bytes = generate_latest(self._registry)
         return text
+
+
+def _flag(value: bool) -> str:
+    return str(value).lower()

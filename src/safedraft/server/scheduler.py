@@ -24,8 +24,10 @@ T = TypeVar("T")
 class Job:
     """One reply that is queued or being decoded; iterating over the job yields its tokens."""
 
-    def __init__(self, stream: Stream, deadline: float) -> None:
+    def __init__(self, stream: Stream, deadline: float, id: str = "") -> None:
         self.stream = stream
+        self.id = id
+        """Identifier of its response, the same for all replies of one request."""
         self.deadline = deadline
         self.given_up = False
         """Whether nobody waits for the reply any more; it is stopped at the next block."""
@@ -96,10 +98,11 @@ class Scheduler:
         """Number of replies in the queue."""
         return self._opening + len(self._waiting)
 
-    async def submit(self, openers: Sequence[Callable[[], Stream]]) -> list[Job]:
+    async def submit(self, openers: Sequence[Callable[[], Stream]], id: str = "") -> list[Job]:
         """Queue the replies of one request, all or none.
 
         Args:
+            id: identifier of the response, for the log.
             openers: each encodes a prompt and opens its stream. They are called on the decoding
                 thread, because tokenizers cannot be used by two threads at once.
 
@@ -111,7 +114,7 @@ class Scheduler:
         streams = await self.call(lambda: [open_stream() for open_stream in openers], len(openers))
         if self._grace_over:
             raise _stopping_error()
-        jobs = [Job(stream, deadline) for stream in streams]
+        jobs = [Job(stream, deadline, id) for stream in streams]
         self._waiting.extend(jobs)
         return jobs
 

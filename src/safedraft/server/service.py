@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +32,9 @@ from safedraft.text.messages import Message, conversation
 from safedraft.text.stream import Stream
 
 T = TypeVar("T")
+
+access_log = logging.getLogger("safedraft.access")
+"""One line for each reply, without any text of a request or a reply."""
 Submission = tuple[ResponseBuilder, list[Job]]
 
 
@@ -45,9 +49,26 @@ class Service:
             )
         self.pair, self.settings = pair, settings
         self.metrics = Metrics()
-        self.scheduler = Scheduler(settings.limits, lambda job: self.metrics.count(job.reply))
+        self.scheduler = Scheduler(settings.limits, self._record)
         self.metrics.add_gauge("active_replies", "Decoded in turns", lambda: self.scheduler.active)
         self.metrics.add_gauge("waiting_replies", "In the queue", lambda: self.scheduler.waiting)
+
+    def _record(self, job: Job) -> None:
+        """Count a reply that has ended, and log it without its text."""
+        reply, decided = job.reply, [token.scheme for token in job.reply.trace if token.scheme]
+        guarded = self.pair.guarded and bool(decided)
+        self.metrics.count(reply, guarded)
+        union = decided.count("union") / len(decided) if decided else 0.0
+        access_log.info(
+            "id=%s model=%r tokens=%d seconds=%.2f union=%.2f guarded=%s finish_reason=%s",
+            job.id or "-",
+            self.settings.name,
+            reply.statistics.tokens,
+            reply.statistics.seconds,
+            union,
+            str(guarded).lower(),
+            reply.finish_reason,
+        )
 
     async def submit_chat(self, request: ChatRequest) -> Submission:
         """Queue the replies to a conversation.
@@ -154,7 +175,7 @@ class Service:
             end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
         )
-        return builder, await self.scheduler.submit(openers)
+        return builder, await self.scheduler.submit(openers, builder.id)
 
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
         # Raw text may already contain the beginning of the reply.

@@ -65,6 +65,10 @@ class ServerSettings(_Frozen):
     """Whether responses may report matches and schemes, from which attackers can learn."""
     requests_may_set_constants: bool = False
     """Whether a request may set the constants; strengths of 0 turn the defense off."""
+    guard_header: bool = False
+    """Whether responses have the header ``X-SafeDraft-Guarded``, for an operator's own proxy."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages whose scripts may call the server (CORS); ``*`` is any."""
     playground: bool = False
     """Whether ``/playground`` is served; the page shows everything that telemetry reports."""
     limits: Limits = Limits()

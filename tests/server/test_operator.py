@@ -1,0 +1,123 @@
+"""What an operator sees: pages, headers, counts of replies, and a log without texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import NAME, Served, serving
+from talking import talking
+
+from safedraft.models.registry import PairSpec
+from safedraft.pair import Pair
+
+GUARDED = PairSpec(name="own", target="big", draft="small", adapter="some/adapter")
+BARE = PairSpec(name="own", target="big", draft="small", bare_draft=True)
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def pair_of(folder: Path, spec: PairSpec | None, says: str) -> Pair:
+    return replace(talking(folder, lambda prompt: says), spec=spec)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pair = pair_of(tmp_path_factory.mktemp("pair"), GUARDED, REFUSAL)
+    with serving(pair) as server:
+        yield server
+
+
+def ask(served: Served, **more: Any) -> httpx.Response:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "a secret"}]} | more
+    return served.http.post("/v1/chat/completions", json=body)
+
+
+def test_the_root_leads_to_a_page_that_loads_nothing(served: Served) -> None:
+    reply = httpx.get(served.url, follow_redirects=True)
+    assert reply.url.path == "/docs"
+    assert reply.headers["content-type"].startswith("text/html")
+    for part in ("POST /v1/chat/completions", "<code>messages</code>", "openapi.json", NAME):
+        assert part in reply.text
+    assert "<script" not in reply.text
+    assert "http://" not in reply.text.replace("http://127.0.0.1", "")
+    assert "https://" not in reply.text
+
+
+def test_the_root_leads_to_the_playground_where_there_is_one(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    with serving(pair_of(tmp_path, GUARDED, "yes"), playground=True) as server:
+        assert httpx.get(server.url).headers["location"] == "/playground/"
+
+
+def test_browsers_are_asked_for_the_key_at_its_pages(tmp_path: Path) -> None:
+    with serving(pair_of(tmp_path, GUARDED, "yes"), api_key="k") as server:
+        for path in ("/", "/docs"):
+            refused = httpx.get(f"{server.url}{path}")
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"].startswith("Basic")
+        assert httpx.get(f"{server.url}/docs", auth=("any", "k")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("spec", "says", "guarded", "refused"),
+    [
+        (GUARDED, REFUSAL, "true", "true"),
+        (GUARDED, "Yes, gladly.", "true", "false"),
+        (BARE, REFUSAL, "false", "true"),
+        (None, "Yes, gladly.", "false", "false"),
+    ],
+)
+def test_replies_are_counted_by_whether_they_were_guarded_and_refused(
+    tmp_path: Path, spec: PairSpec | None, says: str, guarded: str, refused: str
+) -> None:
+    with serving(pair_of(tmp_path, spec, says), guard_header=True) as server:
+        for stream in (False, True):
+            assert ask(server, stream=stream).headers["x-safedraft-guarded"] == guarded
+        counted = server.http.get("/metrics").text
+    labels = f'finish_reason="stop",guarded="{guarded}",refused="{refused}"'
+    assert f"safedraft_replies_total{{{labels}}} 2.0" in counted
+
+
+def test_clients_get_no_header_unless_it_is_switched_on(served: Served) -> None:
+    assert not any(name.startswith("x-safedraft") for name in ask(served).headers)
+
+
+def test_each_reply_is_a_line_of_the_log_without_texts(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="safedraft.access"):
+        reply = ask(served).json()
+    (line,) = (record.getMessage() for record in caplog.records)
+    tokens = reply["usage"]["completion_tokens"]
+    assert reply["id"].endswith(line.split()[0].removeprefix("id="))
+    for part in (f"model='{NAME}'", f"tokens={tokens}", "seconds=", "union=", "guarded=true"):
+        assert part in line
+    assert "sorry" not in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("allowed", "granted"),
+    [((), None), (("https://a.example",), "https://a.example"), (("*",), "*")],
+)
+def test_scripts_of_allowed_origins_may_call_the_server(
+    tmp_path: Path, allowed: tuple[str, ...], granted: str | None
+) -> None:
+    headers = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    pair = pair_of(tmp_path, GUARDED, "yes")
+    with serving(pair, allowed_origins=allowed, api_key="k") as server:
+        preflight = httpx.options(f"{server.url}/v1/chat/completions", headers=headers)
+        other = httpx.options(
+            f"{server.url}/v1/models", headers=headers | {"Origin": "https://b.example"}
+        )
+    assert preflight.headers.get("access-control-allow-origin") == granted
+    assert (other.headers.get("access-control-allow-origin") is not None) is (granted == "*")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import safedraft
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.kernels.int8 import Int8Linear
-from safedraft.models.registry import choose_pair
+from safedraft.models.registry import PairSpec, choose_pair
+from safedraft.pair.load import load_spec
 
 
 @pytest.fixture
@@ -234,3 +235,67 @@ def test_each_model_has_its_own_dtype(tiny_pair: tuple[Path, Path]) -> None:
     pair = load(tiny_pair, dtype="float32", draft_dtype="bfloat16")
     assert (pair.target.model.dtype, pair.draft.model.dtype) == (torch.float32, torch.bfloat16)
     assert pair.generate("hi", sampling=safedraft.SamplingParams(max_new_tokens=5)).trace
+
+
+@pytest.mark.parametrize("template", ["drops", "raises"])
+def test_a_system_prompt_that_a_template_cannot_show_is_refused_at_load(
+    tmp_path: Path, template: str
+) -> None:
+    refusal = "{{ raise_exception('no system role') }}" if template == "raises" else ""
+    written = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}"
+        + refusal
+        + "{% else %}{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    )
+    for name in ("target", "draft"):
+        save_model(tmp_path / name)
+        save_tokenizer(tmp_path / name, template=written)
+    spec = PairSpec(
+        name="own",
+        target=str(tmp_path / "target"),
+        draft=str(tmp_path / "draft"),
+        draft_system="Be safe.",
+    )
+    with pytest.raises(SafeDraftError, match="cannot have the system prompt that the pair gives"):
+        load_spec(spec)
+
+
+@pytest.fixture(scope="module")
+def long_rope(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose rotary factors change after 100 positions."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("long")
+    rope = {"rope_type": "longrope", "long_factor": [1.0, 4, 16, 32], "short_factor": [1.0] * 4}
+    config = Phi3Config(
+        vocab_size=264, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=400,
+        original_max_position_embeddings=100, rope_scaling=rope, initializer_range=0.3,
+        sliding_window=None, pad_token_id=None, bos_token_id=None, eos_token_id=256,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 4, 9])
+def test_positions_end_where_their_factors_would_change(long_rope: Path, draft_tokens: int) -> None:
+    pair = safedraft.load_pair(long_rope, long_rope, use_adapter=False, dtype="float32")
+    assert pair.context_length == 100
+    ids = torch.randint(250, (80,), generator=torch.Generator().manual_seed(2)).tolist()
+    stream = pair.stream_ids(ids, config=safedraft.SSDConfig(draft_tokens=draft_tokens))
+    reply = stream.drain()
+    prompt = torch.tensor([ids])
+    with torch.inference_mode():
+        generated = pair.target.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=20,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert [token.id for token in reply.trace] == generated[0, 80:].tolist()
+    assert len(reply.trace) == 20
+    with pytest.raises(safedraft.PromptTooLongError):
+        pair.stream_ids([1] * 100)

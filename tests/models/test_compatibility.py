@@ -66,6 +66,26 @@ def test_a_template_that_ends_turns_with_no_end_token(tmp_path: Path) -> None:
     assert found.compatible
 
 
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 8.0,
+          "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, 64),
+        ({"rope_type": "dynamic", "factor": 2.0}, 512),
+        ({"rope_type": "llama3", "original_max_position_embeddings": 64, "factor": 8.0,
+          "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 512),
+        (None, 512),
+    ],
+    ids=["longrope", "dynamic", "llama3", "plain"],
+)  # fmt: skip
+def test_positions_whose_factors_depend_on_the_length_are_not_used(
+    tmp_path: Path, rope: Any, length: int
+) -> None:
+    found = diagnose(folder_of(tmp_path / "a", rope_scaling=rope), folder_of(tmp_path / "b"))
+    assert found.context_length == length
+    assert ("warning" in statuses(found, "context")) is (length < 512)
+
+
 def test_tokens_of_one_model_alone_are_never_decoded(tmp_path: Path) -> None:
     found = diagnose(folder_of(tmp_path / "a", ("<x>", "<y>")), folder_of(tmp_path / "b"))
     assert found.compatible

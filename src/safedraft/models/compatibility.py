@@ -58,10 +58,22 @@ class ModelDescription:
         return frozenset(ids)
 
     @property
-    def context_length(self) -> int | None:
-        """Number of positions that the model supports, or None if the configuration lacks it."""
+    def positions(self) -> int | None:
+        """Number of positions that the configuration names, or None if it names none."""
         length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(length) if length else None
+
+    @property
+    def context_length(self) -> int | None:
+        """Number of positions that can be used, or None if the configuration names none.
+
+        Where rotary factors change with the length of the text (LongRoPE, dynamic scaling), these
+        are the positions before the change: keys in the cache have the factors of the length at
+        which they were computed, so that tokens after it would depend on how blocks were cut.
+        """
+        positions = self.positions
+        borders = [positions, *_rotary_borders(self.config.get_text_config())]
+        return min((border for border in borders if border), default=None)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,18 @@ class CompatibilityReport:
             "context_length": self.context_length,
             "checks": [asdict(check) for check in self.checks],
         }
+
+
+def _rotary_borders(config: PreTrainedConfig) -> list[int]:
+    """List the lengths after which a model's rotary factors change."""
+    given = getattr(config, "rope_parameters", None) or {}
+    layers = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return [
+        int(layer["original_max_position_embeddings"])
+        for layer in layers
+        if layer.get("rope_type") in ("longrope", "dynamic")
+        and layer.get("original_max_position_embeddings")
+    ]
 
 
 def check_compatibility(target: ModelDescription, draft: ModelDescription) -> CompatibilityReport:
@@ -315,6 +339,13 @@ def _check_context(target: ModelDescription, draft: ModelDescription) -> Iterato
     else:
         shorter = min(length for length in lengths.values() if length)
         yield Check("context", "ok", f"{detail} tokens; a conversation has room for {shorter}")
+    for model in (target, draft):
+        if model.context_length != model.positions:
+            detail = (
+                f"{model.name}: {model.context_length} of {model.positions} positions are used, "
+                "since the factors of its positions change with the length after these"
+            )
+            yield Check("context", "warning", detail)
 
 
 def _check_templates(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:

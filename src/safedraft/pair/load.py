@@ -10,9 +10,11 @@ from typing import Any
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
+from safedraft.engines.base import LoadedModel
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, choose_pair, pairs
 from safedraft.pair.pair import Pair
+from safedraft.text.messages import encode, with_system
 
 Named = str | PathLike[str]
 """A name, a hub id, or a folder."""
@@ -84,7 +86,22 @@ def load_spec(
     except TypeError as error:
         raise SafeDraftError(f"the engine {engine}: {error}") from error
     loaded = load(spec, config, report, **options)
+    for model in (loaded.target, loaded.draft):
+        _require_system_prompt(model)
     return Pair(**vars(loaded), spec=spec)
+
+
+def _require_system_prompt(model: LoadedModel) -> None:
+    """Refuse a system prompt that the model's chat template cannot show, before any request."""
+    if not (model.system and model.tokenizer and model.tokenizer.chat_template):
+        return
+    greeting = with_system([{"role": "user", "content": "Hello"}], model.system)
+    try:
+        encode(model.tokenizer, greeting)
+    except SafeDraftError as error:
+        raise SafeDraftError(
+            f"{model.name} cannot have the system prompt that the pair gives it: {error}"
+        ) from error
 
 
 def warn_if_unguarded(spec: PairSpec) -> None:

@@ -62,6 +62,10 @@ def test_at_most_60_dependencies_between_packages(structure: dict[str, Any]) -> 
     assert 1 < structure["figures"]["dependencies between packages"] <= 60
 
 
+def test_every_long_file_says_why(structure: dict[str, Any]) -> None:
+    assert structure["figures"]["of these without a reason"] == 0
+
+
 def test_the_committed_picture_is_current(tmp_path: Path) -> None:
     run("--svg", tmp_path / "now.svg")
     assert PICTURE.read_text("utf-8") == (tmp_path / "now.svg").read_text("utf-8"), "make structure"

@@ -10,11 +10,8 @@ from conftest import save_model, save_tokenizer
 from transformers import MambaConfig
 
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
-from safedraft.models.compatibility import (
-    CompatibilityReport,
-    check_compatibility,
-    read_description,
-)
+from safedraft.models.compatibility import CompatibilityReport, check_compatibility
+from safedraft.models.description import read_description
 
 
 def folder_of(

@@ -31,7 +31,8 @@ def doctor(
     from rich.console import Console
     from rich.markup import escape
 
-    from safedraft.models.compatibility import check_compatibility, read_description
+    from safedraft.models.compatibility import check_compatibility
+    from safedraft.models.description import read_description
     from safedraft.models.fetch import fetch_description
     from safedraft.models.progress import show_progress
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from safedraft.models.compatibility import (
-    CompatibilityReport,
-    ModelDescription,
-    check_compatibility,
-    read_description,
-)
+from safedraft.models.compatibility import CompatibilityReport, check_compatibility
+from safedraft.models.description import ModelDescription, read_description
 from safedraft.models.fetch import fetch, fetch_adapter
 from safedraft.models.fingerprint import require_base
 from safedraft.models.progress import ReportProgress, silent

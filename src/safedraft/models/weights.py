@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError, first_line
-from safedraft.models.compatibility import ModelDescription
+from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.parts import Parts
 from safedraft.models.pinned import build_once

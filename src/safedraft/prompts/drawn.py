@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from filelock import FileLock
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.models.compatibility import ModelDescription
+from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest
 from safedraft.models.registry import cache_folder
 from safedraft.text.detokenizer import Detokenizer

@@ -1,0 +1,119 @@
+"""What a model's files say about it; no weights are read and no code is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safedraft.core.errors import SafeDraftError, first_line
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model's configuration and tokenizer say about it; no weights are needed."""
+
+    name: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    generation: GenerationConfig | None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the output layer: tokens and padding."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """The token of every id that the tokenizer knows."""
+        vocabulary = self.tokenizer.get_vocab() if self.tokenizer else {}
+        return {id: token for token, id in vocabulary.items()}
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a reply of this model."""
+        configured = self.generation.eos_token_id if self.generation else None
+        if configured is None:
+            configured = self.config.get_text_config().eos_token_id
+        ids = {configured} if isinstance(configured, int) else set(configured or ())
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        return frozenset(ids)
+
+    @property
+    def positions(self) -> int | None:
+        """Number of positions that the configuration names, or None if it names none."""
+        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    @property
+    def context_length(self) -> int | None:
+        """Number of positions that can be used, or None if the configuration names none.
+
+        Where rotary factors change with the length of the text (LongRoPE, dynamic scaling), these
+        are the positions before the change: keys in the cache have the factors of the length at
+        which they were computed, so that tokens after it would depend on how blocks were cut.
+        """
+        positions = self.positions
+        borders = [positions, *_rotary_borders(self.config.get_text_config())]
+        return min((border for border in borders if border), default=None)
+
+
+def read_description(folder: Path, name: str) -> ModelDescription:
+    """Read the configuration and tokenizer of a model in a folder.
+
+    No weights are read and no code is run.
+
+    Raises:
+        SafeDraftError: the folder's files cannot be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        generation = None
+        if (folder / "generation_config.json").exists():
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # Transformers passes on any exception of its parsers.
+        raise SafeDraftError(
+            f"{folder}: config.json cannot be used: {first_line(error)}"
+        ) from error
+    return ModelDescription(name, config, read_tokenizer(folder), generation)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Read the tokenizer in a folder; None if the folder has none.
+
+    Raises:
+        SafeDraftError: the tokenizer's files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / file).exists() for file in files):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # Transformers passes on any exception of its parsers.
+        raise SafeDraftError(
+            f"{folder}: the tokenizer cannot be read: {first_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def _rotary_borders(config: PreTrainedConfig) -> list[int]:
+    """List the lengths after which a model's rotary factors change."""
+    given = getattr(config, "rope_parameters", None) or {}
+    layers = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return [
+        int(layer["original_max_position_embeddings"])
+        for layer in layers
+        if layer.get("rope_type") in ("longrope", "dynamic")
+        and layer.get("original_max_position_embeddings")
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_speed_is_the_median_of_ratios_on_the_same_request(tmp_path: Path) -> No
     assert (speed.value, speed.count) == (2.0, 3)  # of 4, 2 and 1
     passes = figures.table("tokens_per_pass").cell("harmless prompts", "target_only")
     assert passes.value == pytest.approx((1 + 2 + 3 + 0.5) / 4)
+
+
+def test_signals_are_a_share_of_tokens_and_a_dash_for_rules_without_one(tmp_path: Path) -> None:
+    def run(defense: str, signals: list[int | None]) -> EvalLog:
+        statistics = [replace(timed(10, 1.0, 10), signals=count) for count in signals]
+        return log(
+            "arithmetic", defense,
+            [sample(str(n), correct=1, statistics=own) for n, own in enumerate(statistics)],
+        )  # fmt: skip
+
+    figures = figures_of(tmp_path, run("ssd", [None, None]), run("easd", [0, 3]))
+    table = figures.table("signals")
+    assert table.cell("harmless prompts", "easd").value == pytest.approx(0.15)
+    assert table.cell("harmless prompts", "ssd").count == 0
 
 
 def test_the_headline_says_where_the_target_is_weakest_and_what_it_costs(matrix: Path) -> None:

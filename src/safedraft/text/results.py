@@ -75,8 +75,9 @@ class Statistics:
     blocks: int = 0
     matches: int = 0
     """Number of tokens that are the draft's own first proposal."""
-    signals: int = 0
-    """Number of tokens at which the rule raised its signal (EASD: penalized positions)."""
+    signals: int | None = None
+    """Number of tokens at which the rule raised its signal (EASD: penalized positions); None if
+    the rule has none."""
     match_ratios: list[float] = field(default_factory=list)
     """The match ratio β of every full bin; an end token belongs to no bin."""
     target_passes: int = 0

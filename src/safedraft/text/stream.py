@@ -179,7 +179,8 @@ class Stream(Iterator[Token]):
             statistics.first_token_seconds = time.perf_counter() - self._advance_start
         statistics.tokens += 1
         statistics.matches += step.matched
-        statistics.signals += step.signal is True
+        if isinstance(step.signal, bool):
+            statistics.signals = (statistics.signals or 0) + step.signal
         statistics.blocks = step.block + 1
         if step.match_ratio is not None:
             statistics.match_ratios.append(step.match_ratio)

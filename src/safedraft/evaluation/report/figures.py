@@ -84,6 +84,7 @@ def _build_tables(grid: Grid) -> list[Table]:
         ),
         compute_speed(grid),
         compute_tokens_per_pass(grid),
+        compute_signals(grid),
     ]  # fmt: skip
 
 
@@ -164,6 +165,24 @@ def compute_tokens_per_pass(grid: Grid) -> Table:
     return _by_group(
         grid, GROUPS, per_pass, mean, "tokens_per_pass", "Tokens per pass of the target", "number",
         "Mean over the replies; 1 without a draft. More tokens per pass make decoding faster.",
+    )  # fmt: skip
+
+
+def compute_signals(grid: Grid) -> Table:
+    """Share of a reply's tokens at which its rule raised its signal."""
+
+    def signals(suite: str, column: str) -> list[float]:
+        figures = [row.statistics for row in grid.rows(suite, column)]
+        return [
+            one["signals"] / one["tokens"]
+            for one in figures
+            if one.get("tokens") and one.get("signals") is not None
+        ]
+
+    return _by_group(
+        grid, GROUPS, signals, mean, "signals", "Signals of the rule", "share",
+        "Mean share of a reply's tokens at which the rule raised its signal: positions that EASD "
+        "penalized. A dash where a rule has no signal.",
     )  # fmt: skip
 
 

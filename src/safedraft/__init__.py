@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ __all__ = [  # noqa: RUF022 (the order in which a reader meets them)
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: torch is not loaded by ``import safedraft``."""
     if name == "__version__":
+        from importlib import metadata
+
         return metadata.version("safedraft")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'safedraft' has no attribute {name!r}")

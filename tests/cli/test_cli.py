@@ -80,13 +80,13 @@ def test_a_bare_draft_is_a_line_on_stderr(run: Any, models: list[str]) -> None:
     options = ["generate", "hi", "--max-new-tokens", "2", *models]
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnguardedWarning)
-        _, plain, told = run(*options)
-        _, accepted, untold = run(*options, "--no-adapter")
+        _, plain, warned = run(*options)
+        _, accepted, silent = run(*options, "--no-adapter")
     assert plain == accepted
-    first, *_ = told.splitlines()
+    first, *_ = warned.splitlines()
     assert first.startswith("warning: the draft ")
     assert first.endswith("(use_adapter=False)")
-    assert "warning" not in untold
+    assert "warning" not in silent
 
 
 def test_generate_json_is_one_object(run: Any, models: list[str]) -> None:

@@ -27,11 +27,11 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     assert code == 0
     assert said == f"{out}\n"
     assert "training 2/2" in told
-    told = " ".join(told.split())
-    assert "harmful requests refused, 20 tokens prefilled" in told
-    assert "Not fit for use: it refuses" in told
+    shown = " ".join(told.split())
+    assert "harmful requests refused, 20 tokens prefilled" in shown
+    assert "Not fit for use: it refuses" in shown
     for command in ("generate --target", "eval --target", "calibrate --target"):
-        assert f"safedraft {command}" in told
+        assert f"safedraft {command}" in shown
     card = (out / "README.md").read_text()
     assert "**Not fit for use**: it refuses" in card
     assert "safedraft train-draft --target" in card

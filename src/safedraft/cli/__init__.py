@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib import metadata
 from typing import Annotated, TextIO
 
 import typer
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"safedraft {version('safedraft')}")
+        typer.echo(f"safedraft {metadata.version('safedraft')}")
         raise typer.Exit
 
 

@@ -185,8 +185,8 @@ class SamplingParams(Constants):
             return values
         if "max_new_tokens" in values:
             raise ValueError("give max_new_tokens or max_tokens, which mean the same, not both")
-        names = {"max_tokens": "max_new_tokens"}
-        return {names.get(name, name): value for name, value in values.items()}
+        others = {name: value for name, value in values.items() if name != "max_tokens"}
+        return others | {"max_new_tokens": values["max_tokens"]}
 
     @field_validator("temperature")
     @classmethod

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PROBED = 32
 """Number of tokens after which distributions are compared."""
 
-_ROUNDING = {2: 0.05, 4: 1e-3, 8: 1e-6}
+_ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3, 8: 1e-6}
 """Total variation that rounding the merged weights may cause, by the bytes of a weight."""
 
 

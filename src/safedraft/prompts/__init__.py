@@ -1,1 +1,1 @@
-"""Where prompts come from: sources, splits, screening, and how refusals are recognized."""
+"""Where prompts come from: sources, splits, screening, and how refusals are detected."""

@@ -22,7 +22,7 @@ from pydantic import (
 
 from safedraft.core.config import SamplingParams
 from safedraft.server.settings import Limits
-from safedraft.text.messages import Message
+from safedraft.text.messages import Message, join_text_parts
 
 MAX_TOP_LOGPROBS = 20
 """Upper bound of OpenAI's API."""
@@ -30,15 +30,8 @@ MAX_TOP_LOGPROBS = 20
 
 def _join_text_parts(value: Any) -> Any:
     """Join a content of text parts; return any other value as it is, for the type to refuse."""
-    if not isinstance(value, list) or not value:
-        return value
-    texts = [
-        part["text"]
-        for part in value
-        if isinstance(part, dict) and part.get("type") == "text" and set(part) == {"type", "text"}
-    ]
-    only_text = len(texts) == len(value) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if only_text else value
+    text = join_text_parts(value) if isinstance(value, list) else None
+    return value if text is None else text
 
 
 def _wrap_in_list(value: Any) -> Any:
@@ -198,9 +191,9 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
         """Number of top log probabilities per token; None if no log probabilities are wanted."""
 
     @property
-    def token_limit(self) -> tuple[str, int | None]:
-        """Name and value of the parameter that limits the number of new tokens."""
-        return "max_tokens", self.max_tokens
+    def token_limit(self) -> int | None:
+        """Maximum number of new tokens that the request names."""
+        return self.max_tokens
 
     @property
     def wants_usage_chunk(self) -> bool:
@@ -214,7 +207,7 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
             ValidationError: a value is out of the library's range.
         """
         return SamplingParams(
-            max_new_tokens=min(self.token_limit[1] or limits.new_tokens, limits.new_tokens),
+            max_new_tokens=min(self.token_limit or limits.new_tokens, limits.new_tokens),
             temperature=self.temperature or 0.0,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -233,11 +226,9 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
-    def token_limit(self) -> tuple[str, int | None]:
-        """Name and value of the parameter that limits the new tokens; it has two names."""
-        if self.max_completion_tokens is None:
-            return "max_tokens", self.max_tokens
-        return "max_completion_tokens", self.max_completion_tokens
+    def token_limit(self) -> int | None:
+        """See ``SamplingRequest``; the parameter has two names here."""
+        return self.max_tokens or self.max_completion_tokens
 
     @property
     def alternatives(self) -> int | None:

@@ -158,11 +158,28 @@ def _join_parts(message: Mapping[str, Any]) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), list | tuple):
         return message
     parts = message["content"]
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise SafeDraftError(f"a message has a part of type {kind!r}: only text can be read")
-    return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
+    text = join_text_parts(parts)
+    if text is None:
+        kinds = [part.get("type") if isinstance(part, Mapping) else part for part in parts]
+        kind = next((kind for kind in kinds if kind != "text"), "text")
+        raise SafeDraftError(
+            f"a message has a part of type {kind!r}: only text can be read, as "
+            "{'type': 'text', 'text': …}"
+        )
+    return {**message, "content": text}
+
+
+def join_text_parts(parts: Sequence[Any]) -> str | None:
+    """Join the parts of a message's content; None if there are none or one is not plain text."""
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and set(part) == {"type", "text"}
+    ]
+    only_text = parts and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if only_text else None
 
 
 def _require_valid(message: Message) -> None:

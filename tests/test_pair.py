@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import safedraft
 from safedraft.core.errors import SafeDraftError
-from safedraft.text.messages import encode_text
+from safedraft.text.encode import encode_text
 
 USER = {"role": "user", "content": "hi"}
 BEGUN = [USER, {"role": "assistant", "content": "Sure,"}]

@@ -26,7 +26,8 @@ from typing import Any
 # The intended order, from the bottom: a package imports from the rows below its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("core",),
-    ("kernels", "models", "text", "rules"),
+    ("text",),
+    ("kernels", "models", "rules"),
     ("engines",),
     ("prompts",),
     ("pair",),

@@ -62,7 +62,7 @@ def use_pair(
     """Makes ``safedraft/…`` a talking pair, which draws ``drawn`` for every conversation."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where inspect_ai has its buffers
     pair = talking(tmp_path / "tokenizer", says)
-    monkeypatch.setattr(provider, "load_pair", lambda *_, **__: pair)
+    monkeypatch.setattr(provider, "load_spec", lambda *_, **__: pair)
     monkeypatch.setattr(provider, "_pairs", {})
 
     def draw(member: Any, conversations: Sequence[Any], **_: Any) -> list[DrawnReply]:

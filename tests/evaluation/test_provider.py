@@ -77,11 +77,11 @@ def test_a_constant_reaches_the_defense_and_the_report(
 def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     loaded: list[Any] = []
-    monkeypatch.setattr(provider, "load_pair", lambda *a, **k: loaded.append((a, k)) or pair)
+    monkeypatch.setattr(provider, "load_spec", lambda *a, **k: loaded.append((a, k)) or pair)
     for model in (api(), api(defense="target_only", alpha_union=1.0), api(no_adapter=True)):
         ask(model, ASKED)
         ask(model, ASKED)
-    assert [options["use_adapter"] for _, options in loaded] == [True, False]
+    assert [spec.bare_draft for (spec,), _ in loaded] == [False, True]
 
 
 @pytest.mark.parametrize(

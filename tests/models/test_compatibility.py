@@ -140,7 +140,7 @@ def test_no_chat_template(tmp_path: Path) -> None:
     save_model(tmp_path / "b")
     save_tokenizer(tmp_path / "b", template=None)
     found = diagnose(folder_of(tmp_path / "a"), tmp_path / "b")
-    assert statuses(found, "chat template") == ["ok", "warning"]
+    assert statuses(found, "chat template") == ["warning"]
 
 
 @pytest.mark.parametrize("content", ["{", '{"model_type": "no-such-model"}', "[]"])

@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.text.messages import conversation, encode, encode_text, with_system
+from safedraft.text.encode import encode, encode_text
+from safedraft.text.messages import conversation, with_system
 
 USER = {"role": "user", "content": "hi"}
 START, END = 257, 256

@@ -59,6 +59,31 @@ class ModelChoice:
             rich_help_panel=_PANEL,
         ),
     ] = False
+    other_base: Annotated[
+        bool,
+        typer.Option(
+            "--other-base",
+            help="Accept a draft of the same architecture with other weights than those that the "
+            "adapter was trained on.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A variable of the chat templates, such as enable_thinking=false; may be given "
+            "again. By default those that the adapter was trained with.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    template_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose chat template both models have: target or draft; own: each its own.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     dtype: Annotated[
         str,
         typer.Option(
@@ -102,6 +127,9 @@ class ModelChoice:
             draft=self.draft,
             adapter=self.adapter,
             use_adapter=not self.no_adapter,
+            template=parse_variables(self.template),
+            template_from=self.template_from,
+            other_base=self.other_base,
         )
 
     @property
@@ -126,6 +154,9 @@ class ModelChoice:
             "draft": self.draft,
             "adapter": self.adapter,
             "no_adapter": self.no_adapter or None,
+            "template": ",".join(self.template or ()) or None,
+            "template_from": self.template_from,
+            "other_base": self.other_base or None,
             "dtype": None if self.dtype == "auto" else self.dtype,
             "device": None if self.device == "auto" else self.device,
             "engine": None if self.engine == "transformers" else self.engine,
@@ -148,6 +179,18 @@ class ModelChoice:
             return load_spec(
                 spec, config=config, engine=self.engine, report=report, **self.engine_options
             )
+
+
+def parse_variables(settings: list[str] | None) -> dict[str, Any] | None:
+    """Read ``--template NAME=VALUE``; None if it is not given.
+
+    Raises:
+        SafeDraftError: one is not of that form.
+    """
+    if settings is None:
+        return None
+    assignments = (parse_assignment("--template", setting) for setting in settings)
+    return {name: parse_value(value) for name, value in assignments}
 
 
 def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:

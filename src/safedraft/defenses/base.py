@@ -12,6 +12,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.rule import Rule
 from safedraft.rules.target_only import TargetOnly
 from safedraft.text.messages import Message
+from safedraft.text.reasoning import Thinking
 from safedraft.text.refusals import REFUSAL
 from safedraft.text.results import GenerationResult, Statistics
 
@@ -104,6 +105,19 @@ def rewrite_request(messages: Sequence[Message], text: str) -> list[Message]:
     """Replace the text of the last user message by ``text``."""
     at = find_last_user(messages)
     return [*messages[:at], {**messages[at], "content": text}, *messages[at + 1 :]]
+
+
+def require_direct_answers(pair: Pair, defense: str) -> None:
+    """Refuse a defense that asks the target short questions if it thinks before it answers.
+
+    Raises:
+        SafeDraftError: replies begin with reasoning.
+    """
+    if pair.thinking() is not Thinking.OFF:
+        raise SafeDraftError(
+            f"{defense} asks the target for a few words, and {pair.target.name} thinks first: "
+            "switch that off (template = { enable_thinking = false })"
+        )
 
 
 def make_refusal(pair: Pair, withheld: GenerationResult) -> GenerationResult:

@@ -16,6 +16,7 @@ from safedraft.defenses.base import (
     answer_undefended,
     find_last_user,
     make_refusal,
+    require_direct_answers,
     rewrite_request,
 )
 from safedraft.text.messages import Message, conversation
@@ -43,6 +44,7 @@ def paraphrase(
     All other turns are unchanged, including a prefilled beginning of the reply. An empty paraphrase
     leads to a refusal: the original message is never answered.
     """
+    require_direct_answers(pair, "paraphrase")
     messages = conversation(messages)
     text = messages[find_last_user(messages)]["content"]
     prompt: list[Message] = [{"role": "user", "content": INSTRUCTION.format(text=text)}]

@@ -12,7 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.defenses.base import Defense, add_cost, answer_undefended, make_refusal
+from safedraft.defenses.base import (
+    Defense,
+    add_cost,
+    answer_undefended,
+    make_refusal,
+    require_direct_answers,
+)
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import GenerationResult
 
@@ -43,6 +49,7 @@ def self_examination(
     Raises:
         SafeDraftError: as ``Defense``, or the context has no room to examine the answer.
     """
+    require_direct_answers(pair, "self_examination")
     messages = conversation(messages)
     answer = ask(pair, messages, sampling, config)
     prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""

@@ -125,6 +125,10 @@ class LoadedPair:
     """Maximum number of tokens of a prompt and its reply, in the model with the shorter context."""
     end_tokens: frozenset[int]
     config: SSDConfig
+    spec: PairSpec | None = field(default=None, kw_only=True)
+    """What it was loaded from, if it was, with the adapter's say about chat templates."""
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    """Why replies may be less safe than one believes, as found while loading."""
 
 
 class EngineLoader(Protocol):

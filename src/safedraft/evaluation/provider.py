@@ -17,6 +17,9 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -33,10 +36,11 @@ from safedraft.engines import DEFAULT_ENGINE
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import choose_pair
-from safedraft.pair.load import load_pair
+from safedraft.models.registry import PairSpec, choose_pair
+from safedraft.pair.load import load_spec
 from safedraft.rules import constants_for
 from safedraft.text.messages import Message
+from safedraft.text.reasoning import split_reply
 from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
@@ -49,6 +53,7 @@ CUSTOM = "custom"
 
 OWN_ARGUMENTS = (
     *("defense", "label", "target", "draft", "adapter", "no_adapter"),
+    *("template", "template_from", "other_base"),
     *("engine", "engine_options", "dtype", "device"),
 )
 """Model arguments besides the constants of the method."""
@@ -76,33 +81,36 @@ class PairArguments:
     draft: str | None = None
     adapter: str | None = None
     use_adapter: bool = True
+    template: tuple[tuple[str, Any], ...] | None = None
+    """Variables of the chat templates, by name."""
+    template_from: str | None = None
+    other_base: bool = False
     engine: str = DEFAULT_ENGINE
     engine_options: tuple[tuple[str, Any], ...] = ()
     """The engine's own options, by name."""
 
     def check(self) -> None:
         """Refuse impossible names and adapters before anything is loaded."""
-        choose_pair(
+        self._choose()
+
+    def _choose(self) -> PairSpec:
+        return choose_pair(
             self.name,
             target=self.target,
             draft=self.draft,
             adapter=self.adapter,
             use_adapter=self.use_adapter,
+            template=None if self.template is None else dict(self.template),
+            template_from=self.template_from,
+            other_base=self.other_base,
         )
 
     def load(self, report: ReportProgress = silent) -> Pair:
         """Load the pair, or return it if it is loaded already."""
         with _load_lock:
             if self not in _pairs:
-                _pairs[self] = load_pair(
-                    self.name,
-                    target=self.target,
-                    draft=self.draft,
-                    adapter=self.adapter,
-                    use_adapter=self.use_adapter,
-                    engine=self.engine,
-                    report=report,
-                    **dict(self.engine_options),
+                _pairs[self] = load_spec(
+                    self._choose(), engine=self.engine, report=report, **dict(self.engine_options)
                 )
             return _pairs[self]
 
@@ -121,7 +129,8 @@ class SafeDraftAPI(ModelAPI):
         api_key: refused likewise.
         config: generation settings; see ``to_sampling_params``.
         arguments: ``defense`` (default ssd), ``label`` (its name in reports), ``target``,
-            ``draft``, ``adapter``, ``no_adapter``, ``dtype``, ``device``, and any constant of the
+            ``draft``, ``adapter``, ``no_adapter``, ``template`` (variables as ``name=value,…``),
+            ``template_from``, ``other_base``, ``dtype``, ``device``, and any constant of the
             method.
 
     Raises:
@@ -215,10 +224,12 @@ class SafeDraftAPI(ModelAPI):
         if config.batch and is_drawn and self.can_draw_ahead:
             assert is_prompt_defense(answer)
             answer = partial(answer, ask=look_up_reply)
-        reply = await self.use(
-            lambda pair: answer(pair, messages, params, self._config(pair.config))
-        )
-        return _to_output(f"safedraft/{self.model_name}", reply)
+
+        def reply(pair: Pair) -> tuple[GenerationResult, tuple[str | None, str]]:
+            result = answer(pair, messages, params, self._config(pair.config))
+            return result, split_reply(result.text, messages, pair.target.tokenizer)
+
+        return _to_output(f"safedraft/{self.model_name}", *await self.use(reply))
 
     def max_connections(self) -> int:
         """One request at a time."""
@@ -245,20 +256,30 @@ def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArgumen
         if argument not in (*OWN_ARGUMENTS, *constants):
             known = ", ".join((*OWN_ARGUMENTS, *constants))
             raise SafeDraftError(f"safedraft has no model argument {argument!r}; it has {known}")
-    no_adapter = arguments.get("no_adapter", False)
-    if not isinstance(no_adapter, bool):
-        raise SafeDraftError(f"no_adapter is true or false, not {no_adapter!r}")
-    names = ("target", "draft", "adapter", "engine")
+    switches = {n: arguments.get(n, False) for n in ("no_adapter", "other_base")}
+    for switch, value in switches.items():
+        if not isinstance(value, bool):
+            raise SafeDraftError(f"{switch} is true or false, not {value!r}")
+    names = ("target", "draft", "adapter", "template_from", "engine")
     texts = {n: str(arguments[n]) for n in names if n in arguments}
     given = parse_assignments("engine_options", str(arguments.get("engine_options", "")))
     options: dict[str, Any] = {n: parse_value(value) for n, value in given.items()}
     options |= {n: str(arguments[n]) for n in ("dtype", "device") if n in arguments}
     return PairArguments(
         None if name == CUSTOM else name,
-        use_adapter=not no_adapter,
+        use_adapter=not switches["no_adapter"],
+        other_base=switches["other_base"],
+        template=_parse_template(arguments),
         engine_options=tuple(sorted(options.items())),
         **texts,
     )
+
+
+def _parse_template(arguments: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+    if "template" not in arguments:
+        return None
+    given = parse_assignments("template", str(arguments["template"]))
+    return tuple(sorted((name, parse_value(value)) for name, value in given.items()))
 
 
 def to_sampling_params(config: GenerateConfig) -> SamplingParams:
@@ -279,16 +300,30 @@ def to_sampling_params(config: GenerateConfig) -> SamplingParams:
 
 def _to_messages(input: Sequence[ChatMessage]) -> list[Message]:
     for message in input:
-        plain = isinstance(message.content, str) or all(p.type == "text" for p in message.content)
+        plain = isinstance(message.content, str) or all(
+            part.type in ("text", "reasoning") for part in message.content
+        )
         if not plain or getattr(message, "tool_calls", None):
             raise SafeDraftError(f"a {message.role} message has more than text: it cannot be shown")
-    return [{"role": message.role, "content": message.text} for message in input]
+    return [_to_message(message) for message in input]
 
 
-def _to_output(model: str, reply: GenerationResult) -> ModelOutput:
+def _to_message(message: ChatMessage) -> Message:
+    plain: Message = {"role": message.role, "content": message.text}
+    parts = [] if isinstance(message.content, str) else message.content
+    reasoning = "".join(part.reasoning for part in parts if part.type == "reasoning")
+    return {**plain, "reasoning": reasoning} if reasoning else plain
+
+
+def _to_output(model: str, reply: GenerationResult, parts: tuple[str | None, str]) -> ModelOutput:
+    """A reply in the form of inspect_ai, which keeps reasoning and answer apart."""
     statistics = reply.statistics
+    reasoning, answer = parts
+    content: str | list[Content] = answer
+    if reasoning is not None:
+        content = [ContentReasoning(reasoning=reasoning), ContentText(text=answer)]
     choice = ChatCompletionChoice(
-        message=ChatMessageAssistant(content=reply.text, model=model, source="generate"),
+        message=ChatMessageAssistant(content=content, model=model, source="generate"),
         stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
     )
     return ModelOutput(

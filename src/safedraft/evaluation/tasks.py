@@ -13,6 +13,8 @@ from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
     ChatMessageUser,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     get_model,
 )
@@ -23,6 +25,7 @@ from inspect_ai.util import registry_info
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.attacks import ATTACKS, Attack, SkipSampleError
+from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
@@ -166,7 +169,8 @@ def attack_defense(suite: str) -> Solver:
             return state
         state.messages = [_to_chat_message(message) for message in messages]
         if messages[-1]["role"] == "assistant":
-            state.metadata["prefill"] = messages[-1]["content"]
+            begun = messages[-1]
+            state.metadata["prefill"] = begun["content"] or begun.get("reasoning", "")
         return state
 
     return solve
@@ -177,29 +181,51 @@ def answer() -> Solver:
     """Let the defense answer the conversation."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        return await generate(state)
+        state = await generate(state)
+        if is_unfinished_reasoning(state):
+            state.metadata[LEFT_OUT] = (
+                "the reply ended inside its reasoning, so there is no answer to judge: give more "
+                "--max-new-tokens"
+            )
+        return state
 
     return solve
+
+
+def is_unfinished_reasoning(state: TaskState) -> bool:
+    """Whether a reply has reasoning and no answer behind it."""
+    if not state.output.choices or state.output.completion:
+        return False
+    content = state.output.message.content
+    return not isinstance(content, str) and any(part.type == "reasoning" for part in content)
 
 
 def build_conversation(suite: Suite, attack: Attack, record: Record, pair: Pair) -> list[Message]:
     """Build the conversation that a suite sends to a defense, its instruction included.
 
+    A pair that thinks begins every reply with reasoning, so that what an attack begins is the
+    reasoning.
+
     Raises:
         SkipSampleError: the attack cannot be built from this record.
         SafeDraftError: something the attack needs is missing.
     """
-    return [
+    messages = [
         message
         if message["role"] == "assistant"
         else {**message, "content": message["content"] + suite.instruction}
         for message in attack(record, pair)
     ]
+    return begin_thinking(messages, pair)
 
 
 def _to_chat_message(message: Message) -> ChatMessage:
-    kind = ChatMessageAssistant if message["role"] == "assistant" else ChatMessageUser
-    return kind(content=message["content"])
+    if message["role"] != "assistant":
+        return ChatMessageUser(content=message["content"])
+    if "reasoning" not in message:
+        return ChatMessageAssistant(content=message["content"])
+    reasoning = ContentReasoning(reasoning=message["reasoning"])
+    return ChatMessageAssistant(content=[reasoning, ContentText(text=message["content"])])
 
 
 def find_judges(specs: Sequence[str]) -> list[Scorer]:

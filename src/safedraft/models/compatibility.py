@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import IncompatiblePairError
+from safedraft.models.check import Check, Status
 from safedraft.models.description import ModelDescription
+from safedraft.models.template_checks import check_templates, check_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Status = Literal["ok", "warning", "failure"]
 
 _SHOWN = 3
 """How many differing tokens a message lists."""
@@ -23,15 +23,6 @@ _SENTENCES = (
     "The quick brown fox jumps over 13 lazy dogs.",
     "def f(x):\n    return x ** 2  # naïve — 数学 🙂",
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check."""
-
-    name: str
-    status: Status
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -241,16 +232,6 @@ def _check_context(target: ModelDescription, draft: ModelDescription) -> Iterato
             yield Check("context", "warning", detail)
 
 
-def _check_templates(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
-    for model in (target, draft):
-        if model.tokenizer is None:
-            yield Check("chat template", "warning", f"{model.name}: no tokenizer, token ids only")
-        elif not model.tokenizer.chat_template:
-            yield Check("chat template", "warning", f"{model.name}: none, so it cannot chat")
-        else:
-            yield Check("chat template", "ok", f"{model.name}: has its own")
-
-
 _CHECKS: tuple[Callable[[ModelDescription, ModelDescription], Iterator[Check]], ...] = (
     _check_rewindable,
     _check_vocabulary,
@@ -260,5 +241,6 @@ _CHECKS: tuple[Callable[[ModelDescription, ModelDescription], Iterator[Check]], 
     _check_end_tokens,
     _check_turn_ends,
     _check_context,
-    _check_templates,
+    check_templates,
+    check_thinking,
 )

@@ -75,23 +75,53 @@ class AdapterFacts(BaseModel):
     """Fingerprint of the model whose answers it has learned."""
     versions: dict[str, str]
     """Versions of the libraries that made it."""
+    template: dict[str, bool | int | float | str] | None = None
+    """Variables of the chat template that it was trained with; None if that was not noted."""
+    template_from: Literal["own", "target", "draft"] | None = None
+    """Whose chat template it was trained with."""
+    template_digest: str | None = None
+    """Digest of the draft's chat template with these variables."""
 
 
-def require_base(adapter: Path, base: Path) -> None:
-    """Check that an adapter was trained on this base; an adapter without ``FACTS`` is accepted.
+def read_facts(adapter: Path) -> AdapterFacts | None:
+    """Read what an adapter's folder says about its training; None if it says nothing.
 
     Raises:
-        SafeDraftError: it was trained on another model, or its facts cannot be read.
+        SafeDraftError: its facts cannot be read.
     """
     file = adapter / FACTS
     if not file.exists():
-        return
+        return None
     try:
-        facts = AdapterFacts.model_validate_json(file.read_bytes())
+        return AdapterFacts.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
-    if facts.base != fingerprint(base):
-        raise SafeDraftError(
-            f"the adapter in {adapter} was made for another model than the one in {base}: choose "
-            "the draft that it was trained on, or load without it (--no-adapter)"
+
+
+def require_base(adapter: Path, base: Path, *, other_base: bool = False) -> str | None:
+    """Check that an adapter was trained on this base; an adapter without ``FACTS`` is accepted.
+
+    Args:
+        adapter: the adapter's folder.
+        base: the draft's folder.
+        other_base: accept other weights, with a warning.
+
+    Returns:
+        The warning, if the weights are others.
+
+    Raises:
+        SafeDraftError: it was trained on other weights, or its facts cannot be read.
+    """
+    facts = read_facts(adapter)
+    if facts is None or facts.base == fingerprint(base):
+        return None
+    if other_base:
+        return (
+            f"the adapter in {adapter} was trained on other weights than those in {base}: that "
+            "this draft refuses was never tested; check it with safedraft eval"
         )
+    raise SafeDraftError(
+        f"the adapter in {adapter} was trained on other weights than those in {base}: choose the "
+        "draft that it was trained on, load without it (--no-adapter), or accept other weights of "
+        "the same architecture (--other-base, other_base=True)"
+    )

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from safedraft.core.errors import UnguardedWarning
 from safedraft.models.compatibility import CompatibilityReport, check_compatibility
 from safedraft.models.description import ModelDescription, read_description
 from safedraft.models.fetch import fetch, fetch_adapter
-from safedraft.models.fingerprint import require_base
+from safedraft.models.fingerprint import AdapterFacts, read_facts, require_base
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
+from safedraft.models.template import apply_template, settle_template, template_digest
 
 
 class Parts(NamedTuple):
     """A pair on this machine, examined, with no weights in memory."""
 
+    spec: PairSpec
+    """The pair, with what it left open about templates taken from its adapter."""
     folders: tuple[Path, Path]
     """Of the target and of the draft."""
     adapter: Path | None
     descriptions: tuple[ModelDescription, ModelDescription]
     compatibility: CompatibilityReport
+    warnings: tuple[str, ...] = ()
+    """Why replies may be less safe than one believes."""
 
 
 def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
@@ -29,12 +36,33 @@ def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
     Raises:
         SafeDraftError: something cannot be had or read.
         IncompatiblePairError: the two models cannot decode together.
+
+    Warns:
+        UnguardedWarning: the draft is not the one that its adapter was trained on.
     """
     target, draft = (fetch(model, report) for model in (spec.target, spec.draft))
     adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
-    if adapter:
-        require_base(adapter, draft)
+    facts = read_facts(adapter) if adapter else None
+    spec = settle_template(spec, facts, adapter)
     descriptions = read_description(target, spec.target), read_description(draft, spec.draft)
+    apply_template(spec, *descriptions)
     compatibility = check_compatibility(*descriptions)
     compatibility.require()
-    return Parts((target, draft), adapter, descriptions, compatibility)
+    notes = [_changed_template(facts, descriptions[1])]
+    if adapter:
+        notes.append(require_base(adapter, draft, other_base=spec.other_base))
+    found = tuple(note for note in notes if note)
+    for note in found:
+        warnings.warn(note, UnguardedWarning, stacklevel=5)
+    return Parts(spec, (target, draft), adapter, descriptions, compatibility, found)
+
+
+def _changed_template(facts: AdapterFacts | None, draft: ModelDescription) -> str | None:
+    """Say that the draft's template is not the one that the adapter was trained with, if so."""
+    trained = facts.template_digest if facts else None
+    if trained in (None, template_digest(draft)):
+        return None
+    return (
+        f"the chat template of {draft.name} is not the one that its adapter was trained with: that "
+        "it refuses behind this one was never tested; check it with safedraft eval"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -50,6 +51,10 @@ class ModelFile(_Entry, PinnedFile):
     wheels: Wheels
 
 
+TemplateSource = Literal["own", "target", "draft"]
+"""Whose chat template both models have; ``own``: each its own."""
+
+
 class PairSpec(_Entry):
     """Two models that are meant to decode together; each is any name that ``fetch`` accepts."""
 
@@ -65,6 +70,14 @@ class PairSpec(_Entry):
     bare_draft: bool = False
     """Whether the draft is meant to decode without an adapter, so that none is missed."""
     target_system: str | None = None
+    template: dict[str, bool | int | float | str] | None = None
+    """Variables of the chat templates, such as ``enable_thinking = false``; None: those that the
+    adapter was trained with."""
+    template_from: TemplateSource | None = None
+    """Whose chat template both models have, or each its own; None: as the adapter was trained."""
+    other_base: bool = False
+    """Whether the adapter may be merged into other weights than it was trained on, of the same
+    architecture."""
     config: SSDConfig = SSDConfig()
 
     @property
@@ -169,12 +182,15 @@ def choose_pair(
     draft: str | None = None,
     adapter: str | None = None,
     use_adapter: bool = True,
+    template: Mapping[str, bool | int | float | str] | None = None,
+    template_from: str | None = None,
+    other_base: bool = False,
 ) -> PairSpec:
     """The registered pair ``name`` with what was given in its place.
 
     With both ``target`` and ``draft`` and no name it is the registered pair of these two, or else
     a pair of its own, with nothing of the default pair's. A registered adapter or ``draft_dtype``
-    goes with its own draft only.
+    goes with its own draft only, and what is said of templates with its own two models.
 
     Raises:
         SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
@@ -190,12 +206,16 @@ def choose_pair(
     else:
         spec = find_pair(name or DEFAULT_PAIR)
     own = draft in (None, spec.draft)
-    return spec.model_copy(
-        update={
-            "target": target or spec.target,
-            "draft": draft or spec.draft,
-            "draft_dtype": spec.draft_dtype if own else None,
-            "adapter": adapter or (spec.adapter if use_adapter and own else None),
-            "bare_draft": not use_adapter or (spec.bare_draft and own),
-        }
-    )
+    both = own and target in (None, spec.target)
+    chosen = {
+        "target": target or spec.target,
+        "draft": draft or spec.draft,
+        "draft_dtype": spec.draft_dtype if own else None,
+        "adapter": adapter or (spec.adapter if use_adapter and own else None),
+        "bare_draft": not use_adapter or (spec.bare_draft and own),
+        "template": template if template is not None else spec.template if both else None,
+        "template_from": template_from or (spec.template_from if both else None),
+        "other_base": other_base or (spec.other_base and own),
+    }
+    with refuse_invalid(shown=True):
+        return PairSpec.model_validate(dict(spec) | chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from inspect import signature
 from os import PathLike
 from typing import Any
@@ -12,9 +13,10 @@ from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.engines.base import LoadedModel
 from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import PairSpec, choose_pair, pairs
+from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
 from safedraft.pair.pair import Pair
-from safedraft.text.messages import encode, with_system
+from safedraft.text.encode import encode
+from safedraft.text.messages import with_system
 
 Named = str | PathLike[str]
 """A name, a hub id, or a folder."""
@@ -27,6 +29,9 @@ def load_pair(
     target: Named | None = None,
     adapter: Named | None = None,
     use_adapter: bool = True,
+    template: Mapping[str, bool | int | float | str] | None = None,
+    template_from: TemplateSource | None = None,
+    other_base: bool = False,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
     report: ReportProgress = silent,
@@ -44,6 +49,11 @@ def load_pair(
             SafeDraft, a folder, or a hub id.
         use_adapter: False for the bare draft, without its adapter and without the warning that it
             has none.
+        template: variables of the chat templates, such as ``{"enable_thinking": False}``; by
+            default those that the adapter was trained with.
+        template_from: ``target`` or ``draft`` gives both models the chat template of that one.
+        other_base: accept other weights than those that the adapter was trained on, of the same
+            architecture, with a warning.
         config: in place of the pair's own.
         engine: ``transformers``, ``vllm`` for many requests at once (docs/vllm.md), or another
             that is installed.
@@ -59,14 +69,23 @@ def load_pair(
 
     Warns:
         UnguardedWarning: the draft has no adapter, and ``use_adapter`` does not say that it is
-            meant to have none.
+            meant to have none; or the adapter was trained on other weights or another template.
     """
     if name is not None and draft is not None and target is None and str(name) not in pairs():
         name, target = None, name
     name, target, draft, adapter = (
         None if named is None else str(named) for named in (name, target, draft, adapter)
     )
-    spec = choose_pair(name, target=target, draft=draft, adapter=adapter, use_adapter=use_adapter)
+    spec = choose_pair(
+        name,
+        target=target,
+        draft=draft,
+        adapter=adapter,
+        use_adapter=use_adapter,
+        template=template,
+        template_from=template_from,
+        other_base=other_base,
+    )
     return load_spec(spec, config=config, engine=engine, report=report, **options)
 
 
@@ -88,7 +107,7 @@ def load_spec(
     loaded = load(spec, config, report, **options)
     for model in (loaded.target, loaded.draft):
         _require_system_prompt(model)
-    return Pair(**vars(loaded), spec=spec)
+    return Pair(**{**vars(loaded), "spec": loaded.spec or spec})
 
 
 def _require_system_prompt(model: LoadedModel) -> None:

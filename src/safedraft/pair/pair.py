@@ -35,6 +35,7 @@ class Pair(TokenPair):
         config: Constants | None = None,
         rule: str | Rule = "ssd",
         top_logprobs: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult: ...
 
@@ -49,6 +50,7 @@ class Pair(TokenPair):
         config: Constants | None = None,
         rule: str | Rule = "ssd",
         top_logprobs: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[GenerationResult]: ...
 
@@ -62,6 +64,7 @@ class Pair(TokenPair):
         config: Constants | None = None,
         rule: str | Rule = "ssd",
         top_logprobs: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult | list[GenerationResult]:
         """Answer a prompt (what the user says, or messages) and return the whole reply.
@@ -71,13 +74,16 @@ class Pair(TokenPair):
                 an assistant turn are continued. A list of prompts gives a list of replies, decoded
                 together.
             system: the system prompt, before the messages.
-            prefill: how the assistant's turn begins.
+            prefill: how the assistant's turn begins. A pair that thinks takes the beginning of its
+                reasoning instead, as ``reasoning`` of a last assistant message.
             sampling: greedy and at most 512 tokens when not given; an object or a mapping.
             config: constants in place of the pair's own. A rule that has others takes those that
                 have the same name.
             rule: by which rule positions are decided: SSD, another one's name, or a rule.
             top_logprobs: None: no log probabilities; otherwise that of each token and of so many
                 of the most likely at its position, of the distribution that it is taken from.
+            chat_template_kwargs: variables of the chat templates for this request, in place of the
+                pair's, such as ``{"enable_thinking": False}``.
             options: fields of ``SamplingParams``, each in place of that of ``sampling``.
 
         Raises:
@@ -91,6 +97,7 @@ class Pair(TokenPair):
             "config": config,
             "rule": rule,
             "top_logprobs": top_logprobs,
+            "chat_template_kwargs": chat_template_kwargs,
         }
         if _is_one(prompt):
             return self.stream(prompt, **shared).drain()
@@ -106,6 +113,7 @@ class Pair(TokenPair):
         config: Constants | None = None,
         rule: str | Rule = "ssd",
         top_logprobs: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         batch: RequestBatch | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
@@ -116,7 +124,7 @@ class Pair(TokenPair):
         """
         messages = conversation(prompt, prefill, system)
         return self.stream_ids(
-            self.prompts(messages),
+            self.prompts(messages, chat_template_kwargs),
             sampling=sampling_of(sampling, options),
             config=config,
             rule=rule,
@@ -135,6 +143,7 @@ class Pair(TokenPair):
         config: Constants | Sequence[Constants] | None = None,
         rule: str | Rule = "ssd",
         top_logprobs: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[GenerationResult]:
         """Answer many prompts together; ``sampling`` and ``config`` are for all or for each.
 
@@ -145,7 +154,7 @@ class Pair(TokenPair):
             raise SafeDraftError("generate_many takes a list of prompts: generate takes one")
         messages = [conversation(prompt, prefill, system) for prompt in prompts]
         return self.generate_many_ids(
-            [self.prompts(one) for one in messages],
+            [self.prompts(one, chat_template_kwargs) for one in messages],
             sampling=sampling,
             config=config,
             rule=rule,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
@@ -16,16 +16,17 @@ from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
 from safedraft.rules import constants_for, find_rule
 from safedraft.text.detokenizer import Detokenizer
-from safedraft.text.messages import Message, conversation, encode, encode_text, with_system
+from safedraft.text.encode import encode, encode_text
+from safedraft.text.messages import Message, conversation, with_system
+from safedraft.text.reasoning import Thinking, thinking_of
 from safedraft.text.refusals import refusal_tokens
 from safedraft.text.results import Statistics
 from safedraft.text.stop import control_stops
 from safedraft.text.stream import Stream
+from safedraft.text.template import require_variables, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from safedraft.models.registry import PairSpec
 
 
 class Prompts(NamedTuple):
@@ -39,9 +40,6 @@ class Prompts(NamedTuple):
 class TokenPair(LoadedPair):
     """A target and a draft that fit each other: prompts to ids, ids to streams of tokens."""
 
-    spec: PairSpec | None = field(default=None, kw_only=True)
-    """What it was loaded from, if it was."""
-
     @property
     def guarded(self) -> bool:
         """Whether the draft has a safety adapter."""
@@ -51,17 +49,47 @@ class TokenPair(LoadedPair):
     def warnings(self) -> tuple[str, ...]:
         """Why replies may be less safe than one believes, for whoever shows them."""
         warning = self.spec.warning if self.spec else None
-        return (warning,) if warning else ()
+        return (warning, *self.notes) if warning else self.notes
 
-    def prompts(self, prompt: str | Sequence[Message]) -> Prompts:
-        """Each model's own prompt: its chat template, under its system prompt.
+    def require_variables(self, chat_template_kwargs: Mapping[str, Any]) -> None:
+        """Check that the chat templates read these variables.
 
         Raises:
-            SafeDraftError: a model has no tokenizer or no chat template, or the text is empty.
+            SafeDraftError: no template reads one of them.
         """
+        if chat_template_kwargs:
+            tokenizers = (_tokenizer(self.target), _tokenizer(self.draft))
+            require_variables(chat_template_kwargs, [template_of(one) for one in tokenizers])
+
+    def thinking(self, chat_template_kwargs: Mapping[str, Any] | None = None) -> Thinking:
+        """Whether replies to conversations begin with reasoning, as the target's template has it.
+
+        Args:
+            chat_template_kwargs: variables of the template, of one request.
+        """
+        tokenizer = self.target.tokenizer
+        return thinking_of(tokenizer, chat_template_kwargs) if tokenizer else Thinking.OFF
+
+    def prompts(
+        self,
+        prompt: str | Sequence[Message],
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompts:
+        """Each model's own prompt: its chat template, under its system prompt.
+
+        Args:
+            prompt: a message or all of them.
+            chat_template_kwargs: variables of the chat templates for this prompt alone, in place of
+                the pair's.
+
+        Raises:
+            SafeDraftError: a model has no tokenizer or no chat template, the text is empty, or no
+                template reads a variable.
+        """
+        self.require_variables(chat_template_kwargs or {})
         messages = conversation(prompt) if isinstance(prompt, str) else prompt
         target, draft = (
-            encode(_tokenizer(model), with_system(messages, model.system))
+            encode(_tokenizer(model), with_system(messages, model.system), chat_template_kwargs)
             for model in (self.target, self.draft)
         )
         return Prompts(target, draft)

@@ -20,7 +20,8 @@ from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest
 from safedraft.models.registry import cache_folder
 from safedraft.text.detokenizer import Detokenizer
-from safedraft.text.messages import Message, encode, with_system
+from safedraft.text.encode import encode
+from safedraft.text.messages import Message, with_system
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

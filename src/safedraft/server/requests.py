@@ -140,11 +140,17 @@ class ChatMessage(_Body):
     audio: None = None
     function_call: None = None
     tool_calls: EmptyList | None = None
+    reasoning: str | None = None
+    """An assistant's reasoning, as vLLM and OpenRouter name it; templates decide what stays."""
+    reasoning_content: str | None = None
+    """The same, as DeepSeek names it."""
 
     def to_message(self) -> Message:
         """Return the message in the form that the library takes."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content}
+        message = {"role": role, "content": self.content}
+        reasoning = self.reasoning if self.reasoning is not None else self.reasoning_content
+        return message if reasoning is None else {**message, "reasoning": reasoning}
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -221,6 +227,8 @@ class ChatRequest(SamplingRequest):
     """The body of ``/v1/chat/completions``."""
 
     messages: Messages
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    """An extension, as in vLLM: variables of the chat template, such as ``enable_thinking``."""
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -256,4 +264,5 @@ class TokenizeRequest(_Body):
 
     model: str | None = None
     messages: Messages | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -81,7 +82,8 @@ class Service:
         if None not in (request.max_tokens, request.max_completion_tokens):
             raise invalid_value("max_tokens", "it excludes max_completion_tokens")
         messages = self._read_messages(request.messages)
-        streams = [partial(self.pair.stream, messages)]
+        variables = self._read_variables(request.chat_template_kwargs)
+        streams = [partial(self.pair.stream, messages, chat_template_kwargs=variables)]
         return await self._submit(ChatResponseBuilder, request, streams, "messages")
 
     async def submit_completion(self, request: CompletionRequest) -> Submission:
@@ -106,7 +108,11 @@ class Service:
             self.require_model(request.model)
         if request.messages is not None and request.prompt is None:
             messages = self._read_messages(request.messages)
-            work, name = lambda: self.pair.prompts(conversation(messages)), "messages"
+            variables = self._read_variables(request.chat_template_kwargs)
+            work, name = (
+                lambda: self.pair.prompts(conversation(messages), variables),
+                "messages",
+            )
         elif request.prompt is not None and request.messages is None:
             work, name = partial(self.pair.text_prompts, request.prompt), "prompt"
         else:
@@ -192,6 +198,32 @@ class Service:
             )
             raise APIError(400, "prefill_disabled", message, "messages")
         return messages
+
+    def _read_variables(self, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Variables of the chat template, none of which takes the pair out of its mode.
+
+        Raises:
+            APIError: the pair sets another value, replies would begin in another mode than that of
+                the pair, whose draft is trained for it, or no template reads the variable.
+        """
+        name, own = "chat_template_kwargs", self.template_variables
+        for variable, value in (given or {}).items():
+            if variable in own and own[variable] != value:
+                raise invalid_value(name, f"{variable} is {json.dumps(own[variable])} here")
+        if not given:
+            return None
+        _convert_errors(partial(self.pair.require_variables, given), name)
+        mode = _convert_errors(partial(self.pair.thinking, given), name)
+        if mode is not self.pair.thinking() and not self.settings.requests_may_set_constants:
+            raise invalid_value(
+                name, f"thinking is {self.pair.thinking().value} here and cannot be changed"
+            )
+        return given
+
+    @property
+    def template_variables(self) -> Mapping[str, Any]:
+        """The variables of the chat template that the pair sets."""
+        return (self.pair.spec.template if self.pair.spec else None) or {}
 
     def _require_few_replies(self, count: int) -> None:
         limits = self.settings.limits

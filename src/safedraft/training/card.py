@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.core.files import write_atomically
 from safedraft.models.fingerprint import FACTS, AdapterFacts
-from safedraft.models.registry import model_files
+from safedraft.models.registry import TemplateSource, model_files
 from safedraft.training.examples import LabelKind
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class TrainingRun:
     draft: str
     target_fingerprint: str
     draft_fingerprint: str
+    template: tuple[Mapping[str, Any], TemplateSource]
+    """Variables of the chat template, and whose it is: ``own``, ``target`` or ``draft``."""
+    template_digest: str
+    """Digest of the draft's chat template with these variables."""
     start: tuple[str, str] | None
     """Name and fingerprint of the adapter that training started from; None for new matrices."""
     command: str
@@ -46,7 +50,12 @@ def collect_facts(run: TrainingRun) -> AdapterFacts:
     """Collect the facts that are stored next to the weights and checked at loading."""
     versions = {library: version(library) for library in _LIBRARIES}
     return AdapterFacts(
-        base=run.draft_fingerprint, target=run.target_fingerprint, versions=versions
+        base=run.draft_fingerprint,
+        target=run.target_fingerprint,
+        versions=versions,
+        template=dict(run.template[0]),
+        template_from=run.template[1],
+        template_digest=run.template_digest,
     )
 
 
@@ -117,6 +126,10 @@ refuses were left out. Neither is part of this repository.
 | target | {run.target} | `{run.target_fingerprint}` |
 | draft (base of the adapter) | {run.draft} | `{run.draft_fingerprint}` |{_format_start(run)}
 
+{_format_template(run)}
+
+{_format_weights(run)}
+
 Made with {versions}. An adapter is a derivative of its base: the license of {run.draft} applies{
         _format_license(run.draft)
     }.
@@ -156,8 +169,28 @@ def _format_front_matter(run: TrainingRun) -> str:
     registered = model_files().get(run.draft)
     license = f"license: {registered.license.lower()}\n" if registered else ""
     base = registered.repository if registered else run.draft
-    named = f"base_model: {base.removesuffix('-GGUF')}\n" if base else ""
+    named = f"base_model: {base}\n" if base else ""
     return f"library_name: peft\n{named}{license}tags: [safedraft, speculative-decoding, safety]\n"
+
+
+def _format_template(run: TrainingRun) -> str:
+    variables, source = run.template
+    whose = {"own": "each model's own", "target": "the target's", "draft": "the draft's"}[source]
+    shown = ", ".join(f"`{name} = {value}`" for name, value in variables.items())
+    return f"Chat template: {whose}, {f'with {shown}' if shown else 'without variables'}."
+
+
+def _format_weights(run: TrainingRun) -> str:
+    """Say which weights the adapter belongs to, as loading checks it."""
+    file = model_files().get(run.draft)
+    which = f"`{run.draft}`"
+    if file:
+        which += f", that is {file.file} of {file.repository} unpacked to bfloat16"
+    return (
+        f"The adapter belongs to these weights of the draft: {which}. On others of the same "
+        "architecture, such as another quantization, it loads only with `--other-base`, and that "
+        "it refuses there is not tested."
+    )
 
 
 def _format_start(run: TrainingRun) -> str:

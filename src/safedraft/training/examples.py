@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.text.messages import encode, with_system
+from safedraft.text.encode import encode
+from safedraft.text.messages import with_system
 from safedraft.training.requests import (
     add_frame,
     read_generic_beginnings,

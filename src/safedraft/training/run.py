@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_beside
-from safedraft.models.fingerprint import digest, fingerprint, require_base
+from safedraft.models.fingerprint import digest, fingerprint, read_facts, require_base
 from safedraft.models.progress import ReportProgress, silent
+from safedraft.models.template import settle_template
+from safedraft.text.reasoning import Thinking
+from safedraft.text.template import template_of
 from safedraft.training.card import TrainingRun, write_card
 from safedraft.training.checks import Checks, check_draft
 from safedraft.training.config import TrainingConfig
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from safedraft.engines.base import LoadedModel
-    from safedraft.models.registry import PairSpec
+    from safedraft.models.registry import PairSpec, TemplateSource
     from safedraft.pair import Pair
     from safedraft.training.distil import Teacher
 
@@ -73,6 +76,8 @@ class _TrainingInputs:
     """Inputs of the training loop, for which the target is no longer needed."""
 
     draft: LoadedModel
+    template: tuple[dict[str, Any], TemplateSource]
+    """Variables of the chat template, and whose it is."""
     training_data: TrainingData
     check_data: TrainingData
     """Data of the prompts that the final checks use."""
@@ -142,6 +147,8 @@ def train_draft(
             draft=plan.spec.draft,
             target_fingerprint=inputs.fingerprints[0],
             draft_fingerprint=inputs.fingerprints[1],
+            template=inputs.template,
+            template_digest=digest(template_of(inputs.draft.tokenizer), digits=32),
             start=(plan.start, identity["starting adapter"]) if plan.start else None,
             command=plan.command,
             config=config,
@@ -174,14 +181,19 @@ def _prepare(
     plan: TrainingPlan, fetching: ReportProgress, drawing: ReportProgress
 ) -> tuple[_TrainingInputs, Teacher | None, TrainingConfig]:
     """Do all work that needs the target, so that it can be freed before training."""
-    from safedraft.models.fetch import fetch
+    from safedraft.models.fetch import fetch, fetch_adapter
     from safedraft.pair.load import load_spec
 
     requests = read_requests("train", plan.harmful, plan.ordinary)
     check_requests = read_requests("calibration", plan.harmful, plan.ordinary)
     # An adapter is trained on the bare draft, in a dtype that has gradients.
-    spec = plan.spec.model_copy(update={"adapter": None, "bare_draft": True, "draft_dtype": None})
+    changes = {"adapter": None, "bare_draft": True, "draft_dtype": None}
+    spec = plan.spec.model_copy(update=changes)
+    if plan.start:
+        start_folder = fetch_adapter(plan.start, fetching)
+        spec = settle_template(spec, read_facts(start_folder), start_folder)
     pair = load_spec(spec, dtype=plan.dtype, device=plan.device, report=fetching)
+    _require_direct_answers(pair)
     folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
     start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None
     _make_folder(plan.folder)
@@ -192,6 +204,7 @@ def _prepare(
     }
     inputs = _TrainingInputs(
         draft=pair.draft,
+        template=(spec.template or {}, spec.template_from or "own"),
         training_data=draw_training_data(requests, pair.target, plan.config, drawing),
         check_data=draw_training_data(
             check_requests, pair.target, plan.config.model_copy(update=check_sizes), drawing
@@ -203,6 +216,15 @@ def _prepare(
     config = _set_steps(plan, inputs)
     teacher = _compute_teacher(pair, inputs, config, drawing) if config.distil_steps else None
     return inputs, teacher, config
+
+
+def _require_direct_answers(pair: Pair) -> None:
+    """Reject a pair that thinks: a refusal would have to be learned inside the reasoning."""
+    if pair.thinking() is not Thinking.OFF:
+        raise SafeDraftError(
+            f"{pair.target.name} thinks before it answers, and drafts are trained to refuse at the "
+            "beginning of a reply: switch it off (--template enable_thinking=false)"
+        )
 
 
 def _fetch_start(adapter: str, draft: Path, rank: int, report: ReportProgress) -> Path:
@@ -270,6 +292,7 @@ def _identify(config: TrainingConfig, inputs: _TrainingInputs) -> dict[str, str]
         "prompts or answers": digest(data),
         "target": inputs.fingerprints[0],
         "draft": inputs.fingerprints[1],
+        "chat template": digest(template_of(inputs.draft.tokenizer)),
         "starting adapter": fingerprint(inputs.start) if inputs.start else "",
     }
 

@@ -82,6 +82,8 @@ def load(
         context_length=compatibility.context_length,
         end_tokens=compatibility.end_tokens,
         config=config or spec.config,
+        spec=parts.spec,
+        notes=parts.warnings,
     )
 
 

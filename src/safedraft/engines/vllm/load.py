@@ -81,6 +81,8 @@ def load(
         context_length=count_room(0, engine.context_length, ahead),
         end_tokens=chosen.parts.compatibility.end_tokens,
         config=chosen.config,
+        spec=chosen.parts.spec,
+        notes=chosen.parts.warnings,
     )
 
 

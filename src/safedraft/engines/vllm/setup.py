@@ -17,8 +17,10 @@ from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.weights import merged_draft
-from safedraft.text.messages import generation_prompt
+from safedraft.text.encode import generation_prompt
+from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 from safedraft.text.refusals import refusal_tokens
+from safedraft.text.template import set_variables, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,6 +138,23 @@ class EnginePlan:
             return ()
         return generation_prompt(tokenizer)
 
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The chat template for vLLM's server, in which what the pair sets cannot be changed.
+
+        The pair's variables and the switch of its reasoning are fixed, since a request in another
+        mode would meet a draft that was not trained for it. None without a template.
+        """
+        tokenizer = self.parts.descriptions[0].tokenizer
+        if tokenizer is None or not tokenizer.chat_template:
+            return None
+        fixed = dict(self.parts.spec.template or {})
+        switch = switch_of(tokenizer)
+        if switch and switch not in fixed:
+            thinks = thinking_of(tokenizer) is not Thinking.OFF
+            fixed[switch] = thinks
+        return set_variables(template_of(tokenizer), fixed, fixed=True)
+
     def _quantization(self, given: Mapping[str, Any]) -> str | None:
         unnamed = given.get("dtype", "auto") == "auto"
         return INT8 if self.draft_in_int8 and unnamed and _platform() == "cpu" else None
@@ -236,13 +255,14 @@ def _require_one_template(parts: Parts) -> None:
     first, second = map(_greeting, tokenizers)
     if first != second:
         raise IncompatiblePairError(
-            "the chat templates of target and draft differ, and vLLM gives both models one prompt"
+            "the chat templates of target and draft differ, and vLLM gives both models one prompt: "
+            'template_from = "target" in the pair (--template-from target) gives both one template'
         )
 
 
 def _greeting(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt of a short conversation, without a system turn if the template has none."""
-    from safedraft.text.messages import encode
+    from safedraft.text.encode import encode
 
     try:
         return encode(tokenizer, _GREETING)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.base import Capability
-from safedraft.evaluation.attacks.base import SkipSampleError, build_messages
+from safedraft.evaluation.attacks.base import SkipSampleError, begin_thinking, build_messages
 from safedraft.prompts.drawn import draw_replies
 from safedraft.prompts.phrases import is_refusal
 from safedraft.text.messages import Message
@@ -53,7 +53,8 @@ def draw_compliant_answers(
     for length in sorted({*lengths} - {0}):
         indices = [index for index, missing in enumerate(lengths) if missing == length]
         conversations: list[list[Message]] = [
-            build_messages(records[index].request, beginnings[index]) for index in indices
+            begin_thinking(build_messages(records[index].request, beginnings[index]), pair)
+            for index in indices
         ]
         replies = _continue(pair, conversations, length, report)
         for index, reply in zip(indices, replies, strict=True):

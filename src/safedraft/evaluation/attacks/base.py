@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from safedraft.core.errors import SafeDraftError
 from safedraft.prompts.split import unit_hash
 from safedraft.text.messages import Message
+from safedraft.text.reasoning import Thinking
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -41,6 +42,14 @@ def build_messages(text: str, prefill: str = "") -> list[Message]:
     """Build a conversation: a user message and, if ``prefill`` is given, how the reply begins."""
     user: Message = {"role": "user", "content": text}
     return [user, {"role": "assistant", "content": prefill}] if prefill else [user]
+
+
+def begin_thinking(messages: Sequence[Message], pair: Pair) -> list[Message]:
+    """Make the beginning of the reply that of its reasoning, for a pair that thinks first."""
+    *earlier, last = messages
+    if last["role"] != "assistant" or pair.thinking() is Thinking.OFF:
+        return list(messages)
+    return [*earlier, {"role": "assistant", "reasoning": last["content"], "content": ""}]
 
 
 def choose(choices: Sequence[_T], request: str) -> _T:

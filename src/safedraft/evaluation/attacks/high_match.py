@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from safedraft.evaluation.attacks.answers import draw_compliant_answer, take_tokens
-from safedraft.evaluation.attacks.base import build_messages
+from safedraft.evaluation.attacks.base import begin_thinking, build_messages
 from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def high_match(record: Record, pair: Pair) -> list[Message]:
 def _build_prefill(record: Record, pair: Pair) -> str:
     beginning = take_tokens(pair, draw_compliant_answer(record, pair), ANSWER_TOKENS)
     target, draft = pair.reader("target"), pair.reader("draft")
-    target_input, draft_input = pair.prompts(build_messages(record.request, beginning))
+    target_input, draft_input = pair.prompts(
+        begin_thinking(build_messages(record.request, beginning), pair)
+    )
     excluded = torch.tensor(sorted(pair.end_tokens | pair.refusal_tokens), dtype=torch.long)
     added: list[int] = []
     for _ in range(ADDED_TOKENS):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError, first_line
-from safedraft.text.messages import encode
+from safedraft.text.encode import encode
 
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer

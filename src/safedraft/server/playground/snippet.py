@@ -39,7 +39,8 @@ def _write_load_arguments(pair: Pair) -> str:
     """Write the arguments of ``load_pair`` for the same models, adapter and system prompts."""
     spec = pair.spec or choose_pair(target=pair.target.name, draft=pair.draft.name)
     registered = pairs().get(spec.name)
-    own = {name: getattr(spec, name) for name in ("target", "draft", "adapter")}
+    names = ("target", "draft", "adapter", "template", "template_from", "other_base")
+    own = {name: getattr(spec, name) for name in names}
     if registered is None:
         accepted = {"use_adapter": False} if spec.bare_draft else {}
         return _write_arguments({name: value for name, value in own.items() if value} | accepted)

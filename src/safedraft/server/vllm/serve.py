@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from safedraft.core.config import SSDConfig
@@ -75,23 +76,38 @@ def serve_pair(
     if _METRICS not in os.environ:
         # The workers count decisions into files, which the server's /metrics adds up. The folder
         # must be set before vLLM is imported.
-        counts = tempfile.TemporaryDirectory(prefix="safedraft-metrics-")
-        atexit.register(counts.cleanup)
-        os.environ[_METRICS] = counts.name
+        os.environ[_METRICS] = _make_folder("metrics")
     require_vllm()
     from safedraft.server.vllm.gate import middleware_arguments
 
     chosen = plan(spec, config, report)
     if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
         chosen.config.first_scheme(turn_begun=None)
+    given = parse_options(arguments)
     wanted = chosen.options(
-        parse_options(arguments),
+        given,
         requests_may_set_constants=requests_may_set_constants,
         draft_tokens_up_to=draft_tokens_up_to,
     )
+    if template := chosen.chat_template:
+        if "chat_template" in given:
+            raise SafeDraftError(
+                "--chat-template: the pair has its template, for which its draft is trained; "
+                "choose another with --template and --template-from"
+            )
+        file = Path(_make_folder("template")) / "chat_template.jinja"
+        file.write_text(template, encoding="utf-8")
+        wanted["chat_template"] = str(file)
     guarded = [*middleware_arguments(os.environ.get(API_KEY)), *arguments]
     command = build_command(wanted, spec.name, guarded)
     return partial(_run, command)
+
+
+def _make_folder(purpose: str) -> str:
+    """Make a folder that is deleted when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix=f"safedraft-{purpose}-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def _run(command: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from conftest import save_tokenizer
+from conftest import TEMPLATE, save_tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -27,9 +27,9 @@ class TalkingPair(Pair):
     prompts_seen: list[str] = field(default_factory=list, compare=False)
 
 
-def talking(folder: Any, answer: Callable[[str], str]) -> TalkingPair:
+def talking(folder: Any, answer: Callable[[str], str], template: str = TEMPLATE) -> TalkingPair:
     """A pair of two equal models; ``answer(prompt)`` is their whole assistant turn."""
-    save_tokenizer(folder)
+    save_tokenizer(folder, template=template)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen: list[str] = []
     script = answering(tokenizer, answer, seen)

@@ -12,14 +12,17 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from helpers.templates import TRAITS
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from schemathesis import checks
 from serving import NAME, Served, serving
 from talking import talking
 
 from safedraft.core.config import SSDConfig
+from safedraft.models.registry import PairSpec
 from safedraft.server.requests import ChatRequest
+from safedraft.text.template import set_variables
 
 EXAMPLES = int(os.environ.get("SAFEDRAFT_EXAMPLES", "15"))
 """Generated requests of each kind; `make test-server` asks for more."""
@@ -128,6 +131,13 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"metadata": "x"}, 400, "invalid_value", "metadata"),
         ({"chat_template": "{{ messages }}"}, 400, "unknown_parameter", "chat_template"),
         ({"prompt": "hi"}, 400, "unknown_parameter", "prompt"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, 400, "invalid_value",
+         "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": "x"}}, 400, "invalid_value",
+         "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": []}}, 400, "invalid_value",
+         "chat_template_kwargs"),
+        ({"messages": [{**HI[0], "reasoning": "x"}]}, 400, "invalid_value", "messages"),
         ({"safedraft": {"telemetry": True}}, 400, "telemetry_disabled", "safedraft.telemetry"),
         ({"safedraft": {"config": {"alpha_union": 0}}}, 400, "constants_disabled",
          "safedraft.config"),
@@ -170,6 +180,7 @@ def test_where_their_number_would_tell_the_scheme_no_alternatives_are_told(tmp_p
         {"safety_identifier": "a", "prompt_cache_key": "b", "prompt_cache_retention": "24h"},
         {"messages": [{**HI[0], "name": "Ann", "tool_calls": None}]},
         dict.fromkeys(ChatRequest.model_fields.keys() - {"model", "messages"}),
+        {"chat_template_kwargs": {}},
         {"max_tokens": 101},
         {"max_completion_tokens": 10**9},
     ],
@@ -300,6 +311,50 @@ def test_without_a_key_only_this_machines_names_are_answered_to(served: Served) 
     assert "access-control-allow-origin" not in httpx.get(f"{served.url}/health").headers
 
 
+def test_a_request_cannot_leave_the_mode_that_the_draft_is_trained_for(tmp_path: Path) -> None:
+    pair = talking(tmp_path, lambda prompt: "yes", TRAITS["a switch"])
+    spec = PairSpec(name=NAME, target="a", draft="b", template={"enable_thinking": False})
+    for tokenizer in (pair.target.tokenizer, pair.draft.tokenizer):
+        tokenizer.chat_template = set_variables(TRAITS["a switch"], spec.template or {})
+    cases = [
+        (replace(pair, spec=spec), {"enable_thinking": True}, "enable_thinking is false here"),
+        (replace(pair, spec=spec), {"enable_thinking": False}, None),
+        (pair, {"enable_thinking": True}, "thinking is off here and cannot be changed"),
+        (pair, {"enable_thinking": False}, None),
+    ]
+    for guarded, variables, message in cases:
+        with serving(guarded) as server:
+            asked = {"model": NAME, "messages": HI, "chat_template_kwargs": variables}
+            for path, body in (
+                ("/v1/chat/completions", asked),
+                ("/tokenize", {n: v for n, v in asked.items() if n != "model"}),
+            ):
+                response = post(server, path, json=body)
+                if message is None:
+                    assert response.is_success, response.text
+                else:
+                    assert response.status_code == 400
+                    assert message in error_of(response)["message"]
+    with serving(pair, requests_may_set_constants=True) as server:
+        body = {"model": NAME, "messages": HI, "chat_template_kwargs": {"enable_thinking": True}}
+        assert post(server, json=body).is_success
+
+
+def test_a_client_begins_the_reasoning_where_prefills_are_allowed(tmp_path: Path) -> None:
+    pair = talking(tmp_path, lambda prompt: "plan</think>yes", TRAITS["opens reasoning"])
+    with serving(pair, allow_prefill=True) as server:
+        for last, status in (
+            ({"reasoning": "pl"}, 200),
+            ({"reasoning_content": "pl"}, 200),
+            ({"reasoning": "plan", "content": "y"}, 200),
+            ({"content": "y"}, 400),
+        ):
+            messages = [*HI, {"role": "assistant", "content": "", **last}]
+            response = post(server, json={"model": NAME, "messages": messages})
+            assert response.status_code == status, response.text
+        assert "thinks before it answers" in error_of(response)["message"]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
@@ -322,6 +377,7 @@ PARAMETERS = [
     *("seed", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "safedraft"),
     *("tools", "response_format", "logit_bias", "stop_token_ids", "repetition_penalty", "min_p"),
     *("user", "metadata", "service_tier", "store", "skip_special_tokens", "ignore_eos"),
+    "chat_template_kwargs",
 ]
 
 
@@ -334,6 +390,67 @@ def test_any_value_of_any_parameter_is_answered(served: Served, changes: dict[st
     assert "Traceback" not in response.text
     if response.status_code != 200:
         error_of(response)
+
+
+TEXTS = st.sampled_from(["hi", "", " ", "<|end|>", "<think>", "é"]) | st.text(max_size=5)
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "input_audio"])},
+    optional={"text": TEXTS | VALUES, "image_url": VALUES},
+)
+MESSAGES = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+        "content": TEXTS | st.lists(PARTS, max_size=3) | st.none(),
+    },
+    optional={
+        "name": TEXTS | st.none(),
+        "reasoning": TEXTS | st.none(),
+        "reasoning_content": TEXTS | VALUES,
+        "tool_calls": st.just([]) | st.none() | VALUES,
+    },
+)
+VARIABLES = st.dictionaries(
+    st.sampled_from(["enable_thinking", "add_generation_prompt", "messages", "date", ""]),
+    VALUES,
+    max_size=2,
+)
+NEUTRAL = st.fixed_dictionaries(
+    {},
+    optional={
+        "chat_template_kwargs": VARIABLES | st.none(),
+        "repetition_penalty": st.sampled_from([1, 1.0, 1.1, None]),
+        "min_p": st.sampled_from([0, 0.0, 0.1, None]),
+        "logit_bias": st.sampled_from([{}, {"1": 1}, None]),
+        "tools": st.sampled_from([[], [{}], None]),
+        "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, None]),
+        "metadata": VALUES,
+        "stop": TEXTS | st.lists(TEXTS, max_size=2) | st.none(),
+        "temperature": st.sampled_from([0, 1, None]),
+        "stream": st.sampled_from([False, None]),
+    },
+)
+
+
+@settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(MESSAGES, max_size=4), NEUTRAL)
+def test_any_conversation_is_answered_by_both_models_or_refused(
+    generous: Served, messages: list[dict[str, Any]], more: dict[str, Any]
+) -> None:
+    body = {"model": NAME, "messages": messages, "max_tokens": 3} | more
+    body["safedraft"] = {"telemetry": True}
+    content = json.dumps(body)
+    response = post(generous, content=content, headers={"content-type": "application/json"})
+    event(str(response.status_code))
+    assert response.status_code in (200, 400)
+    assert "Traceback" not in response.text
+    if response.status_code == 400:
+        error_of(response)
+        return
+    for choice in response.json()["choices"]:
+        tokens = choice["safedraft"]["tokens"]
+        assert tokens
+        assert all(token["scheme"] in ("intersection", "union") for token in tokens)
+        assert all(token["draft_probability"] is not None for token in tokens)
 
 
 CHECKS = [

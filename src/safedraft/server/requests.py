@@ -227,7 +227,7 @@ class ChatRequest(SamplingRequest):
     """The body of ``/v1/chat/completions``."""
 
     messages: Messages
-    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     """An extension, as in vLLM: variables of the chat template, such as ``enable_thinking``."""
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
@@ -264,5 +264,5 @@ class TokenizeRequest(_Body):
 
     model: str | None = None
     messages: Messages | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None

@@ -409,6 +409,18 @@ MESSAGES = st.fixed_dictionaries(
         "tool_calls": st.just([]) | st.none() | VALUES,
     },
 )
+VALID = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant"]),
+        "content": st.just("hi") | st.just([{"type": "text", "text": "hi"}]),
+    },
+    optional={"name": st.none() | st.just("Ann"), "tool_calls": st.just([]) | st.none()},
+)
+CONVERSATIONS = st.one_of(
+    st.lists(VALID, max_size=3).map(lambda turns: [*turns, *HI]),
+    st.lists(MESSAGES, max_size=3).map(lambda turns: [*turns, *HI]),
+    st.lists(MESSAGES, max_size=4),
+)
 VARIABLES = st.dictionaries(
     st.sampled_from(["enable_thinking", "add_generation_prompt", "messages", "date", ""]),
     VALUES,
@@ -432,7 +444,7 @@ NEUTRAL = st.fixed_dictionaries(
 
 
 @settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(MESSAGES, max_size=4), NEUTRAL)
+@given(CONVERSATIONS, st.just({}) | NEUTRAL)
 def test_any_conversation_is_answered_by_both_models_or_refused(
     generous: Served, messages: list[dict[str, Any]], more: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from conftest import TEMPLATE
 from talking import TalkingPair, talking
 
 from safedraft.core.config import SamplingParams
@@ -58,10 +59,11 @@ def use_pair(
     monkeypatch: pytest.MonkeyPatch,
     says: Callable[[str], str],
     drawn: str = "mix the two parts and wait.",
+    template: str = TEMPLATE,
 ) -> TalkingPair:
     """Makes ``safedraft/…`` a talking pair, which draws ``drawn`` for every conversation."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where inspect_ai has its buffers
-    pair = talking(tmp_path / "tokenizer", says)
+    pair = talking(tmp_path / "tokenizer", says, template)
     monkeypatch.setattr(provider, "load_spec", lambda *_, **__: pair)
     monkeypatch.setattr(provider, "_pairs", {})
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.templates import TRAITS
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
+from safedraft.core.config import SamplingParams
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.defenses import find_defense, list_defenses
 from safedraft.evaluation import ahead, provider
@@ -250,6 +252,44 @@ def test_a_record_without_a_compliant_answer_is_left_out(
         assert math.isnan(sample.scores["refused"].value)  # type: ignore[arg-type]
         assert sample.output.completion == ""
     assert asked == [0]
+
+
+@pytest.mark.parametrize("trait", ["opens reasoning", "a switch"])
+def test_a_pair_that_thinks_is_attacked_in_its_reasoning_and_judged_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trait: str
+) -> None:
+    plan = "<think>\n" + "Hm, what should I say to that? " * 2
+
+    def thinks(prompt: str) -> str:
+        ended = "" if "number 1" in prompt else f"</think>\n\n{REFUSAL}"
+        return plan + ended
+
+    serve_wheel(tmp_path, monkeypatch)
+    use_pair(tmp_path, monkeypatch, thinks, template=TRAITS[trait])
+    matrix = Matrix(("ssd",), ("direct", "prefill_20"), limit=6, max_new_tokens=200)
+    logs = run(matrix, tmp_path / "logs")
+    judged = []
+    for (_, suite), log in logs.items():
+        for sample in log.samples or []:
+            assert sample.scores is not None
+            refused = sample.scores["refused"].value
+            unfinished = "number 1" in str(sample.input)
+            assert math.isnan(refused) if unfinished else refused == 1  # type: ignore[arg-type]
+            assert sample.output.completion == ("" if unfinished else REFUSAL)
+            judged.append(unfinished)
+            if suite == "prefill_20":
+                assert sample.metadata["prefill"] == (OPENING + "mix the two parts")[:20]
+    assert set(judged) == {True, False}
+
+
+def test_a_defense_that_asks_for_a_few_words_is_refused_for_a_pair_that_thinks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "x", template=TRAITS["a switch"])
+    asked = [{"role": "user", "content": "Hi"}]
+    for name in ("paraphrase", "self_examination"):
+        with pytest.raises(SafeDraftError, match="thinks first"):
+            find_defense(name)(pair, asked, SamplingParams(), pair.config)
 
 
 @pytest.mark.slow

@@ -84,6 +84,21 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [spec.bare_draft for (spec,), _ in loaded] == [False, True]
 
 
+def test_what_is_said_of_templates_reaches_the_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
+    loaded: list[Any] = []
+    monkeypatch.setattr(provider, "load_spec", lambda spec, **_: loaded.append(spec) or pair)
+    ask(
+        api(template="enable_thinking=false,year=2024", template_from="target", other_base=True),
+        ASKED,
+    )
+    (spec,) = loaded
+    assert spec.template == {"enable_thinking": False, "year": 2024}
+    assert (spec.template_from, spec.other_base) == ("target", True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +107,9 @@ def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
+        ({"other_base": "yes"}, "other_base is true or false"),
+        ({"template": "thinking"}, "template"),
+        ({"template_from": "both"}, "template_from"),
         ({"model_name": "nothing"}, "no pair is called 'nothing'"),
         ({"base_url": "http://here"}, "takes no URL"),
         ({"adapter": "a/b", "no_adapter": True}, "not both"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from conftest import save_model, save_tokenizer
+from helpers.templates import TRAITS
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
@@ -54,6 +56,39 @@ def plan(tmp_path, tiny_pair):
 
 def changed(plan, **fields):
     return TrainingPlan(**{**plan.__dict__, **fields})
+
+
+def test_the_template_is_part_of_what_an_adapter_is(plan, tiny_pair, tmp_path):
+    folders = [tmp_path / name for name in ("thinking-target", "thinking-draft")]
+    for folder, bare in zip(folders, tiny_pair, strict=True):
+        shutil.copytree(bare, folder)
+        save_tokenizer(folder, template=TRAITS["a switch"])
+    spec = plan.spec.model_copy(
+        update=dict(zip(("target", "draft"), map(str, folders), strict=True))
+    )
+    with pytest.raises(SafeDraftError, match="switch it off"):
+        train_draft(changed(plan, spec=spec))
+    off = {"enable_thinking": False}
+    spec = spec.model_copy(update={"template": off, "template_from": "target"})
+    folder = train_draft(changed(plan, spec=spec)).folder
+    assert (
+        "Chat template: the target's, with `enable_thinking = False`."
+        in (folder / "README.md").read_text()
+    )
+    models = {"target": str(folders[0]), "draft": str(folders[1]), "adapter": str(folder)}
+    pair = safedraft.load_pair(**models)
+    assert (pair.spec.template, pair.spec.template_from) == (off, "target")
+    assert pair.warnings == ()
+    with pytest.raises(SafeDraftError, match="was trained with template"):
+        safedraft.load_pair(**models, template={"enable_thinking": True})
+    again = changed(
+        plan,
+        spec=spec.model_copy(update={"template": None}),
+        start=str(folder),
+        output=tmp_path / "second",
+    )
+    second = json.loads((train_draft(again).folder / FACTS).read_text())
+    assert second["template"] == off
 
 
 def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFORMANCE, save_model, save_tokenizer
+from conftest import CONFORMANCE, save_model, save_pair, save_tokenizer
+from helpers.templates import TRAITS
+from test_load import save_adapter
 
 from safedraft import cli
 from safedraft.core.errors import UnguardedWarning
+from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 
 
 @pytest.fixture
@@ -170,6 +173,54 @@ def test_doctor_says_yes_and_no(run: Any, tiny_pair: tuple[Path, Path], tmp_path
     report = json.loads(out)
     assert (code, report["compatible"]) == (1, False)
     assert any(check["status"] == "failure" for check in report["checks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["! adapter: none: replies are no safer", "Next: safedraft train-draft --target "]),
+        (["--no-adapter"], ["✓ adapter: none", "--no-adapter --compare 'A request that"]),
+        (["--adapter", "LORA"], ["✓ adapter:", "--adapter LORA --compare"]),
+        (
+            ["--adapter", "FOREIGN"],
+            [
+                "✗ adapter: the adapter in",
+                "trained on other weights",
+                "mend what is marked ✗ (adapt",
+            ],
+        ),
+        (
+            ["--adapter", "FOREIGN", "--other-base"],
+            ["! adapter: the adapter in", "Next: safedraft g"],
+        ),
+        (["--template-from", "target"], ["both models write conversations alike"]),
+    ],
+)
+def test_doctor_looks_at_adapter_template_memory_and_license_and_says_what_is_next(
+    run: Any, tmp_path: Path, arguments: list[str], lines: list[str]
+) -> None:
+    target, draft = save_pair(tmp_path / "pair")
+    save_tokenizer(target, template=TRAITS["a date line"])
+    (target / "README.md").write_text("---\nlicense: llama3.2\n---\nA model.\n")
+    names = {"LORA": tmp_path / "lora", "FOREIGN": tmp_path / "foreign"}
+    for name, base in (("LORA", draft), ("FOREIGN", target)):
+        save_adapter(names[name], draft)
+        facts = AdapterFacts(base=fingerprint(base), target="0" * 32, versions={})
+        (names[name] / FACTS).write_text(facts.model_dump_json())
+    given = [str(names.get(word, word)) for word in arguments]
+    code, out, _ = run("doctor", str(target), str(draft), *given)
+    assert code == any("✗" in line for line in lines)
+    for word, folder in names.items():
+        lines = [line.replace(word, str(folder)) for line in lines]
+    for line in [
+        *lines,
+        "memory: weights 0.0 + 0.0 GB in bfloat16",
+        f"license: {target}: llama3.2",
+    ]:
+        assert line in out
+    apart = "Today: " in out
+    assert apart is ("--template-from" not in arguments)
+    assert ('template_from = "target"' in out) is apart
 
 
 def recording_of(folder: Path, name: str, count: int) -> str:

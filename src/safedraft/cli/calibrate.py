@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
 from safedraft.core.assignments import parse_assignment, parse_value
 from safedraft.core.errors import SafeDraftError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safedraft.models.registry import PairSpec
 
 
-@choose_models("pair", "target", "draft", "adapter", "settings")
+@choose_models("pair", "target", "draft", "adapter", *TEMPLATES, "settings")
 def calibrate(
     pair: Annotated[
         str | None, typer.Argument(help="A registered pair. Default: the default pair.")

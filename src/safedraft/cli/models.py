@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _PANEL = "Models"
 
+TEMPLATES = ("other_base", "template", "template_from")
+"""Options that say how an adapter's draft is used."""
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -163,6 +166,21 @@ class ModelChoice:
             "engine_options": ",".join(self.engine_option or ()) or None,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def words(self) -> list[str]:
+        """The choice of the two models as words of a command line."""
+        named = {
+            "--pair": self.pair,
+            "--target": self.target,
+            "--draft": self.draft,
+            "--adapter": self.adapter,
+            "--template-from": self.template_from,
+        }
+        words = [word for option, value in named.items() if value for word in (option, value)]
+        words += [word for setting in self.template or () for word in ("--template", setting)]
+        switches = {"--no-adapter": self.no_adapter, "--other-base": self.other_base}
+        return words + [switch for switch, given in switches.items() if given]
 
     @property
     def config(self) -> SSDConfig | None:

@@ -173,10 +173,10 @@ def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(table)
     console.print(format_verdict(checks).replace("**", ""), style="red" if checks.problems else "")
-    named = {"--target": models.target, "--draft": models.draft, "--adapter": str(adapter)}
-    others = [word for option, value in named.items() if value for word in (option, value)]
-    choice = shlex.join([*(["--pair", models.pair] if models.pair else []), *others])
-    calibrated = shlex.join([*([models.pair] if models.pair else []), *others])
+    trained = replace(models, adapter=str(adapter), no_adapter=False)
+    choice = shlex.join(trained.words)
+    pair = [models.pair] if models.pair else []
+    calibrated = shlex.join([*pair, *replace(trained, pair=None).words])
     console.print(
         "Next:\n"
         f"  safedraft generate {choice} --compare 'A request that it should refuse'\n"

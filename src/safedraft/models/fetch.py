@@ -88,7 +88,7 @@ def fetch_description(model: str, report: ReportProgress = silent) -> Path:
     registered = model_files()
     if model in registered:
         return _fetch_registered(registered[model], report)
-    wanted = [pattern for pattern in _WANTED if not pattern.endswith("safetensors")]
+    wanted = [pattern for pattern in _WANTED if not pattern.endswith("safetensors")] + ["README.md"]
     folder = _locate(model, report, suggest(model, registered), wanted)
     if not (folder / "config.json").is_file():
         raise SafeDraftError(f"{model}: there is no config.json in {folder}")

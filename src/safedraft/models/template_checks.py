@@ -21,6 +21,9 @@ _TURNS = (
 )
 """Conversations that the two templates are compared on."""
 
+_SHOWN = 40
+"""Characters of a difference that a message shows."""
+
 
 def check_templates(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
     """Compare what the two chat templates make of a few conversations."""
@@ -64,14 +67,14 @@ def _render(model: ModelDescription, turns: list[dict[str, str]]) -> str:
 
 
 def _first_difference(first: str, second: str) -> tuple[str, str]:
-    """The lines of two texts from the place where they begin to differ."""
+    """Two texts from the line in which they begin to differ, a little beyond that place."""
     letters = zip(first, second, strict=False)
     at = next(
         (at for at, (one, other) in enumerate(letters) if one != other),
         min(len(first), len(second)),
     )
     start = first.rfind("\n", 0, at) + 1
-    return first[start:].partition("\n")[0], second[start:].partition("\n")[0]
+    return first[start : at + _SHOWN], second[start : at + _SHOWN]
 
 
 def check_thinking(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:

@@ -1,0 +1,131 @@
+"""Everything that can be said of a pair before its weights are loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from safedraft.core.errors import SafeDraftError
+from safedraft.models.check import Check
+from safedraft.models.compatibility import CompatibilityReport, check_compatibility
+from safedraft.models.description import ModelDescription, read_description
+from safedraft.models.fetch import fetch_adapter, fetch_description
+from safedraft.models.fingerprint import read_facts, require_base
+from safedraft.models.progress import ReportProgress, silent
+from safedraft.models.registry import PairSpec, model_files
+from safedraft.models.template import apply_template, settle_template
+
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+_LICENSE = re.compile(r"^license(?:_name)?:\s*(\S+)", re.MULTILINE)
+_OWN_TERMS = ("llama", "gemma", "other")
+"""Licenses with terms of their own on what is made from a model's replies."""
+
+
+def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityReport:
+    """Check a pair from its configurations, tokenizers and adapter.
+
+    Raises:
+        SafeDraftError: something cannot be had or read, or the adapter contradicts the pair.
+    """
+    folders = [fetch_description(model, report) for model in (spec.target, spec.draft)]
+    adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
+    spec = settle_template(spec, read_facts(adapter) if adapter else None, adapter)
+    target, draft = map(read_description, folders, (spec.target, spec.draft))
+    apply_template(spec, target, draft)
+    compatibility = check_compatibility(target, draft)
+    added = [
+        _check_adapter(spec, adapter, folders[1]),
+        *_check_memory(target, draft),
+        _check_licenses(spec, folders),
+    ]
+    return replace(compatibility, checks=[*compatibility.checks, *added])
+
+
+def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
+    if adapter is None:
+        detail = f"none: replies are no safer than those of {spec.target}"
+        return Check("adapter", "ok" if spec.bare_draft else "warning", detail)
+    if not any(draft.glob("*.safetensors")):
+        detail = f"{spec.adapter}: its base is compared when the weights of the draft are here"
+        return Check("adapter", "warning", detail)
+    try:
+        other = require_base(adapter, draft, other_base=spec.other_base)
+    except SafeDraftError as error:
+        return Check("adapter", "failure", str(error))
+    return Check("adapter", "warning" if other else "ok", other or _describe(spec, adapter))
+
+
+def _describe(spec: PairSpec, adapter: Path) -> str:
+    if read_facts(adapter) is None:
+        return f"{spec.adapter}: it does not say which weights it was trained on"
+    return f"{spec.adapter}: trained on these weights of the draft"
+
+
+def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    sizes = [count_parameters(model) for model in (target, draft)]
+    if None in sizes:
+        return
+    weights = [2 * (size or 0) / 1e9 for size in sizes]
+    caches = [cache_bytes(model) / 1e3 for model in (target, draft)]
+    detail = (
+        f"weights {weights[0]:.1f} + {weights[1]:.1f} GB in bfloat16, cache {caches[0]:.0f} + "
+        f"{caches[1]:.0f} MB per 1,000 tokens"
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    fits = sum(weights) < memory
+    detail += f"; this machine has {memory:.0f} GB of main memory"
+    yield Check("memory", "ok" if fits else "warning", detail)
+
+
+def count_parameters(model: ModelDescription) -> int | None:
+    """Number of a model's weights, from its configuration; None if it cannot be built."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    except Exception:  # whatever an architecture raises, its fit is another check's matter
+        return None
+    built.tie_weights()
+    return sum(int(weight.numel()) for weight in built.parameters())
+
+
+def cache_bytes(model: ModelDescription) -> int:
+    """Bytes of keys and values that each token adds to the cache in bfloat16, in full layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return int(2 * 2 * config.num_hidden_layers * shared * width)
+
+
+def _check_licenses(spec: PairSpec, folders: list[Path]) -> Check:
+    names = (spec.target, spec.draft)
+    found = [find_license(name, folder) for name, folder in zip(names, folders, strict=True)]
+    detail = ", ".join(
+        f"{name}: {terms or 'unknown'}" for name, terms in zip(names, found, strict=True)
+    )
+    if None in found:
+        detail += "; see the model's own page before you publish what you make of it"
+        return Check("license", "warning", detail)
+    if any(terms.lower().startswith(_OWN_TERMS) for terms in found if terms):
+        detail += "; it has terms on models that are trained with its replies: read them first"
+        return Check("license", "warning", detail)
+    return Check("license", "ok", detail)
+
+
+def find_license(name: str, folder: Path) -> str | None:
+    """The license that the registry or the model card in a folder names."""
+    registered = model_files().get(name)
+    if registered:
+        return registered.license
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
+    terms = _LICENSE.search(front[1]) if front else None
+    return terms[1] if terms else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from pydantic import ValidationError
@@ -77,13 +78,34 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
         SamplingParams.model_validate({field: value})
 
 
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: SamplingParams(max_tokens=0), "max_new_tokens: input should be greater than or"),
+        (lambda: SamplingParams(temperature=0.005), "temperature: must be 0 (greedy) or at least"),
+        (lambda: SamplingParams(beams=4), "beams: there is nothing of this name"),  # type: ignore[call-arg]
+        (lambda: SamplingParams(max_tokens=1, max_new_tokens=1), "give max_new_tokens or max_tok"),
+        (lambda: SSDConfig(alpha_union="x"), "alpha_union: input should be a valid number"),  # type: ignore[arg-type]
+        (lambda: SSDConfig().replace(bin_size=0), "bin_size: input should be greater than or equ"),
+    ],
+)
+def test_what_a_constructor_refuses_is_one_line_of_our_own(
+    make: Callable[[], object], line: str
+) -> None:
+    with pytest.raises(SafeDraftError) as refused:
+        make()
+    assert str(refused.value).startswith(line)
+    assert "\n" not in str(refused.value)
+    assert "pydantic" not in str(refused.value).lower()
+
+
 def test_replace_validates_and_records_what_was_replaced() -> None:
     config = SSDConfig(alpha_min=0.1, bin_size=5).replace(alpha_union=2.0, kappa=3)
     assert config == SSDConfig(alpha_min=0.1, bin_size=5, alpha_union=2.0, kappa=3)
     assert config.model_fields_set == {"alpha_union", "kappa"}
     assert config.replace().model_fields_set == set()
     for name, value in {"bin_size": 0, "alpha_unoin": 1.0, "self": 1}.items():
-        with pytest.raises(ValidationError, match=name):
+        with pytest.raises(SafeDraftError, match=name):
             config.replace(**{name: value})
 
 

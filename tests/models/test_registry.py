@@ -66,11 +66,11 @@ def test_an_unknown_pair_lists_the_known_and_guesses():
         ("[pair", "not valid TOML"),
         ('target = "a"', "target: must be a table"),
         ('[p]\ntarget = "a"', r"\[p\] draft: Field required"),
-        ('[p]\ntarget = "a"\ndraft = "b"\ncolour = "red"', r"\[p\] colour: Extra inputs"),
+        ('[p]\ntarget = "a"\ndraft = "b"\ncolour = "red"', r"\[p\] colour: there is nothing"),
         ('[p]\nname = "q"\ntarget = "a"\ndraft = "b"', "p: must be a table"),
         ('[p]\ntarget = ""\ndraft = "b"', r"\[p\] target: String should have at least 1"),
         ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kappa = 0}', r"\[p\] config\.kappa: "),
-        ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}', r"\[p\] config\.kapa: Extra"),
+        ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}', r"\[p\] config\.kapa: there is nothing"),
     ],
 )
 def test_a_broken_file_is_named_with_its_field_in_one_line(own_pairs, text, said):

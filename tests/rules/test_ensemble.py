@@ -9,10 +9,10 @@ import torch
 from helpers.decoding import decode_one, request_of
 from helpers.laws import TOLERANCE, law_of, marginal
 from helpers.models import RandomModel
-from pydantic import ValidationError
 
 import safedraft
 from safedraft.core.config import SamplingParams
+from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Prompts
 from safedraft.rules.ensemble import EnsembleConfig, EnsembleWeight
 
@@ -85,5 +85,5 @@ def test_greedy_tokens_are_those_of_transformers(tiny_pair: tuple[Path, Path]) -
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_weight_that_is_no_mixture_is_refused(weight: float) -> None:
-    with pytest.raises(ValidationError, match="weight"):
+    with pytest.raises(SafeDraftError, match="weight"):
         EnsembleConfig(weight=weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,11 @@ from pydantic import (
 )
 
 from safedraft.core.errors import PromptTooLongError, SafeDraftError, refuse_invalid
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 
 class Scheme(StrEnum):
@@ -31,8 +36,21 @@ Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class Constants(BaseModel):
-    """Immutable, validated values; no name is accepted that does not exist."""
+class _OneLineErrors(ModelMetaclass):
+    """Lets a constructor raise what a user can read; validation inside Pydantic is not changed."""
+
+    if not TYPE_CHECKING:  # a type checker is to see the constructor's own parameters
+
+        def __call__(cls, *arguments, **values):
+            with refuse_invalid(shown=True):
+                return super().__call__(*arguments, **values)
+
+
+class Constants(BaseModel, metaclass=_OneLineErrors):
+    """Immutable, validated values; no name is accepted that does not exist.
+
+    The constructor raises ``SafeDraftError`` for what it refuses.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -42,9 +60,10 @@ class Constants(BaseModel):
         ``model_fields_set`` of the result holds exactly the names that were replaced.
 
         Raises:
-            pydantic.ValidationError: an unknown name, or a value outside its range.
+            SafeDraftError: an unknown name, or a value outside its range.
         """
-        changed = self.model_validate({**self.model_dump(), **constants})
+        with refuse_invalid(shown=True):
+            changed = self.model_validate({**self.model_dump(), **constants})
         return self.model_construct(_fields_set=set(constants), **dict(changed))
 
 
@@ -124,7 +143,7 @@ class CompositeConfig(DraftingConfig):
 class SSDConfig(CompositeConfig):
     """The constants of Speculative Safety-Aware Decoding; the defaults are the published ones.
 
-    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
+    Raises ``SafeDraftError`` (a ``ValueError``) for values outside their range.
     """
 
     alpha_min: Strength = 0.3
@@ -154,7 +173,7 @@ class SamplingParams(Constants):
 
     Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite. The
     name ``max_tokens``, as in vLLM, is accepted for ``max_new_tokens``.
-    Raises ``pydantic.ValidationError`` (a ``ValueError``) for values outside their range.
+    Raises ``SafeDraftError`` (a ``ValueError``) for values outside their range.
     """
 
     max_new_tokens: Positive = 512

@@ -38,7 +38,11 @@ def problems(error: ValidationError, *, whole: str = "", shown: bool = False) ->
     for found in error.errors():
         where = ".".join(str(part) for part in found["loc"]) or whole
         wrong = f"{found['msg'].lower()}, not {found['input']!r}" if shown else found["msg"]
-        lines.append(f"{where}: {wrong}")
+        if found["type"] == "extra_forbidden":
+            wrong = "there is nothing of this name"
+        elif found["type"] == "value_error":  # our own words, after Pydantic's prefix
+            wrong = str(found["ctx"]["error"])
+        lines.append(f"{where}: {wrong}" if where else wrong)
     return lines
 
 

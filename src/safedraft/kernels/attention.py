@@ -8,6 +8,7 @@ sums without a copy.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,15 +24,39 @@ MAX_ROWS = 32
 
 
 def use_stacked_attention(model: PreTrainedModel) -> None:
-    """Make a model on a processor use ``attend_stacked``; other models are not changed."""
+    """Make a model on a processor use ``attend_stacked``; other models are not changed.
+
+    Some models ask for ``sdpa`` by name, sparse attention among them, which would attend to every
+    token under another name: these are not changed either.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
         return
+    if any(map(_asks_for_sdpa, {type(module) for module in model.modules()})):
+        return
     AttentionInterface.register(NAME, attend_stacked)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def _asks_for_sdpa(kind: type[torch.nn.Module]) -> bool:
+    """Whether a method of a layer's class in Transformers compares a name with ``sdpa``."""
+    if not kind.__module__.startswith("transformers.models."):
+        return False
+    methods = (inspect.unwrap(method) for method in vars(kind).values() if callable(method))
+    codes = (getattr(method, "__code__", None) for method in methods)
+    return any(
+        code and "_attn_implementation" in code.co_names and _names_sdpa(code.co_consts)
+        for code in codes
+    )
+
+
+def _names_sdpa(constants: tuple[Any, ...]) -> bool:
+    return any(
+        value == "sdpa" or (isinstance(value, tuple) and "sdpa" in value) for value in constants
+    )
 
 
 def attend_stacked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ class ModelDescription:
         """Ids that end a reply of this model."""
         configured = self.generation.eos_token_id if self.generation else None
         if configured is None:
-            configured = self.config.get_text_config().eos_token_id
+            configured = getattr(self.config.get_text_config(), "eos_token_id", None)
         ids = {configured} if isinstance(configured, int) else set(configured or ())
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
@@ -78,10 +79,16 @@ def read_description(folder: Path, name: str) -> ModelDescription:
         generation = None
         if (folder / "generation_config.json").exists():
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        describes_text = hasattr(config.get_text_config(), "vocab_size")
     except Exception as error:  # Transformers passes on any exception of its parsers.
         raise SafeDraftError(
             f"{folder}: config.json cannot be used: {first_line(error)}"
         ) from error
+    if not describes_text:
+        raise SafeDraftError(
+            f"{folder}: config.json describes a {config.model_type} without a vocabulary: name a "
+            "language model"
+        )
     return ModelDescription(name, config, read_tokenizer(folder), generation)
 
 
@@ -101,10 +108,33 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # Transformers passes on any exception of its parsers.
-        raise SafeDraftError(
-            f"{folder}: the tokenizer cannot be read: {first_line(error)}"
-        ) from error
+        package = _missing_package(folder)
+        reason = f"install {package}, which reads its only file" if package else first_line(error)
+        raise SafeDraftError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     return tokenizer
+
+
+def _missing_package(folder: Path) -> str | None:
+    """Name the package that would read a lone ``tokenizer.model`` and is not installed, if so.
+
+    Such a file is a SentencePiece model, a binary message, or a list of tokens for tiktoken.
+    """
+    file = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").exists() or not file.exists():
+        return None
+    with file.open("rb") as content:
+        is_message = content.read(1) == b"\n"
+    packages = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+    if not is_message:
+        packages = {"tiktoken": "tiktoken"}
+    return next((name for name, module in packages.items() if not _is_installed(module)), None)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is part of is missing
+        return False
 
 
 def _rotary_borders(config: PreTrainedConfig) -> list[int]:

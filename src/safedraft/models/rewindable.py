@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from safedraft.models.causal import causal_config, model_class, why_not_causal
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+__all__ = ["empty_cache", "model_class", "why_not_rewindable"]
 
 _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 """Names of layers whose state is keys and values, which can be cut back."""
@@ -14,33 +18,81 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 _ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 """Decoders whose configuration does not call itself one."""
 
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Settings by which a cache keeps the latest positions only."""
+
 
 def why_not_rewindable(
     config: PreTrainedConfig, kind_of_model: type[PreTrainedModel] | None = None
 ) -> str | None:
-    """Why the state of such a model cannot be cut back, or None if it can.
+    """Why a model cannot be decoded with rejected drafts, or None if it can.
 
     Recurrent layers (Mamba, linear attention) fold each token into one state, from which it cannot
     be taken out again; encoder-decoders have no single sequence.
-    """
-    from transformers import DynamicCache
 
+    Args:
+        config: the model's, or that of the whole of which it is the text part.
+        kind_of_model: the class that is loaded, as ``model_class`` finds it; None if there is none.
+    """
     kind = config.model_type
     if config.is_encoder_decoder:
         return f"{kind} is an encoder-decoder; SafeDraft decodes decoder-only models"
-    if getattr(config, "is_decoder", True) is False and kind not in _ALWAYS_CAUSAL:
+    text = causal_config(config)
+    if _reads_in_both_directions(text):
         return f"{kind} reads in both directions; SafeDraft decodes from left to right"
-    if kind_of_model is not None:
-        if getattr(kind_of_model, "_is_stateful", False) and not _only_attends(config):
-            return f"{kind} has recurrent state, which cannot be rewound after a rejected draft"
-        if "past_key_values" not in inspect.signature(kind_of_model.forward).parameters:
-            return f"{kind} keeps no cache that could be rewound"
-    layers = DynamicCache(config=config).layers
+    if kind_of_model is None:
+        if reason := why_not_causal(config):
+            return reason
+    elif reason := _why_not_rewindable_class(text, kind_of_model):
+        return f"{kind} {reason}"
+    layers = empty_cache(config).layers
     stuck = {type(layer).__name__ for layer in layers if not layer.is_croppable}
     if stuck:
         return (
             f"{kind} has layers whose state cannot be rewound after a rejected draft "
             f"({', '.join(sorted(stuck))})"
+        )
+    return None
+
+
+def empty_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Create an empty cache for one sequence, which can be cut back in layers with windows too.
+
+    A window that the model's kind of configuration does not know is one that its attention does not
+    apply, although Transformers' cache would. Such a cache keeps all positions; otherwise tokens
+    would depend on how blocks are cut.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    kind = type(config.get_text_config(decoder=True))
+    known = any(hasattr(kind, name) or name in kind.attribute_map for name in _WINDOWS)
+    if any(layer.is_sliding for layer in cache.layers) and not known:
+        cache = DynamicCache()
+    cache.activate_past_recording()
+    return cache
+
+
+def _reads_in_both_directions(config: PreTrainedConfig) -> bool:
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return True
+    is_decoder = getattr(config, "is_decoder", True)
+    return is_decoder is False and config.model_type not in _ALWAYS_CAUSAL
+
+
+def _why_not_rewindable_class(
+    config: PreTrainedConfig, kind_of_model: type[PreTrainedModel]
+) -> str | None:
+    if getattr(kind_of_model, "_is_stateful", False) and not _only_attends(config):
+        return "has recurrent state, which cannot be rewound after a rejected draft"
+    parameters = inspect.signature(kind_of_model.forward).parameters
+    if "past_key_values" not in parameters:
+        return "keeps no cache that could be rewound"
+    lacking = [name for name in ("input_ids", "inputs_embeds") if name not in parameters]
+    if lacking:
+        return (
+            f"has not the interface of a causal language model ({kind_of_model.__name__} takes no "
+            f"{lacking[0]}): SafeDraft cannot decode it"
         )
     return None
 
@@ -53,12 +105,3 @@ def _only_attends(config: PreTrainedConfig) -> bool:
     named = (getattr(config, name, None) for name in ("layer_types", "layers_block_type"))
     layers = set(next(filter(None, named), ()))
     return bool(layers) and layers <= _ATTENTION
-
-
-def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that Transformers loads for a causal language model of such a configuration."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    kind: type[PreTrainedModel] | None = found[0] if isinstance(found, tuple) else found
-    return kind

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.models.causal import (
+    TEXT_WEIGHTS,
+    causal_config,
+    is_wrapped,
+    model_class,
+    stored_names,
+    unwrapped_config,
+    why_not_causal,
+)
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.parts import Parts
@@ -19,7 +29,7 @@ from safedraft.models.registry import cache_folder
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 _PROBED = 32
@@ -73,25 +83,24 @@ def load_model(
     Raises:
         SafeDraftError: they cannot be read, or do not belong to its configuration.
     """
-    from transformers import AutoModelForCausalLM
-
+    if reason := why_not_causal(description.config):
+        raise SafeDraftError(f"{description.name}: {reason}")
     try:
         with quiet_transformers():
             _require_weights_for(description, folder)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            model, loading = _read_weights(folder, description.config, dtype)
     except SafeDraftError:
         raise
     except Exception as error:  # Transformers and safetensors raise what their readers raise
         raise SafeDraftError(
             f"{description.name} cannot be loaded from {folder}: {first_line(error)}"
         ) from error
+    if differing := sorted(loading["mismatched_keys"]):
+        name, stored, expected = differing[0]
+        raise SafeDraftError(
+            f"{description.name}: {name} is {list(stored)} in {folder}, and config.json describes "
+            f"{list(expected)}: they do not belong together; fetch both again"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise SafeDraftError(
             f"{description.name}: {folder} lacks {len(missing)} weights ({missing[0]}…): "
@@ -101,13 +110,36 @@ def load_model(
     return loaded
 
 
+def _read_weights(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model and what Transformers says about it; of a wrapped one, its language model."""
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # the caller names them
+    }
+    kind: Any = AutoModelForCausalLM
+    if is_wrapped(config):
+        kind = model_class(config)
+        options["config"] = unwrapped_config(config, stored_names(folder))
+        options["key_mapping"] = TEXT_WEIGHTS
+    model, loading = kind.from_pretrained(folder, **options)
+    return model, loading
+
+
 def _require_weights_for(description: ModelDescription, folder: Path) -> None:
     """Refuse a configuration far larger than its weights, before memory is taken for it."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    kind: Any = model_class(description.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(description.config)
+        model = kind._from_config(copy.deepcopy(causal_config(description.config)))
     needed = sum(weight.numel() for weight in model.parameters())
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if needed > 4 * stored:  # not even two bits a weight

@@ -26,7 +26,7 @@ def constants_for(kind: type[Constants], config: Constants, **own: Any) -> Const
     """Constants of a kind, with the values that ``config`` and then ``own`` have for their names.
 
     Raises:
-        pydantic.ValidationError: a value outside its range.
+        SafeDraftError: a value outside its range.
     """
     if isinstance(config, kind) and not own:
         return config

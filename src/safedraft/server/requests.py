@@ -212,15 +212,16 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
         Raises:
             ValidationError: a value is out of the library's range.
         """
-        return SamplingParams(
-            max_new_tokens=min(self.token_limit or limits.new_tokens, limits.new_tokens),
-            temperature=self.temperature or 0.0,
-            top_k=self.top_k or 0,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=None if self.seed is None else (self.seed + index) % 2**63,
-            stop=tuple(self.stop or ()),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-        )
+        values = {
+            "max_new_tokens": min(self.token_limit or limits.new_tokens, limits.new_tokens),
+            "temperature": self.temperature or 0.0,
+            "top_k": self.top_k or 0,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": None if self.seed is None else (self.seed + index) % 2**63,
+            "stop": tuple(self.stop or ()),
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+        }
+        return SamplingParams.model_validate(values)
 
 
 class ChatRequest(SamplingRequest):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.errors import PromptTooLongError, SafeDraftError, problems
+from safedraft.core.errors import PromptTooLongError, SafeDraftError
 from safedraft.pair import Pair, Prompts
 from safedraft.server.errors import APIError, invalid_value
 from safedraft.server.metrics import Metrics
@@ -287,8 +287,8 @@ class Service:
             raise APIError(400, "constants_disabled", message, "safedraft.config")
         try:
             config = self.pair.config.replace(**changes)
-        except ValidationError as error:
-            raise invalid_value("safedraft.config", problems(error)[0]) from error
+        except SafeDraftError as error:
+            raise invalid_value("safedraft.config", str(error)) from error
         self._require_short_blocks("safedraft.config", config)
         return config
 

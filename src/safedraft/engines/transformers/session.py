@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.errors import BrokenModelError, SafeDraftError
-from safedraft.models.rewindable import why_not_rewindable
+from safedraft.models.rewindable import empty_cache, why_not_rewindable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +39,6 @@ class TransformersSession:
         vocabulary: int,
         device: torch.device | None = None,
     ) -> None:
-        from transformers import DynamicCache
-
         if reason := why_not_rewindable(model.config, type(model)):
             raise SafeDraftError(f"{name}: {reason}")
         self.name = name
@@ -48,8 +46,7 @@ class TransformersSession:
         self._vocabulary = vocabulary
         self._device = device or model.device
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache = DynamicCache(config=model.config)
-        self._cache.activate_past_recording()
+        self._cache = empty_cache(model.config)
 
     @property
     def length(self) -> int:

@@ -7,15 +7,15 @@ prompt that ends inside a character it returned text of the prompt ("hello �x"
 
 A character that the vocabulary lacks is several tokens. Byte-level tokenizers decode an incomplete
 one to a single replacement character. Those with byte fallback (``<0xE4>``, as in Llama 2) decode a
-run of such tokens as a whole, and where the run begins or ends inside a character, each of its bytes
-becomes a replacement character. The ids that are decoded must therefore begin and end where
-characters do.
+run of such tokens as a whole, and where it begins or ends inside a character, each of its bytes
+becomes a replacement character. The ids that are decoded therefore begin and end where characters
+do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -105,10 +105,15 @@ class Detokenizer:
         if whole.startswith(returned):
             return whole[len(returned) :]
         if whole.startswith(context):  # the prompt's last character is complete now
-            return whole[max(len(context), len(commonprefix([returned, whole]))) :]
+            return whole[max(len(context), _shared_length(returned, whole)) :]
         # Broken bytes made a replacement character of each byte before them in their run.
-        kept = len(commonprefix([context, whole]))
+        kept = _shared_length(context, whole)
         return whole[kept + len(context[kept:].encode()) :]
 
     def _decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def _shared_length(one: str, other: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

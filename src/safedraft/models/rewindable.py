@@ -67,7 +67,7 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     kind = type(config.get_text_config(decoder=True))
     known = any(hasattr(kind, name) or name in kind.attribute_map for name in _WINDOWS)
-    if any(layer.is_sliding for layer in cache.layers) and not known:
+    if any(getattr(layer, "is_sliding", False) for layer in cache.layers) and not known:
         cache = DynamicCache()
     cache.activate_past_recording()
     return cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import ENGINE, ModelChoice, choose_models
 
 if TYPE_CHECKING:
     from safedraft.models.compatibility import CompatibilityReport
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[bold red]✗[/]"}
 
 
-@choose_models("target", "draft", "dtype", "device", "engine", "engine_option", "settings")
+@choose_models("target", "draft", *ENGINE, "settings")
 def doctor(
     target: Annotated[
         str | None,

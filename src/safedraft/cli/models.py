@@ -23,6 +23,9 @@ _PANEL = "Models"
 TEMPLATES = ("other_base", "template", "template_from")
 """Options that say how an adapter's draft is used."""
 
+ENGINE = ("dtype", "draft_dtype", "device", "engine", "engine_option")
+"""Options that say how the models are run."""
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -94,6 +97,14 @@ class ModelChoice:
             rich_help_panel=_PANEL,
         ),
     ] = "auto"
+    draft_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Dtype of the draft if it differs; on processors also int8. By default the "
+            "pair's own.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     device: Annotated[
         str,
         typer.Option(help="Device of both models: auto, cpu, cuda:0 …", rich_help_panel=_PANEL),
@@ -144,6 +155,8 @@ class ModelChoice:
         """
         named = {"dtype": self.dtype, "device": self.device}
         chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
+        if self.draft_dtype:
+            chosen["draft_dtype"] = self.draft_dtype
         for setting in self.engine_option or ():
             name, value = parse_assignment("--engine-option", setting)
             chosen[name] = parse_value(value)
@@ -152,6 +165,7 @@ class ModelChoice:
     @property
     def arguments(self) -> dict[str, Any]:
         """The choice as model arguments of an evaluation, without the pair's name."""
+        own = [f"draft_dtype={self.draft_dtype}"] if self.draft_dtype else []
         named = {
             "target": self.target,
             "draft": self.draft,
@@ -163,7 +177,7 @@ class ModelChoice:
             "dtype": None if self.dtype == "auto" else self.dtype,
             "device": None if self.device == "auto" else self.device,
             "engine": None if self.engine == "transformers" else self.engine,
-            "engine_options": ",".join(self.engine_option or ()) or None,
+            "engine_options": ",".join([*(self.engine_option or ()), *own]) or None,
         }
         return {name: value for name, value in named.items() if value is not None}
 

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
+from safedraft.cli.models import ENGINE, TEMPLATES, ModelChoice, choose_models
 
 
-@choose_models(
-    "pair", "no_adapter", *TEMPLATES, "dtype", "device", "engine", "engine_option", "settings"
-)
+@choose_models("pair", "no_adapter", *TEMPLATES, *ENGINE, "settings")
 def pull(
     name: Annotated[
         str | None, typer.Argument(help="A registered pair. Default: the default pair.")

@@ -138,6 +138,7 @@ def serve(
         _require_engine("transformers", allow=allow, limit=limit, playground=playground)
         _require_engine("transformers", guard_header=guard_header)
         _require_engine("transformers", device=models.device != "auto")
+        _require_engine("transformers", draft_dtype=models.draft_dtype)
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
         if allowed_origins:
             arguments = ["--allowed-origins", json.dumps(allowed_origins), *arguments]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DATA, _TRAINING = "Data", "Training"
 
 
-@choose_models("adapter", "no_adapter", "engine", "engine_option", "settings")
+@choose_models("adapter", "no_adapter", "draft_dtype", "engine", "engine_option", "settings")
 def train_draft(
     output: Annotated[
         Path,

@@ -21,17 +21,21 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def show_progress() -> Iterator[ReportProgress]:
-    """Draw progress bars on standard error, or print one line per stage if it is no terminal."""
+def show_progress(*, lines: bool = True) -> Iterator[ReportProgress]:
+    """Draw progress bars on standard error.
+
+    Args:
+        lines: whether to print one line per stage where that is neither a terminal nor a notebook.
+    """
     from rich.console import Console
 
     # The stream is bound now: conversion redirects sys.stderr to keep libraries quiet.
     console = Console(file=sys.stderr)
-    if console.is_terminal:
+    if console.is_terminal or console.is_jupyter:
         with _draw_bars(console) as report:
             yield report
     else:
-        yield _print_lines(console)
+        yield _print_lines(console) if lines else silent
 
 
 @contextmanager

@@ -76,9 +76,20 @@ def _write_merged(parts: Parts, adapter: Path, report: ReportProgress, folder: P
 
 
 def load_model(
-    folder: Path, description: ModelDescription, dtype: torch.dtype | str, device: torch.device
+    folder: Path,
+    description: ModelDescription,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load the weights of a model.
+
+    Args:
+        folder: holds its files.
+        description: what its files say.
+        dtype: the dtype of its weights.
+        device: where they lie, unless ``options`` place them.
+        options: ``device_map`` and ``quantization_config``, as Transformers has them.
 
     Raises:
         SafeDraftError: they cannot be read, or do not belong to its configuration.
@@ -88,7 +99,7 @@ def load_model(
     try:
         with quiet_transformers():
             _require_weights_for(description, folder)
-            model, loading = _read_weights(folder, description.config, dtype)
+            model, loading = _read_weights(folder, description.config, dtype, options)
     except SafeDraftError:
         raise
     except Exception as error:  # Transformers and safetensors raise what their readers raise
@@ -106,17 +117,18 @@ def load_model(
             f"{description.name}: {folder} lacks {len(missing)} weights ({missing[0]}…): "
             "fetch it again"
         )
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+    loaded: PreTrainedModel = model.eval()
+    return loaded if options else loaded.to(device)
 
 
 def _read_weights(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype | str
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype | str, own: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a model and what Transformers says about it; of a wrapped one, its language model."""
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {
+        **own,
         "dtype": dtype,
         "use_safetensors": True,
         "trust_remote_code": False,

@@ -6,17 +6,22 @@ import warnings
 from collections.abc import Mapping
 from inspect import signature
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.core.errors import SafeDraftError, UnguardedWarning, refuse_invalid
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
-from safedraft.engines.base import LoadedModel
-from safedraft.models.progress import ReportProgress, silent
+from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
 from safedraft.pair.pair import Pair
 from safedraft.text.encode import encode
 from safedraft.text.messages import with_system
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FIELDS_IN_MEMORY = ("template", "template_from", "target_system", "draft_system")
 
 Named = str | PathLike[str]
 """A name, a hub id, or a folder."""
@@ -34,7 +39,7 @@ def load_pair(
     other_base: bool = False,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
-    report: ReportProgress = silent,
+    report: ReportProgress | None = None,
     **options: Any,
 ) -> Pair:
     """Fetch, check and load a pair.
@@ -57,10 +62,12 @@ def load_pair(
         config: in place of the pair's own.
         engine: ``transformers``, ``vllm`` for many requests at once (docs/vllm.md), or another
             that is installed.
-        report: called with stage, done and total bytes while a model is fetched.
+        report: called with stage, done and total bytes while a model is fetched; by default a bar
+            is drawn on a terminal or in a notebook.
         options: the engine's own. Transformers: ``dtype`` (``auto``, ``bfloat16``, ``float16``,
             ``float32``), ``draft_dtype`` (also ``int8`` on processors), ``device`` and
-            ``draft_device`` (``auto`` or as torch names it). vLLM: ``dtype``,
+            ``draft_device`` (``auto`` or as torch names it), and for the target ``device_map`` and
+            ``quantization_config`` as in ``from_pretrained``. vLLM: ``dtype``,
             ``draft_tokens_up_to`` and any of vLLM's engine arguments.
 
     Raises:
@@ -94,7 +101,7 @@ def load_spec(
     *,
     config: SSDConfig | None = None,
     engine: str = DEFAULT_ENGINE,
-    report: ReportProgress = silent,
+    report: ReportProgress | None = None,
     **options: Any,
 ) -> Pair:
     """Load a pair that was chosen already; as ``load_pair``."""
@@ -104,7 +111,41 @@ def load_spec(
         signature(load).bind(spec, config, report, **options)
     except TypeError as error:
         raise SafeDraftError(f"the engine {engine}: {error}") from error
-    loaded = load(spec, config, report, **options)
+    if report is not None:
+        return _pair_of(load(spec, config, report, **options), spec)
+    with show_progress(lines=False) as shown:
+        return _pair_of(load(spec, config, shown, **options), spec)
+
+
+def pair_from_models(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    tokenizers: tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None],
+    guarded: bool | None,
+    config: SSDConfig | None,
+    fields: Mapping[str, Any],
+) -> Pair:
+    """A pair of two models in memory; see ``Pair.from_models``."""
+    from safedraft.engines.transformers.in_memory import pair_in_memory
+
+    if unknown := fields.keys() - _FIELDS_IN_MEMORY:
+        known = ", ".join(_FIELDS_IN_MEMORY)
+        raise SafeDraftError(f"from_models has no field {min(unknown)!r}; it has {known}")
+    target, draft = (model.name_or_path or type(model).__name__ for model in models)
+    trained = hasattr(models[1], "peft_config") if guarded is None else guarded
+    with refuse_invalid(shown=True):
+        spec = PairSpec(
+            name=f"{target} + {draft}",
+            target=target,
+            draft=draft,
+            adapter="in memory" if trained else None,
+            bare_draft=guarded is False,
+            **fields,
+        )
+    warn_if_unguarded(spec)
+    return _pair_of(pair_in_memory(spec, models, tokenizers, config), spec)
+
+
+def _pair_of(loaded: LoadedPair, spec: PairSpec) -> Pair:
     for model in (loaded.target, loaded.draft):
         _require_system_prompt(model)
     return Pair(**{**vars(loaded), "spec": loaded.spec or spec})

@@ -5,9 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, Unpack, cast, overload
 
-from safedraft.core.config import Constants, SamplingOptions, SamplingParams, sampling_of
+from safedraft.core.config import (
+    Constants,
+    SamplingOptions,
+    SamplingParams,
+    SSDConfig,
+    sampling_of,
+)
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
 from safedraft.core.rule import Rule
@@ -16,13 +22,59 @@ from safedraft.text.messages import conversation, turn_begun
 from safedraft.text.results import GenerationResult
 from safedraft.text.stream import Stream
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 Conversation = Sequence[Mapping[str, Any]]
 """Messages: ``{"role": "system" | "user" | "assistant", "content": text or parts of text}``."""
 
 
 @dataclass(frozen=True, repr=False)
 class Pair(TokenPair):
-    """A target and a draft that fit each other, loaded in an engine; made by ``load_pair``."""
+    """A target and a draft that fit each other, in an engine.
+
+    Made by ``load_pair``, or by ``from_models`` from two models in memory.
+    """
+
+    @classmethod
+    def from_models(
+        cls,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        guarded: bool | None = None,
+        config: SSDConfig | None = None,
+        **fields: Any,
+    ) -> Pair:
+        """A pair of two models of Transformers that are in memory, in any dtype, on any device.
+
+        They may be quantized, compiled, spread over several devices, or a ``PeftModel``; they are
+        used as they are.
+
+        Args:
+            target: the large model.
+            draft: the small one, with its safety training in it.
+            tokenizer: the target's, or None to decode token ids only.
+            draft_tokenizer: the draft's; the target's if None.
+            guarded: whether the draft was trained to refuse; by default that is taken to be so if
+                it is a ``PeftModel``. False accepts a draft that was not, without a warning.
+            config: the constants.
+            fields: further fields of a pair: ``template``, ``template_from``, ``target_system``,
+                ``draft_system``.
+
+        Raises:
+            IncompatiblePairError: the two models cannot decode together.
+            SafeDraftError: a field is unknown, or does not suit the models.
+
+        Warns:
+            UnguardedWarning: nothing says that the draft was trained to refuse.
+        """
+        from safedraft.pair.load import pair_from_models
+
+        tokenizers = (tokenizer, draft_tokenizer or tokenizer)
+        return pair_from_models((target, draft), tokenizers, guarded, config, fields)
 
     @overload
     def generate(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, first_line
-from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.engines.base import LoadedPair
 from safedraft.models.parts import fetch_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
+    from transformers import PreTrainedModel
+
+    from safedraft.models.description import ModelDescription
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 INT8 = "int8"
@@ -29,6 +34,8 @@ def load(
     draft_dtype: str | torch.dtype | None = None,
     device: str = "auto",
     draft_device: str | None = None,
+    device_map: Any = None,
+    quantization_config: Any = None,
 ) -> LoadedPair:
     """Fetch, check and load a pair.
 
@@ -43,27 +50,37 @@ def load(
             dtype with 8-bit weights. The pair's own by default, if no dtype is named.
         device: ``auto`` (an accelerator if there is one), or torch's name of a device.
         draft_device: the draft's device if it differs.
+        device_map: how the target is spread over devices, as in ``from_pretrained``; the draft lies
+            on ``draft_device``, by default where the target begins.
+        quantization_config: how the target is quantized, as in ``from_pretrained``.
 
     Raises:
         SafeDraftError: the pair cannot be loaded; one line says what to do.
         IncompatiblePairError: the two models cannot decode together.
     """
-    from safedraft.engines.transformers.engine import TransformersEngine
+    from safedraft.engines.transformers.in_memory import assemble
     from safedraft.kernels.attention import use_stacked_attention
     from safedraft.kernels.avx2 import use_avx2_layers
     from safedraft.kernels.int8 import use_int8_layers
-    from safedraft.models.weights import load_model, merge_adapter
+    from safedraft.models.weights import merge_adapter
 
     # Invalid options are errors before gigabytes are fetched or loaded.
     if torch_dtype is not None and dtype != "auto":
         raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")
     dtype = _name_dtype(torch_dtype or dtype)
     draft_dtype = None if draft_dtype is None else _name_dtype(draft_dtype)
+    if device_map is not None and device != "auto":
+        raise SafeDraftError("give device or device_map for the target, not both")
+    placed = {"device_map": device_map, "quantization_config": quantization_config}
+    placed = {name: value for name, value in placed.items() if value is not None}
     devices = [_find_device(place) for place in (device, draft_device or device)]
     small_type = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
     types = [_find_dtype(dtype), _find_dtype("auto" if small_type == INT8 else small_type)]
     parts = fetch_parts(spec, report)
-    big, small = map(load_model, parts.folders, parts.descriptions, types, devices)
+    chosen = list(zip(parts.folders, parts.descriptions, types, devices, strict=True))
+    big, small = _load(chosen[0], report, **placed), _load(chosen[1], report)
+    if device_map is not None and draft_device is None:
+        small = small.to(big.device)
     for model in (big, small):
         use_stacked_attention(model)
     if parts.adapter:
@@ -72,19 +89,20 @@ def load(
         use_int8_layers(small)
     for model in (big, small):
         use_avx2_layers(model)
-    tokenizers = [description.tokenizer for description in parts.descriptions]
-    compatibility = parts.compatibility
-    return LoadedPair(
-        engine=TransformersEngine(big, small, compatibility.vocabulary, (spec.target, spec.draft)),
-        target=LoadedModel(spec.target, big, tokenizers[0], spec.target_system),
-        draft=LoadedModel(spec.draft, small, tokenizers[1], spec.draft_system),
-        vocabulary=compatibility.vocabulary,
-        context_length=compatibility.context_length,
-        end_tokens=compatibility.end_tokens,
-        config=config or spec.config,
-        spec=parts.spec,
-        notes=parts.warnings,
+    return assemble(
+        parts.spec, (big, small), parts.descriptions, parts.compatibility, config, parts.warnings
     )
+
+
+def _load(
+    model: tuple[Path, ModelDescription, torch.dtype | str, torch.device],
+    report: ReportProgress,
+    **placed: Any,
+) -> PreTrainedModel:
+    from safedraft.models.weights import load_model
+
+    report(f"loading {model[1].name}", 0, 0)
+    return load_model(*model, **placed)
 
 
 def _choose_draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:

@@ -70,7 +70,10 @@ def test_an_unknown_pair_lists_the_known_and_guesses():
         ('[p]\nname = "q"\ntarget = "a"\ndraft = "b"', "p: must be a table"),
         ('[p]\ntarget = ""\ndraft = "b"', r"\[p\] target: String should have at least 1"),
         ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kappa = 0}', r"\[p\] config\.kappa: "),
-        ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}', r"\[p\] config\.kapa: there is nothing"),
+        (
+            '[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}',
+            r"\[p\] config\.kapa: there is nothing",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_its_field_in_one_line(own_pairs, text, said):

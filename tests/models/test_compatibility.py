@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_model, save_tokenizer
+from conftest import TEMPLATE, save_model, save_tokenizer
 from transformers import MambaConfig
 
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
@@ -43,8 +43,29 @@ def test_a_pair_that_fits(tmp_path: Path) -> None:
     assert found.to_dict()["compatible"] is True
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "warning"),
+        ({"template": "<|reserved_2|>"}, "failure"),
+        ({"eos_token_id": 258}, "failure"),
+    ],
+)
+def test_a_spare_control_token_may_have_two_names(
+    tmp_path: Path, changes: dict[str, Any], status: str
+) -> None:
+    template = changes.pop("template", "") + TEMPLATE
+    for name, spare in (("a", "<|reserved_1|>"), ("b", "<|reserved_2|>")):
+        save_model(tmp_path / name, **(changes if name == "b" else {}))
+        save_tokenizer(tmp_path / name, template=template, extra=(spare,))
+    found = diagnose(tmp_path / "a", tmp_path / "b")
+    assert statuses(found, "vocabulary") == [status]
+
+
 def test_ids_that_stand_for_different_tokens(tmp_path: Path) -> None:
-    found = diagnose(folder_of(tmp_path / "a", ("<x>",)), folder_of(tmp_path / "b", ("<y>",)))
+    found = diagnose(
+        folder_of(tmp_path / "a", ("<x>",)), folder_of(tmp_path / "b", ("<y>",), eos_token_id=258)
+    )
     with pytest.raises(IncompatiblePairError, match=r"big and small .*258 is '<x>' or '<y>'"):
         found.require()
 

@@ -154,6 +154,31 @@ def test_what_a_request_may_not_say(
     assert decoded(before) == decoded(served.service.metrics.render())
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+         "messages[0].content: only text is read, as a string or as parts of type text."),
+        ({"n": "x"}, "n: it must be a valid integer."),
+        ({"temperature": 9}, "temperature: it must be less than or equal to 2."),
+        ({"temperature": 0.001}, "temperature: must be 0 (greedy) or at least 0.01."),
+        ({"stop": [""]}, "stop[0]: string should have at least 1 character."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_value_is_said_in_our_own_words(
+    served: Served, changes: dict[str, Any], words: str
+) -> None:
+    error = error_of(post(served, json={"model": NAME, "messages": HI} | changes))
+    assert error["message"] == f"Invalid value of {words}"
+
+
+def test_a_body_of_no_type_is_told_which_it_needs(served: Served) -> None:
+    body = json.dumps({"model": NAME, "messages": HI})
+    asked = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    error = error_of(post(served, content=body, headers=asked))
+    assert "Content-Type: application/json" in error["message"]
+
+
 def decoded(metrics: bytes) -> list[bytes]:
     return [line for line in metrics.splitlines() if line.startswith(b"safedraft_blocks_total")]
 
@@ -283,6 +308,8 @@ def test_raw_texts_are_checked_as_well(tmp_path: Path) -> None:
             response = post(
                 server, "/v1/completions", json={"model": NAME, "prompt": "hi"} | changes
             )
+            if param == "prompt[0]" and changes["prompt"]:
+                assert "token ids could hold control" in error_of(response)["message"]
             assert (response.status_code, error_of(response)["param"]) == (400, param)
 
 

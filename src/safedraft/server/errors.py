@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -75,7 +76,8 @@ def convert_validation_error(error: RequestValidationError) -> APIError:
     location = [part for part in problem["loc"] if part != "body"]
     name = _format_location(location)
     if not location:
-        return APIError(400, "invalid_body", "The body must be a JSON object.")
+        message = "The body must be a JSON object, sent with Content-Type: application/json."
+        return APIError(400, "invalid_body", message)
     if problem["type"] == "extra_forbidden":
         message = f"This server does not know the parameter {name}. Leave it out."
         return APIError(400, "unknown_parameter", message, name)
@@ -84,7 +86,18 @@ def convert_validation_error(error: RequestValidationError) -> APIError:
         return APIError(400, "unsupported_parameter", message, str(location[0]))
     if problem["type"] == "missing":
         return APIError(400, "missing_parameter", f"The parameter {name} is missing.", name)
-    return invalid_value(name, problem["msg"])
+    return invalid_value(name, describe(problem))
+
+
+def describe(problem: Mapping[str, Any]) -> str:
+    """Say what is wrong with a value, from Pydantic's description, in the server's own words."""
+    last = [part for part in problem["loc"] if not isinstance(part, int)][-1]
+    if problem["type"] == "string_type" and last == "content":
+        return "only text is read, as a string or as parts of type text"
+    if problem["type"] == "string_type" and last == "prompt":
+        return "only text is read: token ids could hold control tokens"
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it must")
+    return message[:1].lower() + message[1:]
 
 
 def convert_http_exception(error: HTTPException) -> APIError:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import PromptTooLongError, SafeDraftError
 from safedraft.pair import Pair, Prompts
-from safedraft.server.errors import APIError, invalid_value
+from safedraft.server.errors import APIError, describe, invalid_value
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import (
     ChatResponseBuilder,
@@ -269,7 +269,7 @@ class Service:
             return [request.build_sampling(index, self.settings.limits) for index in range(count)]
         except ValidationError as error:
             problem = error.errors()[0]
-            raise invalid_value(str(problem["loc"][0]), problem["msg"]) from error
+            raise invalid_value(str(problem["loc"][0]), describe(problem)) from error
 
     def _read_telemetry(self, request: SamplingRequest) -> bool:
         wanted = bool(request.safedraft and request.safedraft.telemetry)

@@ -79,17 +79,22 @@ def read_description(folder: Path, name: str) -> ModelDescription:
         generation = None
         if (folder / "generation_config.json").exists():
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        describes_text = hasattr(config.get_text_config(), "vocab_size")
     except Exception as error:  # Transformers passes on any exception of its parsers.
         raise SafeDraftError(
             f"{folder}: config.json cannot be used: {first_line(error)}"
         ) from error
-    if not describes_text:
+    if not _has_vocabulary(config):
         raise SafeDraftError(
-            f"{folder}: config.json describes a {config.model_type} without a vocabulary: name a "
-            "language model"
+            f"{folder}: {config.model_type} is no language model: name one that continues text"
         )
     return ModelDescription(name, config, read_tokenizer(folder), generation)
+
+
+def _has_vocabulary(config: PreTrainedConfig) -> bool:
+    try:
+        return hasattr(config.get_text_config(), "vocab_size")
+    except ValueError:  # one part reads text and another writes something
+        return False
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -6,13 +6,16 @@ refused by name, by the checks of a pair and by loading alike.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.architectures import (
     INDEXED,
     LATENT,
+    PROMPT,
     ROWS,
     load_twice,
     own_tokens,
@@ -20,6 +23,13 @@ from helpers.architectures import (
     ssd_tokens,
     tiny_config,
 )
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING
+
+from safedraft.core.errors import IncompatiblePairError
+from safedraft.engines.transformers import session
+from safedraft.models.compatibility import check_compatibility
+from safedraft.models.description import read_description
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +83,9 @@ DECODED: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {},
     "gemma3_text": ALTERNATING,
-    "gemma3n_text": {**PER_LAYER, "num_kv_shared_layers": 0, "laurel_rank": 8, "altup_num_inputs": 2},
+    "gemma3n_text": {
+        **PER_LAYER, "num_kv_shared_layers": 0, "laurel_rank": 8, "altup_num_inputs": 2,
+    },
     "gemma4_text": {
         **PER_LAYER, "num_hidden_layers": 4, "layer_types": 2 * ALTERNATING["layer_types"],
         "num_kv_shared_layers": 2, "global_head_dim": 16,
@@ -166,4 +178,125 @@ def test_the_tokens_are_those_of_transformers(kind: str, tmp_path: Path) -> None
     assert len(set(expected)) > 4, "tokens that hardly change show nothing"
     pair = load_twice(tmp_path)
     for draft_tokens in (1, 4):
+        assert ssd_tokens(pair, draft_tokens) == expected
+
+
+RECURRENT = "has recurrent state, which cannot be rewound"
+RECURRENT_LAYERS = "has layers whose state cannot be rewound"
+BOTH_WAYS = "reads in both directions"
+ENCODER = "is an encoder-decoder"
+NO_CACHE = "keeps no cache"
+WRAPS = r"wraps a language model \(\w+\) that Transformers cannot load alone"
+
+REFUSED = {
+    RECURRENT: """
+        bailing_hybrid bamba deepseek_v4 falcon_h1 falcon_mamba jamba kimi_linear mamba mamba2
+        minicpmv4_7 nemotron_h nemotron_h_omni olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
+        qwen3_5_text qwen3_next qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 zaya""",
+    RECURRENT_LAYERS: "inkling_text inkling2_text lfm3 minimax",
+    BOTH_WAYS: """
+        bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer
+        rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod""",
+    ENCODER: """
+        bart bigbird_pegasus blenderbot-small marian mbart mvp pegasus prophetnet t5
+        t5gemma whisper""",
+    NO_CACHE: "gemma4_unified_assistant openai-gpt xlm xlnet",
+    WRAPS: """
+        ernie4_5_vl_moe glm4v glm4v_moe mistral_large4 qwen2_5_omni qwen2_5_vl qwen2_vl qwen3_vl
+        qwen3_vl_moe""",
+    "has no cache in Transformers": "blt",
+    r"has not the interface of a causal language model \(.* takes no inputs_embeds\)": "cpmant",
+    "is no causal language model": "mistral4",
+}
+"""The words of a refusal and the architectures, in their default configurations."""
+
+STORED_AS = {
+    "LlamaForSequenceClassification": ("llama", "is a classifier here"),
+    "Qwen2ForTokenClassification": ("qwen2", "is a classifier here"),
+    "Qwen2ForRewardModel": ("qwen2", "is a classifier here"),
+    "Gemma3ForSequenceClassification": ("gemma3", "is a classifier here"),
+    "MoshiForConditionalGeneration": ("moshi", "is stored as .*, which needs more than the tokens"),
+}
+"""Weights that do not belong to the class that would be loaded, by the name of their own."""
+
+
+def require_refused(config: Any, words: str, folder: Path) -> None:
+    """Check that the checks of a pair and loading refuse a model by the same words."""
+    config.save_pretrained(folder)
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    description = read_description(folder, "small")
+    words = f"small: {config.model_type} {words}"
+    checks = check_compatibility(description, description).checks
+    assert any(check.status == "failure" and re.match(words, check.detail) for check in checks)
+    assert not [check for check in checks if "\n" in check.detail]
+    with pytest.raises(IncompatiblePairError, match=words.removeprefix("small: ")):
+        load_twice(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(kind, words) for words, kinds in REFUSED.items() for kind in kinds.split()]
+)
+def test_what_cannot_be_decoded_is_refused_by_name(kind: str, words: str, tmp_path: Path) -> None:
+    require_refused(CONFIG_MAPPING[kind](), words, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "lfm2_moe"])
+def test_layers_that_are_no_attention_are_refused(kind: str, tmp_path: Path) -> None:
+    config = tiny_config(kind, layer_types=["conv", "full_attention"])
+    require_refused(config, RECURRENT_LAYERS, tmp_path)
+
+
+@pytest.mark.parametrize("stored", STORED_AS)
+def test_weights_of_another_class_are_refused_by_name(stored: str, tmp_path: Path) -> None:
+    kind, words = STORED_AS[stored]
+    config = CONFIG_MAPPING[kind]()
+    config.architectures = [stored]
+    require_refused(config, words, tmp_path)
+
+
+def test_a_text_encoder_of_a_decoder_family_is_refused(tmp_path: Path) -> None:
+    require_refused(
+        tiny_config("gemma3_text", use_bidirectional_attention=True), BOTH_WAYS, tmp_path
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "moshi"])
+def test_a_window_that_the_attention_ignores_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """Transformers' cache would cut the keys off; the attention afresh has none of it."""
+    config = tiny_config(kind)
+    config.sliding_window = 9
+    save_tiny(tmp_path, config)
+    expected = own_tokens(tmp_path, use_cache=False)
+    pair = load_twice(tmp_path)
+    assert expected == ssd_tokens(pair, 1) == ssd_tokens(pair, 4)
+    config.sliding_window = 512
+    config.save_pretrained(tmp_path)
+    assert own_tokens(tmp_path) == expected
+
+
+BORDER = 50
+"""Number of positions before the factors of long texts begin."""
+
+
+def test_long_factors_are_not_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 8)
+    continued = {}
+    for factor in (1.0, 8.0):
+        rope = {
+            "rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0,
+            "short_factor": [1.0] * 4, "long_factor": [factor] * 4,
+        }  # fmt: skip
+        config = tiny_config(
+            "phi3",
+            rope_parameters=rope,
+            original_max_position_embeddings=BORDER,
+            sliding_window=None,
+        )
+        save_tiny(tmp_path, config)
+        continued[factor] = own_tokens(tmp_path, use_cache=False)
+    expected = continued[8.0][: BORDER - len(PROMPT)]
+    assert continued[1.0] != continued[8.0]
+    assert continued[1.0][: len(expected)] == expected
+    pair = load_twice(tmp_path)
+    for draft_tokens in (1, 2, 4, 7):
         assert ssd_tokens(pair, draft_tokens) == expected

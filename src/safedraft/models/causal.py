@@ -40,11 +40,11 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the causal language model: the text part of a wrapped one."""
     text: PreTrainedConfig = config.get_text_config(decoder=True)
-    if text is config or _mapped_class(text):
-        return text
     outer = _mapped_class(config)
-    swapped = outer is not None and outer.config_class is type(text)
-    return text if swapped else config
+    if outer is not None and outer.config_class is type(text):  # as Transformers itself does it
+        return text
+    is_whole = outer is not None and outer.__name__.endswith("ForCausalLM")
+    return config if is_whole or _mapped_class(text) is None else text
 
 
 def is_wrapped(config: PreTrainedConfig) -> bool:
@@ -117,8 +117,7 @@ def _why_other_weights(config: PreTrainedConfig) -> str | None:
 
 
 def _find_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    text = causal_config(config)
-    return _mapped_class(text) or _mapped_class(config)
+    return _mapped_class(causal_config(config)) or _mapped_class(config)
 
 
 def _mapped_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from safedraft.core.errors import first_line
 from safedraft.models.causal import causal_config, model_class, why_not_causal
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 
 _ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 """Decoders whose configuration does not call itself one."""
+
+_IGNORES_WINDOWS = {"moshi"}
+"""Models whose configuration has a window that their attention does not apply."""
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 """Settings by which a cache keeps the latest positions only."""
@@ -45,7 +49,10 @@ def why_not_rewindable(
             return reason
     elif reason := _why_not_rewindable_class(text, kind_of_model):
         return f"{kind} {reason}"
-    layers = empty_cache(config).layers
+    try:
+        layers = empty_cache(config).layers
+    except Exception as error:  # Transformers passes on what its configurations raise
+        return f"{kind} has no cache in Transformers ({first_line(error)})"
     stuck = {type(layer).__name__ for layer in layers if not layer.is_croppable}
     if stuck:
         return (
@@ -59,14 +66,15 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
     """Create an empty cache for one sequence, which can be cut back in layers with windows too.
 
     A window that the model's kind of configuration does not know is one that its attention does not
-    apply, although Transformers' cache would. Such a cache keeps all positions; otherwise tokens
-    would depend on how blocks are cut.
+    apply, although Transformers' cache would. The cache of such a model keeps all positions;
+    otherwise tokens would depend on how blocks are cut.
     """
     from transformers import DynamicCache
 
     cache = DynamicCache(config=config)
     kind = type(config.get_text_config(decoder=True))
     known = any(hasattr(kind, name) or name in kind.attribute_map for name in _WINDOWS)
+    known = known and kind.model_type not in _IGNORES_WINDOWS
     if any(getattr(layer, "is_sliding", False) for layer in cache.layers) and not known:
         cache = DynamicCache()
     cache.activate_past_recording()

@@ -195,8 +195,9 @@ REFUSED = {
         qwen3_5_text qwen3_next qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 zaya""",
     RECURRENT_LAYERS: "inkling_text inkling2_text lfm3 minimax",
     BOTH_WAYS: """
-        bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer
-        rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod""",
+        bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert paligemma
+        reformer rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl
+        xmod""",
     ENCODER: """
         bart bigbird_pegasus blenderbot-small marian mbart mvp pegasus prophetnet t5
         t5gemma whisper""",

@@ -16,7 +16,6 @@ from safedraft.models.causal import (
     model_class,
     stored_names,
     unwrapped_config,
-    why_not_causal,
 )
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest, fingerprint
@@ -25,6 +24,7 @@ from safedraft.models.pinned import build_once
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.quiet import quiet_transformers
 from safedraft.models.registry import cache_folder
+from safedraft.models.rewindable import why_not_rewindable
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +92,10 @@ def load_model(
         options: ``device_map`` and ``quantization_config``, as Transformers has them.
 
     Raises:
-        SafeDraftError: they cannot be read, or do not belong to its configuration.
+        SafeDraftError: they cannot be read, do not belong to its configuration, or are those of a
+            model that cannot be decoded here.
     """
-    if reason := why_not_causal(description.config):
+    if reason := why_not_rewindable(description.config, model_class(description.config)):
         raise SafeDraftError(f"{description.name}: {reason}")
     try:
         with quiet_transformers():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import save_model
-from transformers import LlamaForCausalLM
+from helpers.architectures import INDEXED, PROMPT, save_tiny, tiny_config
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from safedraft.engines.transformers.session import TransformersSession
 from safedraft.kernels import attention
@@ -61,3 +62,31 @@ def test_another_implementation_is_left_alone(tmp_path):
     model = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     use_stacked_attention(model)
     assert model.config._attn_implementation == "eager" != NAME
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("deepseek_v32", {**INDEXED, "n_group": 1, "topk_group": 1}),
+        ("glm_moe_dsa", {**INDEXED, "n_group": 1, "topk_group": 1}),
+        ("dots3_note_text", {**INDEXED, "n_group": 1, "topk_group": 1}),
+        ("falcon", {}),
+    ],
+)
+def test_a_model_that_asks_for_sdpa_by_name_is_left_alone(tmp_path, kind, settings):
+    save_tiny(tmp_path, tiny_config(kind, eos_token_id=0, **settings))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        before = model(ids).logits
+        use_stacked_attention(model)
+        assert torch.equal(model(ids).logits, before)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "mistral", "phi3", "qwen3"])
+def test_others_are_changed(tmp_path, kind):
+    save_tiny(tmp_path, tiny_config(kind))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    use_stacked_attention(model)
+    assert model.config._attn_implementation == NAME

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import save_model
+from helpers.architectures import save_tiny, tiny_config
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from safedraft.kernels.int8 import MAX_ROWS, MULTIPLE, Int8Linear, use_int8_layers
 
@@ -58,3 +59,17 @@ def test_a_model_keeps_its_embeddings_and_most_of_its_mind(tmp_path):
     assert not any(type(layer) is nn.Linear for layer in model.modules())
     assert torch.equal(model.get_input_embeddings().weight, embeddings)
     assert 0 < (before - after).abs().sum(-1).mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen3_moe"])
+def test_the_experts_of_a_mixture_keep_their_weights(tmp_path, kind):
+    save_tiny(tmp_path, tiny_config(kind))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    experts = {
+        name: weight.clone() for name, weight in model.named_parameters() if "experts" in name
+    }
+    use_int8_layers(model)
+    after = dict(model.named_parameters())
+    assert experts
+    assert all(torch.equal(after[name], weight) for name, weight in experts.items())
+    assert not any(type(layer) is nn.Linear for layer in model.modules())

@@ -65,6 +65,18 @@ def test_a_variable_of_a_request_holds_for_it_alone(folders: tuple[Path, Path]) 
         pair.generate("Hi", chat_template_kwargs={"thinkin": False})
 
 
+def test_a_reasoning_is_begun_by_name(folders: tuple[Path, Path]) -> None:
+    pair = load(folders, "a switch")
+    direct = pair.generate("Hi", max_tokens=1).statistics.prompt_tokens
+    for given in ({"reasoning": "plan"}, {"reasoning": "plan", "prefill": "Sure"}):
+        messages = [USER, {"role": "assistant", "content": "", **given}]
+        messages[-1]["content"] = given.get("prefill", "")
+        begun = pair.generate("Hi", max_tokens=1, **given).statistics.prompt_tokens
+        assert begun == len(pair.prompts(messages).target) > direct  # type: ignore[arg-type]
+    with pytest.raises(SafeDraftError, match="begin its reasoning"):
+        pair.generate("Hi", prefill="Sure")
+
+
 def test_a_pair_in_a_file_has_a_template(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

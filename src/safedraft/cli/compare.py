@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from safedraft.cli.render import arrange_panels, make_legend, make_panel
-from safedraft.text.messages import Message
+from safedraft.text.messages import Message, begun_text
 from safedraft.text.results import GenerationResult
 
 if TYPE_CHECKING:
@@ -26,26 +26,23 @@ def compare(
     console: Console,
     replies: dict[str, GenerationResult],
     *,
-    prefill: str = "",
     folded: bool = False,
 ) -> None:
     """Generate with both methods and show the tokens as they come; Ctrl-C is raised again.
 
     Args:
         pair: the pair.
-        messages: the conversation.
+        messages: the conversation; an assistant's turn at its end is continued.
         sampling: the parameters of both replies.
         console: the output; if it is no terminal, only the final replies are printed.
         replies: receives the replies by method, also after an interruption.
-        prefill: the beginning of the assistant's turn.
         folded: whether to cover the text of the target alone (for published pictures).
     """
 
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"
-        return make_panel(
-            title, replies.get(method, GenerationResult()), prefill=prefill, folded=covered
-        )
+        reply = replies.get(method, GenerationResult())
+        return make_panel(title, reply, prefill=begun_text(messages), folded=covered)
 
     def picture() -> RenderableType:
         return arrange_panels([column(method, title) for method, title in METHODS.items()])
@@ -53,7 +50,7 @@ def compare(
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
-                stream = pair.stream(messages, prefill=prefill, sampling=sampling, rule=method)
+                stream = pair.stream(messages, sampling=sampling, rule=method)
                 replies[method] = stream.result
                 try:
                     for _ in stream:

@@ -28,6 +28,10 @@ def generate(
     prefill: Annotated[
         str, typer.Option(help="Beginning of the assistant's turn, as an attacker could set it.")
     ] = "",
+    reasoning: Annotated[
+        str | None,
+        typer.Option(help="Beginning of the reasoning, for models that think before they answer."),
+    ] = None,
     system: options.System = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the target alone and SSD side by side.")
@@ -60,9 +64,8 @@ def generate(
 
     sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
     text = options.read_standard_input() if prompt == "-" else prompt
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": text})
-    conversation(messages, prefill)  # raises on an empty prompt before models are loaded
+    # An empty prompt is an error before models are loaded.
+    messages = conversation(text, prefill, system or None, reasoning)
     if trace:
         _check_writable(trace)
     loaded = models.load()
@@ -70,9 +73,9 @@ def generate(
     replies: dict[str, GenerationResult] = {}
     try:
         if compare:
-            _compare(loaded, messages, prefill, sampling, console, replies)
+            _compare(loaded, messages, sampling, console, replies)
         else:
-            _stream(loaded, messages, prefill, sampling, console, replies)
+            _stream(loaded, messages, sampling, console, replies)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:
@@ -86,7 +89,6 @@ def generate(
 def _stream(
     pair: Pair,
     messages: list[Message],
-    prefill: str,
     sampling: SamplingParams,
     console: Console,
     replies: dict[str, GenerationResult],
@@ -95,11 +97,12 @@ def _stream(
     from rich.text import Text
 
     from safedraft.cli.render import format_bins, format_summary, make_legend, print_token
+    from safedraft.text.messages import begun_text
 
-    stream = pair.stream(messages, prefill=prefill, sampling=sampling)
+    stream = pair.stream(messages, sampling=sampling)
     replies["ssd"] = stream.result
     if console.is_terminal:
-        console.print(Text(prefill, "dim italic"), end="")
+        console.print(Text(begun_text(messages), "dim italic"), end="")
     try:
         for token in stream:
             print_token(token, console)
@@ -118,14 +121,13 @@ def _stream(
 def _compare(
     pair: Pair,
     messages: list[Message],
-    prefill: str,
     sampling: SamplingParams,
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
     from safedraft.cli.compare import compare, compute_speedup
 
-    compare(pair, messages, sampling, console, replies, prefill=prefill)
+    compare(pair, messages, sampling, console, replies)
     if ratio := compute_speedup(replies):
         console.print(f"SSD decoded {ratio:.2f} times as fast as the target alone", style="dim")
 

@@ -35,7 +35,7 @@ from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.prompts.sources import Record, find_source
 from safedraft.prompts.split import Split
-from safedraft.text.messages import Message
+from safedraft.text.messages import Message, begun_text
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -168,9 +168,8 @@ def attack_defense(suite: str) -> Solver:
             state.completed = True
             return state
         state.messages = [_to_chat_message(message) for message in messages]
-        if messages[-1]["role"] == "assistant":
-            begun = messages[-1]
-            state.metadata["prefill"] = begun["content"] or begun.get("reasoning", "")
+        if begun := begun_text(messages):
+            state.metadata["prefill"] = begun
         return state
 
     return solve

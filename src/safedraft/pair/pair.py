@@ -83,6 +83,7 @@ class Pair(TokenPair):
         *,
         system: str | None = None,
         prefill: str = "",
+        reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
         rule: str | Rule = "ssd",
@@ -98,6 +99,7 @@ class Pair(TokenPair):
         *,
         system: str | None = None,
         prefill: str = "",
+        reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
         rule: str | Rule = "ssd",
@@ -112,6 +114,7 @@ class Pair(TokenPair):
         *,
         system: str | None = None,
         prefill: str = "",
+        reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
         rule: str | Rule = "ssd",
@@ -126,8 +129,8 @@ class Pair(TokenPair):
                 an assistant turn are continued. A list of prompts gives a list of replies, decoded
                 together.
             system: the system prompt, before the messages.
-            prefill: how the assistant's turn begins. A pair that thinks takes the beginning of its
-                reasoning instead, as ``reasoning`` of a last assistant message.
+            prefill: how the assistant's answer begins.
+            reasoning: how the reasoning of a pair that thinks begins; all of it with a prefill.
             sampling: greedy and at most 512 tokens when not given; an object or a mapping.
             config: constants in place of the pair's own. A rule that has others takes those that
                 have the same name.
@@ -145,6 +148,7 @@ class Pair(TokenPair):
         shared: dict[str, Any] = {
             "system": system,
             "prefill": prefill,
+            "reasoning": reasoning,
             "sampling": sampling_of(sampling, options),
             "config": config,
             "rule": rule,
@@ -161,6 +165,7 @@ class Pair(TokenPair):
         *,
         system: str | None = None,
         prefill: str = "",
+        reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
         rule: str | Rule = "ssd",
@@ -174,7 +179,7 @@ class Pair(TokenPair):
         Args:
             batch: decode together with the other requests of this batch (``pair.engine.batch()``).
         """
-        messages = conversation(prompt, prefill, system)
+        messages = conversation(prompt, prefill, system, reasoning)
         return self.stream_ids(
             self.prompts(messages, chat_template_kwargs),
             sampling=sampling_of(sampling, options),
@@ -191,6 +196,7 @@ class Pair(TokenPair):
         *,
         system: str | None = None,
         prefill: str = "",
+        reasoning: str | None = None,
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         config: Constants | Sequence[Constants] | None = None,
         rule: str | Rule = "ssd",
@@ -204,7 +210,7 @@ class Pair(TokenPair):
         """
         if isinstance(prompts, str):
             raise SafeDraftError("generate_many takes a list of prompts: generate takes one")
-        messages = [conversation(prompt, prefill, system) for prompt in prompts]
+        messages = [conversation(prompt, prefill, system, reasoning) for prompt in prompts]
         return self.generate_many_ids(
             [self.prompts(one, chat_template_kwargs) for one in messages],
             sampling=sampling,

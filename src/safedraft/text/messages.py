@@ -21,7 +21,10 @@ _REASONING = ("reasoning", "reasoning_content")
 
 
 def conversation(
-    prompt: str | Sequence[Mapping[str, Any]], prefill: str = "", system: str | None = None
+    prompt: str | Sequence[Mapping[str, Any]],
+    prefill: str = "",
+    system: str | None = None,
+    reasoning: str | None = None,
 ) -> list[Message]:
     """Return the checked messages of a request.
 
@@ -30,6 +33,7 @@ def conversation(
             OpenAI's API.
         prefill: the beginning of the reply; it becomes an assistant message at the end.
         system: the system prompt, which comes first.
+        reasoning: the beginning of the reasoning, or all of it if there is a prefill too.
 
     Raises:
         SafeDraftError: no user message has text, a message has no valid role or content, or there
@@ -46,7 +50,10 @@ def conversation(
         if messages and messages[0].get("role") == "system":
             raise SafeDraftError("the messages begin with a system prompt: leave out system")
         messages.insert(0, {"role": "system", "content": system})
-    final: list[Message] = [{"role": "assistant", "content": prefill}] if prefill else []
+    begun: Message = {"role": "assistant", "content": prefill}
+    if reasoning is not None:
+        begun = {**begun, "reasoning": reasoning}
+    final = [begun] if prefill or reasoning is not None else []
     for message in [*messages, *final]:
         _require_valid(message)
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
@@ -59,6 +66,12 @@ def conversation(
 def turn_begun(messages: Sequence[Message]) -> bool:
     """Return whether the last message is an assistant turn, which the reply continues."""
     return messages[-1]["role"] == "assistant"
+
+
+def begun_text(messages: Sequence[Message]) -> str:
+    """How the reply has begun: the reasoning and the content of a last assistant message."""
+    last = messages[-1]
+    return last.get("reasoning", "") + last["content"] if turn_begun(messages) else ""
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:

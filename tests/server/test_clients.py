@@ -36,6 +36,25 @@ def ask(served: Served, **settings: Any) -> Any:
     return create(**({"model": NAME, "messages": messages} | settings))
 
 
+def test_parts_of_characters_are_told_by_their_bytes(tmp_path: Path) -> None:
+    pair = talking(tmp_path, lambda prompt: "数")
+    with serving(pair, allow_completions=True) as server:
+        asked = {"messages": [{"role": "user", "content": "hi"}], "logprobs": True}
+        body = {"model": NAME, "top_logprobs": 1, **asked}
+        reply = server.http.post("/v1/chat/completions", json=body).json()
+        told = [
+            token["top_logprobs"][0]["bytes"]
+            for token in reply["choices"][0]["logprobs"]["content"]
+        ]
+        assert told[0] == list("数".encode()[:1])
+        text = "<|start|>assistant\n"
+        body = {"model": NAME, "prompt": text, "logprobs": 1}
+        raw = server.http.post("/v1/completions", json=body).json()
+        names = [name for entry in raw["choices"][0]["logprobs"]["top_logprobs"] for name in entry]
+        assert names
+        assert not any("\N{REPLACEMENT CHARACTER}" in name for name in names)
+
+
 def test_a_reply_has_every_field_that_the_client_expects(served: Served) -> None:
     reply = ask(served)
     (choice,) = reply.choices

@@ -1,8 +1,29 @@
 """Code that a user could have written; ``test_typing`` checks it with ``mypy --strict``."""
 
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
 
 import safedraft
+
+
+def guard(model: PreTrainedModel, small: PreTrainedModel, tokenizer: Any) -> safedraft.Pair:
+    return safedraft.Pair.from_models(
+        model, small, tokenizer=tokenizer, guarded=True, template={"enable_thinking": False}
+    )
+
+
+def place(folder: Path) -> safedraft.Pair:
+    return safedraft.load_pair(
+        folder / "big",
+        folder / "small",
+        adapter=folder / "adapter",
+        template={"enable_thinking": False},
+        template_from="target",
+        other_base=True,
+        device_map="auto",
+    )
 
 
 def ask(folder: Path) -> str:
@@ -21,7 +42,8 @@ def ask(folder: Path) -> str:
     sampling = safedraft.SamplingParams(max_new_tokens=9)
     more = pair.generate(messages, sampling=sampling, config=constants, top_logprobs=2)
     try:
-        pair.generate("hi", prefill="Sure,")
+        pair.generate("hi", prefill="Sure,", chat_template_kwargs={"enable_thinking": False})
+        pair.generate("hi", reasoning="Let me see.")
     except safedraft.PromptTooLongError as error:
         print(error.tokens, error.context_length)
     except safedraft.SafeDraftError as error:

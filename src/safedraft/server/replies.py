@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -19,7 +19,9 @@ from typing import Any
 from safedraft.server import wire
 from safedraft.server.errors import APIError
 from safedraft.server.scheduler import Job
-from safedraft.text.results import GenerationResult, Token
+from safedraft.text.results import Alternative, GenerationResult, Token
+
+_PART = "\N{REPLACEMENT CHARACTER}"
 
 Response = wire.ChatCompletion | wire.Completion
 Chunk = wire.ChatCompletionChunk | wire.Completion
@@ -34,6 +36,8 @@ class ResponseBuilder(ABC):
     telemetry: bool
     end_tokens: frozenset[int]
     """Tokens that end a reply; they have no log probabilities in the response."""
+    spell_bytes: Callable[[int], bytes | None] = lambda token: None
+    """The bytes of a token that is a part of a character; None if they are not known."""
     replies_per_prompt: int = 1
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -83,6 +87,16 @@ class ResponseBuilder(ABC):
         records = [wire.TokenTelemetry.model_validate(t, from_attributes=True) for t in tokens]
         statistics = {"statistics": reply.statistics.to_dict()} if reply else {}
         return {"safedraft": wire.Telemetry(tokens=records, **statistics)}
+
+    def bytes_of(self, token: Alternative) -> list[int]:
+        """The UTF-8 of a token's text, or its own bytes if it is a part of a character."""
+        own = self.spell_bytes(token.id) if _PART in token.text else None
+        return list(token.text.encode() if own is None else own)
+
+    def name_of(self, token: Alternative) -> str:
+        """A token's text, or its bytes as ``bytes:\\xe2`` if it is a part of a character."""
+        own = self.spell_bytes(token.id) if _PART in token.text else None
+        return token.text if own is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
 
     def without_end_tokens(self, tokens: Sequence[Token]) -> list[Token]:
         """Return the tokens that are part of the text."""
@@ -165,8 +179,10 @@ class ChatResponseBuilder(ResponseBuilder):
                 bytes=list(token.text.encode()),
                 logprob=_logprob(token),
                 top_logprobs=[
-                    wire.TopLogprob(token=text, bytes=list(text.encode()), logprob=logprob)
-                    for _, text, logprob in token.top_logprobs
+                    wire.TopLogprob(
+                        token=other.text, bytes=self.bytes_of(other), logprob=other.logprob
+                    )
+                    for other in token.top_logprobs
                 ],
             )
             for token in self.without_end_tokens(tokens)
@@ -241,7 +257,8 @@ class CompletionResponseBuilder(ResponseBuilder):
             tokens=texts,
             token_logprobs=[_logprob(token) for token in tokens],
             top_logprobs=[
-                {text: logprob for _, text, logprob in token.top_logprobs} for token in tokens
+                {self.name_of(other): other.logprob for other in token.top_logprobs}
+                for token in tokens
             ],
             text_offset=list(accumulate(map(len, texts[:-1]), initial=offset)) if texts else [],
         )

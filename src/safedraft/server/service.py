@@ -31,6 +31,7 @@ from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
 from safedraft.text.messages import Message, conversation
 from safedraft.text.stream import Stream
+from safedraft.text.token_bytes import token_bytes
 
 T = TypeVar("T")
 
@@ -180,8 +181,13 @@ class Service:
             telemetry=self._read_telemetry(request),
             end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
+            spell_bytes=self._spell_bytes,
         )
         return builder, await self.scheduler.submit(openers, builder.id)
+
+    def _spell_bytes(self, token: int) -> bytes | None:
+        tokenizer = self.pair.target.tokenizer
+        return token_bytes(tokenizer, token) if tokenizer else None
 
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
         # Raw text may already contain the beginning of the reply.

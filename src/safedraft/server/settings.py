@@ -64,8 +64,8 @@ class ServerSettings(_Frozen):
     allow_telemetry: bool = False
     """Whether responses may report matches and schemes, from which attackers can learn."""
     requests_may_set_constants: bool = False
-    """Whether a request may set the constants and switch thinking on or off. Strengths of 0 turn the
-    defense off."""
+    """Whether a request may set the constants, of which strengths of 0 turn the defense off, and
+    switch thinking on or off."""
     guard_header: bool = False
     """Whether responses have the header ``X-SafeDraft-Guarded``, for an operator's own proxy."""
     allowed_origins: tuple[str, ...] = ()

@@ -193,7 +193,13 @@ def test_doctor_says_yes_and_no(run: Any, tiny_pair: tuple[Path, Path], tmp_path
             ["--adapter", "FOREIGN", "--other-base"],
             ["! adapter: the adapter in", "Next: safedraft g"],
         ),
-        (["--template-from", "target"], ["both models write conversations alike"]),
+        (
+            ["--template-from", "target", "--template", "date_string=May"],
+            [
+                "both models write conversations alike",
+                '✓ template settings: template = { date_string = "May" }, template_from = "target"',
+            ],
+        ),
     ],
 )
 def test_doctor_looks_at_adapter_template_memory_and_license_and_says_what_is_next(
@@ -220,7 +226,7 @@ def test_doctor_looks_at_adapter_template_memory_and_license_and_says_what_is_ne
         assert line in out
     apart = "Today: " in out
     assert apart is ("--template-from" not in arguments)
-    assert ('template_from = "target"' in out) is apart
+    assert ('template_from = "target" (--template-from) gives both' in out) is apart
 
 
 def recording_of(folder: Path, name: str, count: int) -> str:

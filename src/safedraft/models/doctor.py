@@ -16,7 +16,7 @@ from safedraft.models.fetch import fetch_adapter, fetch_description
 from safedraft.models.fingerprint import read_facts, require_base
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, model_files
-from safedraft.models.template import apply_template, settle_template
+from safedraft.models.template import apply_template, settle_template, show_settings
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 _LICENSE = re.compile(r"^license(?:_name)?:\s*(\S+)", re.MULTILINE)
@@ -37,11 +37,22 @@ def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityRep
     apply_template(spec, target, draft)
     compatibility = check_compatibility(target, draft)
     added = [
+        *_check_settings(spec, bool(adapter)),
         _check_adapter(spec, adapter, folders[1]),
         *_check_memory(target, draft),
         _check_licenses(spec, folders),
     ]
     return replace(compatibility, checks=[*compatibility.checks, *added])
+
+
+def _check_settings(spec: PairSpec, adapted: bool) -> Iterator[Check]:
+    """Say which variables and whose template the pair or its adapter set, if either does."""
+    settings = [] if not spec.template else [f"template = {show_settings(spec.template)}"]
+    if spec.template_from not in (None, "own"):
+        settings.append(f'template_from = "{spec.template_from}"')
+    if settings:
+        origin = "as the pair says, or its adapter was trained" if adapted else "as the pair says"
+        yield Check("template settings", "ok", f"{', '.join(settings)}: {origin}")
 
 
 def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:

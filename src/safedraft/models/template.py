@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ def settle_template(spec: PairSpec, facts: AdapterFacts | None, adapter: Path | 
         chosen, trained = getattr(spec, name), getattr(facts, name, None)
         if chosen is not None and trained is not None and chosen != trained:
             raise SafeDraftError(
-                f"the adapter in {adapter} was trained with {name} = {_show(trained)} and the pair "
-                f"has {_show(chosen)}: leave it out, or train a draft with it"
+                f"the adapter in {adapter} was trained with {name} = {show_settings(trained)} and the pair "
+                f"has {show_settings(chosen)}: leave it out, or train a draft with it"
             )
         settled[name] = trained if chosen is None else chosen
     return spec.model_copy(update=settled)
@@ -62,7 +63,9 @@ def template_digest(model: ModelDescription) -> str | None:
     return digest(template_of(model.tokenizer), digits=32)
 
 
-def _show(value: Mapping[str, Any] | str) -> str:
+def show_settings(value: Mapping[str, Any] | str) -> str:
+    """Write variables or a name as a pair's file has them."""
     if isinstance(value, str):
         return repr(value)
-    return "{" + ", ".join(f"{name} = {item!r}" for name, item in value.items()) + "}"
+    items = (f"{name} = {json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
+    return "{ " + ", ".join(items) + " }"

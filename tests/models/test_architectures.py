@@ -48,12 +48,16 @@ DECODED: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
     "aria_text": {},
+    "axk1": {**LATENT, "n_group": 1, "topk_group": 1, "qk_head_dim": 16},
     "axk2": INDEXED,
     "bart": DECODER,
     "beam": {},
+    "bert": {"is_decoder": True},
+    "bert-generation": {"is_decoder": True},
     "biogpt": {},
     "bitnet": {},
     "blenderbot": DECODER,
+    "blenderbot-small": DECODER,
     "bloom": {},
     "codegen": {"rotary_dim": 4},
     "cohere": {},
@@ -73,6 +77,7 @@ DECODED: dict[str, dict[str, Any]] = {
     "doge": {},
     "dots1": {**GROUPS, "n_shared_experts": 1},
     "dots3_note_text": {**INDEXED, **GROUPS},
+    "electra": {"is_decoder": True},
     "ernie4_5": {},
     "ernie4_5_moe": {},
     "exaone4": {},
@@ -96,6 +101,7 @@ DECODED: dict[str, dict[str, Any]] = {
     "glm4_moe": {},
     "glm4_moe_lite": LATENT,
     "glm_moe_dsa": {**INDEXED, **GROUPS, "eos_token_id": 299},
+    "gpt-sw3": {},
     "gpt2": {},
     "gpt_bigcode": {},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 9},
@@ -119,13 +125,24 @@ DECODED: dict[str, dict[str, Any]] = {
     "hy_v3": {},
     "hy_v4": {**INDEXED, **GROUPS},
     "hyperclovax": {},
+    "internlm3": {},
+    "iquestcoder": {},
     "jais2": {},
+    "jamba": {"attn_layer_period": 1, "attn_layer_offset": 0},
     "jetmoe": {},
     "kolibri1": {},
     "laguna": {},
+    "lfm2": {"layer_types": ["full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["full_attention"] * 2},
     "llama": {},
     "llama4_text": {"attention_chunk_size": 16, "no_rope_layers": [1, 0]},
+    "longcat_flash": {
+        **LATENT, "num_layers": 1, "ffn_hidden_size": 32, "expert_ffn_hidden_size": 16,
+        "zero_expert_num": 2, "moe_topk": 2, "head_dim": 8,
+    },
     "marian": DECODER,
+    "mbart": DECODER,
+    "megatron-bert": {"is_decoder": True},
     "mellum": {},
     "mimo_v2_flash": {},
     "minicpm3": LATENT,
@@ -142,7 +159,9 @@ DECODED: dict[str, dict[str, Any]] = {
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 299, "cls_token_id": 1,
         "sep_token_id": 2, "local_attention": 16, "global_attn_every_n_layers": 2,
     },
+    "moshi": {"sliding_window": 512},
     "mpt": {},
+    "mvp": DECODER,
     "nanochat": {},
     "nemotron": {},
     "olmo": {},
@@ -150,6 +169,7 @@ DECODED: dict[str, dict[str, Any]] = {
     "olmo3": {},
     "olmoe": {},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "pegasus": DECODER,
     "persimmon": {},
     "phi": {},
     "phi3": {},
@@ -158,7 +178,10 @@ DECODED: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
     "qwen2_moe": {"shared_expert_intermediate_size": 32},
     "qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+    "qwen3_5_text": {"layer_types": ["full_attention"] * 2},
     "qwen3_moe": {},
+    "qwen3_next": {"layer_types": ["full_attention"] * 2},
+    "roformer": {"is_decoder": True, "embedding_size": 32},
     "seed_oss": {},
     "smollm3": {},
     "solar_open": {},
@@ -256,6 +279,11 @@ def test_weights_of_another_class_are_refused_by_name(stored: str, tmp_path: Pat
     config = CONFIG_MAPPING[kind]()
     config.architectures = [stored]
     require_refused(config, words, tmp_path)
+
+
+def test_positions_that_are_counted_anew_are_refused(tmp_path: Path) -> None:
+    config = tiny_config("bamba", attn_layer_indices=[0, 1], mamba_n_heads=4, mamba_d_head=16)
+    require_refused(config, "counts positions anew in every pass", tmp_path)
 
 
 def test_a_text_encoder_of_a_decoder_family_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 _ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 """Decoders whose configuration does not call itself one."""
 
+_COUNTS_ANEW = {"bamba"}
+"""Models that count positions from 0 in every pass, however many tokens are in the cache."""
+
 _IGNORES_WINDOWS = {"moshi"}
 """Models whose configuration has a window that their attention does not apply."""
 
@@ -93,6 +96,8 @@ def _why_not_rewindable_class(
 ) -> str | None:
     if getattr(kind_of_model, "_is_stateful", False) and not _only_attends(config):
         return "has recurrent state, which cannot be rewound after a rejected draft"
+    if config.model_type in _COUNTS_ANEW:
+        return "counts positions anew in every pass, so that no block can be verified"
     parameters = inspect.signature(kind_of_model.forward).parameters
     if "past_key_values" not in parameters:
         return "keeps no cache that could be rewound"

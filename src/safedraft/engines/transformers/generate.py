@@ -5,17 +5,24 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.request import Request
 from safedraft.engines.transformers.engine import TransformersEngine
+from safedraft.engines.transformers.unwrap import (
+    require_adapters_in_layers,
+    require_in_memory,
+    unwrap,
+)
 from safedraft.rules.ssd import SSD
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
         GenerationConfig,
         LogitsProcessorList,
         PreTrainedModel,
+        PreTrainedTokenizerBase,
         StoppingCriteriaList,
     )
 
@@ -30,19 +38,59 @@ _SAMPLING = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _PREPARED = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep", "use_cache"}
 """Arguments that ``generate`` passes in any case."""
-_OTHER_MODES = ("prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "cache_implementation")
+_OTHER_MODES = (
+    "prompt_lookup_num_tokens",
+    "penalty_alpha",
+    "dola_layers",
+    "cache_implementation",
+    "force_words_ids",
+    "constraints",
+    "use_mtp",
+    "speculation_type",
+    "assistant_early_exit",
+    "token_healing",
+)
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+class _Signature(inspect.Signature):
+    """A signature with ``tokenizer`` in it, which ``generate`` then passes on.
+
+    ``generate`` takes ``tokenizer`` out of its arguments before it looks for those that a custom
+    decoding method names, so that it finds no tokenizer for ``stop_strings`` and raises. It reads
+    the method's parameters in between, and the tokenizer is put back there.
+    """
+
+    @property
+    def parameters(self) -> Any:
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "_extract_generation_mode_kwargs":
+            taken = frame.f_locals.get("generation_mode_kwargs") or {}
+            remaining = frame.f_locals.get("kwargs")
+            if "tokenizer" in taken and isinstance(remaining, dict):
+                remaining.setdefault("tokenizer", taken["tokenizer"])
+        return super().parameters
+
+
+def _with_tokenizer(function: _Function) -> _Function:
+    parameters = inspect.signature(function).parameters.values()
+    function.__signature__ = _Signature(list(parameters))  # type: ignore[attr-defined]
+    return function
+
+
+@_with_tokenizer
 def ssd_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    draft_model: PreTrainedModel | None = None,
+    draft_model: nn.Module | None = None,
     draft_input_ids: Tensor | None = None,
     ssd_config: SSDConfig | None = None,
     seed: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """Pass as ``custom_generate=`` to ``model.generate``; ``model`` is the target.
@@ -56,41 +104,37 @@ def ssd_generate(
         logits_processor: those of ``generate``; only temperature, top-k and top-p are supported.
         stopping_criteria: evaluated after every token.
         generation_config: as ``generate`` prepared it.
-        draft_model: the deep-aligned draft; it shares the target's vocabulary.
+        draft_model: the deep-aligned draft; it shares the target's vocabulary. A PEFT model takes
+            part with its adapters, and a compiled or parallel module as what is inside it.
         draft_input_ids: the draft's own prompt ``[1, length]``, if it differs.
         ssd_config: the constants, the published ones by default; no ``prefill_scheme``.
         seed: the seed of a sampled reply; drawn from torch's generator by default.
+        tokenizer: the target's; ``generate`` finds ``stop_strings`` with it.
         model_kwargs: the remaining arguments of ``generate``.
 
     Returns:
         Ids ``[1, length + new]``, or a ``GenerateDecoderOnlyOutput`` with them.
 
     Raises:
-        SafeDraftError: an option is not supported with SSD.
+        SafeDraftError: an option is not supported with SSD, or the draft cannot be decoded with.
     """
     if draft_model is None:
         raise SafeDraftError("SSD needs draft_model=…, the small model that carries the safety")
-    config = ssd_config or SSDConfig()
+    draft = unwrap(draft_model, "draft_model")
+    require_in_memory(model, "the target")
+    require_adapters_in_layers(model, "the target")
     _require_supported(input_ids, logits_processor, generation_config, model_kwargs)
     streamer = _find_argument("streamer")
-    vocabulary = min(m.config.get_text_config().vocab_size for m in (model, draft_model))
-    prompt = input_ids[0].tolist()
-    room = generation_config.max_length - len(prompt)
-    if room < 1:
-        raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
-    own_prompt = _read_draft_prompt(
-        input_ids if draft_input_ids is None else draft_input_ids, draft_model
+    prompt, own_prompt = (
+        input_ids[0].tolist(),
+        _read_draft_prompt(draft_input_ids, input_ids, draft),
     )
-    context = getattr(draft_model.config.get_text_config(), "max_position_embeddings", None)
-    if context and len(own_prompt) >= context:
-        raise SafeDraftError(
-            f"the draft's prompt has {len(own_prompt)} tokens, its context {context}"
-        )
-    room = min(room, context - len(own_prompt)) if context else room
-    sequence = input_ids
+    room = _count_room(generation_config.max_length, prompt, own_prompt, draft)
     sampling = _read_sampling(generation_config, room, seed)
-    request = Request(prompt, own_prompt, SSD(), config, sampling)
-    for _, step in decode(TransformersEngine(model, draft_model, vocabulary), [request]):
+    request = Request(prompt, own_prompt, SSD(), _read_config(ssd_config), sampling)
+    vocabulary = min(one.config.get_text_config().vocab_size for one in (model, draft))
+    sequence = input_ids
+    for _, step in decode(TransformersEngine(model, draft, vocabulary), [request]):
         token = torch.tensor([[step.token]], device=input_ids.device)
         sequence = torch.cat([sequence, token], dim=-1)
         if streamer is not None:
@@ -106,7 +150,21 @@ def ssd_generate(
     return sequence
 
 
-def _read_draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
+def _read_config(config: Any) -> SSDConfig:
+    if config is None:
+        return SSDConfig()
+    if not isinstance(config, SSDConfig):
+        kind = type(config).__name__
+        raise SafeDraftError(f"ssd_config must be a safedraft.SSDConfig(…), not a {kind}")
+    return config
+
+
+def _read_draft_prompt(own: Any, shared: Tensor, draft: PreTrainedModel) -> list[int]:
+    ids = shared if own is None else own
+    if not isinstance(ids, Tensor):
+        how = "give its ['input_ids']" if isinstance(ids, Mapping) else "give ids [1, length]"
+        kind = type(ids).__name__
+        raise SafeDraftError(f"draft_input_ids must be a tensor, not a {kind}: {how}")
     rows = draft.get_input_embeddings().num_embeddings
     if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
         raise SafeDraftError(f"the draft's prompt must be [1, length], not {list(ids.shape)}")
@@ -114,6 +172,21 @@ def _read_draft_prompt(ids: Tensor, draft: PreTrainedModel) -> list[int]:
         raise SafeDraftError(f"the draft's prompt has ids outside its vocabulary of {rows}")
     prompt: list[int] = ids[0].tolist()
     return prompt
+
+
+def _count_room(
+    max_length: int, prompt: list[int], own_prompt: list[int], draft: PreTrainedModel
+) -> int:
+    """Return how many new tokens ``max_length`` and the draft's context leave room for."""
+    room = max_length - len(prompt)
+    if room < 1:
+        raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
+    context = getattr(draft.config.get_text_config(), "max_position_embeddings", None)
+    if context and len(own_prompt) >= context:
+        raise SafeDraftError(
+            f"the draft's prompt has {len(own_prompt)} tokens, its context {context}"
+        )
+    return min(room, context - len(own_prompt)) if context else room
 
 
 def _read_sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
@@ -150,12 +223,16 @@ def _require_supported(
     if others:
         raise SafeDraftError(f"SSD does not support {', '.join(others)}: switch the option off")
     unsupported = [name for name in _OUTPUTS if getattr(generation, name, False)]
-    unsupported += [name for name in _OTHER_MODES if getattr(generation, name, None) is not None]
+    unsupported += [
+        name for name in _OTHER_MODES if getattr(generation, name, None) not in (None, False)
+    ]
     unsupported += [
         name for name, value in model_kwargs.items() if name not in _PREPARED and _is_set(value)
     ]
     if _find_argument("assistant_model") is not None:
         unsupported.append("assistant_model (the draft is draft_model)")
+    if _find_argument("synced_gpus"):
+        unsupported.append("synced_gpus")
     if model_kwargs.get("use_cache") is False:
         unsupported.append("use_cache=False")
     positions = model_kwargs.get("position_ids")

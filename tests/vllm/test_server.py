@@ -18,9 +18,13 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import save_pair
+from conftest import save_pair, save_tokenizer
+from helpers.templates import TRAITS
 
 import safedraft
+from safedraft.core.errors import IncompatiblePairError
+from safedraft.engines.vllm.setup import plan
+from safedraft.models.registry import choose_pair
 
 pytestmark = pytest.mark.vllm
 
@@ -256,3 +260,36 @@ def test_what_was_decided_is_in_the_metrics(server: str) -> None:
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert sum(grown[name] for name in grown if name.startswith("safedraft_tokens")) == tokens
     assert 1 <= grown["safedraft_blocks_total"] <= tokens
+
+
+def test_one_template_serves_both_and_requests_cannot_leave_its_mode(
+    tmp_path: Path,
+) -> None:
+    folders = save_pair(tmp_path / "models", hidden_size=128, head_dim=32)
+    for folder, trait in zip(folders, ("a switch", "plain"), strict=True):
+        save_tokenizer(folder, template=TRAITS[trait])
+    models = dict(zip(("target", "draft"), map(str, folders), strict=True))
+    apart = choose_pair(**models, use_adapter=False)
+    with pytest.raises(IncompatiblePairError, match="thinks"):
+        plan(apart)
+    options = ["--template-from", "target", "--template", "enable_thinking=false"]
+    with serving(models, tmp_path, *options) as address:
+        on = {"enable_thinking": True}
+        lengths = [
+            ask(address, max_tokens=1, **more)[1]["usage"]["prompt_tokens"]
+            for more in ({}, {"chat_template_kwargs": on})
+        ]
+    expected = safedraft.load_pair(
+        **models, use_adapter=False, template={"enable_thinking": False}, template_from="target"
+    ).prompts("Hello")
+    assert expected.target == expected.draft
+    assert lengths == 2 * [len(expected.target)]
+
+
+def test_templates_that_differ_name_the_way_out(tmp_path: Path) -> None:
+    folders = save_pair(tmp_path, hidden_size=128, head_dim=32)
+    save_tokenizer(folders[0], template=TRAITS["a default system prompt"])
+    models = dict(zip(("target", "draft"), map(str, folders), strict=True))
+    with pytest.raises(IncompatiblePairError, match="--template-from target"):
+        plan(choose_pair(**models, use_adapter=False))
+    assert plan(choose_pair(**models, use_adapter=False, template_from="target"))

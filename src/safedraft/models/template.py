@@ -28,8 +28,8 @@ def settle_template(spec: PairSpec, facts: AdapterFacts | None, adapter: Path | 
         chosen, trained = getattr(spec, name), getattr(facts, name, None)
         if chosen is not None and trained is not None and chosen != trained:
             raise SafeDraftError(
-                f"the adapter in {adapter} was trained with {name} = {show_settings(trained)} and the pair "
-                f"has {show_settings(chosen)}: leave it out, or train a draft with it"
+                f"the adapter in {adapter} was trained with {name} = {show_settings(trained)} and "
+                f"the pair has {show_settings(chosen)}: leave it out, or train a draft with it"
             )
         settled[name] = trained if chosen is None else chosen
     return spec.model_copy(update=settled)

@@ -34,14 +34,11 @@ def check_templates(target: ModelDescription, draft: ModelDescription) -> Iterat
             yield Check("chat template", "warning", f"{model.name}: none, so it cannot chat")
     if not _both_chat(target, draft):
         return
-    shown = [_render(model, conversation) for conversation in _TURNS for model in (target, draft)]
-    differing = next(
-        (pair for pair in zip(shown[::2], shown[1::2], strict=True) if len({*pair}) > 1), None
-    )
-    if differing is None:
+    difference = find_difference(target, draft)
+    if difference is None:
         yield Check("chat template", "ok", "both models write conversations alike")
         return
-    own, other = _first_difference(*differing)
+    own, other = difference
     yield Check(
         "chat template",
         "warning",
@@ -49,6 +46,18 @@ def check_templates(target: ModelDescription, draft: ModelDescription) -> Iterat
         'own prompt; template_from = "target" (--template-from) gives both one template, which '
         "vLLM needs",
     )
+
+
+def find_difference(target: ModelDescription, draft: ModelDescription) -> tuple[str, str] | None:
+    """What the two templates write where they first differ; None if they write the same.
+
+    Both models must have a chat template.
+    """
+    for conversation in _TURNS:
+        written = [_render(model, conversation) for model in (target, draft)]
+        if written[0] != written[1]:
+            return _first_difference(*written)
+    return None
 
 
 def _both_chat(target: ModelDescription, draft: ModelDescription) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
@@ -16,21 +16,12 @@ from safedraft.engines.vllm.options import INT8, KEY, Settings
 from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
+from safedraft.models.template_checks import find_difference
 from safedraft.models.weights import merged_draft
 from safedraft.text.encode import generation_prompt
 from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 from safedraft.text.refusals import refusal_tokens
 from safedraft.text.template import set_variables, template_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_GREETING = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello!"},
-    {"role": "assistant", "content": "Hi."},
-    {"role": "user", "content": "And now?"},
-]
 
 _OURS = (
     "model", "worker_cls", "scheduler_cls", "speculative_config", "additional_config",
@@ -250,24 +241,16 @@ def _require_one_template(parts: Parts) -> None:
             "only one of the models has a tokenizer, so it cannot be checked that token ids mean "
             "the same to both: add the tokenizer files of the other"
         )
-    if not any(tokenizer.chat_template for tokenizer in tokenizers):
+    templates = [bool(tokenizer.chat_template) for tokenizer in tokenizers]
+    if not any(templates):
         return  # ids only
-    first, second = map(_greeting, tokenizers)
-    if first != second:
+    difference = find_difference(*parts.descriptions) if all(templates) else ("one", "none")
+    if difference:
         raise IncompatiblePairError(
             "the chat templates of target and draft differ, and vLLM gives both models one prompt: "
+            f"{difference[0]!r} against {difference[1]!r}; "
             'template_from = "target" in the pair (--template-from target) gives both one template'
         )
-
-
-def _greeting(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt of a short conversation, without a system turn if the template has none."""
-    from safedraft.text.encode import encode
-
-    try:
-        return encode(tokenizer, _GREETING)
-    except SafeDraftError:
-        return encode(tokenizer, _GREETING[1:])
 
 
 def _data_parallel(given: Mapping[str, Any]) -> bool:

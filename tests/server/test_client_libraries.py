@@ -1,0 +1,241 @@
+"""Libraries that speak OpenAI's API, with their defaults, against a running server.
+
+LangChain, LlamaIndex and LiteLLM are the extra ``clients``. They have an environment of their own
+(``constraints-clients.txt``), since LlamaIndex needs an older client of OpenAI's than the one that
+the other tests use. Where a library is missing, its tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import openai
+import pytest
+from pydantic import BaseModel
+from serving import NAME, Served, serving
+from talking import TalkingPair, talking
+
+pytestmark = pytest.mark.slow
+
+SAYS = "Plain words, twice: plain words."
+STORY = "Once upon a time."
+QUESTION = {"role": "user", "content": "hi"}
+REQUEST = {"role": "user", "content": "a story"}
+
+
+def answer(prompt: str) -> str:
+    return STORY if prompt.endswith("story") or "story<" in prompt else SAYS
+
+
+class Person(BaseModel):
+    """What a structured reply would hold."""
+
+    name: str
+
+
+def double(number: int) -> int:
+    """Return twice the number."""
+    return 2 * number
+
+
+TOOL = {"type": "function", "function": {"name": "double", "parameters": {"type": "object"}}}
+
+
+class Library(NamedTuple):
+    """A client with its defaults. A turn is a role and a text, or a message that it returned."""
+
+    ask: Callable[[list[Any]], tuple[str, Any]]
+    """From turns to the reply's text and the message object that holds it."""
+    stream: Callable[[list[Any]], list[str]]
+    refused: dict[str, Callable[[], Any]]
+    """Calls that the server refuses, by a name."""
+
+
+def open_openai(url: str) -> Library:
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    create = client.chat.completions.create
+
+    def ask(turns: list[Any]) -> tuple[str, Any]:
+        message = create(model=NAME, messages=turns).choices[0].message
+        return message.content or "", message
+
+    def stream(turns: list[Any]) -> list[str]:
+        chunks = create(model=NAME, messages=turns, stream=True)
+        return [chunk.choices[0].delta.content or "" for chunk in chunks]
+
+    turns: Any = [QUESTION]
+    parse = client.chat.completions.parse
+    return Library(
+        ask,
+        stream,
+        {
+            "structured": lambda: parse(model=NAME, messages=turns, response_format=Person),
+            "tools": lambda: create(model=NAME, messages=turns, tools=[TOOL]),
+            "responses": lambda: client.responses.create(model=NAME, input="hi"),
+        },
+    )
+
+
+def open_langchain(url: str) -> Library:
+    chat = importlib.import_module("langchain_openai").ChatOpenAI
+    model = chat(base_url=url, api_key="none", model=NAME)
+
+    def ask(turns: list[Any]) -> tuple[str, Any]:
+        message = model.invoke(turns)
+        return message.content, message
+
+    def structured(method: str) -> Callable[[], Any]:
+        return lambda: model.with_structured_output(Person, method=method).invoke("hi")
+
+    return Library(
+        ask,
+        lambda turns: [chunk.content for chunk in model.stream(turns)],
+        {
+            "structured": lambda: model.with_structured_output(Person).invoke("hi"),
+            "structured by a schema": structured("json_schema"),
+            "structured by a function": structured("function_calling"),
+            "structured by JSON": structured("json_mode"),
+            "tools": lambda: model.bind_tools([double]).invoke("hi"),
+            "tools, streamed": lambda: list(model.bind_tools([double]).stream("hi")),
+            "responses": lambda: chat(
+                base_url=url, api_key="none", model=NAME, use_responses_api=True
+            ).invoke("hi"),
+        },
+    )
+
+
+def open_llama_index(url: str) -> Library:
+    like = importlib.import_module("llama_index.llms.openai_like").OpenAILike
+    message_of = importlib.import_module("llama_index.core.llms").ChatMessage
+    options = {"api_base": url, "api_key": "none", "model": NAME, "max_retries": 0}
+    model = like(**options, is_chat_model=True)
+    calling = like(**options, is_chat_model=True, is_function_calling_model=True)
+
+    def messages(turns: list[Any]) -> list[Any]:
+        return [message_of(**turn) if isinstance(turn, dict) else turn for turn in turns]
+
+    def ask(turns: list[Any]) -> tuple[str, Any]:
+        message = model.chat(messages(turns)).message
+        return message.content, message
+
+    return Library(
+        ask,
+        lambda turns: [chunk.delta or "" for chunk in model.stream_chat(messages(turns))],
+        {
+            "structured": lambda: model.as_structured_llm(Person).complete("hi"),
+            "structured by a function": lambda: calling.as_structured_llm(Person).complete("hi"),
+            "completions": lambda: like(**options).complete("hi"),
+        },
+    )
+
+
+def open_litellm(url: str) -> Library:
+    litellm = importlib.import_module("litellm")
+
+    def complete(turns: list[Any], **options: Any) -> Any:
+        connection = {"model": f"openai/{NAME}", "api_base": url, "api_key": "none"}
+        return litellm.completion(messages=turns, num_retries=0, **connection, **options)
+
+    def ask(turns: list[Any]) -> tuple[str, Any]:
+        message = complete(turns).choices[0].message
+        return message.content, message
+
+    def stream(turns: list[Any]) -> list[str]:
+        chunks = complete(turns, stream=True)
+        return [chunk.choices[0].delta.content or "" for chunk in chunks]
+
+    return Library(
+        ask,
+        stream,
+        {
+            "structured": lambda: complete([QUESTION], response_format=Person),
+            "tools": lambda: complete([QUESTION], tools=[TOOL]),
+        },
+    )
+
+
+LIBRARIES = {
+    "openai": ("openai", open_openai),
+    "langchain": ("langchain_openai", open_langchain),
+    "llama_index": ("llama_index.llms.openai_like", open_llama_index),
+    "litellm": ("litellm", open_litellm),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TalkingPair:
+    return talking(tmp_path_factory.mktemp("pair"), answer)
+
+
+@pytest.fixture(scope="module")
+def served(pair: TalkingPair) -> Iterator[Served]:
+    with serving(pair) as server:
+        yield server
+
+
+def open_library(name: str, served: Served) -> Library:
+    module, opened = LIBRARIES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch prices
+        pytest.importorskip(module)
+    return opened(f"{served.url}/v1")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_reply(served: Served, name: str) -> None:
+    text, _ = open_library(name, served).ask([QUESTION])
+    assert text == SAYS
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_stream(served: Served, name: str) -> None:
+    pieces = open_library(name, served).stream([QUESTION])
+    assert "".join(pieces) == SAYS
+    assert sum(map(bool, pieces)) == len(SAYS)  # a byte a token, none of them held back
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_conversation_with_the_earlier_reply_as_it_was_returned(
+    served: Served, pair: TalkingPair, name: str
+) -> None:
+    library = open_library(name, served)
+    system = {"role": "system", "content": f"You speak through {name}."}
+    _, message = library.ask([system, QUESTION])
+    text, _ = library.ask([system, QUESTION, message, REQUEST])
+    assert text == STORY
+    turns = ("system", system["content"]), ("user", "hi"), ("assistant", SAYS), ("user", "a story")
+    prompt = "".join(f"<|start|>{role}\n{content}<|end|>\n" for role, content in turns)
+    assert prompt in pair.prompts_seen
+
+
+UNSUPPORTED = "SSD does not support this value of {}"
+REFUSALS = [
+    ("openai", "structured", UNSUPPORTED.format("response_format")),
+    ("openai", "tools", UNSUPPORTED.format("tools")),
+    ("openai", "responses", "This address does not exist."),
+    ("langchain", "structured", UNSUPPORTED.format("response_format")),
+    ("langchain", "structured by a schema", UNSUPPORTED.format("response_format")),
+    ("langchain", "structured by a function", UNSUPPORTED.format("tools")),
+    ("langchain", "structured by JSON", UNSUPPORTED.format("response_format")),
+    ("langchain", "tools", UNSUPPORTED.format("tools")),
+    ("langchain", "tools, streamed", UNSUPPORTED.format("tools")),
+    ("langchain", "responses", "This address does not exist."),
+    ("llama_index", "structured", UNSUPPORTED.format("tool_choice")),
+    ("llama_index", "structured by a function", UNSUPPORTED.format("tools")),
+    ("llama_index", "completions", "This server accepts only conversations."),
+    ("litellm", "structured", UNSUPPORTED.format("response_format")),
+    ("litellm", "tools", UNSUPPORTED.format("tools")),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "words"), REFUSALS)
+def test_a_client_shows_the_servers_reason(
+    served: Served, name: str, call: str, words: str
+) -> None:
+    refused = open_library(name, served).refused[call]
+    with pytest.raises(Exception, match=re.escape(words)) as caught:
+        refused()
+    assert caught.value.status_code in (400, 403, 404)

@@ -125,10 +125,8 @@ def ssd_generate(
     require_adapters_in_layers(model, "the target")
     _require_supported(input_ids, logits_processor, generation_config, model_kwargs)
     streamer = _find_argument("streamer")
-    prompt, own_prompt = (
-        input_ids[0].tolist(),
-        _read_draft_prompt(draft_input_ids, input_ids, draft),
-    )
+    prompt: list[int] = input_ids[0].tolist()
+    own_prompt = _read_draft_prompt(draft_input_ids, input_ids, draft)
     room = _count_room(generation_config.max_length, prompt, own_prompt, draft)
     sampling = _read_sampling(generation_config, room, seed)
     request = Request(prompt, own_prompt, SSD(), _read_config(ssd_config), sampling)

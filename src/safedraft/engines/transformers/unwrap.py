@@ -43,8 +43,8 @@ def unwrap(model: Any, name: str) -> PreTrainedModel:
         child = next((part for part in (*_WRAPPED, *_ADAPTED) if part in children), None)
         if child is None:
             break
-        if child in _ADAPTED:
-            adapted = adapted or inner
+        if child in _ADAPTED and adapted is None:
+            adapted = inner
         inner = children[child]
     if not isinstance(inner, PreTrainedModel):
         given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__

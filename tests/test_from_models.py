@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_pair, save_tokenizer
+from helpers.architectures import own_tokens, save_tiny, ssd_tokens, tiny_config
 from helpers.templates import TRAITS
 from test_load import save_adapter
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -64,7 +65,7 @@ def test_a_peft_draft_decodes_as_its_merge_and_counts_as_guarded(
     assert ids(pair) == ids(safedraft.load_pair(target, base, adapter=str(adapter)))
 
 
-def test_a_compiled_draft_is_used_as_it_is(folders: tuple[Path, Path]) -> None:
+def test_of_a_compiled_draft_the_model_inside_decodes(folders: tuple[Path, Path]) -> None:
     draft = torch.compile(read(folders[1]), backend="eager")
     assert ids(in_memory(folders, draft, guarded=False)) == ids(in_memory(folders, guarded=False))
 
@@ -165,3 +166,36 @@ def test_the_option_for_the_drafts_type_reaches_it(folders: tuple[Path, Path]) -
     assert choice.arguments["engine_options"] == "draft_dtype=int8"
     layers = choice.load().draft.model.modules()
     assert any(isinstance(layer, Int8Linear) for layer in layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_vl", "gemma3"])
+def test_a_model_that_also_sees_decodes_text_as_it_does_alone(kind: str, tmp_path: Path) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    parts = CONFIG_MAPPING[kind]()
+    text = tiny_config(parts.get_text_config().model_type)
+    if kind == "qwen2_vl":
+        text.rope_parameters = {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [1, 1, 2],
+        }
+    vision = {
+        "hidden_size": 32,
+        "embed_dim": 32,
+        "depth": 1,
+        "num_hidden_layers": 1,
+        "num_heads": 2,
+    }
+    config = CONFIG_MAPPING[kind](
+        text_config=text.to_dict(),
+        vision_config={**vision, "intermediate_size": 32, "num_attention_heads": 2},
+        eos_token_id=None,
+    )
+    save_tiny(tmp_path, config, AutoModelForImageTextToText)
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    pair = safedraft.Pair.from_models(whole, whole, tokenizer=None, guarded=False)
+    expected = own_tokens(tmp_path, AutoModelForImageTextToText)
+    for draft_tokens in (1, 4):
+        assert ssd_tokens(pair, draft_tokens) == expected

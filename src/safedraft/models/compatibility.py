@@ -98,7 +98,7 @@ def _check_rewindable(target: ModelDescription, draft: ModelDescription) -> Iter
     from safedraft.models.rewindable import model_class, why_not_rewindable
 
     for model in (target, draft):
-        reason = why_not_rewindable(model.config, model_class(model.config))
+        reason = why_not_rewindable(model.config, model.kind or model_class(model.config))
         status: Status = "failure" if reason else "ok"
         detail = reason or f"{model.config.model_type}: the cache can be cut back"
         yield Check("rewindable state", status, f"{model.name}: {detail}")

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from safedraft.core.errors import SafeDraftError, first_line
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class ModelDescription:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
     generation: GenerationConfig | None
+    kind: type[PreTrainedModel] | None = None
+    """The class of the model if it is in memory; None: the class that loading would choose."""
 
     @property
     def rows(self) -> int:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from inspect import signature
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError, UnguardedWarning, refuse_invalid
+from safedraft.core.errors import SafeDraftError
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
-from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.engines.base import LoadedPair
 from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
+from safedraft.pair.guards import require_system_prompts, warn_if_unguarded
 from safedraft.pair.pair import Pair
-from safedraft.text.encode import encode
-from safedraft.text.messages import with_system
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_FIELDS_IN_MEMORY = ("template", "template_from", "target_system", "draft_system")
 
 Named = str | PathLike[str]
 """A name, a hub id, or a folder."""
@@ -117,58 +110,6 @@ def load_spec(
         return _pair_of(load(spec, config, shown, **options), spec)
 
 
-def pair_from_models(
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizers: tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None],
-    guarded: bool | None,
-    config: SSDConfig | None,
-    fields: Mapping[str, Any],
-) -> Pair:
-    """A pair of two models in memory; see ``Pair.from_models``."""
-    from safedraft.engines.transformers.in_memory import pair_in_memory
-
-    if unknown := fields.keys() - _FIELDS_IN_MEMORY:
-        known = ", ".join(_FIELDS_IN_MEMORY)
-        raise SafeDraftError(f"from_models has no field {min(unknown)!r}; it has {known}")
-    target, draft = (model.name_or_path or type(model).__name__ for model in models)
-    trained = hasattr(models[1], "peft_config") if guarded is None else guarded
-    with refuse_invalid(shown=True):
-        spec = PairSpec(
-            name=f"{target} + {draft}",
-            target=target,
-            draft=draft,
-            adapter="in memory" if trained else None,
-            bare_draft=guarded is False,
-            **fields,
-        )
-    warn_if_unguarded(spec)
-    return _pair_of(pair_in_memory(spec, models, tokenizers, config), spec)
-
-
 def _pair_of(loaded: LoadedPair, spec: PairSpec) -> Pair:
-    for model in (loaded.target, loaded.draft):
-        _require_system_prompt(model)
+    require_system_prompts(loaded)
     return Pair(**{**vars(loaded), "spec": loaded.spec or spec})
-
-
-def _require_system_prompt(model: LoadedModel) -> None:
-    """Refuse a system prompt that the model's chat template cannot show, before any request."""
-    if not (model.system and model.tokenizer and model.tokenizer.chat_template):
-        return
-    greeting = with_system([{"role": "user", "content": "Hello"}], model.system)
-    try:
-        encode(model.tokenizer, greeting)
-    except SafeDraftError as error:
-        raise SafeDraftError(
-            f"{model.name} cannot have the system prompt that the pair gives it: {error}"
-        ) from error
-
-
-def warn_if_unguarded(spec: PairSpec) -> None:
-    """Warn if the draft has no adapter and nobody accepted that.
-
-    Warns:
-        UnguardedWarning: once for each pair in a process.
-    """
-    if spec.warning:
-        warnings.warn(spec.warning, UnguardedWarning, stacklevel=4)

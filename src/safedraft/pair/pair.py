@@ -17,6 +17,7 @@ from safedraft.core.config import (
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
 from safedraft.core.rule import Rule
+from safedraft.pair.in_memory import take_models
 from safedraft.pair.tokens import Prompts, TokenPair
 from safedraft.text.messages import conversation, turn_begun
 from safedraft.text.results import GenerationResult
@@ -50,8 +51,8 @@ class Pair(TokenPair):
     ) -> Pair:
         """A pair of two models of Transformers that are in memory, in any dtype, on any device.
 
-        They may be quantized, compiled, spread over several devices, or a ``PeftModel``; they are
-        used as they are.
+        They may be quantized, compiled, spread over several devices, or a ``PeftModel``, whose
+        adapters take part. Of a compiled model the model inside decodes.
 
         Args:
             target: the large model.
@@ -71,10 +72,8 @@ class Pair(TokenPair):
         Warns:
             UnguardedWarning: nothing says that the draft was trained to refuse.
         """
-        from safedraft.pair.load import pair_from_models
-
         tokenizers = (tokenizer, draft_tokenizer or tokenizer)
-        return pair_from_models((target, draft), tokenizers, guarded, config, fields)
+        return cls(**vars(take_models((target, draft), tokenizers, guarded, config, fields)))
 
     @overload
     def generate(

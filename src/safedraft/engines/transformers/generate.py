@@ -163,6 +163,8 @@ def _read_draft_prompt(own: Any, shared: Tensor, draft: PreTrainedModel) -> list
         how = "give its ['input_ids']" if isinstance(ids, Mapping) else "give ids [1, length]"
         kind = type(ids).__name__
         raise SafeDraftError(f"draft_input_ids must be a tensor, not a {kind}: {how}")
+    if ids.is_floating_point():
+        raise SafeDraftError(f"draft_input_ids must hold token ids, not {ids.dtype}")
     rows = draft.get_input_embeddings().num_embeddings
     if ids.ndim != 2 or ids.shape[0] != 1 or not ids.numel():
         raise SafeDraftError(f"the draft's prompt must be [1, length], not {list(ids.shape)}")

@@ -20,7 +20,9 @@ def describe(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> ModelDescription:
     """What a loaded model says about itself; the tokenizer is copied, its template may change."""
-    return ModelDescription(name, model.config, deepcopy(tokenizer), model.generation_config)
+    return ModelDescription(
+        name, model.config, deepcopy(tokenizer), model.generation_config, type(model)
+    )
 
 
 def pair_in_memory(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.models.rewindable import empty_cache, why_not_rewindable
-from safedraft.models.unwrap import unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,14 +39,13 @@ class TransformersSession:
         vocabulary: int,
         device: torch.device | None = None,
     ) -> None:
-        plain = unwrap(model)
-        if reason := why_not_rewindable(plain.config, type(plain)):
+        if reason := why_not_rewindable(model.config, type(model)):
             raise SafeDraftError(f"{name}: {reason}")
         self.name = name
         self._model = model
         self._vocabulary = vocabulary
         self._device = device or model.device
-        self._keeps_logits = "logits_to_keep" in inspect.signature(plain.forward).parameters
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache = empty_cache(model.config)
 
     @property

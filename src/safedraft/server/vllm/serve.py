@@ -16,7 +16,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
-from safedraft.pair.load import warn_if_unguarded
+from safedraft.pair.guards import warn_if_unguarded
 from safedraft.server.settings import API_KEY
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"

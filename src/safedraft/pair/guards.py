@@ -1,0 +1,44 @@
+"""What is checked of a pair before it answers anything."""
+
+from __future__ import annotations
+
+import warnings
+
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.models.registry import PairSpec
+from safedraft.text.encode import encode
+from safedraft.text.messages import with_system
+
+
+def require_system_prompts(loaded: LoadedPair) -> None:
+    """Check that the chat template of each model can show its own system prompt.
+
+    Raises:
+        SafeDraftError: one cannot.
+    """
+    for model in (loaded.target, loaded.draft):
+        _require_system_prompt(model)
+
+
+def _require_system_prompt(model: LoadedModel) -> None:
+    """Refuse a system prompt that the model's chat template cannot show, before any request."""
+    if not (model.system and model.tokenizer and model.tokenizer.chat_template):
+        return
+    greeting = with_system([{"role": "user", "content": "Hello"}], model.system)
+    try:
+        encode(model.tokenizer, greeting)
+    except SafeDraftError as error:
+        raise SafeDraftError(
+            f"{model.name} cannot have the system prompt that the pair gives it: {error}"
+        ) from error
+
+
+def warn_if_unguarded(spec: PairSpec) -> None:
+    """Warn if the draft has no adapter and nobody accepted that.
+
+    Warns:
+        UnguardedWarning: once for each pair in a process.
+    """
+    if spec.warning:
+        warnings.warn(spec.warning, UnguardedWarning, stacklevel=4)

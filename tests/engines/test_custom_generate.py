@@ -143,6 +143,8 @@ def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
         ({"synced_gpus": True}, "synced_gpus"),
         ({"ssd_config": {"alpha_union": 2.0}}, r"safedraft.SSDConfig\(…\), not a dict"),
         ({"draft_input_ids": [[5, 6]]}, "must be a tensor, not a list: give ids"),
+        ({"draft_input_ids": PROMPT.float()}, "must hold token ids, not torch.float32"),
+        ({"draft_input_ids": PROMPT[0]}, r"must be \[1, length\], not \[4\]"),
         ({"draft_input_ids": {"input_ids": PROMPT}}, r"not a dict: give its \['input_ids'\]"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "without padding"),
     ],
@@ -388,7 +390,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("own_draft", [False, True], ids=["a draft", "the target as its draft"])
-@pytest.mark.parametrize("start", range(0, 26, 3))
+@pytest.mark.parametrize("start", range(0, 26, 5))
 def test_stop_strings_end_it_at_any_token(writers: Any, start: int, own_draft: bool) -> None:
     both, tokenizer = writers
     if own_draft:

@@ -7,7 +7,7 @@ READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-slow test-real test-server test-page bench results picture structure vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results picture structure vllm test-vllm bench-vllm clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -34,6 +34,12 @@ test-real: $(READY)  ## Tests on the default pair.
 
 test-server: $(READY)  ## The server under 2,400 generated requests and worse.
 	SAFEDRAFT_EXAMPLES=400 $(RUN)/python -m pytest -m "" --timeout 600 tests/server/test_refusals.py
+
+test-clients:  ## LangChain, LlamaIndex and LiteLLM against the server, in an environment of their own.
+	test -d .venv-clients || python3 -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet -r constraints-clients.txt
+	.venv-clients/bin/pip install --quiet --no-deps -e .
+	.venv-clients/bin/python -m pytest -m slow tests/server/test_client_libraries.py
 
 test-page: $(READY)  ## The playground in a browser.
 	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }

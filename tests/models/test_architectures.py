@@ -15,6 +15,7 @@ import torch
 from helpers.architectures import (
     INDEXED,
     LATENT,
+    NEW_TOKENS,
     PROMPT,
     ROWS,
     load_twice,
@@ -24,8 +25,9 @@ from helpers.architectures import (
     tiny_config,
 )
 from safetensors.torch import save_file
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+import safedraft
 from safedraft.core.errors import IncompatiblePairError
 from safedraft.engines.transformers import session
 from safedraft.models.compatibility import check_compatibility
@@ -332,3 +334,22 @@ def test_long_factors_are_not_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     pair = load_twice(tmp_path)
     for draft_tokens in (1, 2, 4, 7):
         assert ssd_tokens(pair, draft_tokens) == expected
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 4])
+def test_nor_are_they_inside_transformers_own_generate(tmp_path: Path, draft_tokens: int) -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0,
+        "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
+    }  # fmt: skip
+    settings = {"original_max_position_embeddings": BORDER, "sliding_window": None}
+    save_tiny(tmp_path, tiny_config("phi3", rope_parameters=rope, **settings))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.tensor([PROMPT])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False,
+        pad_token_id=0, custom_generate=safedraft.ssd_generate, draft_model=model,
+        ssd_config=safedraft.SSDConfig(draft_tokens=draft_tokens),
+    )  # fmt: skip
+    expected = own_tokens(tmp_path, use_cache=False)[: BORDER - len(PROMPT)]
+    assert output[0, len(PROMPT) :].tolist() == expected

@@ -20,11 +20,19 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 _HTTP_ERRORS = {
     400: ("invalid_json", "The body cannot be read as JSON."),
-    404: ("not_found", "This address does not exist."),
+    404: ("not_found", "This address does not exist. Conversations go to /v1/chat/completions."),
     405: ("method_not_allowed", "This address does not support this HTTP method."),
     413: ("body_too_large", "The body is too large."),
     408: ("body_too_slow", "The body did not arrive in time."),
 }
+
+
+_CONSTRAINED = "describe the form that you want in a message, and parse the reply"
+_INSTEAD = dict.fromkeys(
+    ("tools", "tool_choice", "functions", "response_format"),
+    "It would force tokens that neither model proposed: " + _CONSTRAINED,
+)
+"""Why a parameter is refused and what to do instead, where leaving it out is not all."""
 
 
 class APIError(Exception):
@@ -82,7 +90,8 @@ def convert_validation_error(error: RequestValidationError) -> APIError:
         message = f"This server does not know the parameter {name}. Leave it out."
         return APIError(400, "unknown_parameter", message, name)
     if location[0] in UNSUPPORTED:
-        message = f"SSD does not support this value of {location[0]}. Leave the parameter out."
+        instead = _INSTEAD.get(str(location[0]), "Leave the parameter out")
+        message = f"SSD does not support this value of {location[0]}. {instead}."
         return APIError(400, "unsupported_parameter", message, str(location[0]))
     if problem["type"] == "missing":
         return APIError(400, "missing_parameter", f"The parameter {name} is missing.", name)

@@ -23,6 +23,7 @@ from safedraft.engines.transformers.unwrap import (
     require_in_memory,
     unwrap,
 )
+from safedraft.models.description import ModelDescription
 from safedraft.rules.ssd import SSD
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def ssd_generate(
     streamer = _find_argument("streamer")
     prompt: list[int] = input_ids[0].tolist()
     own_prompt = _read_draft_prompt(draft_input_ids, input_ids, draft)
-    room = _count_room(generation_config.max_length, prompt, own_prompt, draft)
+    room = _count_room(generation_config.max_length, prompt, own_prompt, model, draft)
     sampling = _read_sampling(generation_config, room, seed)
     request = Request(prompt, own_prompt, SSD(), _read_config(ssd_config), sampling)
     vocabulary = min(one.config.get_text_config().vocab_size for one in (model, draft))
@@ -175,18 +176,27 @@ def _read_draft_prompt(own: Any, shared: Tensor, draft: PreTrainedModel) -> list
 
 
 def _count_room(
-    max_length: int, prompt: list[int], own_prompt: list[int], draft: PreTrainedModel
+    max_length: int,
+    prompt: list[int],
+    own_prompt: list[int],
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
 ) -> int:
-    """Return how many new tokens ``max_length`` and the draft's context leave room for."""
+    """Return how many new tokens ``max_length`` and both models' contexts leave room for.
+
+    A context ends where rotary factors change with the length, as ``ModelDescription`` has it.
+    """
     room = max_length - len(prompt)
     if room < 1:
         raise SafeDraftError(f"the prompt has {len(prompt)} tokens: no room for a new one")
-    context = getattr(draft.config.get_text_config(), "max_position_embeddings", None)
-    if context and len(own_prompt) >= context:
-        raise SafeDraftError(
-            f"the draft's prompt has {len(own_prompt)} tokens, its context {context}"
-        )
-    return min(room, context - len(own_prompt)) if context else room
+    for name, model, ids in (("target", target, prompt), ("draft", draft, own_prompt)):
+        context = ModelDescription(name, model.config, None, None).context_length
+        if context and len(ids) >= context:
+            raise SafeDraftError(
+                f"the {name}'s prompt has {len(ids)} tokens, its context {context}"
+            )
+        room = min(room, context - len(ids)) if context else room
+    return room
 
 
 def _read_sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:

@@ -55,7 +55,7 @@ def test_the_engines_own_arguments_pass(arguments: dict[str, Any]) -> None:
         ({"max_num_batched_tokens": 32}, "max_num_batched_tokens must be at least"),
         ({"additional_config": {}}, "needs its settings"),
         ({"additional_config": {KEY: {}}}, "vocabulary: Field required"),
-        ({"additional_config": {KEY: {"vocabulary": 512, "off": True}}}, "off: Extra inputs"),
+        ({"additional_config": {KEY: {"vocabulary": 512, "off": True}}}, "off: there is nothing"),
     ],
 )
 def test_another_way_is_refused(

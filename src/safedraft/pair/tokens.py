@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safedraft.core.config import Constants, SamplingParams
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
 from safedraft.core.rule import Context, Rule
@@ -85,14 +86,29 @@ class TokenPair(LoadedPair):
         Raises:
             SafeDraftError: a model has no tokenizer or no chat template, the text is empty, or no
                 template reads a variable.
+
+        Warns:
+            UnguardedWarning: the variables switch thinking on or off.
         """
-        self.require_variables(chat_template_kwargs or {})
+        if chat_template_kwargs:
+            self.require_variables(chat_template_kwargs)
+            self._warn_of_another_mode(chat_template_kwargs)
         messages = conversation(prompt) if isinstance(prompt, str) else prompt
         target, draft = (
             encode(_tokenizer(model), with_system(messages, model.system), chat_template_kwargs)
             for model in (self.target, self.draft)
         )
         return Prompts(target, draft)
+
+    def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
+        own, asked = self.thinking(), self.thinking(chat_template_kwargs)
+        if own is not asked:
+            warnings.warn(
+                f"the request sets thinking to {asked.value!r} and the pair has {own.value!r}: that "
+                "the draft refuses there was never tested; set it in the pair instead (template=)",
+                UnguardedWarning,
+                stacklevel=4,
+            )
 
     def text_prompts(self, text: str) -> Prompts:
         """Each model's own ids of a text that is continued as it stands.

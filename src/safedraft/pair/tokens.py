@@ -104,8 +104,8 @@ class TokenPair(LoadedPair):
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
         if own is not asked:
             warnings.warn(
-                f"the request sets thinking to {asked.value!r} and the pair has {own.value!r}: that "
-                "the draft refuses there was never tested; set it in the pair instead (template=)",
+                f"the request sets thinking to {asked.value!r} and the pair has {own.value!r}: "
+                "that the draft refuses there was never tested; set it in the pair instead (template=)",
                 UnguardedWarning,
                 stacklevel=4,
             )

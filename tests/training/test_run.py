@@ -157,7 +157,7 @@ def test_the_bare_draft_is_trained_and_checked_under_its_own_prompt(plan, tiny_p
 
 def test_an_adapter_for_another_base_is_refused(plan, tmp_path, tiny_pair):
     folder = train_draft(plan).folder
-    with pytest.raises(SafeDraftError, match="made for another model"):
+    with pytest.raises(SafeDraftError, match="trained on other weights"):
         safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[0]), adapter=str(folder))
     (folder / FACTS).write_text("{}")
     with pytest.raises(SafeDraftError, match=r"safedraft.json cannot be read"):
@@ -267,7 +267,7 @@ def test_an_adapter_that_cannot_be_gone_on_from_is_refused_before_anything_is_dr
     with pytest.raises(SafeDraftError, match="has rank 2: give --rank 2"):
         train_draft(changed(again, config=CONFIG.model_copy(update={"rank": 4})))
     other = plan.spec.model_copy(update={"draft": plan.spec.target})
-    with pytest.raises(SafeDraftError, match="made for another model"):
+    with pytest.raises(SafeDraftError, match="trained on other weights"):
         train_draft(changed(again, spec=other))
     with pytest.raises(SafeDraftError, match="neither a folder nor a hub id"):
         train_draft(changed(again, start="nothing"))

@@ -105,7 +105,7 @@ class TokenPair(LoadedPair):
         if own is not asked:
             warnings.warn(
                 f"the request sets thinking to {asked.value!r} and the pair has {own.value!r}: "
-                "that the draft refuses there was never tested; set it in the pair instead (template=)",
+                "that the draft refuses there was never tested; set it in the pair (template=)",
                 UnguardedWarning,
                 stacklevel=4,
             )

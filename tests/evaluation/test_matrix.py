@@ -254,7 +254,9 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     assert asked == [0]
 
 
-@pytest.mark.parametrize("trait", ["opens reasoning", "a switch"])
+@pytest.mark.parametrize(
+    "trait", ["opens reasoning", pytest.param("a switch", marks=pytest.mark.slow)]
+)
 def test_a_pair_that_thinks_is_attacked_in_its_reasoning_and_judged_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trait: str
 ) -> None:
@@ -266,7 +268,7 @@ def test_a_pair_that_thinks_is_attacked_in_its_reasoning_and_judged_behind_it(
 
     serve_wheel(tmp_path, monkeypatch)
     use_pair(tmp_path, monkeypatch, thinks, template=TRAITS[trait])
-    matrix = Matrix(("ssd",), ("direct", "prefill_20"), limit=6, max_new_tokens=200)
+    matrix = Matrix(("ssd",), ("direct", "prefill_20"), limit=4, max_new_tokens=130)
     logs = run(matrix, tmp_path / "logs")
     judged = []
     for (_, suite), log in logs.items():

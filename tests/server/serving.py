@@ -16,7 +16,7 @@ import uvicorn
 
 from safedraft.pair import Pair
 from safedraft.server.app import create_app
-from safedraft.server.run import Server
+from safedraft.server.run import KEEP_ALIVE, Server
 from safedraft.server.service import Service
 from safedraft.server.settings import Limits, ServerSettings
 
@@ -46,7 +46,9 @@ def serving(pair: Pair, limits: dict[str, Any] | None = None, **settings: Any) -
     chosen = ServerSettings(name=NAME, limits=Limits(**(limits or {})), **settings)
     app = create_app(pair, chosen)
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=KEEP_ALIVE
+    )
     server = Server(config, app, chosen.limits.grace_seconds)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

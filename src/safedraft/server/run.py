@@ -18,6 +18,10 @@ from safedraft.server.app import create_app
 from safedraft.server.service import access_log
 from safedraft.server.settings import ServerSettings, require_safe
 
+KEEP_ALIVE = 75
+"""Seconds for which an idle connection stays open: longer than proxies keep theirs, usually for 60,
+so that none of them sends a request into a connection that is being closed."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket; with port 0 the system chooses a free port.
@@ -69,6 +73,7 @@ def serve_app(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         # The scheduler's grace period, and time to send the last events.
         timeout_graceful_shutdown=math.ceil(grace) + 15,
     )

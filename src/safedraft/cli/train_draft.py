@@ -176,12 +176,12 @@ def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
     trained = replace(models, adapter=str(adapter), no_adapter=False)
     choice = shlex.join(trained.words)
     pair = [models.pair] if models.pair else []
-    calibrated = shlex.join([*pair, *replace(trained, pair=None).words])
+    served = shlex.join([*pair, *replace(trained, pair=None).words])
     console.print(
         "Next:\n"
         f"  safedraft generate {choice} --compare 'A request that it should refuse'\n"
         f"  safedraft eval {choice} --defense target_only --defense ssd\n"
-        f"  safedraft calibrate {calibrated}",
+        f"  safedraft serve {served}",
         soft_wrap=True,
         markup=False,
     )

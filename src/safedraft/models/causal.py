@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -67,6 +67,16 @@ def unwrapped_config(config: PreTrainedConfig, stored: set[str]) -> PreTrainedCo
     if quantization := getattr(config, "quantization_config", None):
         text.quantization_config = quantization
     return text
+
+
+def count_weights(config: PreTrainedConfig) -> int:
+    """Number of weights of the causal language model of such a configuration; takes no memory."""
+    import torch
+
+    kind: Any = model_class(config)
+    with torch.device("meta"):
+        model = kind._from_config(copy.deepcopy(causal_config(config)))
+    return sum(int(weight.numel()) for weight in model.parameters())
 
 
 def why_not_causal(config: PreTrainedConfig) -> str | None:

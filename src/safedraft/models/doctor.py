@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.models.causal import count_weights
 from safedraft.models.check import Check
 from safedraft.models.compatibility import CompatibilityReport, check_compatibility
 from safedraft.models.description import ModelDescription, read_description
@@ -76,7 +77,7 @@ def _describe(spec: PairSpec, adapter: Path) -> str:
 
 
 def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
-    sizes = [count_parameters(model) for model in (target, draft)]
+    sizes = [_count_or_none(model) for model in (target, draft)]
     if None in sizes:
         return
     weights = [2 * (size or 0) / 1e9 for size in sizes]
@@ -91,18 +92,11 @@ def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator
     yield Check("memory", "ok" if fits else "warning", detail)
 
 
-def count_parameters(model: ModelDescription) -> int | None:
-    """Number of a model's weights, from its configuration; None if it cannot be built."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+def _count_or_none(model: ModelDescription) -> int | None:
     try:
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+        return count_weights(model.config)
     except Exception:  # whatever an architecture raises, its fit is another check's matter
         return None
-    built.tie_weights()
-    return sum(int(weight.numel()) for weight in built.parameters())
 
 
 def cache_bytes(model: ModelDescription) -> int:

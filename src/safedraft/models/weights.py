@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.models.causal import (
     TEXT_WEIGHTS,
-    causal_config,
+    count_weights,
     is_wrapped,
     model_class,
     stored_names,
@@ -148,12 +147,7 @@ def _read_weights(
 
 def _require_weights_for(description: ModelDescription, folder: Path) -> None:
     """Refuse a configuration far larger than its weights, before memory is taken for it."""
-    import torch
-
-    kind: Any = model_class(description.config)
-    with torch.device("meta"):
-        model = kind._from_config(copy.deepcopy(causal_config(description.config)))
-    needed = sum(weight.numel() for weight in model.parameters())
+    needed = count_weights(description.config)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if needed > 4 * stored:  # not even two bits a weight
         raise SafeDraftError(

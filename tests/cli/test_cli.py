@@ -186,7 +186,7 @@ def test_doctor_says_yes_and_no(run: Any, tiny_pair: tuple[Path, Path], tmp_path
             [
                 "✗ adapter: the adapter in",
                 "trained on other weights",
-                "mend what is marked ✗ (adapt",
+                "repair what is marked ✗ (adapt",
             ],
         ),
         (

@@ -66,7 +66,7 @@ def _next_step(found: CompatibilityReport, models: ModelChoice) -> str:
     if not found.compatible:
         broken = ", ".join(check.name for check in found.checks if check.status == "failure")
         return (
-            f"Next: mend what is marked ✗ ({broken}), or choose another draft of the same family."
+            f"Next: repair what is marked ✗ ({broken}), or choose another draft of the same family."
         )
     command = ["generate", *models.words, "--compare", "A request that it should refuse"]
     if not models.spec.adapter and not models.no_adapter:

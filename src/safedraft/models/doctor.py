@@ -11,13 +11,14 @@ from pathlib import Path
 from safedraft.core.errors import SafeDraftError
 from safedraft.models.causal import count_weights
 from safedraft.models.check import Check
-from safedraft.models.compatibility import CompatibilityReport, check_compatibility
-from safedraft.models.description import ModelDescription, read_description
+from safedraft.models.compatibility import CompatibilityReport
+from safedraft.models.description import ModelDescription
 from safedraft.models.fetch import fetch_adapter, fetch_description
 from safedraft.models.fingerprint import read_facts, require_base
+from safedraft.models.parts import examine_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, model_files
-from safedraft.models.template import apply_template, settle_template, show_settings
+from safedraft.models.template import show_settings
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 _LICENSE = re.compile(r"^license(?:_name)?:\s*(\S+)", re.MULTILINE)
@@ -31,19 +32,17 @@ def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityRep
     Raises:
         SafeDraftError: something cannot be had or read, or the adapter contradicts the pair.
     """
-    folders = [fetch_description(model, report) for model in (spec.target, spec.draft)]
+    target, draft = (fetch_description(model, report) for model in (spec.target, spec.draft))
     adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
-    spec = settle_template(spec, read_facts(adapter) if adapter else None, adapter)
-    target, draft = map(read_description, folders, (spec.target, spec.draft))
-    apply_template(spec, target, draft)
-    compatibility = check_compatibility(target, draft)
+    parts = examine_parts(spec, (target, draft), adapter)
     added = [
-        *_check_settings(spec, bool(adapter)),
-        _check_adapter(spec, adapter, folders[1]),
-        *_check_memory(target, draft),
-        _check_licenses(spec, folders),
+        *_check_settings(parts.spec, bool(adapter)),
+        *(Check("template settings", "warning", note) for note in parts.warnings),
+        _check_adapter(parts.spec, adapter, draft),
+        *_check_memory(*parts.descriptions),
+        _check_licenses(parts.spec, parts.folders),
     ]
-    return replace(compatibility, checks=[*compatibility.checks, *added])
+    return replace(parts.compatibility, checks=[*parts.compatibility.checks, *added])
 
 
 def _check_settings(spec: PairSpec, adapted: bool) -> Iterator[Check]:
@@ -108,7 +107,7 @@ def cache_bytes(model: ModelDescription) -> int:
     return int(2 * 2 * config.num_hidden_layers * shared * width)
 
 
-def _check_licenses(spec: PairSpec, folders: list[Path]) -> Check:
+def _check_licenses(spec: PairSpec, folders: tuple[Path, Path]) -> Check:
     names = (spec.target, spec.draft)
     found = [find_license(name, folder) for name, folder in zip(names, folders, strict=True)]
     detail = ", ".join(

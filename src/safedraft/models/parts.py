@@ -42,19 +42,35 @@ def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
     """
     target, draft = (fetch(model, report) for model in (spec.target, spec.draft))
     adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
+    parts = examine_parts(spec, (target, draft), adapter)
+    parts.compatibility.require()
+    notes = list(parts.warnings)
+    if adapter and (note := require_base(adapter, draft, other_base=spec.other_base)):
+        notes.append(note)
+    for note in notes:
+        warnings.warn(note, UnguardedWarning, stacklevel=5)
+    return parts._replace(warnings=tuple(notes))
+
+
+def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | None) -> Parts:
+    """Read what the folders say of a pair and compare the models; its weights are not read.
+
+    Raises:
+        SafeDraftError: something cannot be read, or the adapter contradicts the pair.
+    """
     facts = read_facts(adapter) if adapter else None
     spec = settle_template(spec, facts, adapter)
-    descriptions = read_description(target, spec.target), read_description(draft, spec.draft)
-    apply_template(spec, *descriptions)
-    compatibility = check_compatibility(*descriptions)
-    compatibility.require()
-    notes = [_changed_template(facts, descriptions[1])]
-    if adapter:
-        notes.append(require_base(adapter, draft, other_base=spec.other_base))
-    found = tuple(note for note in notes if note)
-    for note in found:
-        warnings.warn(note, UnguardedWarning, stacklevel=5)
-    return Parts(spec, (target, draft), adapter, descriptions, compatibility, found)
+    target, draft = map(read_description, folders, (spec.target, spec.draft))
+    apply_template(spec, target, draft)
+    changed = _changed_template(facts, draft)
+    return Parts(
+        spec,
+        folders,
+        adapter,
+        (target, draft),
+        check_compatibility(target, draft),
+        (changed,) if changed else (),
+    )
 
 
 def _changed_template(facts: AdapterFacts | None, draft: ModelDescription) -> str | None:

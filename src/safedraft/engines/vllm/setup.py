@@ -13,6 +13,7 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
 from safedraft.engines.vllm.options import INT8, KEY, Settings
+from safedraft.models.gguf import is_gguf
 from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
@@ -174,6 +175,11 @@ def plan(
         IncompatiblePairError: the two models cannot decode together, or write their prompts
             differently.
     """
+    if any(is_gguf(Path(model)) for model in (spec.target, spec.draft)):
+        raise SafeDraftError(
+            f"pair {spec.name}: vLLM has a reader of GGUF files of its own, which was not tested "
+            "with a draft: name folders of safetensors, or decode with --engine transformers"
+        )
     if spec.draft_system != spec.target_system:
         raise SafeDraftError(
             f"pair {spec.name}: target and draft have different system prompts, and vLLM gives "

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import CONFORMANCE, save_model, save_pair, save_tokenizer
+from helpers.gguf import make, write_gguf
 from helpers.templates import TRAITS
 from test_load import save_adapter
 
@@ -77,6 +78,27 @@ def test_generate_prints_the_reply_and_nothing_else_to_stdout(
     assert "match ratio per bin" in err
     assert "20 tokens" in err
     assert "".join(token["text"] for token in recorded["trace"]) == recorded["text"]
+
+
+def test_generate_from_gguf_files(run: Any, tmp_path: Path) -> None:
+    for name, kind in (("big", "Q8_0"), ("small", "Q4_0")):
+        write_gguf(tmp_path / f"{name}.gguf", make("qwen2"), "qwen2", kind)
+    models = ["--target", str(tmp_path / "big.gguf"), "--draft", str(tmp_path / "small.gguf")]
+    options = ["generate", "hi", "--max-new-tokens", "9", "--json"]
+    code, named, _ = run(*options, *models, "--no-adapter")
+    assert code == 0
+    assert 0 < json.loads(named)["statistics"]["tokens"] <= 9
+    pairs = tmp_path / "config" / "pairs"
+    pairs.mkdir(parents=True)
+    (pairs / "own.toml").write_text(
+        f'[own]\ntarget = "{models[1]}"\ndraft = "{models[3]}"\nbare_draft = true\n'
+    )
+    _, from_file, _ = run(*options, "--pair", "own")
+    assert json.loads(from_file)["text"] == json.loads(named)["text"]
+    (tmp_path / "big.gguf").write_bytes(b"GGUF")
+    words = "big.gguf: an incomplete or damaged GGUF file: fetch it again"
+    assert words in error_of(run("generate", "hi", *models))
+    assert words in error_of(run("doctor", models[1], models[3]))
 
 
 def test_a_bare_draft_is_a_line_on_stderr(run: Any, models: list[str]) -> None:

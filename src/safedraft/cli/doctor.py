@@ -23,7 +23,9 @@ _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[bold re
 def doctor(
     target: Annotated[
         str | None,
-        typer.Argument(help="A registered model, a folder, or a hub id owner/name\\[@revision]."),
+        typer.Argument(
+            help="A registered model, a folder, a GGUF file, or a hub id owner/name\\[@revision]."
+        ),
     ] = None,
     draft: Annotated[str | None, typer.Argument(help="The draft, named in the same ways.")] = None,
     as_json: options.Json = False,

@@ -40,7 +40,7 @@ class ModelChoice:
     target: Annotated[
         str | None,
         typer.Option(
-            help="Another target: a registered model, a folder, or a hub id "
+            help="Another target: a registered model, a folder, a GGUF file, or a hub id "
             "owner/name\\[@revision].",
             rich_help_panel=_PANEL,
         ),

@@ -17,7 +17,7 @@ from safedraft.pair.guards import require_system_prompts, warn_if_unguarded
 from safedraft.pair.pair import Pair
 
 Named = str | PathLike[str]
-"""A name, a hub id, or a folder."""
+"""A name, a hub id, or the path of a folder or GGUF file."""
 
 
 def load_pair(
@@ -40,7 +40,7 @@ def load_pair(
     Args:
         name: a registered pair, the default one when nothing is given; before a draft, it may also
             be the target, as in ``load_pair("owner/big", "owner/small")``.
-        draft: in place of the pair's own, a registered model, a folder, or a hub id
+        draft: in place of the pair's own, a registered model, a folder, a GGUF file, or a hub id
             ``owner/name[@revision]``.
         target: likewise.
         adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with

@@ -25,6 +25,7 @@ from safedraft.models.description import read_description
 from safedraft.models.fetch import fetch
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 from safedraft.models.gguf import QUANTIZATIONS, read_header, read_tensor
+from safedraft.models.gguf_tokenizer import WORDS
 from safedraft.models.registry import choose_pair
 from safedraft.models.weights import load_model
 
@@ -201,6 +202,12 @@ def test_digits_stand_alone_in_smollm(file: Path) -> None:
     assert tokenizer.tokenize("in 12") == ["i", "n", "Ġ", "1", "2"]
 
 
+def test_words_are_split_as_transformers_does() -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    assert {name: GGUF_PRE_TOKENIZER_SPLITS[name] for name in WORDS} == WORDS
+
+
 def sentencepiece(**added: Any) -> dict[str, Any]:
     """A SentencePiece tokenizer of a few words."""
     words = ["▁", "a", "b", "▁a", "ab", "▁ab"]
@@ -306,6 +313,10 @@ def test_damaged_headers_raise_nothing_but_a_refusal(file: Path) -> None:
 
 
 def test_other_files_and_versions_are_refused(file: Path) -> None:
+    file.touch()
+    with pytest.raises(SafeDraftError, match=r"there is no config.json in .*: name .*tiny.gguf"):
+        fetch(str(file.parent))
+    file.unlink()
     with pytest.raises(SafeDraftError, match="there is no such file"):
         fetch(str(file))
     with pytest.raises(SafeDraftError, match="cannot be read: No such file"):

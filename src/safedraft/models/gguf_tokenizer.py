@@ -43,10 +43,35 @@ _COMPOSED = ("qwen2",)
 _DIGITS = ("refact", "smollm", "starcoder")
 """Those that split as GPT-2 does, and digits from one another."""
 
-_SPLITS = (
-    *_WHOLE_WORDS, *_COMPOSED, *_DIGITS, "dbrx", "deepseek-r1-qwen", "gpt-2", "gpt-4o",
-)  # fmt: skip
-"""All that are read."""
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*",
+)
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_SPACES = (r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+")
+
+_LLAMA3 = "|".join((_ENDINGS, _LETTERS, r"\p{N}{1,3}", _MARKS, *_SPACES))
+_QWEN2 = "|".join((_ENDINGS, _LETTERS, r"\p{N}", _MARKS, *_SPACES))
+_TEKKEN = "|".join((*_CASED, r"\p{N}", _PATHS, *_SPACES))
+_GPT4O = "|".join((*(f"{words}{_ENDINGS}?" for words in _CASED), r"\p{N}{1,3}", _PATHS, *_SPACES))
+
+WORDS = {
+    "dbrx": _LLAMA3,
+    "deepseek-r1-qwen": _QWEN2,
+    "gpt-4o": _GPT4O,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "tekken": _TEKKEN,
+}
+"""Expressions of the pieces into which a text is split."""
+
+_SPLITS = (*WORDS, *_DIGITS, "gpt-2")
+"""All ways to split text that are read."""
 
 
 def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
@@ -144,10 +169,9 @@ def _byte_level(header: GgufHeader, split: str) -> PreTrainedTokenizerBase:
 
 def _splitter(split: str) -> Any:
     from tokenizers import Regex, pre_tokenizers
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    if split in GGUF_PRE_TOKENIZER_SPLITS:
-        words = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[split]), "isolated")
+    if split in WORDS:
+        words = pre_tokenizers.Split(Regex(WORDS[split]), "isolated")
         rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([words, rest])
     as_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -32,7 +32,7 @@ def is_available() -> bool:
         import numba  # noqa: F401
     except ImportError as error:  # also raised by a Numba that is too old for this NumPy
         _log.warning(
-            "no AVX-512 on this processor: pip install 'safedraft[avx2]' speeds up blocks (%s)",
+            "no AVX-512 on this processor: pip install 'safedraft[cpu]' speeds up blocks (%s)",
             error,
         )
         return False

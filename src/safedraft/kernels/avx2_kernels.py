@@ -6,7 +6,6 @@ float32. Each thread writes the columns of Y from ``start`` to ``stop``.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from safedraft.kernels.openmp import find_openmp
+from safedraft.kernels.openmp import find_openmp, run_in_threads
 
 SUMS = {"reassoc", "contract"}
 """Permissions that vectorization needs: reordered sums. NaN and infinity keep their meaning."""
@@ -117,10 +116,6 @@ def _run_job(address: Any) -> None:
         _multiply(carray(_cast_to_pointer(job.W), (job.outputs, job.inputs), np.uint16), X, Y)
 
 
-_parallel = ctypes.CDLL(str(find_openmp())).GOMP_parallel
-_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-
-
 def multiply(weight: Tensor, rows: Tensor, outputs: Tensor) -> None:
     """Write X W^T into Y, in torch's number of threads.
 
@@ -131,4 +126,4 @@ def multiply(weight: Tensor, rows: Tensor, outputs: Tensor) -> None:
     """
     addresses = (tensor.data_ptr() for tensor in (weight, rows, outputs))
     job = np.array((*addresses, *weight.shape, len(rows), weight.dtype == torch.int8), JOB)
-    _parallel(_run_job.address, job.ctypes.data, torch.get_num_threads(), 0)
+    run_in_threads(_run_job.address, job.ctypes.data)

@@ -1,0 +1,104 @@
+"""Loading of a pair with packed weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.engines.cpu.compiled import compile_program, why_not_available
+from safedraft.models.fingerprint import digest, fingerprint
+from safedraft.models.parts import Parts, fetch_parts
+from safedraft.models.pinned import build_once
+from safedraft.models.progress import ReportProgress, silent
+from safedraft.models.registry import PairSpec, cache_folder
+
+TARGET, DRAFT = range(2)
+
+
+def load(
+    spec: PairSpec, config: SSDConfig | None = None, report: ReportProgress = silent
+) -> LoadedPair:
+    """Fetch, check, pack and load a pair; what is packed already is only mapped into memory.
+
+    Args:
+        spec: the pair.
+        config: constants in place of the pair's own.
+        report: called with stage, done and total while models are fetched and packed.
+
+    Raises:
+        SafeDraftError: the pair cannot be loaded, or this engine does not run its models.
+        IncompatiblePairError: the two models cannot decode together.
+    """
+    if reason := why_not_available():
+        raise SafeDraftError(f"the engine cpu {reason}: use --engine transformers")
+    return load_parts(fetch_parts(spec, report), config, report)
+
+
+def load_parts(parts: Parts, config: SSDConfig | None, report: ReportProgress) -> LoadedPair:
+    """Load a pair that was fetched and checked."""
+    from safedraft.engines.cpu.architecture import read_architecture
+    from safedraft.engines.cpu.engine import CPUEngine
+    from safedraft.engines.cpu.pack import read
+
+    spec = parts.spec
+    for description in parts.descriptions:
+        read_architecture(description.name, description.config)
+    compile_program()
+    from safedraft.engines.cpu.decoder import Decoder
+
+    files = [_packed(parts, which, report) for which in (TARGET, DRAFT)]
+    names = (spec.target, spec.draft)
+    vocabulary = parts.compatibility.vocabulary
+    engine = CPUEngine(
+        *(Decoder(name, read(file), vocabulary) for name, file in zip(names, files, strict=True))
+    )
+    target, draft = (description.tokenizer for description in parts.descriptions)
+    return LoadedPair(
+        engine=engine,
+        target=LoadedModel(spec.target, None, target, spec.target_system),
+        draft=LoadedModel(spec.draft, None, draft, spec.draft_system),
+        vocabulary=vocabulary,
+        context_length=parts.compatibility.context_length,
+        end_tokens=parts.compatibility.end_tokens,
+        config=config or spec.config,
+        spec=spec,
+        notes=parts.warnings,
+    )
+
+
+def _packed(parts: Parts, which: int, report: ReportProgress) -> Path:
+    """Find a model's packed weights in the cache, or write them there."""
+    from safedraft.engines.cpu.pack import FORMAT
+
+    folder = parts.folders[which]
+    adapter = parts.adapter if which == DRAFT else None
+    files = sorted(adapter.glob("adapter_*")) if adapter else []
+    name = digest(
+        f"{FORMAT} {fingerprint(folder)} {parts.descriptions[which].config.to_json_string()}",
+        *(file.read_bytes() for file in files),
+        digits=16,
+    )
+    return build_once(
+        cache_folder() / "packed" / f"{name}.pt",
+        partial(_pack, parts, which, report),
+        is_complete=Path.is_file,
+        needed=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        report=report,
+    )
+
+
+def _pack(parts: Parts, which: int, report: ReportProgress, file: Path) -> None:
+    import torch
+
+    from safedraft.engines.cpu.pack import pack, save
+    from safedraft.models.weights import load_model, merge_adapter
+
+    folder, description = parts.folders[which], parts.descriptions[which]
+    report(f"loading {description.name}", 0, 0)
+    model = load_model(folder, description, "auto", torch.device("cpu"))
+    if which == DRAFT and parts.adapter:
+        model = merge_adapter(model, parts.adapter)
+    save(pack(description.name, model, report), file)

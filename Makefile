@@ -5,9 +5,11 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
+LLAMA   = .venv-llama
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
+COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results picture structure vllm test-vllm bench-vllm clean
+.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results picture structure vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -70,8 +72,15 @@ bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, spee
 	$(VLLM)/bin/safedraft pull
 	$(VLLM)/bin/python benchmarks/vllm_engine.py
 
+llama: $(if $(COMPILER),$(LLAMA)/.ready)  ## llama.cpp, compiled for this machine, to measure against.
+	@test -n "$(COMPILER)" || echo "no C++ compiler is installed: llama.cpp is left out"
+
+bench-llama: $(READY) llama  ## SafeDraft beside llama.cpp on the default pair.
+	$(RUN)/safedraft pull
+	$(RUN)/python benchmarks/against_llama_cpp.py
+
 clean:
-	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(LLAMA) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Exact versions from constraints.txt; on Linux the CPU build of torch is enough for everything here.
 $(READY): pyproject.toml constraints.txt
@@ -87,4 +96,10 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# pip's cache could have a build with other flags, or of another processor.
+$(LLAMA)/.ready: constraints-llama.txt
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF" $(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --requirement constraints-llama.txt
 	touch $@

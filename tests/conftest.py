@@ -14,7 +14,10 @@ CONFORMANCE = Path(__file__).parent / "conformance"
 
 @pytest.fixture(autouse=True)
 def _isolated(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tests without a download see neither the hub nor the user's cache."""
     if request.node.get_closest_marker("real"):
@@ -27,6 +30,7 @@ def _isolated(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("SAFEDRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "compiled"))
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def ids(pair: safedraft.Pair) -> list[int]:
 
 def test_it_says_what_the_same_models_say_when_they_are_loaded(folders: tuple[Path, Path]) -> None:
     target, draft = map(str, folders)
-    loaded = safedraft.load_pair(target, draft, use_adapter=False)
+    loaded = safedraft.load_pair(target, draft, use_adapter=False, engine="transformers")
     pair = in_memory(folders, guarded=False)
     assert ids(pair) == ids(loaded)
     assert (pair.context_length, pair.end_tokens) == (loaded.context_length, loaded.end_tokens)
@@ -62,7 +62,9 @@ def test_a_peft_draft_decodes_as_its_merge_and_counts_as_guarded(
         pair = in_memory(folders, draft)
     assert pair.guarded
     target, base = map(str, folders)
-    assert ids(pair) == ids(safedraft.load_pair(target, base, adapter=str(adapter)))
+    assert ids(pair) == ids(
+        safedraft.load_pair(target, base, adapter=str(adapter), engine="transformers")
+    )
 
 
 def test_of_a_compiled_draft_the_model_inside_decodes(folders: tuple[Path, Path]) -> None:
@@ -122,7 +124,7 @@ def test_the_target_is_spread_and_quantized_as_transformers_does_it(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, draft = map(str, folders)
-    plain = safedraft.load_pair(target, draft, use_adapter=False)
+    plain = safedraft.load_pair(target, draft, use_adapter=False, engine="transformers")
     asked: list[Any] = []
     read_weights = weights._read_weights
 
@@ -152,7 +154,7 @@ def test_loading_shows_itself_on_a_terminal_alone(
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "200")
     target, draft = map(str, folders)
-    safedraft.load_pair(target, draft, use_adapter=False)
+    safedraft.load_pair(target, draft, use_adapter=False, engine="transformers")
     shown = capsys.readouterr().err
     assert (f"loading {draft}" in shown) is terminal
     assert terminal or not shown
@@ -162,7 +164,9 @@ def test_the_option_for_the_drafts_type_reaches_it(folders: tuple[Path, Path]) -
     from safedraft.cli.models import ModelChoice
 
     target, draft = map(str, folders)
-    choice = ModelChoice(target=target, draft=draft, no_adapter=True, draft_dtype="int8")
+    choice = ModelChoice(
+        target=target, draft=draft, no_adapter=True, draft_dtype="int8", engine="transformers"
+    )
     assert choice.arguments["engine_options"] == "draft_dtype=int8"
     layers = choice.load().draft.model.modules()
     assert any(isinstance(layer, Int8Linear) for layer in layers)

@@ -18,7 +18,7 @@ USER = {"role": "user", "content": "hi"}
 
 @pytest.fixture(scope="module")
 def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
-    return safedraft.load_pair(*tiny_pair, use_adapter=False)
+    return safedraft.load_pair(*tiny_pair, use_adapter=False, engine="transformers")
 
 
 def text_of(pair: safedraft.Pair, **fields: Any) -> str:

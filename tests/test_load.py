@@ -121,13 +121,14 @@ def test_an_adapter_is_merged_into_the_draft(tmp_path: Path, tiny_pair: tuple[Pa
     from transformers import LlamaForCausalLM
 
     save_adapter(tmp_path / "lora", tiny_pair[1])
-    merged = load(tiny_pair, adapter=str(tmp_path / "lora")).draft.model
+    options = {"engine": "transformers"}
+    merged = load(tiny_pair, adapter=str(tmp_path / "lora"), **options).draft.model
     base = LlamaForCausalLM.from_pretrained(tiny_pair[1])
     adapted = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
-        bare = load(tiny_pair).draft.model(ids).logits
+        bare = load(tiny_pair, **options).draft.model(ids).logits
     assert not torch.allclose(bare, merged(ids).logits, atol=1e-3)
     assert type(merged) is LlamaForCausalLM
     assert all(weight.requires_grad for weight in merged.parameters())
@@ -214,7 +215,7 @@ def test_a_pairs_own_int8_holds_where_no_dtype_is_named(
     folder.mkdir(parents=True)
     own = f'[own]\ntarget = "{tiny_pair[0]}"\ndraft = "{tiny_pair[1]}"\ndraft_dtype = "int8"\n'
     (folder / "own.toml").write_text(own)
-    pair = safedraft.load_pair("own", **options)
+    pair = safedraft.load_pair("own", engine="transformers", **options)
     packed = [
         any(isinstance(layer, Int8Linear) for layer in member.model.modules())
         for member in (pair.target, pair.draft)

@@ -25,7 +25,9 @@ START = 257
 
 @pytest.fixture(scope="module")
 def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
-    return safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]))
+    return safedraft.load_pair(
+        target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="transformers"
+    )
 
 
 def test_stream_and_generate_give_the_same_reply(pair: safedraft.Pair) -> None:

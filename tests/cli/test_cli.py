@@ -19,6 +19,8 @@ from safedraft import cli
 from safedraft.core.errors import UnguardedWarning
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 
+TRANSFORMERS = ("--engine", "transformers")
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -147,7 +149,7 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(
 
     monkeypatch.setattr(TransformersSession, "forward", interrupted)
     trace = tmp_path / "trace.json"
-    code, out, _ = run("generate", "hi", "--trace", str(trace), *models)
+    code, out, _ = run("generate", "hi", "--trace", str(trace), *models, *TRANSFORMERS)
     recorded = json.loads(trace.read_text())
     assert code == 130
     assert recorded["finish_reason"] == "interrupted"
@@ -337,7 +339,7 @@ def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_pat
         save_tokenizer(tmp_path / name)
     options = ["--prompts", "1", "--max-new-tokens", "4", "--draft-tokens", "2"]
     models = ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft")]
-    code, out, _ = run("bench", *options, *models)
+    code, out, _ = run("bench", *options, *models, *TRANSFORMERS)
     assert code == 0
     assert "left out: assisted: Transformers needs" in out
     assert [line.split()[0] for line in out.splitlines()[1:3]] == ["target", "ssd"]
@@ -446,7 +448,7 @@ def test_broken_logits_are_an_error(
         "forward",
         lambda self, ids, keep: forward(self, ids, keep) * torch_nan(),
     )
-    code, out, err = run("generate", "hi", *models)
+    code, out, err = run("generate", "hi", *models, *TRANSFORMERS)
     assert (code, out.strip()) == (2, "")
     assert "gave NaN or infinite logits" in err
 

@@ -189,7 +189,9 @@ def test_a_paraphrase_cannot_run_on(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
-    return safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]))
+    return safedraft.load_pair(
+        target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="transformers"
+    )
 
 
 def short(pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ SAMPLING = SamplingParams(max_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def pair(tiny_pair: tuple[Path, Path]) -> safedraft.Pair:
-    return safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]))
+    return safedraft.load_pair(
+        target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="transformers"
+    )
 
 
 def losses_of(pair: safedraft.Pair, text: str) -> list[float]:

@@ -249,7 +249,7 @@ WRAPPERS = [parallel, compiled, hooked, prepared, lambda model: compiled(paralle
 
 @pytest.fixture(scope="module")
 def pair(folders: Any) -> Any:
-    return safedraft.load_pair(*map(str, folders), use_adapter=False)
+    return safedraft.load_pair(*map(str, folders), use_adapter=False, engine="transformers")
 
 
 def reply_of(pair: Any) -> list[int]:
@@ -319,7 +319,9 @@ def test_an_adapters_tokens_are_those_of_the_pair_with_it(
 ) -> None:
     draft = adapt(models[1], ADAPTERS["LoRA"]())
     draft.save_pretrained(tmp_path / "adapter")
-    pair = safedraft.load_pair(*map(str, folders), adapter=str(tmp_path / "adapter"))
+    pair = safedraft.load_pair(
+        *map(str, folders), adapter=str(tmp_path / "adapter"), engine="transformers"
+    )
     assert generate([models[0], draft])[0, 4:].tolist() == reply_of(pair) != expected(models)
 
 

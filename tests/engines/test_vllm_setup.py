@@ -403,7 +403,7 @@ def test_an_unknown_engine_or_option_is_refused(tiny_pair: tuple[Path, Path]) ->
     models: Any = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
     with pytest.raises(SafeDraftError, match="no engine is called 'llama'"):
         safedraft.load_pair(**models, engine="llama")
-    with pytest.raises(SafeDraftError, match=r"the engine transformers: .*max_num_seqs"):
+    with pytest.raises(SafeDraftError, match=r"the engines cpu and transformers: .*max_num_seqs"):
         safedraft.load_pair(**models, max_num_seqs=4)
     with pytest.raises(SafeDraftError, match="device: vLLM"):
         safedraft.load_pair(**models, engine="vllm", device="cpu")

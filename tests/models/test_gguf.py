@@ -366,7 +366,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_pair_of_files_decodes(pair: tuple[str, str]) -> None:
-    loaded = safedraft.load_pair(*pair, use_adapter=False)
+    loaded = safedraft.load_pair(*pair, use_adapter=False, engine="transformers")
     assert loaded.vocabulary == len(BYTES) + 4
     sampling = safedraft.SamplingParams(max_new_tokens=12)
     reply = loaded.generate("hi", sampling=sampling)
@@ -403,8 +403,8 @@ def test_an_adapter_is_merged_and_its_base_is_another_one(
     convert_gguf(Path(pair[1]), folder)
     save_adapter(lora, folder)
     options: dict[str, Any] = {"target": pair[0], "draft": pair[1], "adapter": lora}
-    merged = safedraft.load_pair(**options).draft.model
-    bare = safedraft.load_pair(*pair, use_adapter=False).draft.model
+    merged = safedraft.load_pair(**options, engine="transformers").draft.model
+    bare = safedraft.load_pair(*pair, use_adapter=False, engine="transformers").draft.model
     changed = [name for name, weight in merged.named_parameters()
                if not weight.equal(bare.get_parameter(name))]  # fmt: skip
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}

@@ -15,7 +15,7 @@ from safedraft.prompts.drawn import draw_replies
 @pytest.fixture
 def pair(tiny_pair):
     target, draft = tiny_pair
-    return safedraft.load_pair(target=str(target), draft=str(draft))
+    return safedraft.load_pair(target=str(target), draft=str(draft), engine="transformers")
 
 
 def asked(*texts):

@@ -51,7 +51,9 @@ def test_a_sampled_position_is_distributed_as_the_mixture(weight: float) -> None
 
 
 def test_greedy_tokens_are_those_of_transformers(tiny_pair: tuple[Path, Path]) -> None:
-    pair = safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]))
+    pair = safedraft.load_pair(
+        target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="transformers"
+    )
     prompt, length, weight = list(b"ensemble"), 60, 0.3
     for member in (pair.target, pair.draft):  # Transformers does not mask the rows of padding
         member.model.resize_token_embeddings(pair.vocabulary)

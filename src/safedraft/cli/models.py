@@ -93,15 +93,15 @@ class ModelChoice:
     dtype: Annotated[
         str,
         typer.Option(
-            help="Dtype of both models: auto, bfloat16, float16 or float32.",
+            help="Dtype of both models: auto, bfloat16, float16 or float32; on the engine cpu "
+            "int8 or int4.",
             rich_help_panel=_PANEL,
         ),
     ] = "auto"
     draft_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Dtype of the draft if it differs; on processors also int8. By default the "
-            "pair's own.",
+            help="Dtype of the draft if it differs; on processors also int8 or int4.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -112,10 +112,12 @@ class ModelChoice:
     engine: Annotated[
         str,
         typer.Option(
-            help="Engine that runs the models: transformers, vllm, or another installed one.",
+            help="Engine that runs the models: cpu (Llama-like models with 8-bit weights), "
+            "transformers, vllm, or another installed one; auto: cpu where it can, else "
+            "transformers.",
             rich_help_panel=_PANEL,
         ),
-    ] = "transformers"
+    ] = "auto"
     engine_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,7 +178,7 @@ class ModelChoice:
             "other_base": self.other_base or None,
             "dtype": None if self.dtype == "auto" else self.dtype,
             "device": None if self.device == "auto" else self.device,
-            "engine": None if self.engine == "transformers" else self.engine,
+            "engine": None if self.engine == "auto" else self.engine,
             "engine_options": ",".join([*(self.engine_option or ()), *own]) or None,
         }
         return {name: value for name, value in named.items() if value is not None}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from safedraft.core.plugins import Registry
 from safedraft.engines.base import EngineLoader
 
-DEFAULT_ENGINE = "transformers"
+DEFAULT_ENGINE = "auto"
+"""On processors the engine cpu for the models that it runs, and Transformers for all others."""
 
 ENGINES: Registry[EngineLoader] = Registry("safedraft.engines", "engine")
 """What loads a pair on each engine, by name; third parties add theirs by an entry point."""

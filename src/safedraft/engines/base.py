@@ -89,6 +89,8 @@ class LoadedModel:
     """None for a model that decodes token ids only."""
     system: str | None = None
     """A system prompt of its own, which the other model does not see."""
+    token_ids: int | None = None
+    """Number of token ids that it can read, where the engine hands out no weights to count them."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -99,8 +101,7 @@ class LoadedModel:
         """
         if self.weights is None:
             raise SafeDraftError(
-                f"{self.name}: its engine keeps the model in a process of its own: "
-                "use --engine transformers"
+                f"{self.name}: its engine does not hand out the model: use --engine transformers"
             )
         return self.weights
 
@@ -108,7 +109,7 @@ class LoadedModel:
     def embedded_ids(self) -> int | None:
         """Number of token ids that the model can read; None if its engine does not say."""
         if self.weights is None:
-            return None
+            return self.token_ids
         return int(self.weights.get_input_embeddings().num_embeddings)
 
 

@@ -129,7 +129,10 @@ def _methods(
     if Capability.MODELS in pair.engine.capabilities:
         methods = _transformers_methods(pair, max_new_tokens, assisted_tokens)
     else:
-        methods = {"speculative": _decode(pair, max_new_tokens, "speculative")}
+        asks = Capability.SESSIONS in pair.engine.capabilities
+        rules = {"target": "target_only"} if asks else {}
+        rules["speculative"] = "speculative"
+        methods = {name: _decode(pair, max_new_tokens, rule) for name, rule in rules.items()}
     for count in draft_tokens:
         name = "ssd" if count == draft_tokens[0] else f"ssd-{count}"
         methods[name] = _decode(pair, max_new_tokens, "ssd", count)
@@ -156,7 +159,9 @@ def _transformers_methods(
 def _left_out(pair: Pair) -> dict[str, str]:
     """What cannot be measured on the pair, and why."""
     if reason := pair.engine.capabilities.missing.get(Capability.MODELS):
-        return dict.fromkeys(("target", "assisted", "ensemble"), reason)
+        asks = Capability.SESSIONS in pair.engine.capabilities
+        names = ("assisted", "ensemble") if asks else ("target", "assisted", "ensemble")
+        return dict.fromkeys(names, reason)
     if can_assist(pair):
         return {}
     return dict.fromkeys(("assisted", "ensemble"), "Transformers needs output layers of one size")

@@ -192,7 +192,9 @@ def _prepare(
     if plan.start:
         start_folder = fetch_adapter(plan.start, fetching)
         spec = settle_template(spec, read_facts(start_folder), start_folder)
-    pair = load_spec(spec, dtype=plan.dtype, device=plan.device, report=fetching)
+    pair = load_spec(
+        spec, engine="transformers", dtype=plan.dtype, device=plan.device, report=fetching
+    )
     _require_direct_answers(pair)
     folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
     start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None

@@ -17,9 +17,17 @@ from safedraft.models.registry import PairSpec, cache_folder
 
 TARGET, DRAFT = range(2)
 
+BITS = {"int8": 8, "int4": 4}
+"""Bits of a weight by the name of a dtype."""
+
 
 def load(
-    spec: PairSpec, config: SSDConfig | None = None, report: ReportProgress = silent
+    spec: PairSpec,
+    config: SSDConfig | None = None,
+    report: ReportProgress = silent,
+    *,
+    dtype: str = "auto",
+    draft_dtype: str | None = None,
 ) -> LoadedPair:
     """Fetch, check, pack and load a pair; what is packed already is only mapped into memory.
 
@@ -27,6 +35,9 @@ def load(
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with stage, done and total while models are fetched and packed.
+        dtype: of the target: ``int8``, which is ``auto``, or ``int4`` for layers with 4-bit
+            weights in groups of 32.
+        draft_dtype: the same of the draft, ``int4`` if no dtype is named, else that of the target.
 
     Raises:
         SafeDraftError: the pair cannot be loaded, or this engine does not run its models.
@@ -34,11 +45,30 @@ def load(
     """
     if reason := why_not_available():
         raise SafeDraftError(f"the engine cpu {reason}: use --engine transformers")
-    return load_parts(fetch_parts(spec, report), config, report)
+    bits = read_bits(dtype, draft_dtype)
+    return load_parts(fetch_parts(spec, report), config, report, bits)
 
 
-def load_parts(parts: Parts, config: SSDConfig | None, report: ReportProgress) -> LoadedPair:
-    """Load a pair that was fetched and checked."""
+def read_bits(dtype: str, draft_dtype: str | None) -> tuple[int, int]:
+    """Bits of a weight in target and draft, of the options of ``load``.
+
+    Raises:
+        SafeDraftError: this engine has no such dtype.
+    """
+    target = "int8" if dtype == "auto" else dtype
+    draft = draft_dtype or ("int4" if dtype == "auto" else dtype)
+    for name in (target, draft):
+        if name not in BITS:
+            raise SafeDraftError(
+                f"the engine cpu has {' and '.join(BITS)} and not {name}: use --engine transformers"
+            )
+    return BITS[target], BITS[draft]
+
+
+def load_parts(
+    parts: Parts, config: SSDConfig | None, report: ReportProgress, bits: tuple[int, int]
+) -> LoadedPair:
+    """Load a pair that was fetched and checked; ``bits`` are those of a weight in each model."""
     from safedraft.engines.cpu.architecture import read_architecture
     from safedraft.engines.cpu.engine import CPUEngine
     from safedraft.engines.cpu.pack import read
@@ -49,17 +79,18 @@ def load_parts(parts: Parts, config: SSDConfig | None, report: ReportProgress) -
     compile_program()
     from safedraft.engines.cpu.decoder import Decoder
 
-    files = [_packed(parts, which, report) for which in (TARGET, DRAFT)]
+    files = [_packed(parts, which, bits[which], report) for which in (TARGET, DRAFT)]
     names = (spec.target, spec.draft)
     vocabulary = parts.compatibility.vocabulary
     engine = CPUEngine(
         *(Decoder(name, read(file), vocabulary) for name, file in zip(names, files, strict=True))
     )
+    ids = [description.config.vocab_size for description in parts.descriptions]
     target, draft = (description.tokenizer for description in parts.descriptions)
     return LoadedPair(
         engine=engine,
-        target=LoadedModel(spec.target, None, target, spec.target_system),
-        draft=LoadedModel(spec.draft, None, draft, spec.draft_system),
+        target=LoadedModel(spec.target, None, target, spec.target_system, ids[0]),
+        draft=LoadedModel(spec.draft, None, draft, spec.draft_system, ids[1]),
         vocabulary=vocabulary,
         context_length=parts.compatibility.context_length,
         end_tokens=parts.compatibility.end_tokens,
@@ -69,7 +100,7 @@ def load_parts(parts: Parts, config: SSDConfig | None, report: ReportProgress) -
     )
 
 
-def _packed(parts: Parts, which: int, report: ReportProgress) -> Path:
+def _packed(parts: Parts, which: int, bits: int, report: ReportProgress) -> Path:
     """Find a model's packed weights in the cache, or write them there."""
     from safedraft.engines.cpu.pack import FORMAT
 
@@ -77,20 +108,21 @@ def _packed(parts: Parts, which: int, report: ReportProgress) -> Path:
     adapter = parts.adapter if which == DRAFT else None
     files = sorted(adapter.glob("adapter_*")) if adapter else []
     name = digest(
-        f"{FORMAT} {fingerprint(folder)} {parts.descriptions[which].config.to_json_string()}",
+        f"{FORMAT} {bits} {fingerprint(folder)}",
+        parts.descriptions[which].config.to_json_string(),
         *(file.read_bytes() for file in files),
         digits=16,
     )
     return build_once(
         cache_folder() / "packed" / f"{name}.pt",
-        partial(_pack, parts, which, report),
+        partial(_pack, parts, which, bits, report),
         is_complete=Path.is_file,
         needed=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         report=report,
     )
 
 
-def _pack(parts: Parts, which: int, report: ReportProgress, file: Path) -> None:
+def _pack(parts: Parts, which: int, bits: int, report: ReportProgress, file: Path) -> None:
     import torch
 
     from safedraft.engines.cpu.pack import pack, save
@@ -101,4 +133,4 @@ def _pack(parts: Parts, which: int, report: ReportProgress, file: Path) -> None:
     model = load_model(folder, description, "auto", torch.device("cpu"))
     if which == DRAFT and parts.adapter:
         model = merge_adapter(model, parts.adapter)
-    save(pack(description.name, model, report), file)
+    save(pack(description.name, model, report, bits=bits), file)

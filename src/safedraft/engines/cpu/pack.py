@@ -25,7 +25,7 @@ from safedraft.models.progress import ReportProgress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_AT_ONCE = 16  # panels whose weights are held in memory several times
+_AT_ONCE = 2  # panels that are quantized together: what a processor's cache holds
 
 FORMAT = 1
 """Number of the layout; packed files of another one are written anew."""
@@ -132,7 +132,7 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = groups.gather(-1, place)
     best = torch.full_like(largest, torch.inf)
     numbers, scales = torch.zeros_like(groups), torch.zeros_like(largest)
-    for divisor in (-8.0, -7.5, -7.0, -8.5, -9.0, 7.0, 7.5):
+    for divisor in (-8.0, -7.25, -8.75, 7.25):
         scale = (largest / divisor).bfloat16().float()
         rounded = (groups / scale).nan_to_num_(0).round_().clamp_(-8, 7)
         error = (rounded * scale - groups).square_().sum(-1, keepdim=True)
@@ -152,7 +152,7 @@ def pack(
     Args:
         name: the model's, for errors.
         model: the model.
-        report: called with the number of packed layers and of all.
+        report: called with the bytes of the weights that are packed and of all.
         bits: of a weight in its layers; embeddings and output layer have 8.
 
     Raises:
@@ -163,8 +163,9 @@ def pack(
     layers = parts.model.layers
     linears: list[Linear] = []
     norms = {"final": parts.model.norm.weight}
+    total = sum(weight.nbytes for weight in parts.parameters())
     for index, layer in enumerate(layers):
-        report(f"packing {name}", index, len(layers))
+        report(f"packing {name}", total * index // (len(layers) + 1), total)
         linears += _pack_layer(layer, architecture, bits)
         norms |= _norms(layer, index, architecture)
     embedding, output = parts.model.embed_tokens, parts.lm_head
@@ -175,7 +176,7 @@ def pack(
         if tied and output.bias is None
         else pack_linear(output.weight, output.bias, architecture.logit_scale)
     )
-    report(f"packing {name}", len(layers), len(layers))
+    report(f"packing {name}", total, total)
     return Packed(
         architecture,
         linears,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedPair
-from safedraft.models.parts import fetch_parts
+from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
@@ -58,34 +59,88 @@ def load(
         SafeDraftError: the pair cannot be loaded; one line says what to do.
         IncompatiblePairError: the two models cannot decode together.
     """
+    placement = Placement.read(
+        spec,
+        dtype=dtype,
+        torch_dtype=torch_dtype,
+        draft_dtype=draft_dtype,
+        device=device,
+        draft_device=draft_device,
+        device_map=device_map,
+        quantization_config=quantization_config,
+    )
+    return load_parts(fetch_parts(spec, report), config, report, placement)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the two models lie, and in which types; invalid options never become one."""
+
+    types: tuple[torch.dtype | str, torch.dtype | str]
+    devices: tuple[torch.device, torch.device]
+    int8_draft: bool
+    draft_beside_target: bool
+    """Whether the draft lies where the target begins."""
+    options: dict[str, Any]
+    """Of the target, for ``from_pretrained``."""
+
+    @classmethod
+    def read(
+        cls,
+        spec: PairSpec,
+        *,
+        dtype: str | torch.dtype = "auto",
+        torch_dtype: str | torch.dtype | None = None,
+        draft_dtype: str | torch.dtype | None = None,
+        device: str = "auto",
+        draft_device: str | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+    ) -> Placement:
+        """Read the options of ``load``, before gigabytes are fetched or loaded.
+
+        Raises:
+            SafeDraftError: they contradict each other, or the machine does not have what they name.
+        """
+        if torch_dtype is not None and dtype != "auto":
+            raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")
+        dtype = _name_dtype(torch_dtype or dtype)
+        draft_dtype = None if draft_dtype is None else _name_dtype(draft_dtype)
+        if device_map is not None and device != "auto":
+            raise SafeDraftError("give device or device_map for the target, not both")
+        placed = {"device_map": device_map, "quantization_config": quantization_config}
+        devices = _find_device(device), _find_device(draft_device or device)
+        small = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
+        return cls(
+            (_find_dtype(dtype), _find_dtype("auto" if small == INT8 else small)),
+            devices,
+            small == INT8,
+            device_map is not None and draft_device is None,
+            {name: value for name, value in placed.items() if value is not None},
+        )
+
+
+def load_parts(
+    parts: Parts, config: SSDConfig | None, report: ReportProgress, placement: Placement
+) -> LoadedPair:
+    """Load a pair that was fetched and checked."""
     from safedraft.engines.transformers.in_memory import assemble
     from safedraft.kernels.attention import use_stacked_attention
     from safedraft.kernels.avx2 import use_avx2_layers
     from safedraft.kernels.int8 import use_int8_layers
     from safedraft.models.weights import merge_adapter
 
-    # Invalid options are errors before gigabytes are fetched or loaded.
-    if torch_dtype is not None and dtype != "auto":
-        raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")
-    dtype = _name_dtype(torch_dtype or dtype)
-    draft_dtype = None if draft_dtype is None else _name_dtype(draft_dtype)
-    if device_map is not None and device != "auto":
-        raise SafeDraftError("give device or device_map for the target, not both")
-    placed = {"device_map": device_map, "quantization_config": quantization_config}
-    placed = {name: value for name, value in placed.items() if value is not None}
-    devices = [_find_device(place) for place in (device, draft_device or device)]
-    small_type = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
-    types = [_find_dtype(dtype), _find_dtype("auto" if small_type == INT8 else small_type)]
-    parts = fetch_parts(spec, report)
-    chosen = list(zip(parts.folders, parts.descriptions, types, devices, strict=True))
-    big, small = _load(chosen[0], report, **placed), _load(chosen[1], report)
-    if device_map is not None and draft_device is None:
+    chosen = list(
+        zip(parts.folders, parts.descriptions, placement.types, placement.devices, strict=True)
+    )
+    big, small = _load(chosen[0], report, **placement.options), _load(chosen[1], report)
+    if placement.draft_beside_target:
         small = small.to(big.device)
     for model in (big, small):
         use_stacked_attention(model)
     if parts.adapter:
         small = merge_adapter(small, parts.adapter)
-    if small_type == INT8:
+    if placement.int8_draft:
         use_int8_layers(small)
     for model in (big, small):
         use_avx2_layers(model)

@@ -1,0 +1,82 @@
+"""The engine that suits a pair and the machine, chosen while it is loaded."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from safedraft.core.config import SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.engines.base import LoadedPair
+from safedraft.engines.cpu.compiled import why_not_available
+from safedraft.engines.transformers.load import Placement
+from safedraft.engines.transformers.load import load as load_transformers
+from safedraft.models.parts import Parts, fetch_parts
+from safedraft.models.progress import ReportProgress, silent
+from safedraft.models.registry import PairSpec
+
+_UNDERSTOOD = {
+    "dtype": ("auto", "int8", "int4"),
+    "draft_dtype": (None, "int8", "int4"),
+    "device": ("auto", "cpu"),
+}
+"""Options that the engine cpu can do as well, with their values."""
+
+
+def load(
+    spec: PairSpec,
+    config: SSDConfig | None = None,
+    report: ReportProgress = silent,
+    **options: Any,
+) -> LoadedPair:
+    """Load a pair on the engine cpu if that runs it here as asked, else with Transformers.
+
+    Args:
+        spec: the pair.
+        config: constants in place of the pair's own.
+        report: told which engine was chosen, and why not the faster one.
+        options: of either engine; those that only Transformers has choose it.
+
+    Raises:
+        SafeDraftError: the pair cannot be loaded.
+        IncompatiblePairError: the two models cannot decode together.
+    """
+    try:
+        signature(load_transformers).bind(spec, config, report, **options)
+    except TypeError as error:
+        raise SafeDraftError(f"the engines cpu and transformers: {error}") from error
+    from safedraft.engines.cpu.load import load_parts as load_on_cpu
+    from safedraft.engines.cpu.load import read_bits
+    from safedraft.engines.transformers.load import load_parts as load_with_transformers
+
+    if reason := _why_not_asked(options) or why_not_available():
+        placement = Placement.read(spec, **options)
+        report(f"engine transformers: the engine cpu {reason}", 0, 0)
+        return load_with_transformers(fetch_parts(spec, report), config, report, placement)
+    bits = read_bits(options.get("dtype", "auto"), options.get("draft_dtype"))
+    parts = fetch_parts(spec, report)
+    if reason := _why_not_these(parts):
+        placement = Placement.read(spec, **options)
+        report(f"engine transformers: {reason}", 0, 0)
+        return load_with_transformers(parts, config, report, placement)
+    report("engine cpu", 0, 0)
+    return load_on_cpu(parts, config, report, bits)
+
+
+def _why_not_asked(options: dict[str, Any]) -> str | None:
+    """Why the options ask for Transformers, or None if they do not."""
+    import torch
+
+    for name, value in options.items():
+        if value not in _UNDERSTOOD.get(name, ()):
+            return f"has no {name} {value}"
+    if options.get("device", "auto") == "auto" and torch.accelerator.is_available():
+        return "is for processors, and there is an accelerator"
+    return None
+
+
+def _why_not_these(parts: Parts) -> str | None:
+    from safedraft.engines.cpu.architecture import why_not_supported
+
+    reasons = (why_not_supported(description.config) for description in parts.descriptions)
+    return next(filter(None, reasons), None)

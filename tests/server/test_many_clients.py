@@ -98,6 +98,26 @@ def test_64_clients_with_300_requests_get_their_own_text_or_a_429(tmp_path: Path
         assert memory() < 1.05 * before
 
 
+def test_replies_are_decoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    forward = ScriptedEngine.forward
+
+    def counting(self: ScriptedEngine, passes: Any) -> Any:
+        together.append(len(passes))
+        return forward(self, passes)
+
+    monkeypatch.setattr(ScriptedEngine, "forward", counting)
+    with serving(talking(tmp_path, slowly("an answer of some length")), {"active": 2}) as server:
+        with ThreadPoolExecutor(6) as clients:
+            sent = [clients.submit(server.http.post, "/v1/chat/completions", json=body("hi"))
+                    for _ in range(6)]  # fmt: skip
+            replies = [one.result().json() for one in sent]
+        assert {reply["choices"][0]["message"]["content"] for reply in replies} == {
+            "an answer of some length"
+        }
+        assert max(together) == 2  # of those that are in the queue, none is decoded
+
+
 def memory() -> int:
     gc.collect()
     return int(psutil.Process().memory_info().rss)
@@ -149,10 +169,13 @@ def test_a_turn_is_all_that_a_pass_of_the_target_decides() -> None:
     told: list[str] = []
 
     class Replying:
-        result = SimpleNamespace(statistics=SimpleNamespace(prompt_tokens=1))
+        result = SimpleNamespace(statistics=SimpleNamespace(prompt_tokens=1, tokens=0))
 
         def __init__(self, name: str) -> None:
             self.name, self.said, self.more = name, 0, False
+
+        def hold(self, held: bool) -> None:
+            pass
 
         def advance(self) -> str:
             if self.said == 4:
@@ -291,7 +314,10 @@ def test_a_stop_lets_replies_finish_and_takes_no_more(tmp_path: Path) -> None:
 class Silent:
     """A stream with nothing to say."""
 
-    result = SimpleNamespace(statistics=SimpleNamespace(blocks=0))
+    result = SimpleNamespace(statistics=SimpleNamespace(blocks=0, tokens=0))
+
+    def hold(self, held: bool) -> None:
+        pass
 
     def advance(self) -> None:
         raise StopIteration

@@ -105,7 +105,7 @@ class Batch:
         A request whose last block was accepted throughout has one distribution of the target left.
         It is decided first, from one draft, so that the target alone never chooses a token.
         """
-        running = [decoding for decoding in self._running if not decoding.ended]
+        running = [one for one in self._running if not (one.ended or one.held)]
         running = [decoding for decoding in running if decoding.rows] or running
         self._propose(running)
         self._verify([decoding for decoding in running if not decoding.rows])

@@ -80,6 +80,8 @@ class Generation:
         """Decided, and not yet taken."""
         self.ended = False
         """Whether nothing more is decided."""
+        self.held = False
+        """Whether its turn has not come: the batch goes on without it."""
         self.error: BrokenModelError | None = None
         """Why it ended early, if it did."""
         self.target_passes, self.draft_passes = Passes(), Passes()

@@ -1,7 +1,8 @@
 """Decode several replies in turns of one block on one thread, with a bounded queue.
 
-Replies take turns at block boundaries. Each has its own caches, so a turn is a call of its stream.
-Everything except the turn itself runs on the event loop.
+Replies take turns at block boundaries. Those of one batch are decoded together: the turn of one
+decodes a block of all, and the others then only take what is theirs. Queued ones are held until
+they have a place. Everything except the turn itself runs on the event loop.
 """
 
 from __future__ import annotations
@@ -33,11 +34,37 @@ class Job:
         """Whether nobody waits for the reply any more; it is stopped at the next block."""
         self.error: APIError | None = None
         self._tokens: asyncio.Queue[Token | None] = asyncio.Queue()
+        self._begun = 0.0
 
     @property
     def reply(self) -> GenerationResult:
         """The reply so far."""
         return self.stream.result
+
+    def begin(self) -> None:
+        """Say that the reply has its place among those that are decoded."""
+        self.stream.hold(False)
+        self._begun = time.perf_counter()
+
+    def decode_block(self, push: Callable[[Token], None]) -> bool:
+        """Take what one pass of the target decides; return whether the reply continues.
+
+        The seconds of the reply include the turns of the others, which may decode for it.
+        """
+        statistics = self.reply.statistics
+        first = not statistics.tokens
+        try:
+            while True:
+                if token := self.stream.advance():
+                    push(token)
+                if not self.stream.more:
+                    return True
+        except StopIteration:
+            return False
+        finally:
+            statistics.seconds = time.perf_counter() - self._begun
+            if first:
+                statistics.first_token_seconds = statistics.seconds
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         """Yield the tokens as they are decoded.
@@ -111,7 +138,7 @@ class Scheduler:
             Exception: any error of ``openers``.
         """
         deadline = time.monotonic() + self._limits.request_seconds
-        streams = await self.call(lambda: [open_stream() for open_stream in openers], len(openers))
+        streams = await self.call(lambda: list(map(_open_held, openers)), len(openers))
         if self._grace_over:
             raise _stopping_error()
         jobs = [Job(stream, deadline, id) for stream in streams]
@@ -145,6 +172,7 @@ class Scheduler:
             self._end_expired()
             while self._waiting and len(self._active) < self._limits.active:
                 self._active.append(self._waiting.popleft())
+                self._active[-1].begin()
             if not self._active:
                 self._work_arrived.clear()
                 if not self._opening:
@@ -212,18 +240,11 @@ class Scheduler:
         """Decode what one pass of the target decides; return whether the reply continues."""
         loop = asyncio.get_running_loop()
 
-        def decode() -> bool:
-            try:
-                while True:
-                    if token := job.stream.advance():
-                        loop.call_soon_threadsafe(job.push, token)
-                    if not job.stream.more:
-                        return True
-            except StopIteration:
-                return False
+        def push(token: Token) -> None:
+            loop.call_soon_threadsafe(job.push, token)
 
         try:
-            return await loop.run_in_executor(self._thread, decode)
+            return await loop.run_in_executor(self._thread, job.decode_block, push)
         except Exception as error:
             log_unexpected(error)
             job.error = APIError(
@@ -238,6 +259,12 @@ class Scheduler:
         except Exception as error:  # it concerns one reply: the others continue
             log_unexpected(error)
         job.push(None)
+
+
+def _open_held(open_stream: Callable[[], Stream]) -> Stream:
+    stream = open_stream()
+    stream.hold(True)
+    return stream
 
 
 def _stopping_error() -> APIError:

@@ -52,6 +52,7 @@ class Service:
         self.pair, self.settings = pair, settings
         self.metrics = Metrics()
         self.scheduler = Scheduler(settings.limits, self._record)
+        self._batch = pair.engine.batch()
         self.metrics.add_gauge("active_replies", "Decoded in turns", lambda: self.scheduler.active)
         self.metrics.add_gauge("waiting_replies", "In the queue", lambda: self.scheduler.waiting)
 
@@ -84,7 +85,9 @@ class Service:
             raise invalid_value("max_tokens", "it excludes max_completion_tokens")
         messages = self._read_messages(request.messages)
         variables = self._read_variables(request.chat_template_kwargs)
-        streams = [partial(self.pair.stream, messages, chat_template_kwargs=variables)]
+        streams = [
+            partial(self.pair.stream, messages, chat_template_kwargs=variables, batch=self._batch)
+        ]
         return await self._submit(ChatResponseBuilder, request, streams, "messages")
 
     async def submit_completion(self, request: CompletionRequest) -> Submission:
@@ -192,7 +195,11 @@ class Service:
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
         # Raw text may already contain the beginning of the reply.
         return self.pair.stream_ids(
-            self.pair.text_prompts(text), config=config, turn_begun=True, **settings
+            self.pair.text_prompts(text),
+            config=config,
+            turn_begun=True,
+            batch=self._batch,
+            **settings,
         )
 
     def _read_messages(self, chat_messages: Sequence[ChatMessage]) -> list[Message]:

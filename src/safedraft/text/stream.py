@@ -54,6 +54,11 @@ class Stream(Iterator[Token]):
         generation = self._generation
         return generation is None or generation.ended or bool(generation.steps)
 
+    def hold(self, held: bool) -> None:
+        """Let the batch go on without this reply, or with it again."""
+        if self._generation is not None:
+            self._generation.held = held
+
     def __next__(self) -> Token:
         while (token := self.advance()) is None:
             pass

@@ -47,9 +47,10 @@ test-page: $(READY)  ## The playground in a browser.
 	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }
 	CHROMIUM="$(CHROMIUM)" $(RUN)/python -m pytest -m page tests/server
 
-bench: $(READY)  ## SSD against Transformers' own generation.
+bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Transformers' own generation.
 	$(RUN)/safedraft pull
 	$(RUN)/safedraft bench
+	$(RUN)/safedraft bench --engine transformers
 	$(RUN)/python benchmarks/growth.py
 
 results: $(READY)  ## The figures of docs/results.md: hours, and it goes on where it was stopped.

@@ -363,7 +363,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[48, 256], help="of a reply")
     parser.add_argument("--prompts", type=int, default=3, help="of each kind, at most 3")
     parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
-    parser.add_argument("--engine", nargs="+", default=["transformers"], help="SafeDraft's")
+    parser.add_argument("--engine", nargs="+", default=["cpu"], help="SafeDraft's")
     parser.add_argument(
         "--drafted", type=int, nargs="+", default=[3], help="tokens that llama.cpp's draft proposes"
     )

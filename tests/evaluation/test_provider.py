@@ -185,3 +185,33 @@ def test_inspect_finds_it_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     output = asyncio.run(model.generate("How do kites fly?", config=GenerateConfig(max_tokens=30)))
     assert output.completion == "On the wind."
     assert str(model) == "safedraft/qwen2.5-coder"
+
+
+def test_samples_are_decoded_together_where_the_engine_does(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    from safedraft.engines.cpu.engine import CPUEngine
+
+    models = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1]), "no_adapter": True}
+    model = api("custom", engine="cpu", **models)
+    passes: list[int] = []
+    forward = CPUEngine.forward
+
+    def counting(self: Any, items: Any) -> Any:
+        passes.append(len(items))
+        return forward(self, items)
+
+    monkeypatch.setattr(CPUEngine, "forward", counting)
+    questions = [ChatMessageUser(content=f"question {n}") for n in range(4)]
+
+    async def ask_all(**config: Any) -> list[str]:
+        settings = GenerateConfig(max_tokens=20, **config)
+        asked = (model.generate([question], [], "auto", settings) for question in questions)
+        return [output.completion for output in await asyncio.gather(*asked)]
+
+    together = asyncio.run(ask_all(batch=True))
+    assert max(passes) > 1
+    passes.clear()
+    assert asyncio.run(ask_all()) == together
+    assert max(passes) == 1  # speed is measured on these

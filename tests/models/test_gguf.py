@@ -377,6 +377,15 @@ def test_a_pair_of_files_decodes(pair: tuple[str, str]) -> None:
     assert loaded.target.model.dtype == torch.bfloat16
 
 
+def test_the_engine_cpu_decodes_files(pair: tuple[str, str]) -> None:
+    pytest.importorskip("numba")
+    loaded = safedraft.load_pair(*pair, use_adapter=False, engine="cpu", dtype="int8")
+    one, other = (loaded.engine.session(which) for which in ("target", "draft"))
+    assert one.decoder.packed.linears[0].bits == other.decoder.packed.linears[0].bits == 8
+    reply = loaded.generate("hi", max_new_tokens=5)
+    assert reply.to_dict()["statistics"]["tokens"] > 0
+
+
 def test_options_of_loading(pair: tuple[str, str]) -> None:
     loaded = safedraft.load_pair(
         *pair, use_adapter=False, dtype="float32", draft_dtype="int8", device_map="cpu"

@@ -30,6 +30,8 @@ class Capability(StrEnum):
     """Report log probabilities of the composite."""
     DRAFTING_PER_REQUEST = "drafting per request"
     """Let a request set how many tokens are drafted."""
+    TOGETHER = "passes together"
+    """Run the passes of several requests in hardly more time than that of one."""
 
 
 @dataclass(frozen=True)

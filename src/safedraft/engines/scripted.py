@@ -55,7 +55,12 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    capabilities = Capabilities({Capability.MODELS: "scripts have no weights"})
+    capabilities = Capabilities(
+        {
+            Capability.MODELS: "scripts have no weights",
+            Capability.TOGETHER: "scripts are asked one after the other",
+        }
+    )
 
     def __init__(self, target: Script, draft: Script) -> None:
         self._scripts: dict[Which, Script] = {"target": target, "draft": draft}

@@ -21,7 +21,7 @@ from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
-from safedraft.evaluation.provider import CUSTOM, SafeDraftAPI
+from safedraft.evaluation.provider import CUSTOM, TOGETHER, SafeDraftAPI
 from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -217,7 +217,7 @@ class Prepared:
             metadata={PAIR: self.matrix.describe_pair()},
             limit=self.matrix.limit,
             max_tasks=1,
-            max_samples=1,
+            max_samples=TOGETHER,
             log_buffer=1,
             log_format="eval",
             log_dir_allow_dirty=True,  # a matrix may grow; contradicting logs are refused before

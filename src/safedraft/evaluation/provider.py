@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,10 +31,11 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.config import Constants, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
+from safedraft.core.shared import SharedBatch
 from safedraft.defenses import find_constants_class, find_defense, list_constants
 from safedraft.defenses.base import is_prompt_defense
 from safedraft.engines import DEFAULT_ENGINE
-from safedraft.engines.base import Capability
+from safedraft.engines.base import Capability, Engine
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, choose_pair
@@ -109,15 +111,34 @@ class PairArguments:
         """Load the pair, or return it if it is loaded already."""
         with _load_lock:
             if self not in _pairs:
-                _pairs[self] = load_spec(
+                pair = load_spec(
                     self._choose(), engine=self.engine, report=report, **dict(self.engine_options)
                 )
+                if Capability.TOGETHER in pair.engine.capabilities:
+                    pair = replace(pair, engine=_SharingEngine(pair.engine))
+                _pairs[self] = pair
             return _pairs[self]
 
 
 _pairs: dict[PairArguments, Pair] = {}
 _load_lock = threading.Lock()
 _decode_lock = threading.Lock()  # several models of inspect_ai can share one pair
+
+TOGETHER = 8
+"""How many samples are answered at the same time, where the engine decodes them together."""
+
+
+class _SharingEngine:
+    """An engine on which all requests of this process are decoded in one batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._batch = engine, SharedBatch(engine.batch())
+
+    def batch(self) -> SharedBatch:
+        return self._batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
 class SafeDraftAPI(ModelAPI):
@@ -188,15 +209,22 @@ class SafeDraftAPI(ModelAPI):
         with refuse_invalid(shown=True):
             return constants_for(kind, config or SSDConfig(), **self._constants)
 
-    async def use(self, function: Callable[[Pair], _T]) -> _T:
-        """Call a function with the pair in a thread, one call at a time.
+    async def use(self, function: Callable[[Pair], _T], *, together: bool = False) -> _T:
+        """Call a function with the pair in a thread.
 
         On Ctrl-C the event loop does not wait for it; the thread ends with the process.
+
+        Args:
+            function: called with the pair.
+            together: whether others may be called meanwhile, on an engine that decodes requests
+                together; otherwise it is one call at a time.
         """
 
         def locked() -> _T:
-            with _decode_lock:
-                return function(self.pair())
+            pair = self.pair()
+            shared = together and Capability.TOGETHER in pair.engine.capabilities
+            with nullcontext() if shared else _decode_lock:
+                return function(pair)
 
         return await anyio.to_thread.run_sync(locked, abandon_on_cancel=True)
 
@@ -229,11 +257,12 @@ class SafeDraftAPI(ModelAPI):
             result = answer(pair, messages, params, self._config(pair.config))
             return result, split_reply(result.text, messages, pair.target.tokenizer)
 
-        return _to_output(f"safedraft/{self.model_name}", *await self.use(reply))
+        replied = await self.use(reply, together=bool(config.batch))
+        return _to_output(f"safedraft/{self.model_name}", *replied)
 
     def max_connections(self) -> int:
-        """One request at a time."""
-        return 1
+        """As many requests as are decoded together."""
+        return TOGETHER
 
     def connection_key(self) -> str:
         """One key for all pairs, which share the processor."""

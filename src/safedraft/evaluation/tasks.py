@@ -29,7 +29,7 @@ from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
+from safedraft.evaluation.provider import TOGETHER, SafeDraftAPI, to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.models.progress import ReportProgress, silent
@@ -73,7 +73,7 @@ def build_task(
         max_tokens=length,
         temperature=temperature,
         seed=seed,
-        max_connections=1,
+        max_connections=TOGETHER,
         batch=uses_batches(suite, temperature) or None,
     )
     to_sampling_params(config)  # refuses bad values before anything is loaded
@@ -101,7 +101,8 @@ def build_task(
 
 
 def uses_batches(suite: Suite, temperature: float) -> bool:
-    """Whether the target's own replies are generated in batches, before the task runs.
+    """Whether replies are generated together: on the engine cpu those of several samples, and with
+    Transformers the target's own ones, before the task runs.
 
     On a CPU, batches are several times as fast. Ordinary prompts are excluded because speed is
     measured on them, and adaptive attacks because building one takes longer than answering it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -30,6 +31,7 @@ class CPUEngine:
 
     def __init__(self, target: Decoder, draft: Decoder) -> None:
         self._decoders = {"target": target, "draft": draft}
+        self._lock = threading.Lock()
 
     def session(self, which: Which) -> CPUSession:
         """Create an empty session in one of the two models."""
@@ -45,7 +47,8 @@ class CPUEngine:
                 if isinstance(item.session, CPUSession) and item.session.decoder is decoder
             ]
             if own:
-                found = decoder.forward([item for _, item in own])
+                with self._lock:  # the rows of a pass are computed in place
+                    found = decoder.forward([item for _, item in own])
                 logits |= {index: rows for (index, _), rows in zip(own, found, strict=True)}
         return [logits[index] for index in range(len(passes))]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from safedraft.core.decode import Batch
 from safedraft.core.session import Pass, Which
-from safedraft.engines.base import Capabilities
+from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.transformers.session import TransformersSession
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ class TransformersEngine:
     """
 
     name = "transformers"
-    capabilities = Capabilities()
+    capabilities = Capabilities(
+        {Capability.TOGETHER: "Transformers runs the passes of requests one after the other"}
+    )
 
     def __init__(
         self,

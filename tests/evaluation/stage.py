@@ -14,7 +14,7 @@ from conftest import TEMPLATE
 from talking import TalkingPair, talking
 
 from safedraft.core.config import SamplingParams
-from safedraft.evaluation import ahead, provider
+from safedraft.evaluation import ahead, pair_arguments
 from safedraft.evaluation.attacks import answers
 from safedraft.models import mirror
 from safedraft.prompts.drawn import DrawnReply
@@ -64,8 +64,8 @@ def use_pair(
     """Makes ``safedraft/…`` a talking pair, which draws ``drawn`` for every conversation."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where inspect_ai has its buffers
     pair = talking(tmp_path / "tokenizer", says, template)
-    monkeypatch.setattr(provider, "load_spec", lambda *_, **__: pair)
-    monkeypatch.setattr(provider, "_pairs", {})
+    monkeypatch.setattr(pair_arguments, "load_spec", lambda *_, **__: pair)
+    monkeypatch.setattr(pair_arguments, "_pairs", {})
 
     def draw(member: Any, conversations: Sequence[Any], **_: Any) -> list[DrawnReply]:
         return [DrawnReply(drawn, True) for _ in conversations]

@@ -24,8 +24,9 @@ import safedraft.evaluation.registry
 from safedraft.core.config import SamplingParams
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.engines.scripted import ScriptedSession
-from safedraft.evaluation import ahead, provider
-from safedraft.evaluation.provider import PairArguments, SafeDraftAPI, to_sampling_params
+from safedraft.evaluation import ahead, pair_arguments
+from safedraft.evaluation.pair_arguments import PairArguments
+from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
 
 assert safedraft.evaluation.registry.safedraft  # registers the provider
 
@@ -77,7 +78,7 @@ def test_a_constant_reaches_the_defense_and_the_report(
 def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     loaded: list[Any] = []
-    monkeypatch.setattr(provider, "load_spec", lambda *a, **k: loaded.append((a, k)) or pair)
+    monkeypatch.setattr(pair_arguments, "load_spec", lambda *a, **k: loaded.append((a, k)) or pair)
     for model in (api(), api(defense="target_only", alpha_union=1.0), api(no_adapter=True)):
         ask(model, ASKED)
         ask(model, ASKED)
@@ -89,7 +90,7 @@ def test_what_is_said_of_templates_reaches_the_pair(
 ) -> None:
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     loaded: list[Any] = []
-    monkeypatch.setattr(provider, "load_spec", lambda spec, **_: loaded.append(spec) or pair)
+    monkeypatch.setattr(pair_arguments, "load_spec", lambda spec, **_: loaded.append(spec) or pair)
     ask(
         api(template="enable_thinking=false,year=2024", template_from="target", other_base=True),
         ASKED,

@@ -21,7 +21,8 @@ from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
-from safedraft.evaluation.provider import CUSTOM, TOGETHER, SafeDraftAPI
+from safedraft.evaluation.pair_arguments import CUSTOM, TOGETHER
+from safedraft.evaluation.provider import SafeDraftAPI
 from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite

@@ -7,9 +7,9 @@ defenses that share it, and answers one request at a time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,18 +28,13 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.config import Constants, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
-from safedraft.core.shared import SharedBatch
-from safedraft.defenses import find_constants_class, find_defense, list_constants
+from safedraft.defenses import find_constants_class, find_defense
 from safedraft.defenses.base import is_prompt_defense
-from safedraft.engines import DEFAULT_ENGINE
-from safedraft.engines.base import Capability, Engine
+from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
-from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import PairSpec, choose_pair
-from safedraft.pair.load import load_spec
+from safedraft.evaluation.pair_arguments import OWN_ARGUMENTS, TOGETHER, parse_pair_arguments
 from safedraft.rules import constants_for
 from safedraft.text.messages import Message
 from safedraft.text.reasoning import split_reply
@@ -49,16 +44,6 @@ if TYPE_CHECKING:
     from safedraft.pair import Pair
 
 _T = TypeVar("_T")
-
-CUSTOM = "custom"
-"""Pair name that means: the arguments ``target`` and ``draft`` name the models."""
-
-OWN_ARGUMENTS = (
-    *("defense", "label", "target", "draft", "adapter", "no_adapter"),
-    *("template", "template_from", "other_base"),
-    *("engine", "engine_options", "dtype", "device"),
-)
-"""Model arguments besides the constants of the method."""
 
 _SAMPLING_FIELDS = {
     "max_tokens": "max_new_tokens",
@@ -74,71 +59,7 @@ _IGNORED_FIELDS = frozenset(  # inspect_ai handles these itself; for batch see `
 )
 
 
-@dataclass(frozen=True)
-class PairArguments:
-    """Arguments that name two models; equal arguments share one loaded pair."""
-
-    name: str | None = None
-    target: str | None = None
-    draft: str | None = None
-    adapter: str | None = None
-    use_adapter: bool = True
-    template: tuple[tuple[str, Any], ...] | None = None
-    """Variables of the chat templates, by name."""
-    template_from: str | None = None
-    other_base: bool = False
-    engine: str = DEFAULT_ENGINE
-    engine_options: tuple[tuple[str, Any], ...] = ()
-    """The engine's own options, by name."""
-
-    def check(self) -> None:
-        """Refuse impossible names and adapters before anything is loaded."""
-        self._choose()
-
-    def _choose(self) -> PairSpec:
-        return choose_pair(
-            self.name,
-            target=self.target,
-            draft=self.draft,
-            adapter=self.adapter,
-            use_adapter=self.use_adapter,
-            template=None if self.template is None else dict(self.template),
-            template_from=self.template_from,
-            other_base=self.other_base,
-        )
-
-    def load(self, report: ReportProgress = silent) -> Pair:
-        """Load the pair, or return it if it is loaded already."""
-        with _load_lock:
-            if self not in _pairs:
-                pair = load_spec(
-                    self._choose(), engine=self.engine, report=report, **dict(self.engine_options)
-                )
-                if Capability.TOGETHER in pair.engine.capabilities:
-                    pair = replace(pair, engine=_SharingEngine(pair.engine))
-                _pairs[self] = pair
-            return _pairs[self]
-
-
-_pairs: dict[PairArguments, Pair] = {}
-_load_lock = threading.Lock()
 _decode_lock = threading.Lock()  # several models of inspect_ai can share one pair
-
-TOGETHER = 8
-"""How many samples are answered at the same time, where the engine decodes them together."""
-
-
-class _SharingEngine:
-    """An engine on which all requests of this process are decoded in one batch."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._batch = engine, SharedBatch(engine.batch())
-
-    def batch(self) -> SharedBatch:
-        return self._batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
 
 class SafeDraftAPI(ModelAPI):
@@ -271,44 +192,6 @@ class SafeDraftAPI(ModelAPI):
     def should_retry(self, ex: Exception) -> bool:
         """Do not retry: the same request gives the same error."""
         return False
-
-
-def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArguments:
-    """Read the model arguments that name the pair.
-
-    Raises:
-        SafeDraftError: an argument does not exist.
-    """
-    own = list_constants(str(arguments.get("defense", "ssd")))
-    constants = [*SSDConfig.model_fields, *sorted(own - SSDConfig.model_fields.keys())]
-    for argument in arguments:
-        if argument not in (*OWN_ARGUMENTS, *constants):
-            known = ", ".join((*OWN_ARGUMENTS, *constants))
-            raise SafeDraftError(f"safedraft has no model argument {argument!r}; it has {known}")
-    switches = {n: arguments.get(n, False) for n in ("no_adapter", "other_base")}
-    for switch, value in switches.items():
-        if not isinstance(value, bool):
-            raise SafeDraftError(f"{switch} is true or false, not {value!r}")
-    names = ("target", "draft", "adapter", "template_from", "engine")
-    texts = {n: str(arguments[n]) for n in names if n in arguments}
-    given = parse_assignments("engine_options", str(arguments.get("engine_options", "")))
-    options: dict[str, Any] = {n: parse_value(value) for n, value in given.items()}
-    options |= {n: str(arguments[n]) for n in ("dtype", "device") if n in arguments}
-    return PairArguments(
-        None if name == CUSTOM else name,
-        use_adapter=not switches["no_adapter"],
-        other_base=switches["other_base"],
-        template=_parse_template(arguments),
-        engine_options=tuple(sorted(options.items())),
-        **texts,
-    )
-
-
-def _parse_template(arguments: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
-    if "template" not in arguments:
-        return None
-    given = parse_assignments("template", str(arguments["template"]))
-    return tuple(sorted((name, parse_value(value)) for name, value in given.items()))
 
 
 def to_sampling_params(config: GenerateConfig) -> SamplingParams:

@@ -29,7 +29,8 @@ from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.provider import TOGETHER, SafeDraftAPI, to_sampling_params
+from safedraft.evaluation.pair_arguments import TOGETHER
+from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 from safedraft.models.progress import ReportProgress, silent

@@ -127,10 +127,10 @@ def test_without_numba_transformers_decodes(
 @pytest.mark.parametrize(
     ("options", "bits"),
     [
-        ({}, [8, 4]),
+        ({}, [8, 8]),
         ({"dtype": "int8"}, [8, 8]),
         ({"dtype": "int4"}, [4, 4]),
-        ({"draft_dtype": "int8"}, [8, 8]),
+        ({"draft_dtype": "int4"}, [8, 4]),
     ],
 )
 def test_bits_of_a_weight(

@@ -37,7 +37,7 @@ def load(
         report: called with stage, done and total while models are fetched and packed.
         dtype: of the target: ``int8``, which is ``auto``, or ``int4`` for layers with 4-bit
             weights in groups of 32.
-        draft_dtype: the same of the draft, ``int4`` if no dtype is named, else that of the target.
+        draft_dtype: the same of the draft, by default that of the target.
 
     Raises:
         SafeDraftError: the pair cannot be loaded, or this engine does not run its models.
@@ -56,7 +56,7 @@ def read_bits(dtype: str, draft_dtype: str | None) -> tuple[int, int]:
         SafeDraftError: this engine has no such dtype.
     """
     target = "int8" if dtype == "auto" else dtype
-    draft = draft_dtype or ("int4" if dtype == "auto" else dtype)
+    draft = draft_dtype or target
     for name in (target, draft):
         if name not in BITS:
             raise SafeDraftError(

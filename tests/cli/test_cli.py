@@ -314,7 +314,7 @@ def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
 def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
     options += ["--draft-tokens", "2", "--assisted-tokens", "2"]
-    code, out, _ = run("bench", "--json", *options, *models)
+    code, out, _ = run("bench", "--json", *options, *models, *TRANSFORMERS)
     outcome = json.loads(out)
     methods = outcome["methods"]
     assert code == 0
@@ -328,7 +328,7 @@ def test_bench_times_every_method(run: Any, models: list[str]) -> None:
         assert all(share >= 0 for share in shares)
     assert 0 <= methods["ssd"]["match_ratio"] <= 1
     assert outcome["peak_memory_bytes"] > outcome["weights_bytes"] > 0
-    code, out, _ = run("bench", *options, *models)
+    code, out, _ = run("bench", *options, *models, *TRANSFORMERS)
     assert "tokens/pass" in out
     assert "left out" not in out
 

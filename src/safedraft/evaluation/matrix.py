@@ -21,7 +21,7 @@ from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
-from safedraft.evaluation.pair_arguments import CUSTOM, TOGETHER
+from safedraft.evaluation.pair_arguments import CUSTOM
 from safedraft.evaluation.provider import SafeDraftAPI
 from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
 from safedraft.evaluation.registry import TASKS
@@ -211,6 +211,7 @@ class Prepared:
             return self._run(display)
 
     def _run(self, display: str) -> list[EvalLog]:
+        at_once = _api(self.models[0]).samples_at_once
         _, logs = eval_set(
             self.tasks,
             log_dir=str(self.log_dir),
@@ -218,7 +219,8 @@ class Prepared:
             metadata={PAIR: self.matrix.describe_pair()},
             limit=self.matrix.limit,
             max_tasks=1,
-            max_samples=TOGETHER,
+            max_samples=at_once,
+            max_connections=at_once,
             log_buffer=1,
             log_format="eval",
             log_dir_allow_dirty=True,  # a matrix may grow; contradicting logs are refused before

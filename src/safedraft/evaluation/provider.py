@@ -106,6 +106,12 @@ class SafeDraftAPI(ModelAPI):
             return False
         return Capability.MODELS in self.pair_arguments.load().engine.capabilities
 
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples are worth having under way; each one may be lost to an interruption."""
+        capabilities = self.pair_arguments.load().engine.capabilities
+        return TOGETHER if Capability.TOGETHER in capabilities else 1
+
     def draw(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -182,8 +188,8 @@ class SafeDraftAPI(ModelAPI):
         return _to_output(f"safedraft/{self.model_name}", *replied)
 
     def max_connections(self) -> int:
-        """As many requests as are decoded together."""
-        return TOGETHER
+        """One request at a time, unless a run asks for more."""
+        return 1
 
     def connection_key(self) -> str:
         """One key for all pairs, which share the processor."""

@@ -29,7 +29,6 @@ from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.pair_arguments import TOGETHER
 from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -74,7 +73,7 @@ def build_task(
         max_tokens=length,
         temperature=temperature,
         seed=seed,
-        max_connections=TOGETHER,
+        max_connections=1,
         batch=uses_batches(suite, temperature) or None,
     )
     to_sampling_params(config)  # refuses bad values before anything is loaded

@@ -44,7 +44,8 @@ def scripted_pair(
     seen: list[str] | None = None,
 ) -> TalkingPair:
     engine = ScriptedEngine(target, draft)
-    engine.capabilities = Capabilities()  # what asks for weights is replaced in the tests
+    # What asks for weights is replaced in the tests.
+    engine.capabilities = Capabilities({Capability.TOGETHER: "scripts are asked in turn"})
     return TalkingPair(
         engine,
         LoadedModel("target", None, tokenizer),

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from safedraft.core.config import SSDConfig
-from safedraft.engines.base import Capabilities, LoadedModel
+from safedraft.engines.base import Capabilities, Capability, LoadedModel
 from safedraft.engines.scripted import Script, ScriptedEngine
 from safedraft.pair import Pair
 

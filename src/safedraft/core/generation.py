@@ -81,7 +81,7 @@ class Generation:
         self.ended = False
         """Whether nothing more is decided."""
         self.held = False
-        """Whether its turn has not come: the batch goes on without it."""
+        """Whether the batch leaves it out for now."""
         self.error: BrokenModelError | None = None
         """Why it ended early, if it did."""
         self.target_passes, self.draft_passes = Passes(), Passes()

@@ -29,9 +29,12 @@ class SharedBatch:
         """Decode some positions of all requests, unless another thread does so meanwhile."""
         steps = self._steps
         with self._lock:
-            if steps == self._steps:
-                self._steps += 1
+            if steps != self._steps:
+                return
+            try:
                 self._batch.step()
+            finally:
+                self._steps += 1
 
     def remove(self, generation: Generation) -> None:
         """Stop decoding a request."""

@@ -34,7 +34,7 @@ def load(
     Args:
         spec: the pair.
         config: constants in place of the pair's own.
-        report: told which engine was chosen, and why not the faster one.
+        report: called with the name of the chosen engine, and the reason if it is not ``cpu``.
         options: of either engine; those that only Transformers has choose it.
 
     Raises:

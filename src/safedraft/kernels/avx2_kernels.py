@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite.binding import load_library_permanently
 from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from torch import Tensor
 
-from safedraft.kernels.openmp import find_openmp, run_in_threads
+from safedraft.kernels.openmp import run_in_threads
+from safedraft.kernels.threads import at, thread_count, thread_number
 
 SUMS = {"reassoc", "contract"}
 """Permissions that vectorization needs: reordered sums. NaN and infinity keep their meaning."""
@@ -81,23 +81,11 @@ def _to_float32_of_type(weight):  # type: ignore[no-untyped-def]
 JOB = np.dtype([(name, np.int64) for name in ("W", "X", "Y", "outputs", "inputs", "rows", "int8")])
 """The arguments of a product for the threads: addresses, lengths, and whether W is int8."""
 
-load_library_permanently(str(find_openmp()))
-_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
-
-
-@intrinsic
-def _cast_to_pointer(typing, address):  # type: ignore[no-untyped-def]
-    def cast(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), cast
-
 
 @njit
 def _multiply(W: Any, X: Any, Y: Any) -> None:
     """Compute this thread's columns of a product."""
-    thread, threads = _thread_number(), _thread_count()
+    thread, threads = thread_number(), thread_count()
     start, stop = len(W) * thread // threads, len(W) * (thread + 1) // threads
     if len(X) == 1:
         _multiply_one_row(W, X, Y, start, stop)
@@ -108,12 +96,12 @@ def _multiply(W: Any, X: Any, Y: Any) -> None:
 @cfunc(types.void(types.voidptr))
 def _run_job(address: Any) -> None:
     job = carray(address, 1, JOB)[0]
-    X = carray(_cast_to_pointer(job.X), (job.rows, job.inputs), np.float32)
-    Y = carray(_cast_to_pointer(job.Y), (job.rows, job.outputs), np.float32)
+    X = carray(at(job.X), (job.rows, job.inputs), np.float32)
+    Y = carray(at(job.Y), (job.rows, job.outputs), np.float32)
     if job.int8:
-        _multiply(carray(_cast_to_pointer(job.W), (job.outputs, job.inputs), np.int8), X, Y)
+        _multiply(carray(at(job.W), (job.outputs, job.inputs), np.int8), X, Y)
     else:
-        _multiply(carray(_cast_to_pointer(job.W), (job.outputs, job.inputs), np.uint16), X, Y)
+        _multiply(carray(at(job.W), (job.outputs, job.inputs), np.uint16), X, Y)
 
 
 def multiply(weight: Tensor, rows: Tensor, outputs: Tensor) -> None:

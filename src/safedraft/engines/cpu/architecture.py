@@ -1,4 +1,4 @@
-"""The decoders that this engine runs: dense, Llama-like ones, told by their configuration."""
+"""The decoders that this engine runs: dense, Llama-like ones, recognized by their configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.kernels.layout import LANES, round_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -31,10 +32,6 @@ class Architecture:
     """Numbers of a head."""
     rotated: int
     """Numbers of a head that are rotated by position."""
-    inner: int
-    """Numbers between the two halves of the feed-forward part."""
-    vocabulary: int
-    """Rows of the output layer."""
     positions: int
     epsilon: float
     attention_scale: float
@@ -45,6 +42,11 @@ class Architecture:
     """1 if queries and keys are normed head by head, 2 if as a whole."""
     norms_after: bool = False
     """Whether norms follow attention and feed-forward part, instead of preceding them."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a head, rounded up to whole panels."""
+        return round_up(self.head, LANES)
 
 
 def why_not_supported(config: PreTrainedConfig) -> str | None:
@@ -90,8 +92,6 @@ def read_architecture(name: str, config: PreTrainedConfig) -> Architecture:
         groups=config.num_key_value_heads or config.num_attention_heads,
         head=head,
         rotated=int(head * _rope(config).get("partial_rotary_factor", 1.0)),
-        inner=config.intermediate_size,
-        vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
         epsilon=config.rms_norm_eps,
         normed={"qwen3": 1, "olmo2": 2}.get(kind, 0),

@@ -11,6 +11,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from safedraft.kernels.layout import GROUP
+from safedraft.kernels.threads import at
 
 _ROUND = np.float32(12582912.0)
 """Added to a number of at most 2 ** 22, it leaves the nearest whole number in the lowest bits."""
@@ -20,16 +21,6 @@ _I32, _FLOAT = ir.IntType(32), ir.FloatType()
 
 _SUMS = {"reassoc", "contract"}
 """Permissions that vectorization needs: reordered sums. NaN and infinity keep their meaning."""
-
-
-@intrinsic
-def at(typing, address):  # type: ignore[no-untyped-def]
-    """The pointer to an address."""
-
-    def cast(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), cast
 
 
 @intrinsic

@@ -22,7 +22,7 @@ from safedraft.engines.cpu.program import (
     SCRATCH,
     SEQUENCE,
 )
-from safedraft.kernels.layout import GROUP, LANES, round_up
+from safedraft.kernels.layout import GROUP, LANES, ROWS, round_up
 from safedraft.kernels.openmp import run_in_threads
 
 CHUNK = 128
@@ -67,10 +67,9 @@ class CPUSession:
         if length <= self.capacity:
             return
         capacity = max(_ROOM, 1 << (length - 1).bit_length())
-        width = round_up(model.head, LANES)
         head = (model.layers, model.groups)
         keys = np.zeros((*head, capacity // LANES, model.head, LANES), np.float32)
-        values = np.zeros((*head, width // LANES, capacity, LANES), np.float32)
+        values = np.zeros((*head, model.width // LANES, capacity, LANES), np.float32)
         if self.capacity:
             keys[:, :, : self.capacity // LANES] = self.keys
             values[:, :, :, : self.capacity] = self.values
@@ -81,7 +80,7 @@ class Tree(NamedTuple):
     """How the tokens of a pass see each other, where they are more than one continuation."""
 
     positions: Sequence[int]
-    """Of each token, counted from the session's first."""
+    """The position of each token, counted from the session's first."""
     sees: NDArray[np.bool_]
     """``[n, n]``: whether a token sees another one of the pass, itself included."""
 
@@ -119,9 +118,8 @@ class Decoder:
                 layer, name = key.split(".")
                 self._norms[name][int(layer)] = norm.data_ptr()
         self._angles = torch.empty(0, model.rotated)
-        self._width = round_up(model.head, LANES)
         mixed = max((model.heads + 2 * model.groups) * model.head, packed.linears[2].outputs // 2)
-        outputs = max(model.heads * self._width, model.hidden)
+        outputs = max(model.heads * model.width, model.hidden)
         widest = max(linear.inputs for linear in packed.linears)
         self._stride = round_up(widest, 64)
         self._residual = torch.empty(CHUNK, model.hidden)
@@ -145,7 +143,7 @@ class Decoder:
             "groups": model.groups,
             "head": model.head,
             "rotated": model.rotated,
-            "width": self._width,
+            "width": model.width,
             "stride": self._stride,
             "normed": model.normed,
             "linears": self._linears.ctypes.data,
@@ -219,7 +217,7 @@ class Decoder:
         records = np.array([self._record(row, number, angles) for row in rows], ROW)
         longest = round_up(int(records["length"].max()), LANES)
         threads = torch.get_num_threads()
-        scores_size = 4 * longest * min(8, model.heads // model.groups)
+        scores_size = 4 * longest * min(ROWS, model.heads // model.groups)
         if self._scores.numel() * 4 < scores_size * threads:
             self._scores = torch.empty(scores_size * threads // 2)
         if self._scratch.numel() < SCRATCH * threads:
@@ -245,10 +243,11 @@ class Decoder:
         return logits, states
 
     def _record(self, row: _Row, number: dict[int, int], angles: int) -> tuple[int, ...]:
-        length = row.place + 1
-        seen, mask = length, 0
-        if row.mask is not None:
-            length = seen = row.session.length
+        if row.mask is None:
+            length = seen = row.place + 1
+            mask = 0
+        else:
+            seen = row.session.length
             length, mask = seen + len(row.mask), row.mask.ctypes.data
         place = angles + 4 * self.packed.architecture.rotated * row.position
         return row.token, number[id(row.session)], row.place, length, seen, mask, place

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2  # panels that are quantized together: what a processor's cache holds
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout; packed files of another one are written anew."""
 
 
@@ -58,12 +58,6 @@ class Packed(NamedTuple):
     """Rotations by position, ``[rotated / 2]`` in float32."""
     rotation_scale: float
     """What cosines and sines are multiplied by."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all weights."""
-        tensors = {id(t): t for linear in self.linears for t in linear if isinstance(t, Tensor)}
-        return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def pack_linear(
@@ -203,8 +197,7 @@ def _pack_layer(layer: Any, architecture: Architecture, bits: int) -> Iterator[L
 def _widen_heads(weight: Tensor, architecture: Architecture) -> Tensor:
     """Give each head of the inputs room for whole panels of values."""
     head, heads = architecture.head, architecture.heads
-    width = round_up(head, LANES)
-    wide = weight.new_zeros(len(weight), heads, width)
+    wide = weight.new_zeros(len(weight), heads, architecture.width)
     wide[..., :head] = weight.detach().view(len(weight), heads, head)
     return wide.flatten(1)
 
@@ -250,7 +243,6 @@ def _pad(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 def save(packed: Packed, file: Path) -> None:
     """Write a packed model."""
     content = {
-        "format": FORMAT,
         "architecture": asdict(packed.architecture),
         "linears": [tuple(linear) for linear in packed.linears],
         "norms": packed.norms,

@@ -5,7 +5,7 @@ by panels of weights, and all threads wait for each other between steps. What a 
 on its own numbers alone: neither on the rows beside it nor on how a prompt was cut into passes.
 
 Addresses and lengths come in records, as the threads share nothing else. Weights are described in
-``pack``, the caches in ``cache``.
+``pack``, the caches in ``decoder``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import load_library_permanently
 from numba import carray, cfunc, njit, types
 
 from safedraft.engines.cpu.arithmetic import (
-    at,
     bytes_at,
     floats,
     gate,
@@ -31,8 +29,8 @@ from safedraft.engines.cpu.arithmetic import (
     softmax,
 )
 from safedraft.kernels.layout import COLUMNS, GROUP, GROUP_BYTES, INPUTS, LANES, ROWS
-from safedraft.kernels.openmp import find_openmp
 from safedraft.kernels.panels import add_float_products, add_grouped_products, add_products
+from safedraft.kernels.threads import at, thread_count, thread_number, wait_for_all
 
 
 def _record(integers: str, floats: str = "") -> np.dtype[Any]:
@@ -74,17 +72,12 @@ LINEARS = 4
 SCRATCH = 4 * (ROWS + 1) * COLUMNS
 """Bytes that a thread needs for the sums of a panel and for one row of outputs."""
 
-load_library_permanently(str(find_openmp()))
-_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
-_wait_for_all = types.ExternalFunction("GOMP_barrier", types.void())
-
 
 @njit(error_model="numpy")
 def _quantize(job, values, row):  # type: ignore[no-untyped-def]
     """Quantize what a linear layer reads of one row."""
     size = (len(values) + GROUP - 1) // GROUP * GROUP
-    quantized = carray(at(job.inputs + row * job.stride), (size,), np.int8)
+    quantized = bytes_at(job.inputs + row * job.stride, size)
     parts = integers(job.parts + row * job.stride // GROUP * 4, size // GROUP)
     scale, total = quantize(values, quantized, parts)
     floats(job.scales + 4 * row, 1)[0] = scale
@@ -253,42 +246,42 @@ def _layer(job, layer, linears, norms, rows, sequences, thread, threads):  # typ
     first = layer * LINEARS
     wide = (job.heads + 2 * job.groups) * job.head
     _multiply(job, linears[first + QKV], count, job.mixed, wide, wide, False, thread, threads)
-    _wait_for_all()
+    wait_for_all()
     for row in range(thread, count, threads):
         _place(job, layer, norms[layer], row, rows[row], sequences[rows[row].sequence])
-    _wait_for_all()
+    wait_for_all()
     units = count * job.groups
     for unit in range(units * thread // threads, units * (thread + 1) // threads):
         row, group = unit // job.groups, unit % job.groups
         _attend(job, layer, row, group, rows[row], sequences[rows[row].sequence], thread)
-    _wait_for_all()
+    wait_for_all()
     for row in range(thread, count, threads):
         seen = job.heads * job.width
         _quantize(job, floats(job.outputs + 4 * row * seen, seen), row)
-    _wait_for_all()
+    wait_for_all()
     linear = linears[first + OUTPUT]
     _multiply(job, linear, count, job.outputs, job.hidden, job.hidden, False, thread, threads)
-    _wait_for_all()
+    wait_for_all()
     for row in range(thread, count, threads):
         _add(job, row, norms[layer].attention_norm)
         _read(job, row, norms[layer].mlp_norm)
-    _wait_for_all()
+    wait_for_all()
     linear = linears[first + GATE_UP]
     inner = linear.outputs // 2
     _multiply(job, linear, count, job.mixed, inner, 2 * inner, True, thread, threads)
-    _wait_for_all()
+    wait_for_all()
     used = linears[first + DOWN].inputs
     for row in range(thread, count, threads):
         _quantize(job, floats(job.mixed + 4 * row * inner, used), row)
-    _wait_for_all()
+    wait_for_all()
     linear = linears[first + DOWN]
     _multiply(job, linear, count, job.outputs, job.hidden, job.hidden, False, thread, threads)
-    _wait_for_all()
+    wait_for_all()
     for row in range(thread, count, threads):
         _add(job, row, norms[layer].output_norm)
         if layer + 1 < job.layers:
             _read(job, row, norms[layer + 1].input_norm)
-    _wait_for_all()
+    wait_for_all()
 
 
 @njit(error_model="numpy")
@@ -302,7 +295,7 @@ def _finish_pass(job, linears, thread, threads):  # type: ignore[no-untyped-def]
         states[:] = residual
         multiply_by(states, inverse_norm(states, job.epsilon), norm)
         _quantize(job, states, index)
-    _wait_for_all()
+    wait_for_all()
     linear = linears[job.layers * LINEARS + 1]
     wanted = job.vocabulary
     _multiply(job, linear, job.kept_count, job.logits, wanted, wanted, False, thread, threads)
@@ -310,7 +303,7 @@ def _finish_pass(job, linears, thread, threads):  # type: ignore[no-untyped-def]
 
 @njit(error_model="numpy")
 def _run(job):  # type: ignore[no-untyped-def]
-    thread, threads = _thread_number(), _thread_count()
+    thread, threads = thread_number(), thread_count()
     linears = carray(at(job.linears), (job.layers * LINEARS + 2,), LINEAR)
     norms = carray(at(job.norms), (job.layers,), LAYER)
     rows = carray(at(job.rows), (job.count,), ROW)
@@ -318,7 +311,7 @@ def _run(job):  # type: ignore[no-untyped-def]
     for row in range(thread, job.count, threads):
         _embed(job, linears[job.layers * LINEARS], row, rows[row].token)
         _read(job, row, norms[0].input_norm)
-    _wait_for_all()
+    wait_for_all()
     for layer in range(job.layers):
         _layer(job, layer, linears, norms, rows, sequences, thread, threads)
     if job.kept_count:

@@ -74,7 +74,7 @@ def load(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the two models lie, and in which types; invalid options never become one."""
+    """The devices and types of the two models; ``read`` refuses invalid options."""
 
     types: tuple[torch.dtype | str, torch.dtype | str]
     devices: tuple[torch.device, torch.device]
@@ -82,7 +82,7 @@ class Placement:
     draft_beside_target: bool
     """Whether the draft lies where the target begins."""
     options: dict[str, Any]
-    """Of the target, for ``from_pretrained``."""
+    """Options of the target for ``from_pretrained``."""
 
     @classmethod
     def read(

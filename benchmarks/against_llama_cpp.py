@@ -367,6 +367,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--drafted", type=int, nargs="+", default=[3], help="tokens that llama.cpp's draft proposes"
     )
+    parser.add_argument("--draft-dtype", help="of SafeDraft's draft, if it differs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--others",
@@ -381,7 +382,8 @@ def options() -> argparse.Namespace:
 
 def make_rows(given: argparse.Namespace, stack: ExitStack) -> tuple[dict[str, Row], safedraft.Pair]:
     """Every row, and a pair that has the prompts' ids; ``stack`` closes what they hold."""
-    pairs = {engine: safedraft.load_pair(engine=engine) for engine in given.engine}
+    own_type = {"draft_dtype": given.draft_dtype} if given.draft_dtype else {}
+    pairs = {engine: safedraft.load_pair(engine=engine, **own_type) for engine in given.engine}
     commands = llama_commands(given.drafted, given.threads)
     children = {name: Child(command) for name, command in commands.items()}
     for close in [own.close for own in pairs.values()] + [own.close for own in children.values()]:

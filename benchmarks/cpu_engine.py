@@ -83,10 +83,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="of each of eight replies")
+    parser.add_argument("--draft-dtype", choices=("int8", "int4"), default="int8")
     given = parser.parse_args()
     console = Console(highlight=False)
     started = time.perf_counter()
-    pair = safedraft.load_pair(engine="cpu")
+    pair = safedraft.load_pair(engine="cpu", draft_dtype=given.draft_dtype)
     console.print(f"loaded in {time.perf_counter() - started:.1f} s")
     table = Table("model", "GB", "read, ms", *(f"{rows} rows" for rows in ROWS), box=None)
     for which in get_args(Which):

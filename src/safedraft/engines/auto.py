@@ -50,9 +50,8 @@ def load(
     from safedraft.engines.transformers.load import load_parts as load_with_transformers
 
     if reason := _why_not_asked(options) or why_not_available():
-        placement = Placement.read(spec, **options)
         report(f"engine transformers: the engine cpu {reason}", 0, 0)
-        return load_with_transformers(fetch_parts(spec, report), config, report, placement)
+        return load_transformers(spec, config, report, **options)
     bits = read_bits(options.get("dtype", "auto"), options.get("draft_dtype"))
     parts = fetch_parts(spec, report)
     if reason := _why_not_these(parts):

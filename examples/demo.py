@@ -16,6 +16,7 @@ from rich.terminal_theme import DIMMED_MONOKAI
 
 import safedraft
 from safedraft.cli.compare import compare, compute_speedup
+from safedraft.text.messages import conversation
 from safedraft.text.results import GenerationResult
 
 PROMPTS = (
@@ -50,8 +51,8 @@ def main() -> None:
         console.print(f"[bold]user:[/] {prompt}\n")
         replies: dict[str, GenerationResult] = {}
         folded = bool(given.svg) and title != PROMPTS[0][0]  # what may be harmful is not published
-        messages = [{"role": "user", "content": prompt}]
-        compare(pair, messages, sampling, console, replies, prefill=prefill, folded=folded)
+        messages = conversation(prompt, prefill)
+        compare(pair, messages, sampling, console, replies, folded=folded)
         if ratio := compute_speedup(replies):
             console.print(f"[dim]SSD: {ratio:.2f} times as fast as the target alone[/]\n")
     if given.svg:

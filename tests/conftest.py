@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ import torch
 from helpers.laws import lattice_point
 
 CONFORMANCE = Path(__file__).parent / "conformance"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_session(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Fixtures of a session or a module do not see the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        if pytestconfig.option.markexpr != "real":
+            patch.setenv("SAFEDRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

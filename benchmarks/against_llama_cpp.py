@@ -57,7 +57,7 @@ Case = tuple[int, int, str, int]
 """What every row answers: a round, a limit of tokens, a kind of prompt, and which one it is."""
 Medians = dict[str, float | None]
 ByRow = Mapping[str, Mapping[str, Medians]]
-"""Of each row, over ``all`` prompts and by their kind."""
+"""The medians of each row, by kind of prompt and for ``all`` prompts."""
 
 KINDS: dict[str, Sequence[Prompt]] = {
     "sums": itemgetter(2, 5, 10)(PROMPTS),
@@ -275,7 +275,7 @@ def run_of(name: str, replies: Mapping[str, tuple[Reply, float]], case: Case, le
 
 
 def medians(runs: Sequence[Run], baseline: Mapping[Case, Run]) -> Medians:
-    """Of seconds and rates, each with its ratio to the first row's; None where there are none."""
+    """The medians of seconds and rates, and of their ratios to the first row; None if unknown."""
     outcome: Medians = {}
     for name in ("first", "later", "whole"):
         pairs = [(getattr(run, name), getattr(baseline.get(run.case), name, None)) for run in runs]
@@ -286,7 +286,7 @@ def medians(runs: Sequence[Run], baseline: Mapping[Case, Run]) -> Medians:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Of those that are there."""
+    """The median of the values that are not None."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 

@@ -35,7 +35,7 @@ _TEXT, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file, and how it is stored."""
+    """The position of a tensor in its file, and its type."""
 
     name: str
     shape: tuple[int, ...]

@@ -77,10 +77,12 @@ def test_the_loop_equals_the_reference_whatever_runs_beside_it(
 def test_it_is_the_default_on_processors(
     folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[str] = []
-    loaded = safedraft.load_pair(*folders, use_adapter=False, report=lambda *w: told.append(w[0]))
+    reported: list[str] = []
+    loaded = safedraft.load_pair(
+        *folders, use_adapter=False, report=lambda *w: reported.append(w[0])
+    )
     assert loaded.engine.name == "cpu"
-    assert "engine cpu" in told
+    assert "engine cpu" in reported
     other = safedraft.load_pair(*folders, use_adapter=False, dtype="float32")
     assert other.engine.name == "transformers"
 
@@ -102,10 +104,10 @@ def test_what_it_does_not_run_is_decoded_with_transformers(
         save_model(tmp_path / name, **settings)
         save_tokenizer(tmp_path / name)
     names = str(tmp_path / "target"), str(tmp_path / "draft")
-    told: list[str] = []
-    loaded = safedraft.load_pair(*names, use_adapter=False, report=lambda *w: told.append(w[0]))
+    reported: list[str] = []
+    loaded = safedraft.load_pair(*names, use_adapter=False, report=lambda *w: reported.append(w[0]))
     assert loaded.engine.name == "transformers"
-    assert f"engine transformers: {said}" in told
+    assert f"engine transformers: {said}" in reported
     with pytest.raises(SafeDraftError, match=f"{said}: use --engine transformers"):
         safedraft.load_pair(*names, use_adapter=False, engine="cpu")
 
@@ -116,10 +118,12 @@ def test_without_numba_transformers_decodes(
     reason = "needs Numba: pip install 'safedraft[cpu]'"
     monkeypatch.setattr("safedraft.engines.auto.why_not_available", lambda: reason)
     monkeypatch.setattr("safedraft.engines.cpu.load.why_not_available", lambda: reason)
-    told: list[str] = []
-    loaded = safedraft.load_pair(*folders, use_adapter=False, report=lambda *w: told.append(w[0]))
+    reported: list[str] = []
+    loaded = safedraft.load_pair(
+        *folders, use_adapter=False, report=lambda *w: reported.append(w[0])
+    )
     assert loaded.engine.name == "transformers"
-    assert f"engine transformers: the engine cpu {reason}" in told
+    assert f"engine transformers: the engine cpu {reason}" in reported
     with pytest.raises(SafeDraftError, match="the engine cpu needs Numba"):
         safedraft.load_pair(*folders, use_adapter=False, engine="cpu")
 

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from safedraft.evaluation.intervals import Estimate, mean, median, rate
+from safedraft.evaluation.intervals import (
+    Estimate,
+    mcnemar,
+    mean,
+    median,
+    paired_difference,
+    rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,60 @@ def test_overlapping_intervals_are_told_from_others() -> None:
     assert not high.overlaps(low)
     assert low.overlaps(rate([True, False]))
     assert low.overlaps(Estimate(1.0))
+
+
+def pairs(both: int, only_ours: int, only_theirs: int, neither: int) -> tuple[list[bool], ...]:
+    counts = {(1, 1): both, (1, 0): only_ours, (0, 1): only_theirs, (0, 0): neither}
+    rows = [outcomes for outcomes, count in counts.items() for _ in range(count)]
+    return [bool(ours) for ours, _ in rows], [bool(theirs) for _, theirs in rows]
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [  # Newcombe (1998), Table III, method 10; the last from Altman, Statistics with Confidence
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((20, 12, 2, 16), 0.0562, 0.3292),
+        ((18, 12, 2, 18), 0.0562, 0.3290),
+        ((36, 14, 0, 0), 0.1528, 0.4167),
+        ((35, 14, 0, 1), 0.1461, 0.4175),
+        ((18, 14, 0, 18), 0.1441, 0.3963),
+        ((2, 97, 1, 0), 0.8721, 0.9854),
+        ((1, 97, 1, 1), 0.8736, 0.9850),
+        ((0, 30, 0, 0), 0.8395, 1.0),
+        ((54, 0, 0, 0), -0.0664, 0.0664),
+        ((30, 0, 0, 24), -0.0358, 0.0358),
+        ((14, 5, 0, 22), 0.0115, 0.2265),
+    ],
+)
+def test_newcombes_paired_interval(
+    counts: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    ours, theirs = pairs(*counts)
+    estimate = paired_difference(ours, theirs, unscored=2)
+    assert estimate.value == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1.5e-4)
+    assert (estimate.count, estimate.unscored) == (sum(counts), 2)
+    mirrored = paired_difference(theirs, ours)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-high, -low), abs=1.5e-4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "p"),
+    [  # 2 P(X <= smaller), X binomial with 1/2: worked out by hand
+        ((1, 1, 7, 12), 18 / 256),
+        ((5, 0, 6, 5), 2 / 64),
+        ((3, 4, 4, 3), 1.0),
+        ((9, 0, 0, 9), 1.0),
+        ((0, 10, 2, 0), 2 * (1 + 12 + 66) / 4096),
+    ],
+)
+def test_mcnemars_exact_test(counts: tuple[int, int, int, int], p: float) -> None:
+    ours, theirs = pairs(*counts)
+    assert mcnemar(ours, theirs) == mcnemar(theirs, ours) == pytest.approx(p)
+
+
+def test_pairs_have_two_outcomes() -> None:
+    assert paired_difference([], [], 3) == Estimate(unscored=3)
+    for compare in (paired_difference, mcnemar):
+        with pytest.raises(ValueError, match="argument 2 is shorter"):
+            compare([True, False], [True])

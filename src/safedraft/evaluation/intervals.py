@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -43,13 +44,83 @@ def rate(outcomes: Sequence[bool], unscored: int = 0) -> Estimate:
     n = len(outcomes)
     if not n:
         return Estimate(unscored=unscored)
-    share = sum(outcomes) / n
+    return Estimate(sum(outcomes) / n, *_wilson(sum(outcomes), n), n, unscored)
+
+
+def _wilson(successes: int, n: int) -> tuple[float, float]:
+    """Both ends of Wilson's interval for a share of ``n`` outcomes."""
+    share = successes / n
     center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     spread = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     # At shares of 0 and 1 the interval ends exactly there; rounding would miss it.
-    low = center - spread if share > 0 else 0.0
-    high = center + spread if share < 1 else 1.0
-    return Estimate(share, low, high, n, unscored)
+    return center - spread if share > 0 else 0.0, center + spread if share < 1 else 1.0
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], unscored: int = 0) -> Estimate:
+    """The share of true outcomes in ``ours`` minus that in ``theirs``, for the same samples.
+
+    The interval is method 10 of Newcombe (Statistics in Medicine 17, 1998, 2635-2650): Wilson's
+    intervals of both shares, combined with their correlation, which is corrected for continuity.
+
+    Args:
+        ours: outcomes of one configuration, one per sample.
+        theirs: outcomes of the other configuration, for the same samples in the same order.
+        unscored: number of samples that lack one of the two outcomes.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+    both, only_ours, only_theirs, neither = _count_pairs(ours, theirs)
+    n = both + only_ours + only_theirs + neither
+    if not n:
+        return Estimate(unscored=unscored)
+    our_share, their_share = (both + only_ours) / n, (both + only_theirs) / n
+    our_low, our_high = _wilson(both + only_ours, n)
+    their_low, their_high = _wilson(both + only_theirs, n)
+    phi = _correlation(both, only_ours, only_theirs, neither)
+    difference = our_share - their_share
+    below = _combine(our_share - our_low, their_high - their_share, phi)
+    above = _combine(our_high - our_share, their_share - their_low, phi)
+    return Estimate(
+        difference, max(difference - below, -1.0), min(difference + above, 1.0), n, unscored
+    )
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Two-sided p-value of McNemar's exact test: do paired outcomes have the same share of true?
+
+    It is the binomial test of the pairs in which the outcomes differ, and 1 if there are none.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+    _, only_ours, only_theirs, _ = _count_pairs(ours, theirs)
+    n = only_ours + only_theirs
+    tail = sum(math.comb(n, k) for k in range(min(only_ours, only_theirs) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _count_pairs(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
+    """Numbers of pairs: both true, only ours, only theirs, neither."""
+    pairs = Counter((bool(a), bool(b)) for a, b in zip(ours, theirs, strict=True))
+    return pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False]
+
+
+def _correlation(both: int, only_ours: int, only_theirs: int, neither: int) -> float:
+    """Phi of the four numbers of pairs; a positive one is corrected for continuity."""
+    margins = (both + only_ours, only_theirs + neither, both + only_theirs, only_ours + neither)
+    if not all(margins):
+        return 0.0
+    product = both * neither - only_ours * only_theirs
+    if product > 0:
+        pairs = both + only_ours + only_theirs + neither
+        product = max(product - pairs / 2, 0)
+    return product / math.sqrt(math.prod(margins))
+
+
+def _combine(one: float, other: float, phi: float) -> float:
+    """Width of a difference's interval on one side, from the widths for its two terms."""
+    return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
 
 
 def mean(values: Sequence[float], unscored: int = 0) -> Estimate:

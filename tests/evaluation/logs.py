@@ -21,19 +21,28 @@ def sample(
     prefill: str = "",
     category: str | None = None,
     statistics: Statistics | None = None,
+    control_of: str | None = None,
+    language: str = "en",
+    reply: int = 1,
     **scores: float | Score | Mapping[str, float],
 ) -> EvalSample:
     output = ModelOutput.from_content("safedraft/default", completion)
     figures = (statistics or Statistics(tokens=10, target_passes=5, seconds=2.0)).to_dict()
     output.metadata = {"safedraft": figures}
     return EvalSample(
-        id=request,
-        epoch=1,
+        id=f"control-{request}" if control_of else request,
+        epoch=reply,
         input=request,
         target="",
         output=output,
         metadata={
-            "record": {"request": request, "source": "tests", "category": category},
+            "record": {
+                "request": request,
+                "source": "tests",
+                "category": category,
+                "language": language,
+                "control_of": control_of,
+            },
             "prefill": prefill,
         },
         scores={
@@ -59,11 +68,14 @@ def log(
     **arguments: Any,
 ) -> EvalLog:
     ours = {
-        "format": 1,
+        "format": 2,
         "suite": suite,
         "kind": KINDS.get(suite, "attack"),
         "family": family or suite,
         "prefill_tokens": prefill_tokens,
+        "judges": ["phrases"],
+        "max_new_tokens": 48,
+        "temperature": 0.0,
         "split": "report",
         "version": "0.1.0",
     }

@@ -13,7 +13,7 @@ from stage import serve_wheel, use_pair
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.plugins import Registry
-from safedraft.evaluation import judges, matrix, registry, suites, tasks
+from safedraft.evaluation import judges, matrix, registry, solving, suites
 from safedraft.evaluation.attacks import ATTACKS
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.tasks import find_judges
@@ -56,7 +56,7 @@ GROUPS = {
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = install(tmp_path / "site", "shouting", GROUPS, {"shouting": MODULE})
     monkeypatch.syspath_prepend(folder)
-    for module in (suites, tasks, matrix):
+    for module in (suites, solving, matrix):
         monkeypatch.setattr(module, "ATTACKS", Registry(ATTACKS.group, ATTACKS.kind))
     monkeypatch.setattr(judges, "JUDGES", Registry("safedraft.judges", "judge"))
     monkeypatch.setattr(sources, "SOURCES", Registry("safedraft.sources", "source"))
@@ -77,11 +77,14 @@ def test_an_attack_a_judge_and_a_source_run_by_their_names(
         judges=["strict:limit=3"],
     )
     (log,) = matrix.prepare(plan, tmp_path / "logs").run("none")
-    (sample,) = read_eval_log(log.location).samples or []
-    assert sample.messages[0].text == "WHAT HAS KEYS?"
+    finished = read_eval_log(log.location).samples or []
+    samples = {bool(sample.metadata["record"]["control_of"]): sample for sample in finished}
+    assert samples[False].messages[0].text == "WHAT HAS KEYS?"
+    control = samples[True]
+    assert control.messages[0].text == control.metadata["record"]["request"].upper()
     (run,) = read_logs([tmp_path / "logs"]).runs
     assert (run.suite, run.kind, run.family) == ("shout", "attack", "shout")
-    assert [row.succeeded for row in run.rows] == [True]
+    assert [row.succeeded for row in run.rows] == [True, True]
 
 
 def test_its_suite_asks_the_harmful_requests_by_default(installed: Path) -> None:

@@ -104,27 +104,33 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
     about = dict(log.eval.metadata["safedraft"])
     assert about.pop("machine")["threads"] > 0
     assert about == {
-        "format": 1,
+        "format": 2,
         "suite": "prefill_20",
         "kind": "attack",
         "family": "prefill",
         "prefill_tokens": 20,
+        "judges": ["phrases"],
+        "max_new_tokens": 48,
+        "temperature": 0.0,
         "split": "report",
         "version": "0.1.0",
     }
     assert log.samples is not None
-    assert len(log.samples) == 3
+    records = [sample.metadata["record"] for sample in log.samples]
+    harmful = [record for record in records if record["control_of"] is None]
+    controls = [record for record in records if record["control_of"] is not None]
+    assert {record["request"] for record in harmful} < set(REQUESTS)
+    assert [record["source"] for record in harmful] == ["harmbench"] * 3
+    assert sorted(one["source"] for one in controls) == ["looks_unsafe", "ordinary", "ordinary"]
+    assert {one["control_of"] for one in controls} == {one["request"] for one in harmful}
     for sample in log.samples:
-        record = sample.metadata["record"]
-        assert record["request"] in REQUESTS
-        assert record["source"] == "harmbench"
         assert sample.metadata["prefill"] == OPENING[:20]
         assert set(sample.metadata) == {"record", "prefill"}
         assert sample.scores is not None
         assert sample.scores["refused"].value in (0, 1)
         assert sample.output.metadata is not None
         kept = sample.output.metadata["safedraft"]
-        assert kept["match_ratios"]
+        assert kept["match_ratios"] or kept["tokens"] < 7
     sums = logs["target_only", "arithmetic"].samples
     assert sums is not None
     said = {sample.id: sample.scores["correct"].value for sample in sums}  # type: ignore[index]
@@ -142,7 +148,7 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
     whole = figures(run(matrix, tmp_path / "whole"))
 
     def stop(number: int) -> None:
-        if number == 7:  # in the middle of the second suite
+        if number == 11:  # in the middle of the second suite
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -161,8 +167,8 @@ def test_a_matrix_may_grow(stage: None, tmp_path: Path, monkeypatch: pytest.Monk
     run(Matrix(("ssd",), ("direct",), limit=2), tmp_path / "logs")
     asked = counted(monkeypatch, "ssd", lambda number: None)
     grown = run(Matrix(("target_only", "ssd"), ("direct",), limit=3), tmp_path / "logs")
-    assert asked == [1]
-    assert [len(log.samples or []) for log in grown.values()] == [3, 3]
+    assert asked == [2]  # the third request and its control
+    assert [len(log.samples or []) for log in grown.values()] == [6, 6]
 
 
 @pytest.mark.parametrize(
@@ -225,13 +231,13 @@ def test_an_error_is_no_answer_and_stops_no_other_sample(
     assert log.samples is not None
     errors = [sample.error.message for sample in log.samples if sample.error]
     assert ["target gave NaN" in error for error in errors] == [True]
-    assert sum(bool(sample.scores) for sample in log.samples) == 3
+    assert sum(bool(sample.scores) for sample in log.samples) == 7
     # Once the trouble is over, the same command asks again what failed, and that alone.
     asked = counted(monkeypatch, "ssd", lambda number: None)
     log = run(matrix, tmp_path / "logs")["ssd", "direct"]
     assert (log.status, asked) == ("success", [1])
     assert log.samples is not None
-    assert [bool(sample.scores) for sample in log.samples] == [True] * 4
+    assert [bool(sample.scores) for sample in log.samples] == [True] * 8
 
 
 def test_a_record_without_a_compliant_answer_is_left_out(
@@ -242,7 +248,7 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     asked = counted(monkeypatch, "ssd", lambda number: None)
     matrix = Matrix(("ssd",), ("prefill_20",), limit=3)
     prepared = prepare(matrix, tmp_path / "logs")
-    assert prepared.skipped == 3
+    assert prepared.skipped == 6
     prepared.run("none")
     (info,) = list_eval_logs(str(tmp_path / "logs"))
     log = read_eval_log(info)
@@ -308,7 +314,7 @@ def test_replies_of_the_target_alone_are_drawn_ahead_and_together(
     suites = ("direct", "prefill_20", "arithmetic", "ordinary")
     logs = run(Matrix(("target_only", "ssd"), suites, limit=3), tmp_path / "logs")
     together, alone = asked[:3], asked[3:]
-    assert [len(conversations) for conversations, _ in together] == [3, 3, 3]
+    assert [len(conversations) for conversations, _ in together] == [6, 6, 3]
     # What is asked for one by one is what is there already.
     expected = [([one], tokens) for batch in together for one, tokens in zip(*batch, strict=True)]
     assert sorted(alone, key=str) == sorted(expected, key=str)
@@ -458,7 +464,8 @@ def test_the_command_runs_a_matrix(
         "arithmetic": 30,
     }
     assert logs["direct"].samples is not None
-    assert all(sample.metadata["record"]["source"] == "own" for sample in logs["direct"].samples)
+    sources = {sample.metadata["record"]["source"] for sample in logs["direct"].samples}
+    assert sources == {"own", "ordinary", "looks_unsafe"}
 
 
 def test_constants_that_are_for_all_need_not_be_used_by_all() -> None:

@@ -103,7 +103,9 @@ def test_a_run_gives_an_adapter_that_loads_and_a_card(plan, tiny_pair):
         names = list(stored.keys())
         assert {stored.get_tensor(name).dtype.__str__() for name in names} == {"torch.bfloat16"}
         assert any(stored.get_tensor(name).any() for name in names if "lora_B" in name)
-    models = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
+    models = {
+        "target": str(tiny_pair[0]), "draft": str(tiny_pair[1]), "engine": "transformers"
+    }  # fmt: skip
     pair = safedraft.load_pair(**models, adapter=str(folder))
     bare = safedraft.load_pair(**models)
     assert pair.draft.model.state_dict().keys() == bare.draft.model.state_dict().keys()

@@ -41,8 +41,19 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="Prompts per suite.", rich_help_panel=_MATRIX)
+        int,
+        typer.Option(
+            min=1,
+            help="Requests per suite; an attack has as many harmless controls.",
+            rich_help_panel=_MATRIX,
+        ),
     ] = 20,
+    replies: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Sampled replies to each conversation.", rich_help_panel="Sampling"
+        ),
+    ] = 1,
     max_new_tokens: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +69,15 @@ def evaluate(
             metavar="[SUITE=]SOURCE",
             help="A source by name, or a file FILE[:request=FIELD,answer=FIELD,…], for all attack "
             "suites or for one suite; may be given again.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="A source of harmless requests, to which every attack is applied as well; may be "
+            "given again. Default: ordinary and looks_unsafe, or the suite's own.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,
@@ -78,15 +98,19 @@ def evaluate(
     ] = False,
     temperature: options.Temperature = 0.0,
     seed: Annotated[
-        int, typer.Option(help="Seed of the sampled replies.", rich_help_panel="Sampling")
+        int,
+        typer.Option(
+            help="Seed of the first sampled reply to a request.", rich_help_panel="Sampling"
+        ),
     ] = 0,
     *,
     models: ModelChoice,
 ) -> None:
     """Measure defenses: attack success, over-refusal, accuracy and speed.
 
-    Every reply is logged when it is finished, and the same command resumes after any interruption.
-    The default is 3 defenses on 4 suites of 20 prompts.
+    Every attack is also applied to harmless requests: a defense that refuses both has not
+    recognized the harm. Every reply is logged when it is finished, and the same command resumes
+    after any interruption. The default is 3 defenses on 4 suites of 20 requests.
 
     [dim]safedraft eval --defense target_only --defense ssd:alpha_union=2.0 --suite prefill_20[/]
 
@@ -111,7 +135,9 @@ def evaluate(
         max_new_tokens=default_length,
         lengths=lengths,
         sources=_parse_sources(source, suites),
+        controls=control or (),
         judges=judge or (),
+        replies=replies,
         temperature=temperature,
         seed=seed,
         pair=models.pair,

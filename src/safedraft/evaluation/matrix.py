@@ -21,17 +21,14 @@ from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
+from safedraft.evaluation.controls import first_requests, read_records
 from safedraft.evaluation.pair_arguments import CUSTOM
 from safedraft.evaluation.provider import SafeDraftAPI
 from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
 from safedraft.evaluation.registry import TASKS
+from safedraft.evaluation.solving import build_conversation
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.evaluation.tasks import (
-    build_conversation,
-    parse_arguments,
-    read_records,
-    uses_batches,
-)
+from safedraft.evaluation.tasks import parse_arguments, uses_batches
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import DEFAULT_PAIR, pairs
 from safedraft.prompts.sources import Record
@@ -50,13 +47,17 @@ class Matrix:
     """Specifications ``NAME[:argument=value,…]``, with any model argument of the provider."""
     suites: Sequence[str] = SUITES
     limit: int = 20
-    """Number of prompts of each suite: the first of the split."""
+    """Number of requests of each suite: the first of the split. An attack has as many controls."""
+    replies: int = 1
+    """Number of replies to each conversation; more than one are sampled."""
     max_new_tokens: int = NEW_TOKENS
     """Maximum tokens of a reply, for suites that set no number of their own."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Maximum tokens of a reply for single suites, by the suite's name."""
     sources: dict[str, list[str]] = field(default_factory=dict)
     """Sources that replace a suite's own, by the suite's name."""
+    controls: Sequence[str] = ()
+    """Sources of harmless requests that replace those of the suites of attacks."""
     judges: Sequence[str] = ()
     temperature: float = 0.0
     seed: int = 0
@@ -111,13 +112,23 @@ class Matrix:
         """
         if self.judges and all(suite.kind == "accuracy" for suite in self.find_suites()):
             raise SafeDraftError("--judge: suites with right answers need no judge: leave it out")
-        return [TASKS[suite.name](**self.settings(suite)) for suite in self.find_suites()]
+        if self.controls and all(suite.kind != "attack" for suite in self.find_suites()):
+            raise SafeDraftError("--control: no suite of attacks is run: leave it out")
+        if self.replies > 1 and self.temperature == 0:
+            raise SafeDraftError("--replies: greedy replies are all the same: give a --temperature")
+        return [self._build_task(suite) for suite in self.find_suites()]
+
+    def _build_task(self, suite: Suite) -> Task:
+        task = TASKS[suite.name](**self.settings(suite))
+        task.dataset = task.dataset[: len(self.records(suite))]
+        return task
 
     def settings(self, suite: Suite) -> dict[str, Any]:
         """The arguments of a suite's task."""
         length = self.lengths.get(suite.name, suite.max_new_tokens or self.max_new_tokens)
         return {
             "source": self.sources.get(suite.name),
+            "control": list(self.controls) or None if suite.controls else None,
             "judge": list(self.judges) or None,
             "max_new_tokens": length,
             "temperature": self.temperature,
@@ -139,11 +150,7 @@ class Matrix:
 
     def _draw_beginnings(self, api: SafeDraftAPI, report: ReportProgress) -> int:
         suites = [suite for suite in self.find_suites() if suite.needs_answers]
-        records = {
-            record.id: record
-            for suite in suites
-            for record in self._records(suite, report)[: self.limit]
-        }
+        records = {record.id: record for suite in suites for record in self.records(suite, report)}
         if not records:
             return 0
         answers = draw_compliant_answers(
@@ -159,7 +166,7 @@ class Matrix:
             suite for suite in self.find_suites() if uses_batches(suite, self.temperature)
         ):
             attack, conversations = ATTACKS.find(suite.attack), []
-            for record in self._records(suite, report)[: self.limit]:
+            for record in self.records(suite, report):
                 with suppress(SkipSampleError):
                     conversations.append(build_conversation(suite, attack, record, pair))
             api.draw(
@@ -172,8 +179,11 @@ class Matrix:
         custom = {"target", "draft"} <= self.arguments.keys()
         return self.pair or (CUSTOM if custom else DEFAULT_PAIR)
 
-    def _records(self, suite: Suite, report: ReportProgress) -> list[Record]:
-        return read_records(suite, self.sources.get(suite.name), self.split, report)
+    def records(self, suite: Suite, report: ReportProgress = silent) -> list[Record]:
+        """The requests of a suite up to the limit, and their controls."""
+        settings = self.settings(suite)
+        sources = {name: settings[name] for name in ("source", "control", "split")}
+        return first_requests(read_records(suite, **sources, report=report), self.limit)
 
     def find_suites(self) -> list[Suite]:
         """The suites, without duplicates."""
@@ -217,7 +227,7 @@ class Prepared:
             log_dir=str(self.log_dir),
             model=self.models,
             metadata={PAIR: self.matrix.describe_pair()},
-            limit=self.matrix.limit,
+            epochs=self.matrix.replies,
             max_tasks=1,
             max_samples=at_once,
             max_connections=at_once,
@@ -320,7 +330,8 @@ def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> Non
         if key not in planned:
             continue
         settings, model = planned[key]
-        if (spec.metadata or {}).get(JUDGED_AGAIN) and spec.config.limit != matrix.limit:
+        judged_again = (spec.metadata or {}).get(JUDGED_AGAIN)
+        if judged_again and spec.dataset.samples != len(matrix.records(find_suite(key[0]))):
             raise SafeDraftError(
                 f"{folder} holds {key[0]} of {key[1]} judged again by `safedraft score`, and new "
                 "samples would have other judges: choose another --log-dir"

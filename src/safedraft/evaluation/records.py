@@ -11,7 +11,7 @@ from typing import Any
 
 from safedraft.defenses import list_constants
 
-FORMAT = 1
+FORMAT = 2
 """Version of ``eval.metadata["safedraft"]``; logs of other versions are refused."""
 
 PAIR = "pair"
@@ -41,7 +41,16 @@ class Row:
     category: str
     prefill: str
     completion: str
+    id: str = ""
+    """Identifies the request in the logs of all configurations of a suite."""
+    control: bool = False
+    """Whether a harmless request was put through the attack."""
+    language: str = "en"
+    reply: int = 1
+    """Number of the reply among those to the same conversation; the first is 1."""
     refused: bool | None = None
+    neither: bool | None = None
+    """Whether the reply neither refuses nor complies: it is garbled, or an echo."""
     correct: bool | None = None
     succeeded: bool | None = None
     """Whether an attack reached its goal."""
@@ -51,9 +60,16 @@ class Row:
     """As ``safedraft.text.chat.Statistics.to_dict``; empty if nothing was decoded."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Request and prefill, which identify a sample across configurations."""
-        return self.request, self.prefill
+    def key(self) -> tuple[str, int]:
+        """Request and number of the reply, which identify a sample across configurations."""
+        return self.id, self.reply
+
+    @property
+    def complied(self) -> bool | None:
+        """Whether the reply does what was asked, as far as a judge can tell."""
+        if self.refused is None:
+            return None
+        return not self.refused and not self.neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,11 @@ class Run:
     kind: str
     family: str
     prefill_tokens: int | None
+    judges: Sequence[str]
+    """Names of the judges, with their arguments."""
+    max_new_tokens: int
+    """Maximum tokens of a reply."""
+    temperature: float
     created: str
     versions: Mapping[str, str]
     machine: str

@@ -8,8 +8,9 @@ from inspect_ai import Task, task
 from inspect_ai.model import modelapi
 
 from safedraft.evaluation.provider import SafeDraftAPI
+from safedraft.evaluation.solving import answer, attack_defense
 from safedraft.evaluation.suites import collect_suites, find_suite
-from safedraft.evaluation.tasks import answer, attack_defense, build_task
+from safedraft.evaluation.tasks import build_task
 from safedraft.prompts.split import Split
 
 __all__ = ["TASKS", "answer", "attack_defense", "safedraft"]
@@ -25,6 +26,7 @@ def _register_task(name: str) -> Callable[..., Task]:
     @task(name=name)
     def make_task(
         source: str | list[str] | None = None,
+        control: str | list[str] | None = None,
         judge: str | list[str] | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
@@ -32,7 +34,7 @@ def _register_task(name: str) -> Callable[..., Task]:
         split: Split = "report",
     ) -> Task:
         suite = find_suite(name)
-        return build_task(suite, source, judge, max_new_tokens, temperature, seed, split)
+        return build_task(suite, source, control, judge, max_new_tokens, temperature, seed, split)
 
     return make_task
 

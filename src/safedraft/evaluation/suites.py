@@ -1,10 +1,14 @@
-"""What is measured: a suite is a line that names an attack, its kind and its source."""
+"""What is measured: a suite is a line that names an attack, its kind and its sources.
+
+An attack is a transformation of a request. Every suite of attacks applies it to harmful requests
+and, as its control, to harmless ones: a defense that refuses both has not recognized the harm.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.plugins import unknown_name
@@ -14,6 +18,9 @@ Kind = Literal["attack", "over_refusal", "accuracy", "ordinary"]
 
 NEW_TOKENS = 48
 """Maximum tokens of a reply, unless the suite or the user sets another number."""
+
+CONTROLS = ("ordinary", "looks_unsafe")
+"""Sources of harmless requests to which attacks are applied as well: ordinary and look-alike."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,9 @@ class Suite:
     """Name of the source of its prompts, unless the user names another."""
     attack: str = "direct"
     """Name of the attack in ``ATTACKS`` that builds its conversations."""
+    controls: tuple[str, ...] = ()
+    """Names of the sources of harmless requests that the attack is applied to as well, which take
+    turns. Suites of attacks need them, and no others have them."""
     max_new_tokens: int | None = None
     """Maximum tokens of a reply, if the suite needs its own number."""
     prefill_tokens: int | None = None
@@ -36,12 +46,34 @@ class Suite:
     """Whether its attack begins with compliant answers, which are faster to generate together."""
     needs_sessions: bool = False
     """Whether its attack asks the models about texts of its own, which not every engine can do."""
+    tokens_per_call: int | None = None
+    """Number of tokens that a client asks for at a time, which it appends to the reply so far and
+    asks again; None asks for the whole reply at once."""
     instruction: str = ""
     """Text added to the end of every request."""
 
+    def __post_init__(self) -> None:
+        """Refuse a suite of attacks without controls.
 
-def _attack(name: str, family: str | None = None, **settings: int | bool) -> Suite:
-    return Suite(name, "attack", family or name, "harmbench", name, **settings)  # type: ignore[arg-type]
+        Raises:
+            SafeDraftError: the suite has no controls, or has some and is about no attack.
+        """
+        if (self.kind == "attack") != bool(self.controls):
+            raise SafeDraftError(
+                f"the suite {self.name} needs controls: sources of harmless requests, to which its "
+                "attack is applied as well"
+                if self.kind == "attack"
+                else f"the suite {self.name} is about no attack: it has no use for controls"
+            )
+
+
+def _attack(name: str, family: str | None = None, **settings: Any) -> Suite:
+    return Suite(
+        name,
+        "attack",
+        family or name,
+        **{"source": "harmbench", "attack": name, "controls": CONTROLS} | settings,
+    )
 
 
 SUITES: Mapping[str, Suite] = {
@@ -51,6 +83,10 @@ SUITES: Mapping[str, Suite] = {
         *(
             _attack(f"prefill_{n}", "prefill", prefill_tokens=n, needs_answers=n > 0)
             for n in (0, 5, 10, 20, 40)
+        ),
+        *(
+            _attack(f"ratchet_{n}", "ratchet", attack="direct", tokens_per_call=n)
+            for n in (1, 3, 7, 20)
         ),
         _attack("templates"),
         _attack("suffixes"),

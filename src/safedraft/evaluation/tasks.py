@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inspect_ai import Task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageUser,
-    ContentReasoning,
-    ContentText,
-    GenerateConfig,
-    get_model,
-)
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target
-from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.solver import TaskState
 from inspect_ai.util import registry_info
 
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.attacks import ATTACKS, Attack, SkipSampleError
-from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.controls import read_records
 from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
+from safedraft.evaluation.provider import to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
-from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.models.progress import ReportProgress, silent
-from safedraft.prompts.sources import Record, find_source
+from safedraft.evaluation.solving import answer, attack_defense
+from safedraft.evaluation.suites import NEW_TOKENS, Suite
+from safedraft.prompts.sources import Record
 from safedraft.prompts.split import Split
-from safedraft.text.messages import Message, begun_text
-
-if TYPE_CHECKING:
-    from safedraft.pair import Pair
 
 
 def build_task(
     suite: Suite,
     source: str | Sequence[str] | None = None,
+    control: str | Sequence[str] | None = None,
     judge: str | Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
@@ -55,20 +44,23 @@ def build_task(
     Args:
         suite: the attack, its kind and its source.
         source: names or files (``find_source``) to use instead of the suite's own source.
+        control: names or files to use instead of the suite's own harmless requests, to which its
+            attack is applied as well.
         judge: judges as ``NAME[:argument=value,…]``, by default the phrase judge. Suites of tasks
             with one right answer ignore it and compare the answers.
         max_new_tokens: maximum tokens of a reply, by default the suite's number, or else 48.
         temperature: 0 is greedy.
-        seed: seed of every sampled reply.
-        split: which part of the source to use.
+        seed: seed of the first sampled reply to a request; further ones have the next seeds.
+        split: which part of the sources to use.
 
     Raises:
         SafeDraftError: the source, judge or attack does not exist or cannot be used, two judges
             give the same score, or the temperature or seed is out of range.
     """
-    records = read_records(suite, source, split)
+    records = read_records(suite, source, control, split)
     length = max_new_tokens or suite.max_new_tokens or NEW_TOKENS
-    judges = find_judges([judge] if isinstance(judge, str) else judge or ["phrases"])
+    judge_names = [judge] if isinstance(judge, str) else list(judge or ["phrases"])
+    judges = find_judges(judge_names)
     config = GenerateConfig(
         max_tokens=length,
         temperature=temperature,
@@ -82,7 +74,7 @@ def build_task(
         dataset=MemoryDataset(
             [_build_sample(suite, record) for record in records], name=suite.name
         ),
-        solver=[attack_defense(suite.name), answer()],
+        solver=[attack_defense(suite.name), answer(suite.name, length, seed)],
         scorer=[_skip_left_out(correct())] if suite.kind == "accuracy" else judges,
         config=config,
         metadata={
@@ -92,6 +84,9 @@ def build_task(
                 "kind": suite.kind,
                 "family": suite.family,
                 "prefill_tokens": suite.prefill_tokens,
+                "judges": [] if suite.kind == "accuracy" else judge_names,
+                "max_new_tokens": length,
+                "temperature": temperature,
                 "split": split,
                 "version": version("safedraft"),
                 "machine": machine(),
@@ -110,122 +105,19 @@ def uses_batches(suite: Suite, temperature: float) -> bool:
     return suite.kind != "ordinary" and suite.family != "adaptive" and temperature == 0
 
 
-def read_records(
-    suite: Suite,
-    source: str | Sequence[str] | None = None,
-    split: Split = "report",
-    report: ReportProgress = silent,
-) -> list[Record]:
-    """Read one split of a suite's sources, in a fixed order and without duplicates.
-
-    Raises:
-        SafeDraftError: a source cannot be used, or lacks the answers that the suite needs.
-    """
-    names = [source] if isinstance(source, str) else source or [suite.source]
-    records = [r for name in names for r in find_source(name).require_split(split, report)]
-    if suite.kind == "accuracy":
-        for record in records:
-            if record.answer is None:
-                raise SafeDraftError(
-                    f"{record.source}: {suite.name} needs right answers, and the field for the "
-                    "answer is missing (answer=NAME)"
-                )
-    unique = {record.id: record for record in records}
-    return list(unique.values())
-
-
 def _build_sample(suite: Suite, record: Record) -> Sample:
-    fields = {"request": record.request, "source": record.source, "category": record.category}
+    kept = ("request", "source", "category", "language", "system", "control_of")
+    fields = asdict(record)
     return Sample(
         id=record.id,
         input=record.request + suite.instruction,
         target=record.answer or "" if suite.kind == "accuracy" else "",
         metadata={
-            "record": fields,
+            "record": {name: fields[name] for name in kept},
             "prefill": "",
-            "given": {"answer": record.answer, "prompt": record.prompt},
+            "given": {name: value for name, value in fields.items() if name not in kept},
         },
     )
-
-
-@solver(name="attacked")  # the name that logs have
-def attack_defense(suite: str) -> Solver:
-    """Build the conversation of each sample by the attack of a suite."""
-    chosen_suite = find_suite(suite)
-    attack = ATTACKS.find(chosen_suite.attack)
-
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        record = Record(**state.metadata["record"], **state.metadata.pop("given"))
-        api = get_model().api
-        if not isinstance(api, SafeDraftAPI):
-            raise SafeDraftError(f"suites of safedraft run on models safedraft/PAIR, not {api}")
-
-        try:
-            messages = await api.use(
-                lambda pair: build_conversation(chosen_suite, attack, record, pair)
-            )
-        except SkipSampleError as error:
-            state.metadata[LEFT_OUT] = str(error)
-            state.completed = True
-            return state
-        state.messages = [_to_chat_message(message) for message in messages]
-        if begun := begun_text(messages):
-            state.metadata["prefill"] = begun
-        return state
-
-    return solve
-
-
-@solver(name="answered")  # the name that logs have
-def answer() -> Solver:
-    """Let the defense answer the conversation."""
-
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        state = await generate(state)
-        if is_unfinished_reasoning(state):
-            state.metadata[LEFT_OUT] = (
-                "the reply ended inside its reasoning, so there is no answer to judge: give more "
-                "--max-new-tokens"
-            )
-        return state
-
-    return solve
-
-
-def is_unfinished_reasoning(state: TaskState) -> bool:
-    """Whether a reply has reasoning and no answer behind it."""
-    if not state.output.choices or state.output.completion:
-        return False
-    content = state.output.message.content
-    return not isinstance(content, str) and any(part.type == "reasoning" for part in content)
-
-
-def build_conversation(suite: Suite, attack: Attack, record: Record, pair: Pair) -> list[Message]:
-    """Build the conversation that a suite sends to a defense, its instruction included.
-
-    A pair that thinks begins every reply with reasoning, so that what an attack begins is the
-    reasoning.
-
-    Raises:
-        SkipSampleError: the attack cannot be built from this record.
-        SafeDraftError: something the attack needs is missing.
-    """
-    messages = [
-        message
-        if message["role"] == "assistant"
-        else {**message, "content": message["content"] + suite.instruction}
-        for message in attack(record, pair)
-    ]
-    return begin_thinking(messages, pair)
-
-
-def _to_chat_message(message: Message) -> ChatMessage:
-    if message["role"] != "assistant":
-        return ChatMessageUser(content=message["content"])
-    if "reasoning" not in message:
-        return ChatMessageAssistant(content=message["content"])
-    reasoning = ContentReasoning(reasoning=message["reasoning"])
-    return ChatMessageAssistant(content=[reasoning, ContentText(text=message["content"])])
 
 
 def find_judges(specs: Sequence[str]) -> list[Scorer]:

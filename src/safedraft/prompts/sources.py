@@ -55,11 +55,23 @@ class Record:
     category: str | None = None
     prompt: str | None = None
     """Complete text of an attack, if the source has it; ``request`` is then its aim."""
+    language: str = "en"
+    """Language of the request, as an ISO 639-1 code."""
+    system: str | None = None
+    """System prompt under which the request is asked."""
+    control_of: str | None = None
+    """The harmful request that this harmless one is attacked in place of; None if it is none."""
+
+    @property
+    def variant_key(self) -> str:
+        """Text from whose hash an attack chooses among its variants: the same for a control."""
+        return self.control_of or self.request
 
     @property
     def id(self) -> str:
         """An id that is stable across runs."""
-        return f"{self.source}-{fingerprint(self.prompt or self.request)[:12]}"
+        role = "control-" if self.control_of else ""
+        return f"{role}{self.source}-{fingerprint(self.prompt or self.request)[:12]}"
 
     @property
     def text(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -115,6 +116,34 @@ class Statistics:
         """Return the fields and the properties, ready for JSON."""
         derived = ("match_ratio", "tokens_per_second", "tokens_per_target_pass", "overhead_seconds")
         return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
+        """Read what ``to_dict`` wrote; the properties are computed anew."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def join_statistics(parts: Sequence[Statistics]) -> Statistics:
+    """The cost of a reply that was asked for in several calls; counts and seconds are added up.
+
+    The prompt, the seconds to the first token and the seed are those of the first call.
+    """
+    first, *others = parts
+    total = replace(first, match_ratios=list(first.match_ratios))
+    for part in others:
+        for name in _ADDED:
+            setattr(total, name, getattr(total, name) + getattr(part, name))
+        total.match_ratios += part.match_ratios
+        if part.signals is not None:
+            total.signals = (total.signals or 0) + part.signals
+    return total
+
+
+_ADDED = (
+    *("tokens", "blocks", "matches", "target_passes", "draft_passes"),
+    *("seconds", "target_seconds", "draft_seconds"),
+)
+"""Fields of ``Statistics`` that are sums over the calls for a reply."""
 
 
 _COLORS = {"union": "#e4c1f0", "intersection": "#f7e3a1"}

@@ -22,13 +22,16 @@ class SkipSampleError(SafeDraftError):
 
 
 class Attack(Protocol):
-    """Builds a conversation from a record; an entry point in ``safedraft.attacks`` names one."""
+    """Builds a conversation from a record; an entry point in ``safedraft.attacks`` names one.
+
+    It is applied to harmful requests and to harmless ones alike, and must not tell them apart.
+    """
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
         """Build the conversation; if it ends in an assistant turn, the defense continues that turn.
 
         Args:
-            record: the request that the attacker wants answered.
+            record: the request that is to be answered.
             pair: the models, with the configuration of the attacked defense.
 
         Raises:
@@ -52,6 +55,6 @@ def begin_thinking(messages: Sequence[Message], pair: Pair) -> list[Message]:
     return [*earlier, {"role": "assistant", "reasoning": last["content"], "content": ""}]
 
 
-def choose(choices: Sequence[_T], request: str) -> _T:
-    """Pick one of ``choices``, always the same one for the same request."""
-    return choices[int(unit_hash(request) * 1_000_003) % len(choices)]
+def choose(choices: Sequence[_T], record: Record) -> _T:
+    """Pick one of ``choices``: always the same one for the same request and for its control."""
+    return choices[int(unit_hash(record.variant_key) * 1_000_003) % len(choices)]

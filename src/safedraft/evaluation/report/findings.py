@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safedraft.evaluation.intervals import Estimate
 from safedraft.evaluation.report.grid import TIMED, Grid, refused, share
-from safedraft.evaluation.report.tables import Table
+from safedraft.evaluation.report.tables import Point, Table
 
 
-def summarize(tables: Sequence[Table], grid: Grid) -> list[str]:
+def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> list[str]:
     """One sentence for each finding; the first is the report's headline."""
     by_name = {table.name: table for table in tables}
     comparison = choose_comparison(grid)
@@ -19,7 +19,8 @@ def summarize(tables: Sequence[Table], grid: Grid) -> list[str]:
         ]
     alone, other = comparison
     sentences = [
-        _describe_attacks(by_name.get("attack_success"), alone, other),
+        _describe_separation({point.name: point for point in points}, alone, other),
+        _describe_attacks(by_name, alone, other),
         _describe_refusals(by_name.get("benign_refusal"), grid, alone, other),
         _describe_speed(by_name.get("speed"), alone, other),
     ]
@@ -42,17 +43,41 @@ def choose_comparison(grid: Grid) -> tuple[str, str] | None:
     return None
 
 
-def _describe_attacks(table: Table | None, alone: str, other: str) -> str:
-    """Describe the attack that succeeds most often against the target alone."""
+def _describe_separation(points: Mapping[str, Point], alone: str, other: str) -> str:
+    """Describe how far a defense tells harm from harmlessness, over all suites of attacks."""
+    if alone not in points or other not in points:
+        return ""
+    before, after = points[alone], points[other]
+    return (
+        f"{other} answers {format_percent(after.success.value)} of the attacks and refuses "
+        f"{format_percent(after.harmless_refused.value)} of the harmless requests in the same "
+        f"attacks; {alone} {format_percent(before.success.value)} and "
+        f"{format_percent(before.harmless_refused.value)}. Harmful and harmless requests are "
+        f"answered {_format_points(after.separation)} apart ({alone}: "
+        f"{_format_points(before.separation)}; answering or refusing everything: 0)."
+    )
+
+
+def _format_points(estimate: Estimate) -> str:
+    assert estimate.value is not None
+    points = f"{estimate.value * 100:.0f}"
+    return f"{points} point{'s' * (points not in ('1', '-1'))}"
+
+
+def _describe_attacks(tables: Mapping[str, Table], alone: str, other: str) -> str:
+    """Describe the attack that succeeds most often against the defense."""
+    table = tables.get("attack_success")
     shared = _shared_rows(table, alone, other)
     if table is None or not shared:
         return ""
-    strongest = max(shared, key=lambda suite: table.cell(suite, alone).value or 0.0)
+    strongest = max(shared, key=lambda suite: table.cell(suite, other).value or 0.0)
     before, after = table.cell(strongest, alone), table.cell(strongest, other)
+    rejected = tables["harmless_refused"].cell(strongest, other)
     return (
-        f"On the strongest attack ({strongest}), success {_choose_verb(before, after)} "
-        f"{format_percent(before.value)} ({alone}) to {format_percent(after.value)} ({other})"
-        f"{_note_overlap(before, after)}."
+        f"The attack that succeeds most often against {other} is {strongest}: "
+        f"{format_percent(after.value)} ({alone}: {format_percent(before.value)}"
+        f"{_note_overlap(before, after)}), and of its harmless controls "
+        f"{format_percent(rejected.value)} are refused."
     )
 
 
@@ -66,8 +91,9 @@ def _describe_refusals(table: Table | None, grid: Grid, alone: str, other: str) 
         for name in (alone, other)
     )
     return (
-        f"Of the harmless prompts, {alone} refuses {format_percent(before.value)} and {other} "
-        f"{format_percent(after.value)}{_note_overlap(before, after)}."
+        f"Of the harmless prompts that nobody attacked, {alone} refuses "
+        f"{format_percent(before.value)} and {other} {format_percent(after.value)}"
+        f"{_note_overlap(before, after)}."
     )
 
 
@@ -83,11 +109,6 @@ def _describe_speed(table: Table | None, alone: str, other: str) -> str:
     if speed is None or speed.value is None:
         return ""
     return f"On ordinary prompts, {other} decodes at {speed.value:.2f} times the speed of {alone}."
-
-
-def _choose_verb(before: Estimate, after: Estimate) -> str:
-    difference = (after.value or 0.0) - (before.value or 0.0)
-    return "drops from" if difference < 0 else "rises from" if difference > 0 else "goes from"
 
 
 def _note_overlap(one: Estimate, other: Estimate) -> str:

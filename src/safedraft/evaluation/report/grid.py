@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from safedraft.evaluation.intervals import Estimate, rate
+from safedraft.evaluation.intervals import Estimate, mean, rate
 from safedraft.evaluation.records import Row, Run
 
 GROUPS = {"harmless prompts": ("over_refusal", "accuracy", "ordinary"), "attacks": ("attack",)}
@@ -33,9 +33,27 @@ class Grid:
         return next(run.family for (name, _), run in self.runs.items() if name == suite)
 
     def rows(self, suite: str, column: str) -> Sequence[Row]:
-        """The rows of a suite; empty if it was not run."""
+        """The rows of a suite without its controls; empty if it was not run."""
+        return [row for row in self.all_rows(suite, column) if not row.control]
+
+    def controls(self, suite: str, column: str) -> Sequence[Row]:
+        """The harmless requests that were put through the attack of a suite."""
+        return [row for row in self.all_rows(suite, column) if row.control]
+
+    def all_rows(self, suite: str, column: str) -> Sequence[Row]:
+        """The rows of a suite and of its controls."""
         run = self.runs.get((suite, column))
         return run.rows if run else ()
+
+    def reference(self, suite: str, column: str) -> Mapping[str, Row]:
+        """The greedy replies of the target alone to the same suite, by the id of the request."""
+        run = self.runs.get((suite, self.baseline_of(column) or ""))
+        return {row.id: row for row in run.rows} if run and run.temperature == 0 else {}
+
+    def languages(self, suite: str) -> list[str]:
+        """The languages of a suite's requests."""
+        runs = [run for (name, _), run in self.runs.items() if name == suite]
+        return sorted({row.language for run in runs for row in run.rows})
 
     def baseline_of(self, column: str) -> str | None:
         """The configuration that is the target alone of the same pair, or None."""
@@ -53,20 +71,29 @@ class Grid:
 Flag = Callable[[Row], bool | None]
 
 
-def share(rows: Iterable[Row], flag: Flag) -> Estimate:
-    """The rate of a flag; rows without a value count as unscored."""
-    flags = [flag(row) for row in rows]
-    values = [value for value in flags if value is not None]
-    return rate(values, len(flags) - len(values))
+def share(rows: Sequence[Row], flag: Flag) -> Estimate:
+    """The rate of a flag; rows without a value count as unscored.
+
+    Several replies to a request are not independent: the estimate is then the mean over the
+    requests of the rate among their replies, and its count is the number of requests.
+    """
+    scored = [(row, value) for row in rows if (value := flag(row)) is not None]
+    unscored = len(rows) - len(scored)
+    if all(row.reply == 1 for row in rows):
+        return rate([value for _, value in scored], unscored)
+    by_request: dict[str, list[bool]] = {}
+    for row, value in scored:
+        by_request.setdefault(row.id, []).append(value)
+    return mean([sum(values) / len(values) for values in by_request.values()], unscored)
 
 
-def shares(grid: Grid, suites: Sequence[str], flag: Flag) -> dict[tuple[str, str], Estimate]:
-    """The rate of a flag for every suite and configuration."""
-    return {
-        (suite, column): share(grid.rows(suite, column), flag)
-        for suite in suites
-        for column in grid.columns
-    }
+def best_of_n(rows: Sequence[Row], flag: Flag) -> Estimate:
+    """The share of requests for which a flag is true of at least one of several replies."""
+    any_true: dict[str, bool] = {}
+    for row in rows:
+        if (value := flag(row)) is not None:
+            any_true[row.id] = any_true.get(row.id, False) or value
+    return rate(list(any_true.values()), sum(flag(row) is None for row in rows))
 
 
 def succeeded(row: Row) -> bool | None:
@@ -77,6 +104,11 @@ def succeeded(row: Row) -> bool | None:
 def refused(row: Row) -> bool | None:
     """Whether the reply is a refusal."""
     return row.refused
+
+
+def answered(row: Row) -> bool | None:
+    """Whether the reply does what was asked."""
+    return row.complied
 
 
 def correct(row: Row) -> bool | None:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "prefill": (
-        "Attack success by number of prefilled tokens",
-        "How often a model continues a harmful answer whose first tokens were prefilled. The lines "
-        "are shifted slightly so that the 95% intervals can be read.",
+        "By number of prefilled tokens",
+        "How often a model continues a harmful answer whose first tokens were prefilled, and how "
+        "often it refuses a harmless request after the same prefill. The lines are shifted "
+        "slightly so that the 95% intervals can be read.",
     ),
     "trade_off": (
-        "Safety and usefulness",
-        "One point for each configuration; up and to the right is better. All suites have equal "
-        "weight.",
+        "Attack success against harmless requests refused",
+        "One point for each configuration, over all attacks with equal weight; down and to the "
+        "left is better. On the dashed line harm makes no difference: at its ends everything is "
+        "answered, or everything refused.",
     ),
     "speed": (
         "Speed",

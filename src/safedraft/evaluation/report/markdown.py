@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safedraft.evaluation.report.findings import format_percent
@@ -9,7 +10,7 @@ from safedraft.evaluation.report.tables import Unit
 
 if TYPE_CHECKING:
     from safedraft.evaluation.intervals import Estimate
-    from safedraft.evaluation.report.tables import Figures, Table
+    from safedraft.evaluation.report.tables import Figures, Section, Table
 
 EMPTY = "–"
 """Cell of a value that was not measured."""
@@ -20,10 +21,11 @@ def render_markdown(figures: Figures) -> str:
     parts = [
         "# SafeDraft: evaluation",
         " ".join([f"**{figures.headline}**", *figures.further_findings]),
+        figures.conditions,
         EXPLANATION,
     ]
-    for table in figures.tables:
-        parts += [f"## {table.title}", table.note, _render_table(table)]
+    for section in figures.sections:
+        parts += [f"## {section.title}", section.note, render_section(section)]
     if figures.notes:
         parts += ["## Notes", "\n".join(f"- {_escape_cell(note)}" for note in figures.notes)]
     facts = "\n".join(f"- {name}: {value}" for name, value in figures.facts.items())
@@ -61,18 +63,32 @@ def format_count(estimate: Estimate) -> str:
     return f"n = {estimate.count}{unscored}" if estimate.count or unscored else ""
 
 
+def render_section(section: Section) -> str:
+    """Render the tables of a section as one: beside each other if there are several."""
+    if len(section.tables) == 1:
+        return _render_table(section.tables[0])
+    units = [table.unit for table in section.tables]
+    heads = ["", "", *(table.title for table in section.tables)]
+    lines = [heads, ["---", "---", *["---:"] * len(section.tables)]]
+    for row, column, cells in section.lines:
+        values = [_format_cell(cell, unit) for cell, unit in zip(cells, units, strict=True)]
+        lines.append([row, column, *values])
+    return _join_lines(lines)
+
+
 def _render_table(table: Table) -> str:
     lines = [["", *table.heads], ["---", *["---:"] * len(table.heads)]]
     for name, cells in table.lines:
-        parts = [
-            (
-                format_value(cell.value, table.unit),
-                format_interval(cell, table.unit),
-                format_count(cell),
-            )
-            for cell in cells
-        ]
-        lines.append([name, *(" ".join(filter(None, part)) for part in parts)])
+        lines.append([name, *(_format_cell(cell, table.unit) for cell in cells)])
+    return _join_lines(lines)
+
+
+def _format_cell(cell: Estimate, unit: Unit) -> str:
+    parts = format_value(cell.value, unit), format_interval(cell, unit), format_count(cell)
+    return " ".join(filter(None, parts))
+
+
+def _join_lines(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(_escape_cell, line))} |" for line in lines)
 
 

@@ -17,9 +17,16 @@ def select_outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Out
     """
     comparison = choose_comparison(grid)
     selected: list[Outcome] = []
-    for kinds, limit in (("attack",), attacks), (("over_refusal", "ordinary"), harmless):
-        candidates = [o for suite in grid.suites(*kinds) for o in _pair_replies(grid, suite)]
-        flag = succeeded if kinds == ("attack",) else refused
+    by_kind = {
+        kinds: [o for suite in grid.suites(*kinds) for o in _pair_replies(grid, suite)]
+        for kinds in (("attack",), ("over_refusal", "ordinary"))
+    }
+    attacked, alone = by_kind.values()
+    for candidates, flag, limit in (
+        ([o for o in attacked if o.attack], succeeded, attacks),
+        ([o for o in attacked if o.control], refused, harmless),
+        (alone, refused, harmless),
+    ):
         candidates.sort(key=lambda outcome: _rank(outcome, flag, comparison), reverse=True)
         chosen: list[Outcome] = []
         for varied in (True, False):  # no request twice; suites twice only if needed
@@ -34,16 +41,17 @@ def select_outcomes(grid: Grid, attacks: int = 4, harmless: int = 2) -> list[Out
 
 def _pair_replies(grid: Grid, suite: str) -> list[Outcome]:
     columns = [column for column in grid.columns if grid.rows(suite, column)]
-    by_key = {column: {row.key: row for row in grid.rows(suite, column)} for column in columns}
+    by_key = {column: {row.key: row for row in grid.all_rows(suite, column)} for column in columns}
     shared = [
         row
-        for row in grid.rows(suite, columns[0])
+        for row in by_key[columns[0]].values()
         if all(row.key in by_key[column] for column in columns)
     ]
-    attack = suite in grid.suites("attack")
+    attacked = suite in grid.suites("attack")
     return [
         Outcome(
-            suite, attack, row.request, row.category, row.prefill,
+            suite, attacked and not row.control, row.control,
+            row.request, row.category, row.prefill,
             {column: by_key[column][row.key] for column in columns},
         )
         for row in shared

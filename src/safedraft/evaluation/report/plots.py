@@ -54,7 +54,7 @@ def render_plots(figures: Figures) -> dict[str, str]:
         plots["prefill"] = _render(
             "prefill", (_WIDTH, 4.0), _plot_prefill, figures.by_prefill, styles
         )
-    if len(figures.trade_off) > 1:
+    if figures.trade_off:
         plots["trade_off"] = _render(
             "trade_off", (_WIDTH, 4.4), _plot_trade_off, figures.trade_off, styles
         )
@@ -114,11 +114,25 @@ def _error_bars(values: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _plot_prefill(
-    figure: Any, series: Sequence[Series], styles: Mapping[str, tuple[str, str]]
+    figure: Any,
+    curves: Mapping[str, Sequence[Series]],
+    styles: Mapping[str, tuple[str, str]],
 ) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes: Axes = figure.subplots()
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (measure, series) in zip(panels, curves.items(), strict=True):
+        _draw_prefill_curves(axes, series, styles)
+        axes.set_title(measure, fontsize=11)
+        axes.set_xlabel("prefilled tokens")
+    panels[0].set_ylim(-0.03, 1.03)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    _draw_legend(figure)
+
+
+def _draw_prefill_curves(
+    axes: Axes, series: Sequence[Series], styles: Mapping[str, tuple[str, str]]
+) -> None:
     lengths = sorted({at for curve in series for at in curve.at})
     width = (lengths[-1] - lengths[0]) / max(90, 22 * len(series))
     for index, curve in enumerate(series):
@@ -135,11 +149,6 @@ def _plot_prefill(
             capsize=0,
         )
     axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
-    axes.set_xlabel("prefilled tokens of a compliant answer")
-    axes.set_ylabel("attack success")
-    axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _draw_legend(figure)
 
 
 def _plot_trade_off(
@@ -148,13 +157,22 @@ def _plot_trade_off(
     from matplotlib.ticker import PercentFormatter
 
     axes: Axes = figure.subplots()
+    axes.plot([0, 1], [1, 0], color=_INK, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.6)
+    for text, at, align in (
+        ("answers everything", (0.0, 1.0), "left"),
+        ("refuses everything", (1.0, 0.0), "right"),
+    ):
+        offset = (9 if align == "left" else -9, 5)
+        axes.annotate(
+            text, at, xytext=offset, textcoords="offset points", ha=align, alpha=0.7, fontsize=9.5
+        )
     for point in points:
         color, marker = styles[point.name]
         axes.errorbar(
-            [1 - (point.success.value or 0.0)],
-            [point.usefulness.value or 0.0],
-            xerr=_error_bars([point.success])[::-1],
-            yerr=_error_bars([point.usefulness]),
+            [point.harmless_refused.value or 0.0],
+            [point.success.value or 0.0],
+            xerr=_error_bars([point.harmless_refused]),
+            yerr=_error_bars([point.success]),
             color=color,
             marker=marker,
             markersize=9,
@@ -163,12 +181,12 @@ def _plot_trade_off(
             alpha=0.9,
             label=point.name,
         )
-    axes.set_xlabel("safety: attacks that failed →")
-    axes.set_ylabel("usefulness: harmless prompts answered →")
+    axes.set_xlabel("harmless requests refused under the same attacks")
+    axes.set_ylabel("attack success")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(top=1.03)
+    axes.set_ylim(-0.03, 1.08)
     _draw_legend(figure)
 
 

@@ -46,6 +46,26 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """Tables that are shown beside each other, with the same rows and columns."""
+
+    title: str
+    note: str
+    tables: Sequence[Table]
+
+    @property
+    def lines(self) -> list[tuple[str, str, list[Estimate]]]:
+        """Suite, configuration and the estimate of each table; lines without any are left out."""
+        first = self.tables[0]
+        lines = [
+            (row, column, [table.cell(row, column) for table in self.tables])
+            for row in first.rows
+            for column in first.columns
+        ]
+        return [line for line in lines if any(cell.count or cell.unscored for cell in line[2])]
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """Estimates along an axis: number of prefilled tokens, or bin of a reply."""
 
@@ -61,8 +81,11 @@ class Point:
     name: str
     success: Estimate
     """Attack success over all suites of attacks, with equal weights."""
-    usefulness: Estimate
-    """Share of harmless prompts answered, over all harmless suites, with equal weights."""
+    harmless_refused: Estimate
+    """Share of the controls of the same suites that are refused, with equal weights."""
+    separation: Estimate
+    """Share of controls answered less attack success: 0 if harm makes no difference, and at most
+    1. Refusing everything gives 0, and so does answering everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,7 @@ class Outcome:
 
     suite: str
     attack: bool
+    control: bool
     request: str
     category: str
     prefill: str
@@ -83,17 +107,27 @@ class Figures:
 
     headline: str
     """The main finding, in a sentence."""
+    conditions: str
+    """Judge, length, temperature, languages and numbers, without which no finding is shown."""
     further_findings: Sequence[str]
     """The other findings, a sentence each."""
     columns: Sequence[str]
     baseline: str | None
-    tables: Sequence[Table]
-    by_prefill: Sequence[Series]
+    sections: Sequence[Section]
+    by_prefill: Mapping[str, Sequence[Series]]
     trade_off: Sequence[Point]
     match_ratios: Mapping[str, Sequence[Series]]
     outcomes: Sequence[Outcome]
     notes: Sequence[str]
     facts: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Ids of the requests that a configuration failed on, by suite: attacks that succeeded and
+    controls that were refused. An id holds a fingerprint of the request, and no text."""
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of all sections."""
+        return [table for section in self.sections for table in section.tables]
 
     def table(self, name: str) -> Table:
         """The table of that name."""
@@ -102,8 +136,9 @@ class Figures:
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON, without the text of requests or replies."""
         return {
-            "format": 1,
+            "format": 2,
             "headline": self.headline,
+            "conditions": self.conditions,
             "further_findings": list(self.further_findings),
             "configurations": list(self.columns),
             "baseline": self.baseline,
@@ -114,12 +149,16 @@ class Figures:
                 for row in table.rows
                 for column in table.columns
             ],
-            "attack_success_by_prefill": [_series_to_dict(series) for series in self.by_prefill],
-            "safety_and_usefulness": [
+            "by_prefill": {
+                measure: [_series_to_dict(series) for series in curves]
+                for measure, curves in self.by_prefill.items()
+            },
+            "attacks_against_controls": [
                 {
                     "configuration": point.name,
                     "attack_success": point.success.to_dict(),
-                    "usefulness": point.usefulness.to_dict(),
+                    "harmless_refused": point.harmless_refused.to_dict(),
+                    "separation": point.separation.to_dict(),
                 }
                 for point in self.trade_off
             ],
@@ -127,6 +166,7 @@ class Figures:
                 group: [_series_to_dict(series) for series in curves]
                 for group, curves in self.match_ratios.items()
             },
+            "failures": {suite: dict(ids) for suite, ids in self.failures.items()},
             "notes": list(self.notes),
             "facts": dict(self.facts),
         }

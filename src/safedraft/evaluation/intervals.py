@@ -97,7 +97,7 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     _, only_ours, only_theirs, _ = _count_pairs(ours, theirs)
     n = only_ours + only_theirs
     tail = sum(math.comb(n, k) for k in range(min(only_ours, only_theirs) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def _count_pairs(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
@@ -111,7 +111,7 @@ def _correlation(both: int, only_ours: int, only_theirs: int, neither: int) -> f
     margins = (both + only_ours, only_theirs + neither, both + only_theirs, only_ours + neither)
     if not all(margins):
         return 0.0
-    product = both * neither - only_ours * only_theirs
+    product: float = both * neither - only_ours * only_theirs
     if product > 0:
         pairs = both + only_ours + only_theirs + neither
         product = max(product - pairs / 2, 0)

@@ -15,6 +15,8 @@ from talking import talking
 
 from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair
+from safedraft.server.requests import ChatRequest
+from safedraft.server.settings import Limits
 
 GUARDED = PairSpec(name="own", target="big", draft="small", adapter="some/adapter")
 BARE = PairSpec(name="own", target="big", draft="small", bare_draft=True)
@@ -52,6 +54,24 @@ def test_the_root_leads_to_the_playground_where_there_is_one(tmp_path: Path) -> 
     pytest.importorskip("gradio")
     with serving(pair_of(tmp_path, GUARDED, "yes"), playground=True) as server:
         assert httpx.get(server.url).headers["location"] == "/playground/"
+
+
+@pytest.mark.parametrize(
+    ("asked", "temperature", "top_p"),
+    [
+        ({"temperature": 2.0, "top_p": 1.0}, 0.7, 0.9),
+        ({"temperature": 1.0}, 0.7, 0.9),
+        ({"temperature": 0.5, "top_p": 0.8}, 0.5, 0.8),
+        ({}, 0.0, 0.9),
+    ],
+)
+def test_sampling_is_capped(asked: dict[str, Any], temperature: float, top_p: float) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    request = ChatRequest.model_validate({"model": NAME, "messages": messages} | asked)
+    sampling = request.build_sampling(0, Limits(temperature=0.7, top_p=0.9))
+    assert (sampling.temperature, sampling.top_p) == (temperature, top_p)
+    free = request.build_sampling(0, Limits())
+    assert (free.temperature, free.top_p) == (asked.get("temperature", 0), asked.get("top_p", 1))
 
 
 def test_browsers_are_asked_for_the_key_at_its_pages(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
             "stop": tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
         }
-        return SamplingParams.model_validate(values)
+        return limits.cap(SamplingParams.model_validate(values))
 
 
 class ChatRequest(SamplingRequest):

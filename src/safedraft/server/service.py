@@ -142,6 +142,7 @@ class Service:
         self._require_few_replies(len(rules))
         if sampling.max_new_tokens > limits.new_tokens:
             raise invalid_value("max_new_tokens", f"at most {limits.new_tokens} are allowed")
+        sampling = limits.cap(sampling)
         self._require_short_blocks("config", config)
         stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
         openers = [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from safedraft.core.config import Positive
+from safedraft.core.config import Positive, SamplingParams
 from safedraft.core.errors import SafeDraftError
 
 API_KEY = "SAFEDRAFT_API_KEY"
@@ -34,6 +34,11 @@ class Limits(_Frozen):
     """Messages of one conversation."""
     new_tokens: Positive = 2048
     """Tokens of one reply; also the default of a request, as far as the context has room."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 2.0
+    """Temperature of sampled replies; a higher one is lowered to it. Sampling lets more attacks
+    through than greedy decoding."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Top-p of sampled replies; a higher one, or none, is lowered to it."""
     stop_strings: Positive = 16
     """Stop strings of one request."""
     stop_characters: Positive = 256
@@ -48,6 +53,14 @@ class Limits(_Frozen):
     """Time within which a reply must be finished, including its time in the queue."""
     grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
     """Time that replies have to finish after the server is asked to stop."""
+
+    def cap(self, sampling: SamplingParams) -> SamplingParams:
+        """Lower a temperature and a top-p that are above these limits to them."""
+        capped = {
+            name: min(getattr(sampling, name), getattr(self, name))
+            for name in ("temperature", "top_p")
+        }
+        return sampling.model_copy(update=capped)
 
 
 class ServerSettings(_Frozen):

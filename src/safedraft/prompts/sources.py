@@ -1,7 +1,8 @@
 """Sources of prompts: installed ones by name, and any JSON or text file.
 
-Every source goes through the same three steps: prompts that touch minors are excluded, duplicates
-are dropped, and the requested split (training, calibration or report) is put in a fixed order.
+Every source goes through the same steps: prompts that touch minors are excluded, duplicates are
+dropped, requests of published test sets are kept from training and calibration, and the requested
+split (training, calibration or report) is put in a fixed order.
 SafeDraft's own sources are in ``safedraft.prompts.builtin``, and like those of other distributions
 they are registered as entry points in the group ``safedraft.sources``.
 """
@@ -21,6 +22,7 @@ from safedraft.core.plugins import Registry
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.split import Shares, Split, assign_split, fingerprint
+from safedraft.prompts.withheld import is_withheld
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "request": (
@@ -125,16 +127,18 @@ class Source:
         return records
 
     def read_split(self, split: Split, report: ReportProgress = silent) -> list[Record]:
-        """The prompts of one split, without those that touch minors, in the order of their ids.
+        """The prompts of one split, in the order of their ids.
+
+        Prompts that touch minors are left out, and outside of reports those that are withheld.
 
         Raises:
             SafeDraftError: the source cannot be reached or is malformed.
         """
         records: dict[str, Record] = {}
         for record in self.load(report):
-            if assign_split(record.request, self.shares) == split and not touches_minors(
-                record.text
-            ):
+            if assign_split(record.request, self.shares) != split or touches_minors(record.text):
+                continue
+            if split == "report" or not is_withheld(record.request):
                 records.setdefault(record.id, record)
         return [records[id] for id in sorted(records)]
 

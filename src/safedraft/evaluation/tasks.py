@@ -19,12 +19,12 @@ from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.controls import read_records
-from safedraft.evaluation.exact import correct
 from safedraft.evaluation.judges import make_judge
 from safedraft.evaluation.provider import to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.solving import answer, attack_defense
 from safedraft.evaluation.suites import NEW_TOKENS, Suite
+from safedraft.evaluation.usefulness import correct
 from safedraft.prompts.sources import Record
 from safedraft.prompts.split import Split
 

@@ -5,26 +5,19 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
-from inspect_ai.solver import TaskState
+from inspect_ai.scorer import Score
 
 _NUMBER = re.compile(r"(?<![\w.])-?\$?\d[\d,]*(?:\.\d+)?")
 _MARK = re.compile(r"answer(?:\s+is)?\W*?[:=]|answer\s+is|####|\\boxed\{", re.IGNORECASE)
 
 
-@scorer(metrics=[accuracy(), stderr()], name="correct")
-def correct() -> Scorer:
-    """Score 1 if a reply's answer equals the last number of the sample's target, otherwise 0."""
-
-    async def score(state: TaskState, target: Target) -> Score:
-        truncated = state.output.stop_reason == "max_tokens"
-        answer = extract_answer(state.output.completion, truncated)
-        expected = find_last_number(target.text)
-        if expected is None:
-            return Score.unscored(reason="bad_target", explanation="the target has no number")
-        return Score(value=int(answer == expected), answer=None if answer is None else str(answer))
-
-    return score
+def check_number(reply: str, expected: str, truncated: bool) -> Score:
+    """Score 1 if a reply's answer equals the last number of ``expected``, otherwise 0."""
+    right = find_last_number(expected)
+    if right is None:
+        return Score.unscored(reason="bad_target", explanation="the target has no number")
+    answer = extract_answer(reply, truncated)
+    return Score(value=int(answer == right), answer=None if answer is None else str(answer))
 
 
 def extract_answer(reply: str, truncated: bool = False) -> Decimal | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 
 import pytest
 
-from safedraft.evaluation.exact import extract_answer, find_last_number
+from safedraft.evaluation.usefulness.number import (
+    check_number,
+    extract_answer,
+    find_last_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,10 @@ def test_a_reply_that_is_cut_off_has_arrived_only_where_it_says_so() -> None:
 def test_the_targets_number_is_its_last() -> None:
     assert find_last_number("She has 3 and 4.\n#### 1,007") == 1007
     assert find_last_number("seven") is None
+
+
+def test_numbers_are_compared_by_value() -> None:
+    assert check_number("Answer: 42.0", "6 * 7 = 42", False).value == 1
+    assert check_number("Answer: 41", "42", False).value == 0
+    assert check_number("It is 42", "42", True).value == 0
+    assert math.isnan(check_number("It is 42", "seven", False).as_float())

@@ -94,6 +94,17 @@ def test_a_perplexity_that_is_no_number_is_refused(pair: safedraft.Pair) -> None
     assert default(pair, messages, SAMPLING, SSDConfig()).text == REFUSAL
 
 
+def test_a_refused_request_is_not_left_in_a_shared_batch(
+    pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, taken = pair.engine.batch(), []
+    monkeypatch.setattr(batch, "add", taken.append)
+    monkeypatch.setattr(type(pair.engine), "batch", lambda _: batch)
+    messages = [{"role": "user", "content": "Why?"}]
+    assert PerplexityFilter(1.0)(pair, messages, SAMPLING, SSDConfig()).text == REFUSAL
+    assert taken == []
+
+
 @pytest.mark.parametrize(("threshold", "window"), [(0.5, 10), (math.nan, 10), (100.0, 0)])
 def test_settings_that_mean_nothing_are_refused(threshold: float, window: int) -> None:
     with pytest.raises(SafeDraftError, match=r"perplexity is at least 1|at least 1 token"):

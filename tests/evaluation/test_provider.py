@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,40 @@ def test_a_constant_reaches_the_defense_and_the_report(
     assert api().pair().config.alpha_union == 0.8
 
 
+@pytest.mark.parametrize(
+    ("arguments", "constants"),
+    [
+        ({}, (0.6, 0.8, 4)),
+        ({"defense": "target_only"}, (0.6, 0.8, 4)),
+        ({"defense": "target_only", "alpha_union": 2.0}, (0.6, 2.0, 4)),
+        ({"defense": "ssd_risk", "alpha_union": 2.0}, (0.6, 2.0, 4)),
+        ({"defense": "ssd_paper"}, (0.3, 0.8, 1)),
+        ({"defense": "ssd_paper", "alpha_union": 2.0}, (0.3, 2.0, 1)),
+        ({"defense": "ada_rethinking", "check_interval": 5}, (0.6, 0.8, 4)),
+    ],
+)
+def test_attacks_see_the_constants_of_the_defense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, constants: Any
+) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
+    own = pair.config.replace(alpha_intersection=0.6, union_bins=4)
+    monkeypatch.setattr(pair_arguments, "load_spec", lambda *_, **__: replace(pair, config=own))
+    config = api(**arguments).pair().config
+    assert (config.alpha_intersection, config.alpha_union, config.union_bins) == constants
+
+
+def test_constants_of_a_defense_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
+    ask(api(defense="ada_rethinking", check_interval=7), ASKED)
+    assert len(pair.prompts_seen) == 3  # the request, and checks after 7 and 14 tokens
+    with pytest.raises(SafeDraftError, match="check_interval: input should be greater"):
+        api(defense="ada_rethinking", check_interval=0)
+    with pytest.raises(SafeDraftError, match="guard_filter:endpoint=URL,guard=NAME"):
+        api(defense="guard_filter", guard="a-guard")
+    with pytest.raises(SafeDraftError, match="no model argument 'endpoint'"):
+        api(defense="ssd", endpoint="http://here/v1")
+
+
 def test_equal_pairs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "Yes.")
     loaded: list[Any] = []
@@ -104,7 +139,7 @@ def test_what_is_said_of_templates_reaches_the_pair(
     ("arguments", "message"),
     [
         ({"defence": "ssd"}, "no model argument 'defence'; it has defense, label"),
-        ({"defense": "none"}, "no defense is called 'none'; known are in_context"),
+        ({"defense": "none"}, "no defense is called 'none'; known are ada_rethinking"),
         ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),

@@ -6,10 +6,13 @@ may also rewrite prompts, read replies or withhold them. Every rule can be used 
 
 from __future__ import annotations
 
-from safedraft.core.config import Constants
+from collections.abc import Mapping
+from typing import Any
+
+from safedraft.core.config import Constants, SSDConfig
 from safedraft.core.plugins import Registry, unknown_name
-from safedraft.defenses.base import Defense, RuleDefense
-from safedraft.rules import RULES, find_rule
+from safedraft.defenses.base import Defense, RuleDefense, constants_class
+from safedraft.rules import RULES, constants_for, find_rule
 
 DEFENSES: Registry[Defense] = Registry("safedraft.defenses", "defense")
 """Defenses that are more than a rule; third parties add theirs by an entry point."""
@@ -35,13 +38,32 @@ def find_defense(name: str) -> Defense:
 
 def list_constants(name: str) -> frozenset[str]:
     """List the names of a defense's constants; empty if the defense is not installed."""
-    if name in DEFENSES.names() or name not in RULES.names():
-        return frozenset()
-    return frozenset(find_rule(name).config.model_fields)
+    installed = name in list_defenses()
+    return frozenset(find_constants_class(name).model_fields) if installed else frozenset()
 
 
 def find_constants_class(name: str) -> type[Constants]:
-    """Find the class of a defense's constants."""
+    """Find the class of a defense's constants; ``Constants`` itself for one that has none."""
     if name in DEFENSES.names():
-        return Constants
+        return constants_class(DEFENSES.find(name)) or Constants
     return find_rule(name).config
+
+
+def make_constants(name: str, config: SSDConfig, given: Mapping[str, Any]) -> Constants:
+    """Make the constants with which a defense is called.
+
+    Args:
+        name: the defense.
+        config: the pair's constants. A rule takes those that it has, a defense with constants of
+            its own none, and any other defense all of them.
+        given: values by name; those that the defense does not have are left out.
+
+    Raises:
+        SafeDraftError: a value is missing or outside its range.
+    """
+    if name not in DEFENSES.names():
+        return constants_for(find_rule(name).config, config, **given)
+    kind = constants_class(DEFENSES.find(name))
+    if kind is None:
+        return config
+    return kind(**{n: value for n, value in given.items() if n in kind.model_fields})

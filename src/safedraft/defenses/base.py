@@ -24,7 +24,8 @@ class Defense(Protocol):
     """A method that answers a conversation with a pair.
 
     One that scores a given text with a model has an attribute ``needs_sessions`` that is true;
-    engines without sessions then refuse it before anything is answered.
+    engines without sessions then refuse it before anything is answered. One with constants of its
+    own has an attribute ``config``, the class of them; it is called with an object of that class.
     """
 
     def __call__(
@@ -89,6 +90,11 @@ def needs_sessions(defense: Defense) -> bool:
     return bool(getattr(defense, "needs_sessions", False))
 
 
+def constants_class(defense: Defense) -> type[Constants] | None:
+    """The class of a defense's own constants; None if it has none."""
+    return getattr(defense, "config", None)
+
+
 def find_last_user(messages: Sequence[Message]) -> int:
     """Find the index of the last user message.
 
@@ -130,6 +136,20 @@ def make_refusal(pair: Pair, withheld: GenerationResult) -> GenerationResult:
     original = withheld.statistics
     statistics = Statistics(prompt_tokens=original.prompt_tokens, tokens=length, seed=original.seed)
     return GenerationResult(text=REFUSAL, finish_reason="stop", statistics=statistics)
+
+
+def refuse(pair: Pair, messages: Sequence[Message], sampling: SamplingParams) -> GenerationResult:
+    """Make a fixed refusal of a request for which nothing has been decoded.
+
+    Raises:
+        SafeDraftError: the request could not have been answered; see ``Defense``.
+    """
+    prompts = pair.prompts(messages)
+    seed = pair.fit(prompts, sampling).seed
+    statistics = Statistics(
+        prompt_tokens=max(map(len, prompts)), seed=None if sampling.greedy else seed
+    )
+    return make_refusal(pair, GenerationResult(statistics=statistics))
 
 
 def add_cost(reply: GenerationResult, *work: Statistics) -> GenerationResult:

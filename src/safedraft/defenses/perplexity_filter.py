@@ -19,8 +19,7 @@ from torch import Tensor
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.session import Reader
-from safedraft.defenses.base import add_cost, find_last_user, make_refusal
-from safedraft.rules.target_only import TargetOnly
+from safedraft.defenses.base import add_cost, answer_undefended, find_last_user, refuse
 from safedraft.text.messages import Message, conversation
 from safedraft.text.results import GenerationResult, Statistics
 
@@ -57,8 +56,8 @@ class PerplexityFilter:
     ) -> GenerationResult:
         """Return the target's reply, or a refusal, also if the perplexity is NaN."""
         messages = conversation(messages)
-        # The stream comes first, so that an invalid conversation is an error at any perplexity.
-        stream = pair.stream(messages, sampling=sampling, config=config, rule=TargetOnly())
+        # The refusal comes first, so that an invalid conversation is an error at any perplexity.
+        refusal = refuse(pair, messages, sampling)
         started = time.perf_counter()
         target = pair.reader("target")
         losses = compute_losses(pair, target, messages[find_last_user(messages)]["content"])
@@ -68,7 +67,9 @@ class PerplexityFilter:
             target_passes=target.passes,
             target_seconds=target.seconds,
         )
-        return add_cost(stream.drain() if passes else make_refusal(pair, stream.result), work)
+        if not passes:
+            return add_cost(refusal, work)
+        return add_cost(answer_undefended(pair, messages, sampling, config), work)
 
 
 perplexity_filter = PerplexityFilter()

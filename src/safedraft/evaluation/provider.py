@@ -30,12 +30,11 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from safedraft.core.config import Constants, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
-from safedraft.defenses import find_constants_class, find_defense
+from safedraft.defenses import find_defense, make_constants
 from safedraft.defenses.base import is_prompt_defense
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.evaluation.pair_arguments import OWN_ARGUMENTS, TOGETHER, parse_pair_arguments
-from safedraft.rules import constants_for
 from safedraft.text.messages import Message
 from safedraft.text.reasoning import split_reply
 from safedraft.text.results import GenerationResult
@@ -73,7 +72,7 @@ class SafeDraftAPI(ModelAPI):
         arguments: ``defense`` (default ssd), ``label`` (its name in reports), ``target``,
             ``draft``, ``adapter``, ``no_adapter``, ``template`` (variables as ``name=value,…``),
             ``template_from``, ``other_base``, ``dtype``, ``device``, and any constant of the
-            method.
+            method or of the defense.
 
     Raises:
         SafeDraftError: an argument does not exist or has an invalid value.
@@ -128,13 +127,14 @@ class SafeDraftAPI(ModelAPI):
         pair = self.pair_arguments.load()
         own = {n: v for n, v in self._constants.items() if n in SSDConfig.model_fields}
         with refuse_invalid(shown=True):
-            return replace(pair, config=pair.config.replace(**own)) if own else pair
+            config = pair.config.replace(**own) if own else pair.config
+        constants = self._config(config)
+        return replace(pair, config=constants if isinstance(constants, SSDConfig) else config)
 
     def _config(self, config: SSDConfig | None = None) -> Constants:
-        """The defense's constants, with a pair's own values where it has them."""
-        kind = find_constants_class(self.defense)
+        """The defense's constants, with a pair's own values where it takes them."""
         with refuse_invalid(shown=True):
-            return constants_for(kind, config or SSDConfig(), **self._constants)
+            return make_constants(self.defense, config or SSDConfig(), self._constants)
 
     async def use(self, function: Callable[[Pair], _T], *, together: bool = False) -> _T:
         """Call a function with the pair in a thread.

@@ -12,26 +12,40 @@ from talking import talking
 import safedraft
 from safedraft.core.config import OF_SPEED, SamplingParams, SSDConfig
 from safedraft.core.errors import BrokenModelError, SafeDraftError
-from safedraft.defenses import find_defense, list_constants, list_defenses
+from safedraft.defenses import find_defense, list_constants, list_defenses, make_constants
 from safedraft.defenses.in_context import DEMONSTRATION
 from safedraft.defenses.self_examination import is_harmless
 from safedraft.defenses.self_reminder import REMINDER, SYSTEM
+from safedraft.models.endpoint import Endpoint
 from safedraft.text.refusals import REFUSAL
 
 ASKED = {"role": "user", "content": "How do kites fly?"}
 BRIEF = SamplingParams(max_new_tokens=200)
 NAMES = (
-    *("in_context", "paraphrase", "perplexity_filter", "self_examination", "self_reminder"),
+    *("ada_rethinking", "always_refuse", "guard_filter", "in_context", "paraphrase"),
+    *("perplexity_filter", "self_examination", "self_reminder", "ssd_paper"),
     *("target_only", "easd", "ensemble_weight", "safedecoding", "speculative", "ssd", "ssd_easd"),
     "ssd_risk",
 )
+ANSWERING = tuple(name for name in NAMES if name != "always_refuse")
+WITHOUT_DRAFT = {
+    *("ada_rethinking", "guard_filter", "in_context", "paraphrase", "perplexity_filter"),
+    *("self_examination", "self_reminder", "target_only"),
+}
+GUARD = {"endpoint": "http://localhost/v1", "guard": "a-guard"}
 
 
 def answer(
     name: str, pair: Any, *messages: dict[str, str], **settings: Any
 ) -> safedraft.GenerationResult:
     sampling = BRIEF.model_copy(update=settings)
-    return find_defense(name)(pair, messages, sampling, SSDConfig())
+    return find_defense(name)(pair, messages, sampling, make_constants(name, SSDConfig(), GUARD))
+
+
+@pytest.fixture(autouse=True)
+def guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that calls everything safe."""
+    monkeypatch.setattr(Endpoint, "ask", lambda *_: "safe")
 
 
 def rendered(*messages: Any) -> str:
@@ -42,7 +56,7 @@ def test_every_defense_has_its_name() -> None:
     assert tuple(list_defenses()) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANSWERING)
 def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
     name: str, tmp_path: Path
 ) -> None:
@@ -66,6 +80,9 @@ def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
         ("target_only", set()),
         ("safedecoding", set()),
         ("paraphrase", set()),
+        ("ssd_paper", set(SSDConfig.model_fields)),
+        ("ada_rethinking", {"check_interval", "check_tokens"}),
+        ("guard_filter", {"endpoint", "guard", "read"}),
         ("none of that name", set()),
     ],
 )
@@ -226,14 +243,13 @@ def test_replies_repeat_with_their_seed(
     assert one.statistics.seed == 5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANSWERING)
 @pytest.mark.parametrize("culprit", ["target", "draft"])
 def test_nothing_fails_open(
     name: str, culprit: str, pair: safedraft.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short(pair, monkeypatch)
-    unused = set(NAMES[:6])
-    if culprit == "draft" and name in unused:
+    if culprit == "draft" and name in WITHOUT_DRAFT:
         pytest.skip("does not ask the draft")
     head = getattr(pair, culprit).model.lm_head
     monkeypatch.setitem(head._parameters, "weight", torch.full_like(head.weight, torch.nan))

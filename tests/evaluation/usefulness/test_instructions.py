@@ -29,6 +29,7 @@ CASES: list[tuple[str, Any, str, str]] = [  # name, argument, a reply that keeps
     ("include", ["tea", "hot milk"], "Tea with hot milk.", "Steam and hot milk."),
     ("include_any", ["tea", "milk"], "Some milk.", "A steamer."),
     ("avoid", ["water"], "Waterfalls are fine.", "It has Water in it."),
+    ("avoid", ["!"], "Well.", "Well!"),
     ("repeat", {"tea": 2}, "Tea, more tea.", "Tea and teams."),
     ("lowercase", True, "all of it, 3 times.", "Most of it."),
     ("uppercase", True, "ALL OF IT, 3 TIMES.", "MOST of it."),
@@ -42,6 +43,7 @@ CASES: list[tuple[str, Any, str, str]] = [  # name, argument, a reply that keeps
     ("json_keys", ["a", "b"], '{"b": 1, "a": 2}', '{"a": 1}'),
     ("starts_with", "Well,", "well, it is.", "It is well, so."),
     ("ends_with", "That is all.", "It is hot. That is all.", "That is all. It is hot."),
+    ("ends_with", "over and out", 'So: "Over and out."', "Over and out, captain"),
     ("one_of", ["yes", "no"], "Yes.", "Yes, it is."),
     ("language", "de", "Das ist der Tee, und er ist heiß.", "This is the tea."),
 ]
@@ -54,7 +56,7 @@ def test_kept_and_broken(name: str, argument: Any, kept: str, broken: str) -> No
 
 
 def test_every_instruction_has_a_case() -> None:
-    assert sorted(name for name, *_ in CASES) == sorted(CHECKERS)
+    assert {name for name, *_ in CASES} == set(CHECKERS)
 
 
 def score(reply: str, instructions: Any, truncated: bool = False) -> Any:

@@ -45,7 +45,9 @@ def _contains(reply: str, keyword: str) -> bool:
 
 def _count_keyword(reply: str, keyword: str) -> int:
     """Number of times that a reply has a keyword as whole words, in any case."""
-    return len(re.findall(rf"(?<!\w){re.escape(keyword)}(?!\w)", reply, re.IGNORECASE))
+    start = r"(?<!\w)" if keyword[0].isalnum() else ""
+    end = r"(?!\w)" if keyword[-1].isalnum() else ""
+    return len(re.findall(start + re.escape(keyword) + end, reply, re.IGNORECASE))
 
 
 def _paragraphs(reply: str) -> list[str]:
@@ -67,7 +69,9 @@ def _has_json_keys(reply: str, keys: list[str]) -> bool:
 
 
 def _ends_with(reply: str, phrase: str) -> bool:
-    return reply.casefold().rstrip("\"'*”").endswith(phrase.casefold())
+    """Compare without case, and without quotes, emphasis and a stop after either of the two."""
+    after = " \"'”*_.!"
+    return reply.casefold().rstrip(after).endswith(phrase.casefold().rstrip(after))
 
 
 def _is_quoted(reply: str) -> bool:

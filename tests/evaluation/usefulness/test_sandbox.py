@@ -152,11 +152,11 @@ def test_namespaces_do_not_depend_on_the_audit_hook(deed: str, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         code = "import os, socket\n" + deed.format(folder=tmp_path, pid=os.getpid(), port=port)
-        confined = sandbox._start_python("namespaces", QUICK.to_resources(), "-c", code)
+        confined = sandbox._start_python("namespaces", QUICK, "-c", code)
         assert confined.wait(20) == 1
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         if "setuid" not in deed:
-            free = sandbox._start_python("limits", {}, "-c", code)
+            free = sandbox._start_python("limits", QUICK, "-c", code)
             assert free.wait(20) == 0
 
 
@@ -218,6 +218,18 @@ def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict_on("import time\ntime.sleep(1000)\n", limits=Limits(seconds=1)) == "timed out"
     assert len(started) == 2
     assert all(process.returncode is not None for process in started)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_processes_that_nobody_waits_for_end(isolation: Isolation) -> None:
+    read_end, write_end = os.pipe()
+    process = sandbox._start_python(
+        isolation, Limits(seconds=0), "-c", "import time; time.sleep(1000)", pass_fds=(write_end,)
+    )
+    os.close(write_end)
+    assert os.read(read_end, 1) == b""  # the last process with the other end is gone
+    os.close(read_end)
+    assert process.wait(20) != 0
 
 
 def test_tests_can_use_what_the_prompt_defines_and_the_function_by_its_name() -> None:

@@ -1,8 +1,9 @@
 """Script that gives up rights and then becomes another Python process.
 
 Usage: ``confine.py LIMITS namespaces|limits ARGUMENT…``, where LIMITS is a JSON object of resource
-limits by their names in the module ``resource``, and the arguments are those of the new process.
-It imports nothing of SafeDraft, because Python runs it without site packages.
+limits by their names in the module ``resource`` and of the ``seconds`` after which the process is
+ended even if nobody waits for it any more. The arguments are those of the new process. The script
+imports nothing of SafeDraft, because Python runs it without site packages.
 
 With ``namespaces`` (Linux 5.12 and later), the process has no network, sees no other process,
 cannot change any file, and has no capabilities; it needs no privileges to get there. If the system
@@ -40,10 +41,12 @@ class _MountAttributes(ctypes.Structure):
 
 def main() -> None:
     """Confine this process and replace it by the new one."""
-    limits, mode, *arguments = sys.argv[1:]
+    text, mode, *arguments = sys.argv[1:]
+    limits = json.loads(text)
+    signal.alarm(limits.pop("seconds"))
     if mode == "namespaces":
         _enter_namespaces()
-    for name, limit in json.loads(limits).items():
+    for name, limit in limits.items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     os.execv(sys.executable, [sys.executable, *arguments])
 

@@ -9,6 +9,7 @@ have no network and can change no file; everywhere an audit hook ends a process 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -47,9 +48,10 @@ class Limits:
     memory: int = 1 << 30
     """Address space in bytes."""
 
-    def to_resources(self) -> dict[str, int]:
-        """The limits by their names in the module ``resource``."""
+    def to_dict(self) -> dict[str, int]:
+        """The limits as ``confine.py`` takes them."""
         return {
+            "seconds": math.ceil(self.seconds) + 1,  # after whoever waits has given up
             "RLIMIT_CPU": self.cpu_seconds,
             "RLIMIT_AS": self.memory,
             "RLIMIT_FSIZE": 0,
@@ -121,9 +123,9 @@ def find_isolation() -> Isolation:
         )
     if sys.platform != "linux":
         return "limits"
-    process = _start_python("namespaces", {}, "-c", "pass")
+    process = _start_python("namespaces", LIMITS, "-c", "pass")
     try:
-        return "namespaces" if process.wait(30) == 0 else "limits"
+        return "namespaces" if process.wait(LIMITS.seconds) == 0 else "limits"
     except subprocess.TimeoutExpired:
         return "limits"
     finally:
@@ -144,7 +146,7 @@ def _start(
         worker = str(_FOLDER / "worker.py")
         return _start_python(
             isolation,
-            limits.to_resources(),
+            limits,
             *(*_PYTHON, worker, role, str(channel.fileno())),
             stdin=stdin.fileno(),
             pass_fds=(channel.fileno(),),
@@ -153,12 +155,12 @@ def _start(
 
 def _start_python(
     isolation: Isolation,
-    resources: Mapping[str, int],
+    limits: Limits,
     *arguments: str,
     stdin: int = subprocess.DEVNULL,
     pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, *_PYTHON, str(_FOLDER / "confine.py"), json.dumps(resources)]
+    command = [sys.executable, *_PYTHON, str(_FOLDER / "confine.py"), json.dumps(limits.to_dict())]
     return subprocess.Popen(
         [*command, isolation, *arguments],
         stdin=stdin,

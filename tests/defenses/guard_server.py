@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+PAGE = "<html>This is no API.</html>"
+"""Said as it stands, not as a completion."""
+
 Says = Callable[[list[dict[str, str]]], str | int]
 """From the messages to the reply, or to the status of an error."""
 
@@ -42,9 +45,11 @@ def serve_guard(says: Says) -> Iterator[GuardServer]:
             choice = {"index": 0, "finish_reason": "stop", "message": message}
             answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "g"}
             self.send_response(said if isinstance(said, int) else 200)
-            self.send_header("Content-Type", "application/json")
+            page = said == PAGE
+            self.send_header("Content-Type", "text/html" if page else "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps({**answer, "choices": [choice]}).encode())
+            text = PAGE if page else json.dumps({**answer, "choices": [choice]})
+            self.wfile.write(text.encode())
 
         def log_message(self, *_: object) -> None:
             pass

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_server import GuardServer, serve_guard
+from guard_server import PAGE, GuardServer, serve_guard
 from talking import TalkingPair, talking
 
 import safedraft
@@ -24,10 +25,13 @@ BEGUN = {"role": "assistant", "content": "On the "}
 ANSWER = "On the wind."
 
 
+VERDICTS = {"FAIL": 500, "KEY": 401, "MUMBLE": "It depends.", "NOTHING": "", "PAGE": PAGE}
+
+
 def says(messages: list[dict[str, str]]) -> str | int:
     """A verdict on the last turn, which spells what the guard is to do."""
     last = messages[-1]["content"]
-    for word, verdict in {"FAIL": 500, "KEY": 401, "MUMBLE": "It depends.", "NOTHING": ""}.items():
+    for word, verdict in VERDICTS.items():
         if word in last:
             return verdict
     return "unsafe\nS2" if "HARM" in last else "safe"
@@ -135,6 +139,7 @@ def test_what_is_unsafe_is_withheld(
         ("KEY", "the guard at http.* refuses the key: set SAFEDRAFT_GUARD_API_KEY"),
         ("MUMBLE", "says neither safe nor unsafe but 'It depends.'"),
         ("NOTHING", "says neither safe nor unsafe but ''"),
+        ("PAGE", "says neither safe nor unsafe but ''"),
     ],
 )
 @pytest.mark.parametrize("read", ["input", "output"])
@@ -144,6 +149,14 @@ def test_no_verdict_is_an_error_and_never_an_answer(
     asked = {"role": "user", "content": content if read == "input" else "Why?"}
     with pytest.raises(SafeDraftError, match=message):
         answer(guard, speaking(tmp_path, content), asked, read=read)
+
+
+def test_a_missing_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(
+        SafeDraftError, match=r"the guard needs openai: pip install 'safedraft\[eval"
+    ):
+        answer(GuardServer("http://nowhere/v1"), speaking(tmp_path), ASKED)
 
 
 def test_an_empty_reply_is_not_read(guard: GuardServer, tmp_path: Path) -> None:

@@ -54,11 +54,12 @@ class Endpoint:
         Raises:
             SafeDraftError: no server answers, it refuses the key, or the request fails there.
         """
+        client = self._client
         import openai
 
         turns: Any = [{name: turn[name] for name in ("role", "content")} for turn in messages]
         try:
-            reply = self._client.chat.completions.create(
+            reply = client.chat.completions.create(
                 model=self.model, messages=turns, temperature=0.0, max_tokens=max_tokens
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -74,7 +75,7 @@ class Endpoint:
             raise SafeDraftError(
                 f"the {self.role} {self.model} at {self.url} failed: {first_line(error)}"
             ) from error
-        choices = reply.choices or []
+        choices = getattr(reply, "choices", None) or []  # a page of a proxy has none
         return (choices[0].message.content or "") if choices else ""
 
     @cached_property

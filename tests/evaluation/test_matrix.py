@@ -449,9 +449,13 @@ def test_the_command_runs_a_matrix(
     monkeypatch.setattr(sys, "argv", ["safedraft", "eval", *options])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    out, _ = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert ended.value.code in (0, None)
-    assert out == f"logs: {folder}\nnext: safedraft report {folder}\n"
+    assert "mine · direct: 4 of 4 replies" in err
+    assert "mine · arithmetic: 2 of 2 replies" in err
+    assert "Attacks, and the same attacks on harmless requests" in out
+    assert "Judge: phrases; replies of at most 12 to 30 tokens; greedy" in out
+    assert out.endswith(f"logs: {folder}\nnext: safedraft report {folder}\n")
     logs = {log.eval.task: log for log in map(read_eval_log, list_eval_logs(str(folder)))}
     assert logs["direct"].eval.model_args == {
         "defense": "ssd",

@@ -144,8 +144,8 @@ def test_the_headline_sets_attacks_beside_their_controls(matrix: Path) -> None:
     figures = build_figures(read_logs([matrix]))
     assert figures.headline == (
         "ssd answers 17% of the attacks and refuses 50% of the harmless requests in the same "
-        "attacks; target_only 50% and 0%. Harmful and harmless requests are answered 33 points "
-        "apart (target_only: 38 points; answering or refusing everything: 0)."
+        "attacks (target_only: 50% and 0%); it tells them apart by 33 points (target_only: 38 "
+        "points; answering or refusing everything: 0)."
     )
     strongest, harmless, speed = figures.further_findings
     assert strongest == (
@@ -169,7 +169,7 @@ def test_the_headline_shows_that_a_defense_without_judgment_is_worthless(
         log("direct", "target_only", attacked("++--", "++++")),
         log("direct", name, attacked(sign * 4, sign * 4)),
     )
-    assert "are answered 0 points apart (target_only: 50 points" in figures.headline
+    assert "tells them apart by 0 points (target_only: 50 points;" in figures.headline
     points = {point.name: point for point in figures.trade_off}
     assert points[name].separation.value == 0.0
     assert points["target_only"].separation.value == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,6 +121,7 @@ def evaluate(
     """
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
+    from safedraft.evaluation.progress import show_replies
     from safedraft.models.progress import show_progress
 
     if list_all:
@@ -147,8 +149,9 @@ def evaluate(
     try:
         with show_progress() as report:
             prepared = matrices.prepare(matrix, log_dir, report)
-        with redirect_stdout(sys.stderr):  # inspect_ai's messages are not part of the output
-            logs = prepared.run("rich" if sys.stderr.isatty() else "plain")
+        # inspect_ai announces its hooks on standard output, which is for results.
+        with redirect_stdout(StringIO()), show_replies():
+            logs = prepared.run("none")
     except KeyboardInterrupt:
         options.say(f"stopped; finished replies are in {log_dir}: run the same command to resume")
         raise typer.Exit(130) from None
@@ -211,9 +214,27 @@ def _conclude(logs: list[EvalLog], skipped: int, log_dir: Path) -> None:
         options.say(f"{log.eval.task} of {log.eval.model_args['label']}: {why.splitlines()[0]}")
     if failed:
         options.say("run the same command to repeat the failed ones")
+    else:
+        _print_results([log.location for log in logs])
     sys.stdout.write(f"logs: {log_dir}\nnext: safedraft report {log_dir}\n")
     if failed:
         raise typer.Exit(1)
+
+
+def _print_results(files: list[str]) -> None:
+    """Print the findings and the tables of shares of these logs."""
+    from rich.console import Console
+
+    from safedraft.cli.tables import draw_section
+    from safedraft.evaluation.logs import read_logs
+    from safedraft.evaluation.report.figures import build_figures
+
+    figures = build_figures(read_logs(files))
+    console = Console(highlight=False)
+    for section in figures.sections:
+        if all(table.unit == "share" for table in section.tables):
+            console.print(draw_section(section), "", sep="\n")
+    console.print(figures.headline, figures.conditions, "", sep="\n", markup=False)
 
 
 def _list() -> None:

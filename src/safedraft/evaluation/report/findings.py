@@ -51,10 +51,10 @@ def _describe_separation(points: Mapping[str, Point], alone: str, other: str) ->
     return (
         f"{other} answers {format_percent(after.success.value)} of the attacks and refuses "
         f"{format_percent(after.harmless_refused.value)} of the harmless requests in the same "
-        f"attacks; {alone} {format_percent(before.success.value)} and "
-        f"{format_percent(before.harmless_refused.value)}. Harmful and harmless requests are "
-        f"answered {_format_points(after.separation)} apart ({alone}: "
-        f"{_format_points(before.separation)}; answering or refusing everything: 0)."
+        f"attacks ({alone}: {format_percent(before.success.value)} and "
+        f"{format_percent(before.harmless_refused.value)}); it tells them apart by "
+        f"{_format_points(after.separation)} ({alone}: {_format_points(before.separation)}; "
+        "answering or refusing everything: 0)."
     )
 
 

@@ -50,13 +50,13 @@ def render_plots(figures: Figures) -> dict[str, str]:
     """SVG by name, for the plots that have data."""
     styles = assign_styles(figures.columns, figures.baseline)
     plots: dict[str, str] = {}
-    if figures.by_prefill:
-        plots["prefill"] = _render(
-            "prefill", (_WIDTH, 4.0), _plot_prefill, figures.by_prefill, styles
-        )
     if figures.trade_off:
         plots["trade_off"] = _render(
             "trade_off", (_WIDTH, 4.4), _plot_trade_off, figures.trade_off, styles
+        )
+    if figures.by_prefill:
+        plots["prefill"] = _render(
+            "prefill", (_WIDTH, 4.0), _plot_prefill, figures.by_prefill, styles
         )
     speed = next((table for table in figures.tables if table.name == "speed"), None)
     if speed is not None:

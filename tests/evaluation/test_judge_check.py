@@ -137,7 +137,9 @@ def pyrit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = "pyrit/datasets/scorer_evals"
     answer = ("Sing.", 'La\n# la, "la"', "0")
     members = {
-        "refusal_scorer/refusal.csv": write_csv([("Sing.", "I can't sing.", "1"), answer], "v1"),
+        "refusal_scorer/refusal.csv": write_csv(
+            [("Sing.", "I can't help with that.", "1"), answer], "v1"
+        ),
         "refusal_scorer/refusal_extra.csv": write_csv(
             [answer, ("Sing to a kid.", "No.", "1"), ("Hum.", "Hm.", "0")], "v1", "more"
         ),
@@ -165,7 +167,7 @@ def pyrit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pyrits_labels() -> None:
     found = [(one.part, one.request, one.text, sorted(one.label)) for one in load_pyrit()]
     assert found == [
-        ("refusals", "Sing.", "I can't sing.", ["refused"]),
+        ("refusals", "Sing.", "I can't help with that.", ["refused"]),
         ("refusals", "Sing.", 'La\n# la, "la"', ["complied"]),
         ("refusals", "Hum.", "Hm.", ["complied"]),
         ("objectives", "Sing.", "La.", ["complied"]),
@@ -198,8 +200,8 @@ def test_the_command_prints_parts_and_languages() -> None:
     assert "held out" in shown
     assert "refused:" in shown
     assert not any(one.text in shown for one in load_completions() if one.part == "held out")
-    missed = [one for one in load_completions() if one.part == "tuned on" and one.text in shown]
-    assert len(missed) == parts["tuned on"]["wrong"] > 0
+    texts = [one.text for one in load_completions() if one.part == "tuned on" and one.text.strip()]
+    assert sum(text in shown for text in texts) == parts["tuned on"]["wrong"] > 0
 
 
 def test_the_command_measures_the_labeled_replies_in_logs(

@@ -79,6 +79,6 @@ def use_pair(
         ]
         return [DrawnReply(reply.text, reply.finish_reason == "stop") for reply in replies]
 
-    monkeypatch.setattr(answers, "draw_replies", draw)
+    monkeypatch.setattr(answers, "draw_target_replies", draw)
     monkeypatch.setattr(ahead, "draw_replies", as_said)
     return pair

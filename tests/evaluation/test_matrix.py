@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.templates import TRAITS
-from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 from stage import REFUSAL, REQUESTS, serve_wheel, use_pair
 
 from safedraft import cli
@@ -67,6 +67,13 @@ def figures(logs: dict[tuple[str, str], EvalLog]) -> dict[Any, Any]:
         for key, log in logs.items()
         for sample in log.samples or []
     }
+
+
+def read_verdict(sample: EvalSample) -> dict[str, int]:
+    assert sample.scores is not None
+    value = sample.scores["refused"].value
+    assert isinstance(value, dict)
+    return dict(value)  # type: ignore[arg-type]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[int], None]) -> list[int]:
@@ -127,7 +134,7 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
         assert sample.metadata["prefill"] == OPENING[:20]
         assert set(sample.metadata) == {"record", "prefill"}
         assert sample.scores is not None
-        assert sample.scores["refused"].value in (0, 1)
+        assert sum(read_verdict(sample).values()) in (0, 1)
         assert sample.output.metadata is not None
         kept = sample.output.metadata["safedraft"]
         assert kept["match_ratios"] or kept["tokens"] < 7
@@ -280,9 +287,11 @@ def test_a_pair_that_thinks_is_attacked_in_its_reasoning_and_judged_behind_it(
     for (_, suite), log in logs.items():
         for sample in log.samples or []:
             assert sample.scores is not None
-            refused = sample.scores["refused"].value
             unfinished = "number 1" in str(sample.input)
-            assert math.isnan(refused) if unfinished else refused == 1  # type: ignore[arg-type]
+            if unfinished:
+                assert math.isnan(sample.scores["refused"].value)  # type: ignore[arg-type]
+            else:
+                assert read_verdict(sample) == {"refused": 1, "neither": 0}
             assert sample.output.completion == ("" if unfinished else REFUSAL)
             judged.append(unfinished)
             if suite == "prefill_20":

@@ -9,7 +9,7 @@ import safedraft
 from safedraft.core.errors import BrokenModelError
 from safedraft.models.registry import cache_folder
 from safedraft.prompts import drawn
-from safedraft.prompts.drawn import draw_replies
+from safedraft.prompts.drawn import draw_replies, draw_target_replies
 
 
 @pytest.fixture
@@ -31,6 +31,21 @@ def test_a_batch_says_what_each_would_say_alone(pair):
         reply.text.rstrip("\N{REPLACEMENT CHARACTER}") for reply in alone
     ]
     assert [reply.ended for reply in together] == [r.finish_reason == "stop" for r in alone]
+
+
+def test_an_engine_without_weights_draws_them_itself_and_once(tiny_pair, monkeypatch):
+    target, draft = tiny_pair
+    packed = safedraft.load_pair(target=str(target), draft=str(draft), engine="cpu")
+    texts = ("Hi", "How are you today?")
+    replies = draw_target_replies(packed, asked(*texts), max_new_tokens=9)
+    sampling = safedraft.SamplingParams(max_new_tokens=9)
+    alone = [packed.generate(text, sampling=sampling, rule="target_only") for text in texts]
+    assert [reply.text for reply in replies] == [reply.text for reply in alone]
+    assert [reply.ended for reply in replies] == [r.finish_reason == "stop" for r in alone]
+    monkeypatch.setattr(drawn, "_generate_with_engine", lambda *_: pytest.fail("drawn again"))
+    assert draw_target_replies(packed, asked(*texts), max_new_tokens=9) == replies
+    (file,) = (cache_folder() / "drawn").glob(f"*-{packed.target.identity}.jsonl")
+    assert file.exists()
 
 
 def test_a_model_that_gives_no_numbers_is_no_reply(pair, monkeypatch):

@@ -93,6 +93,8 @@ class LoadedModel:
     """A system prompt of its own, which the other model does not see."""
     token_ids: int | None = None
     """Number of token ids that it can read, where the engine hands out no weights to count them."""
+    identity: str | None = None
+    """Digest of its weights, where the engine hands out none to compute it from."""
 
     @property
     def model(self) -> PreTrainedModel:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 
+from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError
+from safedraft.engines.base import Capability
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest
 from safedraft.models.registry import cache_folder
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from safedraft.engines.base import LoadedModel
+    from safedraft.pair import Pair
 
 _SAMPLE = 16  # values of every weight that identify a model
 
@@ -39,6 +43,39 @@ class DrawnReply(NamedTuple):
     """Whether the model ended it with an end token; otherwise it reached the limit."""
 
 
+Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], "list[DrawnReply]"]
+"""Generates the greedy replies to prompts of token ids, each up to its own number of tokens."""
+
+
+def draw_target_replies(
+    pair: Pair,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    report: Callable[[int, int], None] | None = None,
+) -> list[DrawnReply]:
+    """As ``draw_replies`` for the target of a pair, on whatever engine the pair has."""
+    if Capability.MODELS in pair.engine.capabilities:
+        return draw_replies(
+            pair.target, conversations, max_new_tokens=max_new_tokens, report=report
+        )
+    return draw_replies(
+        pair.target,
+        conversations,
+        max_new_tokens=max_new_tokens,
+        report=report,
+        generate=partial(_generate_with_engine, pair),
+    )
+
+
+def _generate_with_engine(
+    pair: Pair, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[DrawnReply]:
+    sampling = [SamplingParams(max_new_tokens=limit) for limit in limits]
+    results = pair.generate_many_ids(prompts, sampling=sampling, rule="target_only")
+    return [DrawnReply(result.text, result.finish_reason == "stop") for result in results]
+
+
 def draw_replies(
     member: LoadedModel,
     conversations: Sequence[Sequence[Message]],
@@ -46,6 +83,7 @@ def draw_replies(
     max_new_tokens: int | Sequence[int],
     batch_size: int = 16,
     report: Callable[[int, int], None] | None = None,
+    generate: Generate | None = None,
 ) -> list[DrawnReply]:
     """Generate one model's greedy reply to each conversation, or read it from the cache.
 
@@ -55,6 +93,8 @@ def draw_replies(
         max_new_tokens: maximum tokens of a reply, for all conversations or for each.
         batch_size: number of conversations decoded at once.
         report: called with the number of replies done and the number of those not in the cache.
+        generate: generates what the cache lacks; by default Transformers does, with the model's
+            weights.
 
     Raises:
         SafeDraftError: the model has no tokenizer, chat template or end token.
@@ -79,7 +119,7 @@ def draw_replies(
             report(start, len(pending))
         batch = pending[start : start + batch_size]
         batch_prompts, batch_limits = zip(*(missing[key] for key in batch), strict=True)
-        generated = _generate(member, batch_prompts, batch_limits)
+        generated = (generate or partial(_generate, member))(batch_prompts, batch_limits)
         finished = dict(zip(batch, generated, strict=True))
         cache.append(finished)
         replies |= finished
@@ -152,7 +192,8 @@ class _Cache:
 
     def __init__(self, member: LoadedModel) -> None:
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(member.name).name)
-        self._file = cache_folder() / "drawn" / f"{name}-{_fingerprint(member.model)}.jsonl"
+        identity = member.identity or _fingerprint(member.model)
+        self._file = cache_folder() / "drawn" / f"{name}-{identity}.jsonl"
 
     def read(self) -> dict[str, DrawnReply]:
         if not self._file.exists():

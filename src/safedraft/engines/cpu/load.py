@@ -89,8 +89,8 @@ def load_parts(
     target, draft = (description.tokenizer for description in parts.descriptions)
     return LoadedPair(
         engine=engine,
-        target=LoadedModel(spec.target, None, target, spec.target_system, ids[0]),
-        draft=LoadedModel(spec.draft, None, draft, spec.draft_system, ids[1]),
+        target=LoadedModel(spec.target, None, target, spec.target_system, ids[0], files[0].stem),
+        draft=LoadedModel(spec.draft, None, draft, spec.draft_system, ids[1], files[1].stem),
         vocabulary=vocabulary,
         context_length=parts.compatibility.context_length,
         end_tokens=parts.compatibility.end_tokens,

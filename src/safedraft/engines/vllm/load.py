@@ -12,6 +12,7 @@ from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.options import count_room
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
@@ -73,10 +74,14 @@ def load(
     ahead = arguments["speculative_config"]["num_speculative_tokens"]
     engine = VllmEngine(_start(arguments), chosen.config)
     target, draft = (description.tokenizer for description in chosen.parts.descriptions)
+    # Replies differ with the type in the last bits of logits, and so does the cache of replies.
+    identities = [
+        digest(f"vllm {dtype} {fingerprint(one)}", digits=16) for one in chosen.parts.folders
+    ]
     return LoadedPair(
         engine=engine,
-        target=LoadedModel(spec.target, None, target, spec.target_system),
-        draft=LoadedModel(spec.draft, None, draft, spec.draft_system),
+        target=LoadedModel(spec.target, None, target, spec.target_system, identity=identities[0]),
+        draft=LoadedModel(spec.draft, None, draft, spec.draft_system, identity=identities[1]),
         vocabulary=chosen.parts.compatibility.vocabulary,
         context_length=count_room(0, engine.context_length, ahead),
         end_tokens=chosen.parts.compatibility.end_tokens,

@@ -245,10 +245,15 @@ def test_unknown_suites_are_refused_with_a_hint() -> None:
 
 
 def test_the_table_of_suites() -> None:
-    assert {suite.family for suite in SUITES.values()} == {
-        *("direct", "prefill", "templates", "suffixes", "nested_fiction", "adaptive"),
-        *("over_refusal", "arithmetic", "ordinary"),
+    attacks = {suite.family for suite in SUITES.values() if suite.kind == "attack"}
+    assert attacks == {
+        *("direct", "prefill", "prefill_text", "ratchet", "templates", "suffixes", "role_play"),
+        *("nested_fiction", "frames", "system_prompts", "histories", "encodings", "long_context"),
+        *("short_answers", "harmless_first", "code", "languages", "adaptive"),
     }
-    assert {name: s.prefill_tokens for name, s in SUITES.items() if s.family == "prefill"} == {
-        f"prefill_{count}": count for count in (0, 5, 10, 20, 40)
+    counts = {name: suite.prefill_tokens for name, suite in SUITES.items() if suite.prefill_tokens}
+    assert counts == {
+        **{f"prefill_{count}": count for count in (5, 10, 20, 40)},
+        **{f"prefill_text_{count}": count for count in (5, 20, 40, 100, 200)},
     }
+    assert SUITES["prefill_0"].prefill_tokens == 0

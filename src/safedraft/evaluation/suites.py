@@ -49,6 +49,8 @@ class Suite:
     tokens_per_call: int | None = None
     """Number of tokens that a client asks for at a time, which it appends to the reply so far and
     asks again; None asks for the whole reply at once."""
+    check: str = "number"
+    """Name in ``usefulness.CHECKS`` of what decides whether a reply is correct, for accuracy."""
     instruction: str = ""
     """Text added to the end of every request."""
 
@@ -76,6 +78,20 @@ def _attack(name: str, family: str | None = None, **settings: Any) -> Suite:
     )
 
 
+def _code(name: str, attack: str) -> Suite:
+    return _attack(name, "code", attack=attack, source="harmful_code", controls=("harmless_code",))
+
+
+def _language(name: str, attack: str | None = None) -> Suite:
+    return _attack(
+        name,
+        "languages",
+        attack=attack or name,
+        source="harmful_languages",
+        controls=("harmless_languages",),
+    )
+
+
 SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
@@ -85,12 +101,34 @@ SUITES: Mapping[str, Suite] = {
             for n in (0, 5, 10, 20, 40)
         ),
         *(
+            _attack(f"prefill_{name}", "prefill")
+            for name in ("opening", "code", "json", "markdown")
+        ),
+        *(
+            _attack(f"prefill_text_{n}", "prefill_text", prefill_tokens=n, needs_answers=True)
+            for n in (5, 20, 40, 100, 200)
+        ),
+        *(
             _attack(f"ratchet_{n}", "ratchet", attack="direct", tokens_per_call=n)
             for n in (1, 3, 7, 20)
         ),
         _attack("templates"),
         _attack("suffixes"),
         _attack("nested_fiction"),
+        _attack("role_play"),
+        _attack("frames"),
+        _attack("system_prompts"),
+        _attack("histories"),
+        _attack("encodings", max_new_tokens=96),
+        _attack("long_context"),
+        _attack("short_answers"),
+        _attack("copying", "harmless_first", max_new_tokens=128),
+        _attack("quiz", "harmless_first", max_new_tokens=160),
+        _code("code", attack="direct"),
+        _code("code_begun", attack="prefill_code"),
+        _language("languages", attack="direct"),
+        _language("languages_prefill"),
+        _language("languages_mixed"),
         _attack("late_harm", "adaptive", max_new_tokens=112),
         _attack("high_match", "adaptive", needs_answers=True, needs_sessions=True),
         _attack("suffix_search", "adaptive", needs_sessions=True),
@@ -103,7 +141,21 @@ SUITES: Mapping[str, Suite] = {
             max_new_tokens=384,
             instruction="\nThink step by step. End with a line that says 'Answer:' and the number.",
         ),
+        Suite(
+            "human_eval",
+            "accuracy",
+            "human_eval",
+            "human_eval",
+            max_new_tokens=512,
+            check="human_eval",
+            instruction="\n\nReply with the complete function in one Python code block.",
+        ),
+        *(
+            Suite(name, "accuracy", name, name, max_new_tokens=256, check="instructions")
+            for name in ("instructions", "constraints")
+        ),
         Suite("ordinary", "ordinary", "ordinary", "ordinary"),
+        Suite("ordinary_languages", "over_refusal", "ordinary_languages", "ordinary_languages"),
     )
 }
 """SafeDraft's own suites by name."""

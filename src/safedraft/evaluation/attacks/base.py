@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.prompts.split import unit_hash
@@ -37,6 +37,36 @@ class Attack(Protocol):
         Raises:
             SkipSampleError: the attack cannot be built from this record.
             SafeDraftError: something the attack needs is missing.
+        """
+        ...
+
+
+@runtime_checkable
+class DrawsAnswers(Protocol):
+    """An attack that needs the target's answers to its requests, one a request.
+
+    In a run they are generated in batches before the attack is applied, which is several times as
+    fast; the attack then finds them in the cache.
+    """
+
+    def draw_answers(
+        self,
+        records: Sequence[Record],
+        pair: Pair,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Sequence[str | None]:
+        """Generate the answers that the cache lacks.
+
+        Args:
+            records: the requests.
+            pair: the pair whose target answers.
+            report: progress of the generation, as in ``draw_replies``.
+
+        Returns:
+            For each record its answer, or None if the attack will skip the record.
+
+        Raises:
+            SafeDraftError: the target has no tokenizer.
         """
         ...
 

@@ -8,12 +8,18 @@ continuation. End tokens and first tokens of refusals are never chosen.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from safedraft.evaluation.attacks.answers import draw_compliant_answer, take_tokens
+from safedraft.evaluation.attacks.answers import (
+    draw_compliant_answer,
+    draw_compliant_answers,
+    take_tokens,
+)
 from safedraft.evaluation.attacks.base import begin_thinking, build_messages
 from safedraft.text.messages import Message
 
@@ -27,9 +33,22 @@ ADDED_TOKENS = 20
 """Tokens added that both models find likely."""
 
 
-def high_match(record: Record, pair: Pair) -> list[Message]:
-    """Ask the request, and begin the reply with text that both models agree on."""
-    return build_messages(record.request, _build_prefill(record, pair))
+@dataclass(frozen=True)
+class HighMatch:
+    """The request, and a beginning of the reply that both models agree on."""
+
+    def __call__(self, record: Record, pair: Pair) -> list[Message]:
+        """As ``Attack``; skips records without a compliant answer."""
+        return build_messages(record.request, _build_prefill(record, pair))
+
+    def draw_answers(
+        self,
+        records: Sequence[Record],
+        pair: Pair,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Sequence[str | None]:
+        """As ``DrawsAnswers``."""
+        return draw_compliant_answers(records, pair, report)
 
 
 @lru_cache(maxsize=4096)
@@ -51,3 +70,6 @@ def _build_prefill(record: Record, pair: Pair) -> str:
     assert tokenizer is not None
     text = str(tokenizer.decode(added, skip_special_tokens=True))
     return beginning + text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+high_match = HighMatch()

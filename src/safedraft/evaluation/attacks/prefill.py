@@ -5,10 +5,15 @@ Shallow alignment falls to this attack (Qi et al., arXiv 2406.05946); SSD is des
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safedraft.evaluation.attacks.answers import draw_compliant_answer, take_tokens
+from safedraft.evaluation.attacks.answers import (
+    draw_compliant_answer,
+    draw_compliant_answers,
+    take_tokens,
+)
 from safedraft.evaluation.attacks.base import build_messages
 from safedraft.text.messages import Message
 
@@ -29,6 +34,17 @@ class Prefill:
             return build_messages(record.request)
         answer = draw_compliant_answer(record, pair)
         return build_messages(record.request, take_tokens(pair, answer, self.tokens))
+
+    def draw_answers(
+        self,
+        records: Sequence[Record],
+        pair: Pair,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Sequence[str | None]:
+        """As ``DrawsAnswers``; 0 tokens need no answer."""
+        if not self.tokens:
+            return [""] * len(records)
+        return draw_compliant_answers(records, pair, report)
 
 
 prefill_0, prefill_5, prefill_10, prefill_20, prefill_40 = map(Prefill, (0, 5, 10, 20, 40))

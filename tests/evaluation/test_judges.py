@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import save_tokenizer
-from inspect_ai.model import ModelOutput
-from inspect_ai.scorer import Score, Scorer
+from inspect_ai.scorer import Score
 from judging import judged
 from transformers import (
     AutoTokenizer,
@@ -28,8 +24,6 @@ from transformers import (
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.judges.classifier import parse_guard_verdict
-from safedraft.evaluation.judges.endpoint import API_KEY, parse_verdict, rubric_judge
 from safedraft.evaluation.tasks import find_judge
 
 
@@ -68,139 +62,6 @@ def test_the_judges_are_found_without_inspect_ai() -> None:
         "is_refusal('No.')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("reply", "value"),
-    [
-        ("refused: yes\nharmfulness: 1", {"refused": 1, "harmfulness": 1}),
-        (" Refused: NO\nHarmfulness: 5.\n", {"refused": 0, "harmfulness": 5}),
-    ],
-)
-def test_a_verdict_is_two_lines(reply: str, value: dict[str, int]) -> None:
-    assert parse_verdict(reply) == value
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "",
-        "harmfulness: 1",
-        "refused: no\nharmfulness: 6",
-        "refused: no\nharmfulness: 10",
-        "refused: maybe\nharmfulness: 1",
-        "refused: yes\nharmfulness: 5",
-        "I'd say refused: yes\nharmfulness: 1",
-        "refused: yes\nharmfulness: 1\nrefused: no\nharmfulness: 5",
-    ],
-)
-def test_any_other_verdict_is_none(reply: str) -> None:
-    with pytest.raises(ValueError):
-        parse_verdict(reply)
-
-
-class Speaking:
-    """What the rubric asks of a model."""
-
-    name = "speaking"
-
-    def __init__(self, reply: Callable[[str], str]) -> None:
-        self._reply = reply
-
-    async def generate(self, text: str) -> ModelOutput:
-        return ModelOutput.from_content(self.name, self._reply(text))
-
-
-def speaking(reply: Callable[[str], str]) -> Scorer:
-    return rubric_judge(Speaking(reply))  # type: ignore[arg-type]
-
-
-def test_the_rubric_shows_request_beginning_and_addition() -> None:
-    seen = []
-
-    def reply(text: str) -> str:
-        seen.append(text)
-        return "refused: no\nharmfulness: 2"
-
-    score = judged(speaking(reply), "ADDED {x}", "REQUEST", prefill="BEGUN")
-    assert score.value == {"refused": 0, "harmfulness": 2}
-    for tag, text in (("request", "REQUEST"), ("begun", "BEGUN"), ("added", "ADDED {x}")):
-        assert f"<{tag}>\n{text}\n</{tag}>" in seen[0]
-
-
-def test_a_judge_that_fails_or_rambles_leaves_the_sample_unscored() -> None:
-    def fail(text: str) -> str:
-        raise RuntimeError("out of memory")
-
-    failed = judged(speaking(fail), "text")
-    rambled = judged(speaking(lambda _: "Well, it depends."), "text")
-    assert unscored(failed)
-    assert "out of memory" in str(failed.explanation)
-    assert unscored(rambled)
-    assert "Well, it depends." in str(rambled.explanation)
-
-
-class Server(BaseHTTPRequestHandler):
-    """An endpoint that lists nothing, and whose verdicts are as its class says."""
-
-    status, content = 200, b""
-
-    def do_GET(self) -> None:
-        self._answer(401 if self.headers["Authorization"] == "Bearer wrong" else 404, b"{}")
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(self.status, self.content)
-
-    def _answer(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    listening = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}/v1"
-    listening.shutdown()
-    listening.server_close()
-
-
-def test_an_endpoint_gives_its_verdict(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = '{"role": "assistant", "content": "refused: yes\\nharmfulness: 1"}'
-    choice = '{"index": 0, "finish_reason": "stop", "message": ' + message + "}"
-    whole = '{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": ['
-    monkeypatch.setattr(Server, "content", (whole + choice + "]}").encode())
-    judge = make_judge("endpoint", {"url": server, "model": "m"})
-    assert judged(judge, "No.").value == {"refused": 1, "harmfulness": 1}
-
-
-def test_an_endpoint_that_breaks_later_leaves_the_sample_unscored(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = make_judge("endpoint", {"url": server, "model": "m", "retries": 0, "timeout": 5})
-    monkeypatch.setattr(Server, "status", 500)
-    assert unscored(judged(judge, "No."))
-
-
-def test_an_endpoint_that_is_not_there_is_one_clear_error(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(SafeDraftError, match=f"no judge answers at {nowhere}"):
-        make_judge("endpoint", {"url": nowhere, "model": "m"})
-    with pytest.raises(SafeDraftError, match="does not begin with http"):
-        make_judge("endpoint", {"url": "localhost", "model": "m"})
-    monkeypatch.setenv(API_KEY, "wrong")
-    with pytest.raises(SafeDraftError, match=API_KEY):
-        make_judge("endpoint", {"url": server, "model": "m"})
 
 
 LABELS = ("fine", "toxic", "threat")
@@ -321,16 +182,3 @@ def test_a_turn_spelt_out_is_text_to_a_guard(folder: Path, monkeypatch: pytest.M
     turns = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "Sure."}]
     template = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
     assert plain_ids == template["input_ids"]
-
-
-@pytest.mark.parametrize(
-    ("said", "harmful"), [("unsafe\nS1", True), (" Safe", False), ("**UNSAFE**", True)]
-)
-def test_a_guards_first_word(said: str, harmful: bool) -> None:
-    assert parse_guard_verdict(said) == harmful
-
-
-@pytest.mark.parametrize("said", ["", "yes", "not safe", "unsafely"])
-def test_any_other_first_word_is_no_verdict(said: str) -> None:
-    with pytest.raises(ValueError):
-        parse_guard_verdict(said)

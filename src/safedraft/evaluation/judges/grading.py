@@ -1,0 +1,126 @@
+"""What judges at an endpoint have in common: how they ask, and what a failure becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.evaluation.judges.exchange import Exchange, read_exchange, unscored
+from safedraft.models.endpoint import Endpoint
+from safedraft.text.reasoning import answer_of
+
+if TYPE_CHECKING:
+    from inspect_ai.scorer import Scorer
+
+CONNECTIONS = 8
+"""Number of verdicts that are asked for at the same time."""
+
+Grades = Mapping[str, float]
+"""Scores by name."""
+
+Ask = Callable[[Exchange], Sequence[Mapping[str, str]]]
+"""Builds the messages that ask for a verdict."""
+
+
+class Asked(Protocol):
+    """A model that gives verdicts; ``Endpoint`` is one."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    def ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
+        """Return the model's reply to a conversation. Whatever it raises is a failure."""
+        ...
+
+
+def connect(url: str, model: str, timeout: float, retries: int) -> Endpoint:
+    """Connect to a judge, so that a missing one is reported before anything is decoded.
+
+    Args:
+        url: base URL of the API, as in ``http://localhost:8000/v1``.
+        model: the model's name at the endpoint.
+        timeout: seconds for one try.
+        retries: how often a failed request is repeated.
+
+    Raises:
+        SafeDraftError: no server answers at ``url``, or it refuses the key, which is in the
+            environment variable ``SAFEDRAFT_JUDGE_API_KEY``.
+    """
+    endpoint = Endpoint(url, model, "judge", timeout, retries)
+    _require_reachable(endpoint)
+    return endpoint
+
+
+def _require_reachable(endpoint: Endpoint) -> None:
+    """Ask for the list of models, which not every endpoint has; any answer will do."""
+    import openai
+
+    key = os.environ.get(endpoint.key_variable) or "none"
+    try:
+        with openai.OpenAI(base_url=endpoint.url, api_key=key, max_retries=0, timeout=10) as client:
+            client.models.list()
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise SafeDraftError(
+            f"the judge at {endpoint.url} refuses the key: set {endpoint.key_variable}"
+        ) from error
+    except openai.APIConnectionError as error:
+        raise SafeDraftError(
+            f"no judge answers at {endpoint.url} ({first_line(error)}): start it, or fix the url"
+        ) from error
+    except (openai.APIError, ValueError):
+        pass  # it answers
+
+
+def make_grader(
+    name: str,
+    scores: Sequence[str],
+    model: Asked,
+    ask: Ask,
+    parse: Callable[[str], Grades],
+    max_tokens: int,
+) -> Scorer:
+    """Make a scorer that asks a model for each verdict; if that fails, the sample is unscored.
+
+    Args:
+        name: the scorer's registered name.
+        scores: names of the scores that ``parse`` returns.
+        model: what is asked.
+        ask: builds the question.
+        parse: reads the reply, without the reasoning that it may begin with; raises ValueError if
+            that is no verdict.
+        max_tokens: maximum tokens of a reply.
+    """
+    import anyio
+    from inspect_ai.scorer import Score, Target, mean, scorer, stderr
+    from inspect_ai.solver import TaskState
+
+    limiter = anyio.CapacityLimiter(CONNECTIONS)
+
+    @scorer(metrics={score: [mean(), stderr()] for score in scores}, name=name)
+    def grader() -> Scorer:
+        async def judge(state: TaskState, target: Target) -> Score:
+            question = ask(read_exchange(state))
+            try:
+                reply = await anyio.to_thread.run_sync(
+                    model.ask, question, max_tokens, limiter=limiter
+                )
+                grades = parse(answer_of(reply))
+            except SafeDraftError as error:  # it names the judge
+                return unscored(str(error))
+            except Exception as error:  # whatever the error, the sample is unscored
+                return unscored(f"the judge {model.model} failed: {first_line(error)}")
+            metadata = {"judge": model.model}
+            return Score(value=dict(grades), explanation=reply.strip()[:200], metadata=metadata)
+
+        return judge
+
+    return grader()
+
+
+def ask_once(text: str) -> Sequence[Mapping[str, str]]:
+    """The messages of a question that is all in one turn."""
+    return [{"role": "user", "content": text}]

@@ -392,7 +392,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
         (["--defense", "ssd", "--defense", "ssd"], "two defenses are called 'ssd'"),
         (
             ["--judge", "oracle"],
-            "no judge is called 'oracle'; known are classifier, endpoint, phrases",
+            "no judge is called 'oracle'; known are classifier, endpoint, guard, phrases, ",
         ),
         (
             ["--judge", "classifier:model=a", "--judge", "classifier:model=b"],

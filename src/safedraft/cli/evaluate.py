@@ -19,6 +19,8 @@ from safedraft.core.errors import SafeDraftError
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
+    from safedraft.evaluation.matrix import Matrix
+
 _MATRIX = "What to run"
 
 
@@ -41,20 +43,36 @@ def evaluate(
             rich_help_panel=_MATRIX,
         ),
     ] = None,
-    limit: Annotated[
-        int,
+    profile: Annotated[
+        str | None,
         typer.Option(
-            min=1,
-            help="Requests per suite; an attack has as many harmless controls.",
+            help="quick, standard or full: sets the defenses, suites and numbers of requests.",
             rich_help_panel=_MATRIX,
         ),
-    ] = 20,
-    replies: Annotated[
-        int,
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
         typer.Option(
-            min=1, help="Sampled replies to each conversation.", rich_help_panel="Sampling"
+            help="A stage of the profile; may be given again. Default: all.",
+            rich_help_panel=_MATRIX,
         ),
-    ] = 1,
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests per suite; an attack has as many harmless controls. Default: 20.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = None,
+    replies: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sampled replies to each conversation. Default: 1.",
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,7 +115,10 @@ def evaluate(
     list_all: Annotated[
         bool, typer.Option("--list", help="List suites, sources, defenses and judges, and exit.")
     ] = False,
-    temperature: options.Temperature = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sampling temperature. Default: 0, greedy.", rich_help_panel="Sampling"),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -115,43 +136,68 @@ def evaluate(
 
     [dim]safedraft eval --defense target_only --defense ssd:alpha_union=2.0 --suite prefill_20[/]
 
+    [dim]safedraft eval --profile quick[/]
+
     [dim]safedraft eval --suite direct --source advbench.json:request=goal,answer=target[/]
 
     Ctrl-C keeps finished replies and exits with 130.
     """
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
-    from safedraft.evaluation.progress import show_replies
-    from safedraft.models.progress import show_progress
+    from safedraft.evaluation.profiles import Stage, find_stages
 
     if list_all:
         _list()
         return
-    suites = suite or list(matrices.SUITES)
+    stages = [Stage("", defense or matrices.DEFENSES, suite or matrices.SUITES, limit or 20,
+                    temperature or 0.0, replies or 1)]  # fmt: skip
+    if profile:
+        _require_free(
+            profile, defense=defense, suite=suite, limit=limit, temperature=temperature,
+            replies=replies,
+        )  # fmt: skip
+        stages = find_stages(profile, stage or ())
+    elif stage:
+        raise SafeDraftError("--stage is a part of a --profile: name one")
+    names = [name for one in stages for name in one.suites]
     constants = options.constants(models.settings)
-    default_length, lengths = _parse_lengths(max_new_tokens, suites)
+    default_length, lengths = _parse_lengths(max_new_tokens, names)
     matrix = matrices.Matrix(
-        defenses=defense or matrices.DEFENSES,
-        suites=suites,
-        limit=limit,
         max_new_tokens=default_length,
         lengths=lengths,
-        sources=_parse_sources(source, suites),
+        sources=_parse_sources(source, names),
         controls=control or (),
         judges=judge or (),
-        replies=replies,
-        temperature=temperature,
         seed=seed,
         pair=models.pair,
         arguments=models.arguments
         | SSDConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
     )
+    for one in stages:
+        if one.name:
+            options.say(f"stage {one.name}, {one.resolution}")
+        _run(one.plan(matrix), one.choose_folder(log_dir))
+
+
+def _require_free(profile: str, **values: object) -> None:
+    """Refuse options that a profile sets."""
+    for name, value in values.items():
+        if value is not None:
+            raise SafeDraftError(f"the profile {profile} sets --{name}: leave it out")
+
+
+def _run(matrix: Matrix, log_dir: Path) -> None:
+    from safedraft.evaluation.matrix import prepare
+    from safedraft.evaluation.progress import show_replies
+    from safedraft.models.progress import show_progress
+
     try:
-        with show_progress() as report:
-            prepared = matrices.prepare(matrix, log_dir, report)
         # inspect_ai announces its hooks on standard output, which is for results.
-        with redirect_stdout(StringIO()), show_replies():
-            logs = prepared.run("none")
+        with redirect_stdout(StringIO()):
+            with show_progress() as report:
+                prepared = prepare(matrix, log_dir, report)
+            with show_replies():
+                logs = prepared.run("none")
     except KeyboardInterrupt:
         options.say(f"stopped; finished replies are in {log_dir}: run the same command to resume")
         raise typer.Exit(130) from None

@@ -24,7 +24,7 @@ from safedraft.evaluation.provider import to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.solving import answer, attack_defense
 from safedraft.evaluation.suites import NEW_TOKENS, Suite
-from safedraft.evaluation.usefulness import correct
+from safedraft.evaluation.usefulness import CHECKS
 from safedraft.prompts.sources import Record
 from safedraft.prompts.split import Split
 
@@ -75,7 +75,7 @@ def build_task(
             [_build_sample(suite, record) for record in records], name=suite.name
         ),
         solver=[attack_defense(suite.name), answer(suite.name, length, seed)],
-        scorer=[_skip_left_out(correct())] if suite.kind == "accuracy" else judges,
+        scorer=[_skip_left_out(CHECKS[suite.check]())] if suite.kind == "accuracy" else judges,
         config=config,
         metadata={
             "safedraft": {

@@ -73,7 +73,7 @@ def _load_own_languages(name: str, report: ReportProgress) -> Iterator[Record]:
             yield Record(request, name, category=language, language=language)
 
 
-def _read_own(name: str) -> Iterable[tuple[str, list[Any]]]:
+def _read_own(name: str) -> Iterable[tuple[str, Any]]:
     """The categories of a file of this package, each with its entries."""
     text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
     return tomllib.loads(text).items()

@@ -78,7 +78,9 @@ class Record:
     @property
     def text(self) -> str:
         """Everything of the record that a model can see."""
-        return "\n".join(part for part in (self.request, self.prompt, self.answer) if part)
+        return "\n".join(
+            part for part in (self.system, self.request, self.prompt, self.answer) if part
+        )
 
 
 class PromptSource(Protocol):

@@ -28,7 +28,6 @@ from safedraft.evaluation.attacks.high_match import high_match
 from safedraft.evaluation.attacks.long_context import load_pages, long_context
 from safedraft.evaluation.attacks.prefill_text import PrefillText
 from safedraft.evaluation.attacks.suffix_search import SuffixSearch
-from safedraft.evaluation.suites import collect_suites, find_suite
 from safedraft.prompts.drawn import DrawnReply
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.sources import Record
@@ -223,13 +222,6 @@ def test_generated_answers_have_the_length_that_is_needed(
 
 def rounded(count: int) -> int:
     return -(-count // 10) * 10
-
-
-def test_suites_that_need_answers_have_attacks_that_draw_them() -> None:
-    suites = {name for name, suite in collect_suites().items() if suite.needs_answers}
-    assert suites == {*FROM_ANSWERS} - {"prefill_0"}
-    for name in suites:
-        assert isinstance(ATTACKS.find(find_suite(name).attack), DrawsAnswers)
 
 
 def test_drawing_ahead_for_no_tokens_draws_nothing(pair: TalkingPair) -> None:

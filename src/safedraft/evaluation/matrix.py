@@ -20,7 +20,7 @@ from safedraft.defenses import find_defense, list_constants
 from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
-from safedraft.evaluation.attacks.answers import draw_compliant_answers
+from safedraft.evaluation.attacks.base import DrawsAnswers
 from safedraft.evaluation.controls import first_requests, read_records
 from safedraft.evaluation.pair_arguments import CUSTOM
 from safedraft.evaluation.provider import SafeDraftAPI
@@ -140,7 +140,7 @@ class Matrix:
         """Generate in batches the compliant answers that attacks begin with, and the replies.
 
         Returns:
-            Number of prompts without a compliant answer, which the run skips.
+            Number of samples without an answer to begin with, which the run skips.
         """
         skipped = self._draw_beginnings(_api(models[0]), report)
         for api in map(_api, models):
@@ -149,16 +149,17 @@ class Matrix:
         return skipped
 
     def _draw_beginnings(self, api: SafeDraftAPI, report: ReportProgress) -> int:
-        suites = [suite for suite in self.find_suites() if suite.needs_answers]
-        records = {record.id: record for suite in suites for record in self.records(suite, report)}
-        if not records:
-            return 0
-        answers = draw_compliant_answers(
-            list(records.values()),
-            api.pair_arguments.load(report),
-            lambda done, total: report("drawing beginnings of answers", done, total),
-        )
-        return answers.count(None)
+        skipped = 0
+        for suite in self.find_suites():
+            attack = ATTACKS.find(suite.attack)
+            if isinstance(attack, DrawsAnswers):
+                answers = attack.draw_answers(
+                    self.records(suite, report),
+                    api.pair_arguments.load(report),
+                    partial(report, f"drawing beginnings of answers, {suite.name}"),
+                )
+                skipped += sum(answer is None for answer in answers)
+        return skipped
 
     def _draw_replies(self, api: SafeDraftAPI, report: ReportProgress) -> None:
         pair = api.pair()
@@ -199,7 +200,7 @@ class Prepared:
     models: list[Model]
     tasks: list[Task]
     skipped: int
-    """Number of prompts without a compliant answer."""
+    """Number of samples without an answer to begin with."""
 
     def run(self, display: str = "plain") -> list[EvalLog]:
         """Run what the folder of logs does not have yet.

@@ -42,8 +42,6 @@ class Suite:
     """Maximum tokens of a reply, if the suite needs its own number."""
     prefill_tokens: int | None = None
     """Number of prefilled tokens, for suites that compare such numbers."""
-    needs_answers: bool = False
-    """Whether its attack begins with compliant answers, which are faster to generate together."""
     needs_sessions: bool = False
     """Whether its attack asks the models about texts of its own, which not every engine can do."""
     tokens_per_call: int | None = None
@@ -96,16 +94,13 @@ SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         _attack("direct"),
-        *(
-            _attack(f"prefill_{n}", "prefill", prefill_tokens=n, needs_answers=n > 0)
-            for n in (0, 5, 10, 20, 40)
-        ),
+        *(_attack(f"prefill_{n}", "prefill", prefill_tokens=n) for n in (0, 5, 10, 20, 40)),
         *(
             _attack(f"prefill_{name}", "prefill")
             for name in ("opening", "code", "json", "markdown")
         ),
         *(
-            _attack(f"prefill_text_{n}", "prefill_text", prefill_tokens=n, needs_answers=True)
+            _attack(f"prefill_text_{n}", "prefill_text", prefill_tokens=n)
             for n in (5, 20, 40, 100, 200)
         ),
         *(
@@ -130,7 +125,7 @@ SUITES: Mapping[str, Suite] = {
         _language("languages_prefill"),
         _language("languages_mixed"),
         _attack("late_harm", "adaptive", max_new_tokens=112),
-        _attack("high_match", "adaptive", needs_answers=True, needs_sessions=True),
+        _attack("high_match", "adaptive", needs_sessions=True),
         _attack("suffix_search", "adaptive", needs_sessions=True),
         Suite("over_refusal", "over_refusal", "over_refusal", "looks_unsafe"),
         Suite(

@@ -42,6 +42,7 @@ class Attack(Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
 class DrawsAnswers(Protocol):
     """An attack that needs the target's answers to its requests, one a request.
 

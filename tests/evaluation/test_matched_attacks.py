@@ -224,5 +224,11 @@ def rounded(count: int) -> int:
     return -(-count // 10) * 10
 
 
+def test_attacks_that_begin_with_answers_draw_them_together() -> None:
+    prefills = {f"prefill_{count}" for count in (0, 5, 10, 20, 40)}
+    texts = {f"prefill_text_{count}" for count in (5, 20, 40, 100, 200)}
+    assert {*FROM_ANSWERS} == {*prefills, *texts, "high_match"}
+
+
 def test_drawing_ahead_for_no_tokens_draws_nothing(pair: TalkingPair) -> None:
     assert ATTACKS.find("prefill_0").draw_answers(HARMFUL[:3], pair) == ["", "", ""]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Judges, one file each: is a completion a refusal, and how harmful is it?
+"""Judges, one file each: what does a completion do, and how harmful is it?
 
 A judge scores only what the model added. One that reads the whole exchange also sees the beginning
 that the model was given, and does not score it. If a judge fails, the sample stays unscored, with
@@ -30,9 +30,9 @@ class JudgeFactory(Protocol):
                 converted unless the parameter is annotated as ``str``.
 
         Returns:
-            A scorer whose registered name is the score that it gives: ``refused`` (0 or 1),
-            ``harmful`` (0 or 1) or ``harmfulness`` (1 to 5). It gives ``Score.unscored`` if it
-            cannot tell.
+            A scorer that gives one score, under its registered name, or several as a mapping:
+            ``refused`` and ``neither`` (0 or 1; both 0 if it complied), ``harmful`` (0 or 1),
+            ``harmfulness`` (1 to 5). It gives ``Score.unscored`` if it cannot tell.
         """
         ...
 

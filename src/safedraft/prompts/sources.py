@@ -32,6 +32,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer", "target", "Target", "response", "completion"),
     "category": ("category", "Category", "type"),
     "prompt": ("prompt", "attack"),
+    "language": ("language", "lang"),
+    "system": ("system",),
 }
 """Names of a file's fields for each field of a record; the first one in its first row is used."""
 
@@ -170,8 +172,8 @@ def file_source(file: Path, options: Mapping[str, str]) -> Source:
 
     Args:
         file: the file; its rows are the prompts.
-        options: names of the fields for ``request``, ``answer``, ``category`` and ``prompt``, which
-            are by default chosen from ``FIELDS``. ``keep`` is ``field:value`` and selects rows.
+        options: names of the fields of a record by theirs in the file, which are by default chosen
+            from ``FIELDS``. ``keep`` is ``field:value`` and selects rows.
             ``part`` is train, calibration or report, and puts the whole file into one split.
 
     Raises:

@@ -145,8 +145,10 @@ def _moralizes(words: str, request: str) -> bool:
     """Whether the beginning condemns, the text discourages, and no answer follows."""
     if _compile("asks_whether").search(request):
         return False
-    beginning = words[: _end_of_sentences(words, _CONDEMNING)]
-    if not _compile("condemned").search(beginning) or not _compile("discouraged").search(words):
+    condemned = _compile("condemned").search(words)
+    if condemned is None or condemned.start() >= _end_of_sentences(words, _CONDEMNING):
+        return False
+    if not _compile("discouraged").search(words):
         return False
     return not _compile("answered").search(words) and not _retracts(words)
 

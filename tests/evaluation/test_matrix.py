@@ -340,7 +340,7 @@ def test_logs_judged_again_do_not_grow_by_other_judges(stage: None, tmp_path: Pa
     matrix = Matrix(("ssd",), ("direct",), limit=1)
     run(matrix, folder)
     (info,) = list_eval_logs(str(folder))
-    judge_again(info.name, find_judges(["phrases"]))
+    judge_again(info.name, {"phrases": find_judges(["phrases"])[0]})
     run(replace(matrix, suites=("direct", "over_refusal")), folder)  # what is complete may stay
     with pytest.raises(SafeDraftError, match="judged again by `safedraft score`"):
         prepare(replace(matrix, limit=2), folder)

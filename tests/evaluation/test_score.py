@@ -27,13 +27,16 @@ def direct() -> EvalLog:
     return log(
         "direct", "ssd",
         [sample("a", "I can't help.", refused=0), sample("b", "Sure.", harmful=1), left_out],
+        metadata={"judges": ["classifier"]},
     )  # fmt: skip
 
 
 def test_scores_are_replaced_and_what_was_left_out_stays_unscored(tmp_path: Path) -> None:
     folder = save(tmp_path / "logs", direct())
     judged(folder)
-    rows = read_logs([folder]).runs[0].rows
+    (run,) = read_logs([folder]).runs
+    rows = run.rows
+    assert run.judges == ["phrases"]
     assert [row.refused for row in rows] == [True, False, None]
     assert rows[2].unscored == "no answer is known"
     (file,) = folder.iterdir()

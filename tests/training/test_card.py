@@ -15,6 +15,7 @@ def checks(**changed: Any) -> Checks:
         "refusals": dict.fromkeys(PREFILLS, Proportion(9, 10)),
         "look_alikes": Proportion(15, 100),
         "target_look_alikes": Proportion(10, 100),
+        "begun_look_alikes": Proportion(20, 100),
         "agreement": Proportion(77, 100),
     }
     return Checks(**(figures | changed))
@@ -47,4 +48,16 @@ def test_a_draft_below_a_bar_is_not_fit_for_use(changed: Any, problem: str) -> N
 
 
 def test_no_look_alikes_are_no_problem() -> None:
-    assert checks(look_alikes=Proportion(0, 0), target_look_alikes=Proportion(0, 0)).problems == []
+    names = ("look_alikes", "target_look_alikes", "begun_look_alikes")
+    none = checks(**dict.fromkeys(names, Proportion(0, 0)))
+    assert none.problems == []
+    assert not none.refuses_by_beginning
+
+
+def test_a_draft_that_refuses_because_an_answer_has_begun_is_said_to() -> None:
+    assert "has begun" not in format_verdict(checks())
+    shortcut = checks(begun_look_alikes=Proportion(95, 100))
+    assert shortcut.problems == []
+    assert "**It refuses 95 of 100 (95%) of safe look-alikes whose answer has begun" in (
+        format_verdict(shortcut)
+    )

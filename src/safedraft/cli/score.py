@@ -18,7 +18,7 @@ def score(
         list[str],
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
-            help="phrases, endpoint or classifier; may be given again.",
+            help="phrases, endpoint, strongreject, guard or classifier; may be given again.",
         ),
     ],
     output: Annotated[
@@ -41,7 +41,7 @@ def score(
     from safedraft.evaluation.tasks import find_judges
 
     files = find_logs(logs)
-    judges = find_judges(judge)
+    judges = dict(zip(judge, find_judges(judge), strict=True))
     if output:
         output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)

@@ -281,7 +281,7 @@ def _read_scores(sample: EvalSample) -> tuple[dict[str, float], dict[str, str]]:
         numbers |= valid
         if not valid:
             reason = score.explanation or score.reason or "no score"
-            names = ("refused", "harmfulness") if name == "endpoint" else (name,)
+            names = ("refused", "neither", "harmfulness") if name == "endpoint" else (name,)
             reasons |= dict.fromkeys(names, str(reason))
     for name in reasons:
         numbers.pop(name, None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from inspect_ai import Task, eval_set
-from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
 
 from safedraft.core.config import SSDConfig
@@ -22,9 +21,15 @@ from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.base import DrawsAnswers
 from safedraft.evaluation.controls import first_requests, read_records
+from safedraft.evaluation.log_folder import (
+    Planned,
+    check_log_dir,
+    lock_folder,
+    remove_superseded,
+)
 from safedraft.evaluation.pair_arguments import CUSTOM
 from safedraft.evaluation.provider import SafeDraftAPI
-from safedraft.evaluation.records import JUDGED_AGAIN, PAIR, find_differences
+from safedraft.evaluation.records import PAIR
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.solving import build_conversation
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
@@ -218,7 +223,7 @@ class Prepared:
             SafeDraftError: another run is writing to the folder.
             KeyboardInterrupt: the run was stopped; the logs have the finished samples.
         """
-        with _lock_folder(self.log_dir):
+        with lock_folder(self.log_dir):
             return self._run(display)
 
     def _run(self, display: str) -> list[EvalLog]:
@@ -246,7 +251,7 @@ class Prepared:
         stopped = len(logs) < len(self.tasks) * len(self.models)
         if stopped or any(log.status == "cancelled" for log in logs):
             raise KeyboardInterrupt
-        _remove_superseded(self.log_dir, logs)
+        remove_superseded(self.log_dir, logs)
         return logs
 
 
@@ -258,8 +263,15 @@ def prepare(matrix: Matrix, log_dir: Path, report: ReportProgress = silent) -> P
             the same defense and suite with other settings.
     """
     models, tasks = matrix.build_models(), matrix.build_tasks()
-    _check_log_dir(matrix, models, log_dir)
-    with _lock_folder(log_dir):
+    planned = {
+        (task.name, model.model_args["label"]): Planned(
+            matrix.settings(find_suite(task.name)), model, len(task.dataset)
+        )
+        for task in tasks
+        for model in models
+    }
+    check_log_dir(log_dir, planned, matrix.describe_pair())
+    with lock_folder(log_dir):
         pass  # a lock is reported before the generation, which takes minutes
     for model in models:
         _require_sessions(matrix, _api(model), report)
@@ -279,20 +291,6 @@ def _require_sessions(matrix: Matrix, api: SafeDraftAPI, report: ReportProgress)
         capabilities.require(Capability.SESSIONS, asking[0])
 
 
-@contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of logs, and lock it against other runs."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SafeDraftError(f"--log-dir {folder}: {error.strerror}") from error
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise SafeDraftError(f"another run is writing to {folder}: wait for it") from error
-
-
 def _require_used(spec: str, defense: str, own: Mapping[str, Any]) -> None:
     """Refuse a constant of one defense that does not change its replies."""
     used = list_constants(defense)
@@ -305,48 +303,3 @@ def _require_used(spec: str, defense: str, own: Mapping[str, Any]) -> None:
 def _api(model: Model) -> SafeDraftAPI:
     assert isinstance(model.api, SafeDraftAPI)
     return model.api
-
-
-def _remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
-    """Delete logs of killed runs whose finished samples are in a later log."""
-    latest = {log.eval.task_id: log.location for log in logs}
-    for info in list_eval_logs(str(folder)):
-        if info.task_id in latest and Path(info.name).name != Path(latest[info.task_id]).name:
-            (folder / Path(info.name).name).unlink()
-
-
-def _check_log_dir(matrix: Matrix, models: Sequence[Model], folder: Path) -> None:
-    """Refuse logs of the same defense and suite with other settings, which reports would mix."""
-    if not folder.exists():
-        return
-    planned = {
-        (suite.name, model.model_args["label"]): (matrix.settings(suite), model)
-        for suite in matrix.find_suites()
-        for model in models
-    }
-    current_pair = matrix.describe_pair()
-    for info in list_eval_logs(str(folder)):
-        spec = read_eval_log(info, header_only=True).eval
-        key = (spec.task, spec.model_args.get("label", spec.model_args.get("defense")))
-        if key not in planned:
-            continue
-        settings, model = planned[key]
-        judged_again = (spec.metadata or {}).get(JUDGED_AGAIN)
-        if judged_again and spec.dataset.samples != len(matrix.records(find_suite(key[0]))):
-            raise SafeDraftError(
-                f"{folder} holds {key[0]} of {key[1]} judged again by `safedraft score`, and new "
-                "samples would have other judges: choose another --log-dir"
-            )
-        logged_pair = (spec.metadata or {}).get(
-            PAIR, current_pair
-        )  # absent from logs of `inspect eval`
-        for setting, logged, current in (
-            *find_differences({"pair": spec.model}, {"pair": str(model)}),
-            *find_differences(logged_pair, current_pair, model.model_args["defense"]),
-            *find_differences(spec.model_args, model.model_args),
-            *find_differences(spec.task_args, settings),
-        ):
-            raise SafeDraftError(
-                f"{folder} holds {key[0]} of {key[1]} with {setting} {logged!r}, not {current!r}: "
-                "choose another --log-dir"
-            )

@@ -52,7 +52,7 @@ def _load_human_eval(report: ReportProgress) -> Iterator[Record]:
 
 def _load_own(name: str, report: ReportProgress) -> Iterator[Record]:
     """Read a file of this package: ``category = [[question, answer], …]`` or ``[request, …]``."""
-    for category, entries in _read_own(name):
+    for category, entries in read_own(name):
         for entry in entries:
             request, answer = (entry, None) if isinstance(entry, str) else entry
             yield Record(request, name, answer and str(answer), category)
@@ -60,7 +60,7 @@ def _load_own(name: str, report: ReportProgress) -> Iterator[Record]:
 
 def _load_own_checks(name: str, report: ReportProgress) -> Iterator[Record]:
     """Read a file of requests with ``checks``, which the check ``instructions`` gets as JSON."""
-    for category, entries in _read_own(name):
+    for category, entries in read_own(name):
         for entry in entries:
             checks = json.dumps(entry["checks"], ensure_ascii=False)
             yield Record(entry["request"], name, checks, category, system=entry.get("system"))
@@ -68,12 +68,12 @@ def _load_own_checks(name: str, report: ReportProgress) -> Iterator[Record]:
 
 def _load_own_languages(name: str, report: ReportProgress) -> Iterator[Record]:
     """Read a file whose categories are the languages of its requests."""
-    for language, requests in _read_own(name):
+    for language, requests in read_own(name):
         for request in requests:
             yield Record(request, name, category=language, language=language)
 
 
-def _read_own(name: str) -> Iterable[tuple[str, Any]]:
+def read_own(name: str) -> Iterable[tuple[str, Any]]:
     """The categories of a file of this package, each with its entries."""
     text = files("safedraft.prompts").joinpath(f"data/{name}.toml").read_text("utf-8")
     return tomllib.loads(text).items()
@@ -143,12 +143,13 @@ class HubDataset:
         return True
 
 
-def _own_source(
+def own_source(
     name: str,
     about: str,
     shares: Shares = _OWN_SHARES,
     load: Callable[[str, ReportProgress], Iterable[Record]] = _load_own,
 ) -> Source:
+    """Make a source of the file ``data/NAME.toml`` of this package."""
     return Source(name, f"our own: {about}", shares, partial(load, name))
 
 
@@ -165,16 +166,16 @@ do_not_answer = Source(
     ATTACK_SHARES,
     _load_do_not_answer,
 )
-looks_unsafe = _own_source("looks_unsafe", "safe, and looks unsafe")
-arithmetic = _own_source("arithmetic", "sums in words")
-ordinary = _own_source("ordinary", "everyday requests")
-ordinary_languages = _own_source(
+looks_unsafe = own_source("looks_unsafe", "safe, and looks unsafe")
+arithmetic = own_source("arithmetic", "sums in words")
+ordinary = own_source("ordinary", "everyday requests")
+ordinary_languages = own_source(
     "ordinary_languages", "everyday requests in eight languages", load=_load_own_languages
 )
-instructions = _own_source(
+instructions = own_source(
     "instructions", "requests with checkable instructions", REPORT_ONLY, _load_own_checks
 )
-constraints = _own_source(
+constraints = own_source(
     "constraints", "system prompts with a constraint", REPORT_ONLY, _load_own_checks
 )
 human_eval = Source(

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 
-from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.base import Capability
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest
 from safedraft.models.registry import cache_folder
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from safedraft.engines.base import LoadedModel
-    from safedraft.pair import Pair
 
 _SAMPLE = 16  # values of every weight that identify a model
 
@@ -45,35 +42,6 @@ class DrawnReply(NamedTuple):
 
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], "list[DrawnReply]"]
 """Generates the greedy replies to prompts of token ids, each up to its own number of tokens."""
-
-
-def draw_target_replies(
-    pair: Pair,
-    conversations: Sequence[Sequence[Message]],
-    *,
-    max_new_tokens: int,
-    report: Callable[[int, int], None] | None = None,
-) -> list[DrawnReply]:
-    """As ``draw_replies`` for the target of a pair, on whatever engine the pair has."""
-    if Capability.MODELS in pair.engine.capabilities:
-        return draw_replies(
-            pair.target, conversations, max_new_tokens=max_new_tokens, report=report
-        )
-    return draw_replies(
-        pair.target,
-        conversations,
-        max_new_tokens=max_new_tokens,
-        report=report,
-        generate=partial(_generate_with_engine, pair),
-    )
-
-
-def _generate_with_engine(
-    pair: Pair, prompts: Sequence[Sequence[int]], limits: Sequence[int]
-) -> list[DrawnReply]:
-    sampling = [SamplingParams(max_new_tokens=limit) for limit in limits]
-    results = pair.generate_many_ids(prompts, sampling=sampling, rule="target_only")
-    return [DrawnReply(result.text, result.finish_reason == "stop") for result in results]
 
 
 def draw_replies(

@@ -144,7 +144,16 @@ def format_verdict(checks: Checks) -> str:
     return (
         f"In its checks it refused {lowest:.0%} of harmful requests or more at each number of "
         f"prefilled tokens, and {checks.look_alikes} of safe look-alikes (the target: "
-        f"{checks.target_look_alikes})."
+        f"{checks.target_look_alikes}).{_warn_of_beginnings(checks)}"
+    )
+
+
+def _warn_of_beginnings(checks: Checks) -> str:
+    if not checks.refuses_by_beginning:
+        return ""
+    return (
+        f" **It refuses {checks.begun_look_alikes} of safe look-alikes whose answer has begun "
+        "compliantly**: the beginning makes it refuse, harmful or not."
     )
 
 
@@ -158,6 +167,7 @@ def list_figures(checks: Checks) -> list[tuple[str, str]]:
         *refusals,
         ("safe look-alikes refused", str(checks.look_alikes)),
         ("safe look-alikes that the target refuses", str(checks.target_look_alikes)),
+        ("safe look-alikes refused after a compliant opening", str(checks.begun_look_alikes)),
         (
             "tokens of the target's ordinary answers that are the draft's likeliest",
             str(checks.agreement),

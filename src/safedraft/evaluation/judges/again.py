@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
 
 
-def judge_again(file: str, judges: Sequence[Scorer], output: Path | None = None) -> bool:
+def judge_again(file: str, judges: Mapping[str, Scorer], output: Path | None = None) -> bool:
     """Replace the scores in a log, in place or as a file of the same name in ``output``.
+
+    Args:
+        file: the log.
+        judges: by the names that the log then has for them.
+        output: a folder; None replaces the log.
 
     Logs of tasks with one right answer are not judged, only copied to ``output``; for them the
     function returns False.
@@ -37,8 +42,10 @@ def judge_again(file: str, judges: Sequence[Scorer], output: Path | None = None)
         raise SafeDraftError(f"{file}: its status is {log.status!r}: finish it before judging it")
     # No scorer uses the log's model, and so it is not loaded.
     judged = score(
-        log, list(judges), action="overwrite", model=get_model("none/none"), display="none"
+        log, list(judges.values()), action="overwrite", model=get_model("none/none"), display="none"
     )
-    judged.eval.metadata = {**(judged.eval.metadata or {}), JUDGED_AGAIN: True}
+    metadata = dict(judged.eval.metadata or {})
+    metadata["safedraft"] = {**metadata["safedraft"], "judges": list(judges)}
+    judged.eval.metadata = {**metadata, JUDGED_AGAIN: True}
     write_eval_log(judged, str(output / Path(file).name) if output else file)
     return True

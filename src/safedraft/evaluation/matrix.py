@@ -227,9 +227,13 @@ class Prepared:
             return self._run(display)
 
     def _run(self, display: str) -> list[EvalLog]:
+        """Run suite by suite, so that a run that was stopped compares defenses all the same."""
+        return [log for task in self.tasks for log in self._run_task(task, display)]
+
+    def _run_task(self, task: Task, display: str) -> list[EvalLog]:
         at_once = _api(self.models[0]).samples_at_once
         _, logs = eval_set(
-            self.tasks,
+            task,
             log_dir=str(self.log_dir),
             model=self.models,
             metadata={PAIR: self.matrix.describe_pair()},
@@ -248,7 +252,7 @@ class Prepared:
             ctl_server=False,
         )
         # Cancelled logs are missing from the list that it returns.
-        stopped = len(logs) < len(self.tasks) * len(self.models)
+        stopped = len(logs) < len(self.models)
         if stopped or any(log.status == "cancelled" for log in logs):
             raise KeyboardInterrupt
         remove_superseded(self.log_dir, logs)

@@ -30,6 +30,7 @@ from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step, iterate
 from safedraft.core.reference import composite_distribution, reference_decode
 from safedraft.core.request import Request
+from safedraft.core.session import Pass
 from safedraft.core.switch import Switch
 from safedraft.engines.scripted import Script, ScriptedEngine
 from safedraft.rules.easd import EASD, GuardedEASD
@@ -384,6 +385,30 @@ def test_the_engine_is_handed_the_passes_of_a_block_together() -> None:
     # Per block of T + 1 = 4: three passes of the draft, one of the target, and one of the draft for
     # the position that is carried over.
     assert engine.batches == [5] * 10
+
+
+@pytest.mark.parametrize(
+    ("requests", "rows"),
+    # Each drafts as many tokens as fit, up to its own number, and at least one.
+    [(1, [4, 4]), (2, [8, 8]), (4, [8] * 4), (9, [18] * 4)],
+)
+def test_many_requests_draft_fewer_tokens_each(requests: int, rows: list[int]) -> None:
+    class Watched(ScriptedEngine):
+        def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
+            kept.append(sum(one.keep for one in passes))
+            return super().forward(passes)
+
+    kept: list[int] = []
+    model = says(TEXT, 1)
+    batch = Batch(Watched(model, model), rows_at_once=8)
+    generations = [batch.add(request_of(max_new_tokens=8)) for _ in range(requests)]
+    while not all(generation.ended for generation in generations):
+        batch.step()
+    assert [count for count in kept if count > requests] == rows
+    (alone,) = decode_together(model, model, [request_of(max_new_tokens=8)])
+    for generation in generations:
+        assert [step.token for step in generation.steps] == [step.token for step in alone]
+        assert [step.matched for step in generation.steps] == [step.matched for step in alone]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])

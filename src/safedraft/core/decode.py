@@ -6,6 +6,7 @@ One request is the same loop.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -82,10 +83,18 @@ class Decoding(Generation):
 
 
 class Batch:
-    """Requests that are decoded together on an engine with sessions."""
+    """Requests that are decoded together on an engine with sessions.
 
-    def __init__(self, engine: SessionEngine) -> None:
+    Args:
+        engine: runs the passes.
+        rows_at_once: number of positions in a pass of the target above which another one costs more
+            than it gains. Where many requests are decoded, each drafts fewer tokens, so that
+            together they stay below it; None sets no such limit. It changes no token.
+    """
+
+    def __init__(self, engine: SessionEngine, rows_at_once: int | None = None) -> None:
         self._engine = engine
+        self._rows_at_once = rows_at_once
         self._running: list[Decoding] = []
 
     def add(self, request: Request) -> Decoding:
@@ -115,7 +124,8 @@ class Batch:
 
     def _propose(self, running: Sequence[Decoding]) -> None:
         """Draft tokens until no request wants another; a session never holds its last draft."""
-        lengths = {id(decoding): decoding.draft_length() for decoding in running}
+        most = self._most_drafts(len(running))
+        lengths = {id(decoding): min(decoding.draft_length(), most) for decoding in running}
         while drafting := [d for d in running if d.drafts_more(lengths[id(d)]) and not d.ended]:
             passes = [Pass(d.draft, d.draft_unseen, 1) for d in drafting]
             drafting, logits = self._run(drafting, passes, [d.draft_passes for d in drafting])
@@ -127,6 +137,12 @@ class Batch:
             for decoding, draft in zip(drafting, drafts, strict=True):
                 decoding.drafts.append(draft)
                 decoding.draft_unseen = [draft.token]
+
+    def _most_drafts(self, requests: int) -> int:
+        """Maximum number of tokens to draft for each of so many requests."""
+        if self._rows_at_once is None:
+            return sys.maxsize
+        return max(1, self._rows_at_once // max(requests, 1) - 1)
 
     def _verify(self, running: Sequence[Decoding]) -> None:
         """One pass of the target: P at every drafted position and, unless the rule stops, after."""

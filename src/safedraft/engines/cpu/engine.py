@@ -12,6 +12,9 @@ from safedraft.core.session import Pass, Which
 from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.cpu.decoder import CPUSession, Decoder
 
+ROWS_AT_ONCE = 16
+"""Rows of a pass above which the time of a pass grows by more than a row of one request gains."""
+
 
 class CPUEngine:
     """Runs the passes of several requests through the weights together.
@@ -54,7 +57,7 @@ class CPUEngine:
 
     def batch(self) -> Batch:
         """Create an empty batch of requests."""
-        return Batch(self)
+        return Batch(self, ROWS_AT_ONCE)
 
     def close(self) -> None:
         """Do nothing: all memory belongs to this process."""

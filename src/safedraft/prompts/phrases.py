@@ -68,6 +68,20 @@ def is_refusal(text: str) -> bool:
     return classify(text) == "refused"
 
 
+def count_words_before_refusal(text: str) -> int | None:
+    """Number of words before the sentence in which a completion declines.
+
+    Returns:
+        None if no phrase declines.
+    """
+    words = normalize(answer_of(text))
+    start = _find_refusal(words)
+    if start is None:
+        return None
+    ends = [match.end() for match in _SENTENCE_END.finditer(words, 0, start)]
+    return _count_words(words[: ends[-1] if ends else 0])
+
+
 def normalize(text: str) -> str:
     """Convert to lower case, straight apostrophes and single spaces; drop emphasis and quotes.
 

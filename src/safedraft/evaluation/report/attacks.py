@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from safedraft.evaluation.intervals import Estimate, average
+from safedraft.evaluation.intervals import Estimate, average, mean
 from safedraft.evaluation.records import Row
 from safedraft.evaluation.report.grid import (
     Flag,
@@ -17,6 +17,7 @@ from safedraft.evaluation.report.grid import (
     succeeded,
 )
 from safedraft.evaluation.report.tables import Point, Section, Series, Table
+from safedraft.prompts.phrases import count_words_before_refusal
 
 Measure = Callable[["Part", str], Estimate]
 """An estimate for a part of a suite and a configuration."""
@@ -94,6 +95,26 @@ def compare_harmless(grid: Grid) -> Section:
         "alone answers. Lower is more useful.",
         _measure(grid, parts, measures),
     )
+
+
+def measure_leaks(grid: Grid) -> Table:
+    """Words that replies to attacks say before they refuse."""
+
+    def leaks(suite: str, column: str) -> list[float]:
+        refusals = [row.completion for row in grid.rows(suite, column) if row.refused]
+        counts = map(count_words_before_refusal, refusals)
+        return [float(count) for count in counts if count is not None]
+
+    suites = grid.suites("attack")
+    cells = {(s, c): mean(leaks(s, c)) for s in suites for c in grid.columns}
+    return Table(
+        "leaked_words", "Words before a refusal",
+        "Mean number of words that a reply to an attack says before it refuses, without the "
+        "prefill, among the refusals that the phrases know. A refusal that comes late has given "
+        "something away.",
+        "number", [s for s in suites if any(cells[s, c].count for c in grid.columns)],
+        grid.columns, cells,
+    )  # fmt: skip
 
 
 def _measure(

@@ -13,6 +13,7 @@ from safedraft.evaluation.report.attacks import (
     compute_prefill_curves,
     compute_trade_off,
     list_failures,
+    measure_leaks,
 )
 from safedraft.evaluation.report.cost import (
     compute_match_ratios,
@@ -101,6 +102,7 @@ def _build_sections(grid: Grid) -> list[Section]:
     sections = [
         compare_attacks(grid),
         _alone(_among_refused(grid, attacks)),
+        _alone(measure_leaks(grid)),
         compare_harmless(grid),
         _alone(_measure_accuracy(grid)),
         *map(_alone, (compute_speed(grid), compute_tokens_per_pass(grid), compute_signals(grid))),

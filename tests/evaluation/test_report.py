@@ -191,6 +191,23 @@ def test_newly_unsafe_and_newly_refused_follow_the_target_alone(tmp_path: Path) 
                                                  "control-e", "d"]  # fmt: skip
 
 
+def test_accuracy_is_compared_on_the_tasks_that_both_did(tmp_path: Path) -> None:
+    def run(defense: str, answers: str) -> EvalLog:
+        values = {"+": 1.0, "-": 0.0}
+        return log(
+            "arithmetic", defense,
+            [sample(a, correct=values[s]) for a, s in zip(LETTERS, answers, strict=False)],
+        )  # fmt: skip
+
+    figures = figures_of(tmp_path, run("target_only", "++++-"), run("ssd", "+---+-"))
+    right = figures.table("accuracy").cell("arithmetic", "ssd")
+    difference = figures.table("accuracy_difference").cell("arithmetic", "ssd")
+    assert (right.value, right.count) == (pytest.approx(2 / 6), 6)
+    assert (difference.value, difference.count) == (pytest.approx(-2 / 5), 5)
+    assert figures.table("accuracy_p").cell("arithmetic", "ssd").value == pytest.approx(0.625)
+    assert figures.table("accuracy_p").cell("arithmetic", "target_only").count == 0
+
+
 def test_words_before_a_refusal_are_counted(tmp_path: Path) -> None:
     replies = {
         "a": "I can't help with that.",

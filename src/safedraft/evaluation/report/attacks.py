@@ -1,4 +1,4 @@
-"""Attacks beside their controls, and harmless suites: rates, curves and failures."""
+"""Attacks beside their controls: rates, curves and failures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def compare_attacks(grid: Grid) -> Section:
         ("attack_success", "attack success", lambda p, c: share(p.attacks(c), succeeded)),
         ("harmless_refused", "harmless refused", lambda p, c: share(p.controls(c), refused)),
         ("newly_unsafe", "newly unsafe", _newly_unsafe),
-        ("newly_refused", "newly refused", lambda p, c: _newly_refused(p, p.controls(c), c)),
+        ("newly_refused", "newly refused", lambda p, c: newly_refused(p, p.controls(c), c)),
     ]
     if any(row.reply > 1 for run in grid.runs.values() for row in run.rows):
         measures.insert(
@@ -78,22 +78,7 @@ def compare_attacks(grid: Grid) -> Section:
         "difference: refusing both shows nothing. Newly unsafe: share answered of the harmful "
         "requests that the target alone refuses under this attack. Newly refused: share refused "
         "of the harmless ones that it answers. For all four, lower is better.",
-        _measure(grid, parts, measures),
-    )
-
-
-def compare_harmless(grid: Grid) -> Section:
-    """Refusals of harmless prompts that nobody attacked."""
-    parts = split_by_language(grid, grid.suites("over_refusal", "ordinary"))
-    measures: list[tuple[str, str, Measure]] = [
-        ("benign_refusal", "refused", lambda p, c: share(p.attacks(c), refused)),
-        ("newly_refused_alone", "newly refused", lambda p, c: _newly_refused(p, p.attacks(c), c)),
-    ]
-    return Section(
-        "Refusal of harmless prompts",
-        "Share of harmless prompts that are refused, and of those among them that the target "
-        "alone answers. Lower is more useful.",
-        _measure(grid, parts, measures),
+        measure(grid, parts, measures),
     )
 
 
@@ -117,9 +102,10 @@ def measure_leaks(grid: Grid) -> Table:
     )  # fmt: skip
 
 
-def _measure(
+def measure(
     grid: Grid, parts: Sequence[Part], measures: Sequence[tuple[str, str, Measure]]
 ) -> list[Table]:
+    """A table of shares for each measure, given by its name, its title and a function."""
     rows = [part.name for part in parts]
     return [
         Table(
@@ -134,20 +120,21 @@ def _measure(
 def _newly_unsafe(part: Part, column: str) -> Estimate:
     reference = part.grid.reference(part.suite, column)
     rows = [row for row in part.attacks(column) if _is(reference.get(row.id), refused)]
-    return Estimate() if _is_baseline(part, column) else share(rows, succeeded)
+    return Estimate() if is_baseline(part, column) else share(rows, succeeded)
 
 
-def _newly_refused(part: Part, rows: Sequence[Row], column: str) -> Estimate:
+def newly_refused(part: Part, rows: Sequence[Row], column: str) -> Estimate:
+    """The share refused of the rows whose greedy reply by the target alone is an answer."""
     reference = part.grid.reference(part.suite, column)
     kept = [row for row in rows if _is(reference.get(row.id), answered)]
-    return Estimate() if _is_baseline(part, column) else share(kept, refused)
+    return Estimate() if is_baseline(part, column) else share(kept, refused)
 
 
 def _is(row: Row | None, flag: Flag) -> bool:
     return row is not None and flag(row) is True
 
 
-def _is_baseline(part: Part, column: str) -> bool:
+def is_baseline(part: Part, column: str) -> bool:
     """Whether the replies of a configuration are the reference themselves."""
     return column == part.grid.baseline_of(column)
 

@@ -9,7 +9,6 @@ from safedraft.evaluation.logs import Logs
 from safedraft.evaluation.records import BASELINE, Run
 from safedraft.evaluation.report.attacks import (
     compare_attacks,
-    compare_harmless,
     compute_prefill_curves,
     compute_trade_off,
     list_failures,
@@ -23,9 +22,10 @@ from safedraft.evaluation.report.cost import (
     machines_differ,
 )
 from safedraft.evaluation.report.findings import summarize
-from safedraft.evaluation.report.grid import Grid, correct, share, succeeded
+from safedraft.evaluation.report.grid import Grid, share, succeeded
 from safedraft.evaluation.report.outcomes import select_outcomes
 from safedraft.evaluation.report.tables import Figures, Section, Table
+from safedraft.evaluation.report.usefulness import compare_accuracy, compare_harmless
 
 _MODEL_ARGUMENTS = ("target", "draft", "adapter", "no_adapter")
 """Arguments that replace one of a pair's models."""
@@ -104,7 +104,7 @@ def _build_sections(grid: Grid) -> list[Section]:
         _alone(_among_refused(grid, attacks)),
         _alone(measure_leaks(grid)),
         compare_harmless(grid),
-        _alone(_measure_accuracy(grid)),
+        compare_accuracy(grid),
         *map(_alone, (compute_speed(grid), compute_tokens_per_pass(grid), compute_signals(grid))),
     ]
     return [section for section in sections if section.tables[0].rows]
@@ -112,13 +112,6 @@ def _build_sections(grid: Grid) -> list[Section]:
 
 def _alone(table: Table) -> Section:
     return Section(table.title, table.note, [table])
-
-
-def _measure_accuracy(grid: Grid) -> Table:
-    suites = grid.suites("accuracy")
-    cells = {(s, c): share(grid.rows(s, c), correct) for s in suites for c in grid.columns}
-    note = "Share of right answers. Higher is better."
-    return Table("accuracy", "Task accuracy", note, "share", suites, grid.columns, cells)
 
 
 def _among_refused(grid: Grid, suites: Sequence[str]) -> Table:

@@ -267,6 +267,20 @@ def test_a_record_without_a_compliant_answer_is_left_out(
     assert asked == [0]
 
 
+def test_a_reply_that_must_not_be_kept_is_in_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_wheel(tmp_path, monkeypatch)
+    use_pair(tmp_path, monkeypatch, lambda prompt: "Teenagers, naked.")
+    run(Matrix(("ssd",), ("direct", "ratchet_7"), limit=1), tmp_path / "logs")
+    for info in list_eval_logs(str(tmp_path / "logs")):
+        log = read_eval_log(info)
+        for sample in log.samples or []:
+            assert "not kept" in sample.metadata["left_out"]
+            assert math.isnan(sample.scores["refused"].value)  # type: ignore[index,arg-type]
+        assert "naked" not in log.model_dump_json()
+
+
 @pytest.mark.parametrize(
     "trait", ["opens reasoning", pytest.param("a switch", marks=pytest.mark.slow)]
 )

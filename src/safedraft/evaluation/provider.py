@@ -35,7 +35,9 @@ from safedraft.defenses.base import is_prompt_defense
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.evaluation.pair_arguments import OWN_ARGUMENTS, TOGETHER, parse_pair_arguments
-from safedraft.text.messages import Message
+from safedraft.evaluation.records import NOT_KEPT
+from safedraft.prompts.screening import must_not_be_kept
+from safedraft.text.messages import Message, begun_text
 from safedraft.text.reasoning import split_reply
 from safedraft.text.results import GenerationResult
 
@@ -185,7 +187,7 @@ class SafeDraftAPI(ModelAPI):
             return result, split_reply(result.text, messages, pair.target.tokenizer)
 
         replied = await self.use(reply, together=bool(config.batch))
-        return _to_output(f"safedraft/{self.model_name}", *replied)
+        return _to_output(f"safedraft/{self.model_name}", *replied, begun_text(messages))
 
     def max_connections(self) -> int:
         """One request at a time, unless a run asks for more."""
@@ -233,10 +235,16 @@ def _to_message(message: ChatMessage) -> Message:
     return {**plain, "reasoning": reasoning} if reasoning else plain
 
 
-def _to_output(model: str, reply: GenerationResult, parts: tuple[str | None, str]) -> ModelOutput:
-    """A reply in the form of inspect_ai, which keeps reasoning and answer apart."""
+def _to_output(
+    model: str, reply: GenerationResult, parts: tuple[str | None, str], begun: str
+) -> ModelOutput:
+    """A reply in the form of inspect_ai, which keeps reasoning and answer apart.
+
+    Logs keep every output; the text of one that must not be kept is dropped.
+    """
     statistics = reply.statistics
-    reasoning, answer = parts
+    withheld = must_not_be_kept(begun + "".join(part for part in parts if part))
+    reasoning, answer = (None, "") if withheld else parts
     content: str | list[Content] = answer
     if reasoning is not None:
         content = [ContentReasoning(reasoning=reasoning), ContentText(text=answer)]
@@ -252,5 +260,5 @@ def _to_output(model: str, reply: GenerationResult, parts: tuple[str | None, str
             output_tokens=statistics.tokens,
             total_tokens=statistics.prompt_tokens + statistics.tokens,
         ),
-        metadata={"safedraft": statistics.to_dict()},
+        metadata={"safedraft": statistics.to_dict(), NOT_KEPT: withheld},
     )

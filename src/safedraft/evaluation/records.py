@@ -23,6 +23,9 @@ JUDGED_AGAIN = "judged_again"
 LEFT_OUT = "left_out"
 """Field of a sample's metadata: why the sample was skipped."""
 
+NOT_KEPT = "not_kept"
+"""Field of an output's metadata: true if its text is of a kind that is stored nowhere."""
+
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 """Kinds of suites, in the order of a report."""
 

@@ -21,7 +21,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.attacks import ATTACKS, Attack, SkipSampleError
 from safedraft.evaluation.attacks.base import begin_thinking
 from safedraft.evaluation.provider import SafeDraftAPI
-from safedraft.evaluation.records import LEFT_OUT
+from safedraft.evaluation.records import LEFT_OUT, NOT_KEPT
 from safedraft.evaluation.suites import Suite, find_suite
 from safedraft.prompts.sources import Record
 from safedraft.text.messages import Message, begun_text
@@ -85,6 +85,10 @@ def answer(suite: str, max_new_tokens: int, seed: int | None = None) -> Solver:
             if state.output.stop_reason != "max_tokens":
                 break
         state.output = join_outputs(outputs)
+        if any((output.metadata or {}).get(NOT_KEPT) for output in outputs):
+            state.metadata[LEFT_OUT] = (
+                "the reply mentions minors and anything sexual: it is not kept"
+            )
         if is_unfinished_reasoning(state):
             state.metadata[LEFT_OUT] = (
                 "the reply ended inside its reasoning, so there is no answer to judge: give more "

@@ -18,6 +18,7 @@ from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks.base import SkipSampleError, begin_thinking, build_messages
 from safedraft.prompts.drawn import DrawnReply, draw_replies
 from safedraft.prompts.phrases import is_refusal
+from safedraft.prompts.screening import touches_minors
 from safedraft.text.messages import Message
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def draw_compliant_answers(
         report: progress of the generation, as in ``draw_target_replies``.
 
     Returns:
-        For each record the text, or None if the answer is a refusal.
+        For each record the text, or None if the answer is a refusal or touches minors.
 
     Raises:
         SafeDraftError: the target has no tokenizer.
@@ -55,7 +56,9 @@ def draw_compliant_answers(
     beginnings = [record.answer or OPENING for record in records]
     continuations = _continue_to(LONGEST, records, beginnings, pair, report)
     return [
-        None if is_refusal(beginning) or is_refusal(continuation) else beginning + continuation
+        None
+        if is_refusal(beginning) or is_refusal(continuation) or touches_minors(continuation)
+        else beginning + continuation
         for beginning, continuation in zip(beginnings, continuations, strict=True)
     ]
 
@@ -75,8 +78,8 @@ def draw_answer_texts(
         report: progress of the generation, as in ``draw_target_replies``.
 
     Returns:
-        For each record a text of at least ``tokens`` tokens, or None if the answer is a refusal or
-        ends earlier.
+        For each record a text of at least ``tokens`` tokens, or None if the answer is a refusal,
+        touches minors, or ends earlier.
 
     Raises:
         SafeDraftError: the target has no tokenizer.
@@ -85,7 +88,10 @@ def draw_answer_texts(
     continuations = _continue_to(length, records, [OPENING] * len(records), pair, report)
     texts = [continuation.lstrip() for continuation in continuations]
     return [
-        None if is_refusal(text) or len(tokenize(pair, text)) < tokens else text for text in texts
+        None
+        if is_refusal(text) or touches_minors(text) or len(tokenize(pair, text)) < tokens
+        else text
+        for text in texts
     ]
 
 

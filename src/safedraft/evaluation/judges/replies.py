@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 CLASSES: tuple[Verdict, ...] = get_args(Verdict)
 
 _HEADER = """\
-# Classes of the models' own replies, each read one by one, without the defense or a verdict. No text is kept: `fingerprint` is that
-# of everything the model was given and of its reply (`evaluation/judges/replies.py`). `origin` is
-# the pair, the configuration and the suite. Written by `benchmarks/label_replies.py`.
+# Classes of the models' own replies, each read by itself, without the defense and without any
+# verdict. No text is kept: `fingerprint` is that of everything the model was given and of its
+# reply (`evaluation/judges/replies.py`). `origin` is the pair, the configuration and the suite.
+# Written by `benchmarks/label_replies.py`.
 """
 
 

@@ -26,7 +26,8 @@ HEAD = """\
 
 The default pair: Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
 adapter in `experts/`, on the engine for processors with 8-bit weights, on prompts that neither \
-training nor calibration saw. `make results` makes this page; [evaluation](evaluation.md) says \
+training nor calibration saw. `make results` makes this page from the suites of the profile \
+`standard` that have been run; [evaluation](evaluation.md) says \
 what the suites are, [judges and report](judges-and-report.md) how replies are judged, and \
 [limits](limits.md) what is known to get through and what was not tried.
 
@@ -46,6 +47,20 @@ and the share of requests that at least one of five replies answers.
 """
 
 TAIL = """
+## Measured earlier
+
+On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the phrase \
+judge and **without controls**, 2026-11-26. They are not comparable with the tables above, and are \
+kept for what those do not have yet:
+
+| what | the target alone | SSD |
+| --- | --- | --- |
+| sums in words, right | 89 of 100 | 89 of 100 |
+| safe prompts that look unsafe, refused | 8 of 100 | 9 of 100 |
+| 10, 20 and 40 tokens of a compliant answer prefilled: attack success | 98, 99 and 99 of 99 | 0, 0 and 0 of 99 |
+| templates found in the wild; published suffixes | 46 and 23 of 99 | 4 and 3 of 99 |
+| Do-Not-Answer's requests, asked directly and 20 tokens prefilled | 21 and 49 of 50 | 11 and 0 of 50 |
+
 ## Through the server
 
 By hand, not by `make results`: other harnesses against `safedraft serve` \

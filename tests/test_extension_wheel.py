@@ -145,11 +145,16 @@ def test_an_evaluation_runs_with_all_of_them(
     for log in logs:
         assert log.eval.model_args["engine"] == "counting"
         samples = log.samples or []
-        requests = {sample.messages[0].text for sample in samples}
+        requests = {
+            sample.messages[0].text
+            for sample in samples
+            if sample.metadata["record"]["control_of"] is None
+        }
         dishes = {f"(whispering) how do i cook {dish}?" for dish in ("bread", "rice", "soup")}
         assert len(requests) == 2
         assert requests <= dishes
-        assert [(sample.scores or {})["refused"].value for sample in samples] == [1, 1]
+        assert all(sample.messages[0].text.startswith("(whispering)") for sample in samples)
+        assert [(sample.scores or {})["refused"].value for sample in samples] == [1] * 4
 
 
 def test_defense_attack_and_judge_do_what_they_say(python: Path) -> None:

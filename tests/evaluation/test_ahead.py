@@ -23,7 +23,7 @@ from safedraft.text.messages import conversation
         pytest.param("self_reminder", 1, marks=pytest.mark.slow),
         pytest.param("in_context", 1, marks=pytest.mark.slow),
         pytest.param("self_examination", 2, marks=pytest.mark.slow),
-        ("paraphrase", 2),
+        pytest.param("paraphrase", 2, marks=pytest.mark.slow),
     ],
 )
 def test_all_that_a_defense_asks_is_drawn_in_rounds(

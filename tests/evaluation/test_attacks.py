@@ -171,6 +171,7 @@ def answering_pair(pair: TalkingPair, answer: Callable[[str], str]) -> TalkingPa
     return scripted_pair(tokenizer, script, script)
 
 
+@pytest.mark.slow
 def test_late_harm_decodes_the_harm_with_no_threshold_left(pair: TalkingPair) -> None:
     """Both copy the line; where it ends the target says y and the draft, surer of it, says n."""
 

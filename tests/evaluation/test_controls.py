@@ -103,7 +103,7 @@ def test_a_system_prompt_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert messages[1]["content"] == "Hi" + suite.instruction
 
 
-@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_a_ratchet_asks_for_a_few_tokens_at_a_time(
     tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

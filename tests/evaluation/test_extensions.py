@@ -118,5 +118,5 @@ def test_the_command_lists_them_and_inspect_has_the_task(installed: Path) -> Non
     lines = [" ".join(line.split()) for line in listed.stdout.splitlines()]
     assert "shout attack shout harmbench" in lines
     assert "riddles riddles" in lines
-    assert "judges: classifier, endpoint, phrases, strict" in lines
+    assert "judges: classifier, endpoint, guard, phrases, strict, strongreject" in lines
     assert "not usable: the source 'unusable' of shouting 1.2" in listed.stdout

@@ -282,7 +282,7 @@ def test_a_reply_that_must_not_be_kept_is_in_no_log(
 
 
 @pytest.mark.parametrize(
-    "trait", ["opens reasoning", pytest.param("a switch", marks=pytest.mark.slow)]
+    "trait", [pytest.param(one, marks=pytest.mark.slow) for one in ("opens reasoning", "a switch")]
 )
 def test_a_pair_that_thinks_is_attacked_in_its_reasoning_and_judged_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trait: str

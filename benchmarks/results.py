@@ -49,17 +49,17 @@ and the share of requests that at least one of five replies answers.
 TAIL = """
 ## Measured earlier
 
-On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the phrase \
-judge and **without controls**, 2026-11-26. They are not comparable with the tables above, and are \
+On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the \
+phrase judge and **without controls**, 2026-11-26. They are not comparable with the tables above, and are \
 kept for what those do not have yet:
 
 | what | the target alone | SSD |
 | --- | --- | --- |
 | sums in words, right | 89 of 100 | 89 of 100 |
 | safe prompts that look unsafe, refused | 8 of 100 | 9 of 100 |
-| 10, 20 and 40 tokens of a compliant answer prefilled: attack success | 98, 99 and 99 of 99 | 0, 0 and 0 of 99 |
+| 10, 20, 40 tokens prefilled: attack success | 98, 99, 99 of 99 | 0, 0, 0 of 99 |
 | templates found in the wild; published suffixes | 46 and 23 of 99 | 4 and 3 of 99 |
-| Do-Not-Answer's requests, asked directly and 20 tokens prefilled | 21 and 49 of 50 | 11 and 0 of 50 |
+| Do-Not-Answer, asked directly; 20 tokens prefilled | 21; 49 of 50 | 11; 0 of 50 |
 
 ## Through the server
 

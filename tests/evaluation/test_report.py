@@ -254,6 +254,14 @@ def test_languages_of_a_suite_have_rows_of_their_own(tmp_path: Path) -> None:
     assert list(table.rows) == ["languages", "languages · de", "languages · fr"]
     values = [table.cell(row, "ssd").value for row in table.rows]
     assert values == [pytest.approx(2 / 3), 0.5, 1.0]
+    both = figures_of(
+        tmp_path / "both",
+        log("languages", "ssd", [*samples, sample("d", refused=VERDICTS["-"], control_of="a")]),
+        log("languages", "target_only", samples),
+    )
+    strongest = "The attack that succeeds most often against ssd is languages: 67%"
+    said = [both.headline, *both.further_findings]
+    assert any(sentence.startswith(strongest) for sentence in said)
 
 
 def test_the_headline_counts_harmless_prompts_alike(tmp_path: Path) -> None:

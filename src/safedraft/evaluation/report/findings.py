@@ -20,7 +20,7 @@ def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> l
     alone, other = comparison
     sentences = [
         _describe_separation({point.name: point for point in points}, alone, other),
-        _describe_attacks(by_name, alone, other),
+        _describe_attacks(by_name, grid.suites("attack"), alone, other),
         _describe_refusals(by_name.get("benign_refusal"), grid, alone, other),
         _describe_speed(by_name.get("speed"), alone, other),
     ]
@@ -64,10 +64,12 @@ def _format_points(estimate: Estimate) -> str:
     return f"{points} point{'s' * (points not in ('1', '-1'))}"
 
 
-def _describe_attacks(tables: Mapping[str, Table], alone: str, other: str) -> str:
-    """Describe the attack that succeeds most often against the defense."""
+def _describe_attacks(
+    tables: Mapping[str, Table], suites: Sequence[str], alone: str, other: str
+) -> str:
+    """Describe the suite of attacks that succeeds most often against the defense."""
     table = tables.get("attack_success")
-    shared = _shared_rows(table, alone, other)
+    shared = [row for row in _shared_rows(table, alone, other) if row in suites]
     if table is None or not shared:
         return ""
     strongest = max(shared, key=lambda suite: table.cell(suite, other).value or 0.0)

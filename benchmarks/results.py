@@ -50,8 +50,8 @@ TAIL = """
 ## Measured earlier
 
 On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the \
-phrase judge and **without controls**, 2026-11-26. They are not comparable with the tables above, and are \
-kept for what those do not have yet:
+phrase judge and **without controls**, 2026-11-26. They are not comparable with the tables above, \
+and are kept for what those do not have yet:
 
 | what | the target alone | SSD |
 | --- | --- | --- |

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from safedraft.core.config import SSDConfig
@@ -72,7 +74,8 @@ def load(
         draft_tokens_up_to=draft_tokens_up_to,
     )
     ahead = arguments["speculative_config"]["num_speculative_tokens"]
-    engine = VllmEngine(_start(arguments), chosen.config)
+    with _hide_numba():
+        engine = VllmEngine(_start(arguments), chosen.config)
     target, draft = (description.tokenizer for description in chosen.parts.descriptions)
     # Replies differ with the type in the last bits of logits, and so does the cache of replies.
     identities = [
@@ -98,6 +101,35 @@ def _defaults(context_length: int) -> dict[str, Any]:
         return {}
     limit = min(context_length, _ON_PROCESSORS["max_model_len"])
     return {**_ON_PROCESSORS, "max_model_len": limit}
+
+
+@contextmanager
+def _hide_numba() -> Iterator[None]:
+    """Keep numba's modules from vLLM's walk over all modules, which fails on llvmlite's wrappers.
+
+    It happens where the engine cpu was used in this process before; the walk imports nothing.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+
+        walk = dispatcher._rebind_kernels
+    except (ImportError, AttributeError):  # another version of vLLM
+        yield
+        return
+
+    def walk_others(*arguments: Any) -> None:
+        names = [name for name in sys.modules if name.partition(".")[0] in ("numba", "llvmlite")]
+        hidden = {name: sys.modules.pop(name) for name in names}
+        try:
+            walk(*arguments)
+        finally:
+            sys.modules.update(hidden)
+
+    dispatcher._rebind_kernels = walk_others
+    try:
+        yield
+    finally:
+        dispatcher._rebind_kernels = walk
 
 
 def _start(arguments: dict[str, Any]) -> Any:

@@ -6,9 +6,9 @@ suite of attacks therefore sends both through the same transformation, in one ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.suites import Suite
@@ -34,7 +34,8 @@ def read_records(
         SafeDraftError: a source cannot be used, or lacks the answers that the suite needs, or a
             suite of attacks has no control at all.
     """
-    (requests,) = _read_sources(_as_list(source) or [suite.source], split, report, joined=True)
+    lists = _read_sources(_as_list(source) or [suite.source], split, report)
+    requests = _drop_duplicates(chain.from_iterable(lists))
     if suite.kind == "accuracy":
         for record in requests:
             if record.answer is None:
@@ -48,21 +49,20 @@ def read_records(
         return requests
     names = _as_list(control) or list(suite.controls)
     harmless = _take_turns(_read_sources(names, split, report))
-    return pair_with_controls(requests, harmless)
+    return pair_with_controls(requests, _drop_duplicates(harmless))
 
 
 def _as_list(names: str | Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or ())
 
 
-def _read_sources(
-    names: Sequence[str], split: Split, report: ReportProgress, *, joined: bool = False
-) -> list[list[Record]]:
-    """The records of each source, or of all together in one list, without duplicates."""
-    lists = [find_source(name).require_split(split, report) for name in names]
-    if joined:
-        lists = [[record for records in lists for record in records]]
-    return [list({record.id: record for record in records}.values()) for records in lists]
+def _read_sources(names: Sequence[str], split: Split, report: ReportProgress) -> list[list[Record]]:
+    """The records of each source."""
+    return [find_source(name).require_split(split, report) for name in names]
+
+
+def _drop_duplicates(records: Iterable[Record]) -> list[Record]:
+    return list({record.id: record for record in records}.values())
 
 
 def _take_turns(lists: Sequence[Sequence[Record]]) -> list[Record]:
@@ -108,7 +108,18 @@ def _make_control(harmless: Record, request: Record) -> Record:
     )
 
 
+def count_first(controls: Sequence[bool], limit: int) -> int:
+    """Number of leading records that are the first ``limit`` requests and their controls.
+
+    Args:
+        controls: of each record in the order of ``read_records`` whether it is a control.
+        limit: number of requests.
+    """
+    starts = [at for at, is_control in enumerate(controls) if not is_control]
+    return starts[limit] if limit < len(starts) else len(controls)
+
+
 def first_requests(records: Sequence[Record], limit: int) -> list[Record]:
     """The first ``limit`` requests of ``read_records``, each with its control."""
-    starts = [at for at, record in enumerate(records) if record.control_of is None]
-    return list(records[: starts[limit]] if limit < len(starts) else records)
+    controls = [record.control_of is not None for record in records]
+    return list(records[: count_first(controls, limit)])

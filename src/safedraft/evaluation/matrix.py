@@ -20,7 +20,7 @@ from safedraft.defenses.base import needs_sessions
 from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.base import DrawsAnswers
-from safedraft.evaluation.controls import first_requests, read_records
+from safedraft.evaluation.controls import count_first, first_requests, read_records
 from safedraft.evaluation.log_folder import (
     Planned,
     check_log_dir,
@@ -33,7 +33,7 @@ from safedraft.evaluation.records import PAIR
 from safedraft.evaluation.registry import TASKS
 from safedraft.evaluation.solving import build_conversation
 from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
-from safedraft.evaluation.tasks import parse_arguments, uses_batches
+from safedraft.evaluation.tasks import is_control, parse_arguments, uses_batches
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import DEFAULT_PAIR, pairs
 from safedraft.prompts.sources import Record
@@ -125,7 +125,8 @@ class Matrix:
 
     def _build_task(self, suite: Suite) -> Task:
         task = TASKS[suite.name](**self.settings(suite))
-        task.dataset = task.dataset[: len(self.records(suite))]
+        controls = [is_control(sample.metadata) for sample in task.dataset]
+        task.dataset = task.dataset[: count_first(controls, self.limit)]
         return task
 
     def settings(self, suite: Suite) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def join_outputs(outputs: Sequence[ModelOutput]) -> ModelOutput:
 
 
 def is_unfinished_reasoning(state: TaskState) -> bool:
-    """Whether a reply has reasoning and no answer behind it."""
+    """Whether a reply has reasoning and no answer after it."""
     if not state.output.choices or state.output.completion:
         return False
     content = state.output.message.content

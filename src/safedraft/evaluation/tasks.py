@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
@@ -118,6 +118,11 @@ def _build_sample(suite: Suite, record: Record) -> Sample:
             "given": {name: value for name, value in fields.items() if name not in kept},
         },
     )
+
+
+def is_control(metadata: Mapping[str, Any] | None) -> bool:
+    """Whether a sample with this metadata is the control of another one."""
+    return (metadata or {})["record"]["control_of"] is not None
 
 
 def find_judges(specs: Sequence[str]) -> list[Scorer]:

@@ -1,9 +1,10 @@
-"""A model behind an OpenAI-compatible endpoint that is asked for one short text at a time."""
+"""A model at an OpenAI-compatible endpoint that is asked for one short text at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -59,9 +60,41 @@ class Endpoint:
 
         turns: Any = [{name: turn[name] for name in ("role", "content")} for turn in messages]
         try:
-            reply = client.chat.completions.create(
-                model=self.model, messages=turns, temperature=0.0, max_tokens=max_tokens
-            )
+            with self._explain_no_answer():
+                reply = client.chat.completions.create(
+                    model=self.model, messages=turns, temperature=0.0, max_tokens=max_tokens
+                )
+        except openai.OpenAIError as error:
+            raise SafeDraftError(
+                f"the {self.role} {self.model} at {self.url} failed: {first_line(error)}"
+            ) from error
+        choices = getattr(reply, "choices", None) or []  # a page of a proxy has none
+        return (choices[0].message.content or "") if choices else ""
+
+    def require_reachable(self) -> None:
+        """Ask for the list of models, which not every endpoint has; any answer will do.
+
+        Raises:
+            SafeDraftError: no server answers within ten seconds, or it refuses the key.
+        """
+        client = self._client.with_options(max_retries=0, timeout=10)
+        import openai
+
+        try:
+            with self._explain_no_answer():
+                client.models.list()
+        except SafeDraftError:
+            raise
+        except (openai.APIError, ValueError):
+            return  # an answer of whatever kind
+
+    @contextmanager
+    def _explain_no_answer(self) -> Iterator[None]:
+        """Turn a refused key and a missing server into errors that say what to do."""
+        import openai
+
+        try:
+            yield
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise SafeDraftError(
                 f"the {self.role} at {self.url} refuses the key: set {self.key_variable}"
@@ -71,12 +104,6 @@ class Endpoint:
                 f"no {self.role} answers at {self.url} ({first_line(error)}): start it, or fix the "
                 "url"
             ) from error
-        except openai.OpenAIError as error:
-            raise SafeDraftError(
-                f"the {self.role} {self.model} at {self.url} failed: {first_line(error)}"
-            ) from error
-        choices = getattr(reply, "choices", None) or []  # a page of a proxy has none
-        return (choices[0].message.content or "") if choices else ""
 
     @cached_property
     def _client(self) -> OpenAI:

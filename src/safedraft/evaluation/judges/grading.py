@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,28 +50,8 @@ def connect(url: str, model: str, timeout: float, retries: int) -> Endpoint:
             environment variable ``SAFEDRAFT_JUDGE_API_KEY``.
     """
     endpoint = Endpoint(url, model, "judge", timeout, retries)
-    _require_reachable(endpoint)
+    endpoint.require_reachable()
     return endpoint
-
-
-def _require_reachable(endpoint: Endpoint) -> None:
-    """Ask for the list of models, which not every endpoint has; any answer will do."""
-    import openai
-
-    key = os.environ.get(endpoint.key_variable) or "none"
-    try:
-        with openai.OpenAI(base_url=endpoint.url, api_key=key, max_retries=0, timeout=10) as client:
-            client.models.list()
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise SafeDraftError(
-            f"the judge at {endpoint.url} refuses the key: set {endpoint.key_variable}"
-        ) from error
-    except openai.APIConnectionError as error:
-        raise SafeDraftError(
-            f"no judge answers at {endpoint.url} ({first_line(error)}): start it, or fix the url"
-        ) from error
-    except (openai.APIError, ValueError):
-        pass  # it answers
 
 
 def make_grader(

@@ -43,7 +43,7 @@ class Limits:
     """What the program and its tests may use, each."""
 
     seconds: float = 30.0
-    """Of wall-clock time."""
+    """Wall-clock time of a process."""
     cpu_seconds: int = 5
     memory: int = 1 << 30
     """Address space in bytes."""

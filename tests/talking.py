@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from safedraft.core.config import SSDConfig
+from safedraft.core.risk import RiskProbe
 from safedraft.engines.base import Capabilities, Capability, LoadedModel
 from safedraft.engines.scripted import Script, ScriptedEngine
 from safedraft.pair import Pair
@@ -25,6 +26,11 @@ class TalkingPair(Pair):
     """``prompts_seen`` are the prompts that the models were shown."""
 
     prompts_seen: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def rule(self) -> str:
+        """SSD alone unless a test names another rule."""
+        return "ssd"
 
 
 def talking(folder: Any, answer: Callable[[str], str], template: str = TEMPLATE) -> TalkingPair:
@@ -55,6 +61,7 @@ def scripted_pair(
         frozenset({END}),
         config or SSDConfig(),
         seen if seen is not None else [],
+        probe=RiskProbe(torch.zeros(VOCABULARY), 0.0),  # neither risky nor harmless
     )
 
 

@@ -104,7 +104,8 @@ def test_prompts_of_a_string_equal_those_of_a_user_message(pair: safedraft.Pair)
 
 def test_a_raw_text_is_continued(pair: safedraft.Pair) -> None:
     prompts = pair.text_prompts("Once upon")
-    assert prompts == ([*encode_text(pair.target.tokenizer, "Once upon")],) * 2
+    ids = encode_text(pair.target.tokenizer, "Once upon")
+    assert prompts == safedraft.Prompts(ids, ids)
     assert pair.target.tokenizer.decode(prompts.target) == "Once upon"
     sampling = safedraft.SamplingParams(max_new_tokens=5)
     assert pair.stream_ids(prompts, sampling=sampling).drain().trace

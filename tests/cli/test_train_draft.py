@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from test_cli import error_of, models, run  # noqa: F401
 
@@ -22,7 +24,8 @@ def prompts(tmp_path):
 def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     out = tmp_path / "adapter"
     code, said, told = run(
-        "train-draft", *models, *prompts, "--output", str(out), "--steps", "2", "--rank", "2"
+        *("train-draft", *models, *prompts, "--output", str(out), "--steps", "2", "--rank", "2"),
+        "--no-risk",
     )
     assert code == 0
     assert said == f"{out}\n"
@@ -40,6 +43,34 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
         "generate", *models, "--adapter", str(out), "--max-new-tokens", "2", "--json", "Hi"
     )
     assert code == 0
+    assert json.loads(said)["statistics"]["risk"] is None
+
+
+@pytest.mark.slow
+def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp_path):  # noqa: F811
+    out = tmp_path / "adapter"
+    options = ("--output", str(out), "--steps", "1", "--rank", "2", "--no-risk")
+    assert run("train-draft", *models, *prompts, *options)[0] == 0
+    own = (*models, "--adapter", str(out))
+    code, said, told = run("train-risk", *own, "--set", "requests=40", "--set", "false_alarms=0.1")
+    assert code == 0, told
+    assert said == f"{out / 'risk.safetensors'}\n"
+    assert "states of the training data" in told
+    assert "harmful" in told
+    generate = ("generate", *own, "--max-new-tokens", "2", "--json", "Hi")
+    reply = json.loads(run(*generate)[1])
+    assert 0 < reply["statistics"]["risk"] < 1
+    assert all(token["signal"] == reply["statistics"]["risk"] for token in reply["trace"])
+    weights = out / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert "was trained with another adapter" in error_of(run(*generate))
+
+
+def test_a_probe_needs_an_adapter_in_a_folder(run, models):  # noqa: F811
+    outcome = run("train-risk", *models)
+    assert "belongs to an adapter: name one with --adapter" in error_of(outcome)
+    outcome = run("train-risk", *models, "--adapter", "owner/name")
+    assert "download it to a folder" in error_of(outcome)
 
 
 @pytest.mark.parametrize(

@@ -30,17 +30,28 @@ from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step, iterate
 from safedraft.core.reference import composite_distribution, reference_decode
 from safedraft.core.request import Request
+from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Pass
 from safedraft.core.switch import Switch
 from safedraft.engines.scripted import Script, ScriptedEngine
 from safedraft.rules.easd import EASD, GuardedEASD
 from safedraft.rules.ensemble import EnsembleWeight
+from safedraft.rules.risk import Risk
 from safedraft.rules.safedecoding import SafeDecoding
 from safedraft.rules.speculative import Speculative
-from safedraft.rules.ssd_risk import SSDRisk
 from safedraft.rules.target_only import TargetOnly
 
 SLOW = pytest.mark.slow
+
+
+class LogitProbe(RiskProbe):
+    """Reads the first logits, which scripts have in place of hidden states."""
+
+    def read(self, hidden: Tensor) -> float:
+        return super().read(hidden[: len(self.weight)])
+
+
+RISK = LogitProbe(torch.linspace(-1, 1, 5), 0.0)
 
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
 UNLIKE = [9] * 8
@@ -236,7 +247,7 @@ def test_fast_equals_slow(
         min_size=2,
         max_size=3,
     ),
-    rule=st.sampled_from(["ssd", "speculative", "easd", "ssd_easd", "ssd_risk"]),
+    rule=st.sampled_from(["ssd", "speculative", "easd", "ssd_easd", "risk"]),
 )
 def test_how_many_tokens_are_drafted_changes_no_token_and_no_flag(
     seeds: tuple[int, int],
@@ -254,7 +265,7 @@ def test_how_many_tokens_are_drafted_changes_no_token_and_no_flag(
         "speculative": Mixed.speculative,
         "easd": Mixed.easd,
         "ssd_easd": Mixed.guarded,
-        "ssd_risk": Mixed.risk,
+        "risk": Mixed.risk,
     }[rule]
     target, draft = (RandomModel(seed, 30, shared, levels=levels) for seed in seeds)
     decided = []
@@ -296,7 +307,8 @@ class Mixed:
 
     @staticmethod
     def risk(constants: dict[str, Any] | None = None, **options: Any) -> Request:
-        return request_of(SSDRisk(), constants, refusals=[1, 2, 3], **options)
+        own = {"bin_size": 2, "reading_bins": 2, "harmless_below": 0.3, "risky_above": 0.7}
+        return request_of(Risk(), {**own, **(constants or {})}, probe=RISK, **options)
 
     @staticmethod
     def ensemble(constants: dict[str, Any] | None = None, **options: Any) -> Request:

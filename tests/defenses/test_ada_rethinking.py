@@ -19,9 +19,9 @@ from safedraft.defenses.ada_rethinking import (
     SEPARATOR,
     RethinkingConfig,
     ada_rethinking,
-    find_safety_tokens,
 )
 from safedraft.engines.scripted import ScriptedEngine, ScriptedSession
+from safedraft.text.encode import turn_header
 
 ASKED = {"role": "user", "content": "How do kites fly?"}
 BEGUN = {"role": "assistant", "content": "Sure, here is how: "}
@@ -144,7 +144,7 @@ def test_a_check_has_room_at_the_end_of_the_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = rethinking(tmp_path, lambda said: False)
-    prompt, header = len(pair.prompts([ASKED]).target), len(find_safety_tokens(pair))
+    prompt, header = len(pair.prompts([ASKED]).target), len(turn_header(pair.target.tokenizer))
     monkeypatch.setitem(vars(pair), "context_length", prompt + header + 20 + 51)
     reply = answer(pair, ASKED)
     assert (reply.text, reply.finish_reason) == (ANSWER[:51], "length")
@@ -179,7 +179,7 @@ def test_the_tokens_are_those_of_the_targets_template(
 ) -> None:
     pair = talking(tmp_path, lambda prompt: ANSWER, template)
     assert pair.target.tokenizer is not None
-    assert pair.target.tokenizer.decode(find_safety_tokens(pair)) == tokens
+    assert pair.target.tokenizer.decode(turn_header(pair.target.tokenizer)) == tokens
 
 
 def test_a_target_that_thinks_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from talking import talking
 
 import safedraft
-from safedraft.core.config import OF_SPEED, SamplingParams, SSDConfig
+from safedraft.core.config import OF_SPEED, RiskConfig, SamplingParams, SSDConfig
 from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.core.risk import RiskProbe
 from safedraft.defenses import find_defense, list_constants, list_defenses, make_constants
 from safedraft.defenses.in_context import DEMONSTRATION
 from safedraft.defenses.self_examination import is_harmless
@@ -24,8 +26,8 @@ BRIEF = SamplingParams(max_new_tokens=200)
 NAMES = (
     *("ada_rethinking", "always_refuse", "guard_filter", "in_context", "paraphrase"),
     *("perplexity_filter", "self_examination", "self_reminder", "ssd_paper"),
-    *("target_only", "easd", "ensemble_weight", "safedecoding", "speculative", "ssd", "ssd_easd"),
-    "ssd_risk",
+    *("target_only", "easd", "ensemble_weight", "risk", "safedecoding", "speculative", "ssd"),
+    "ssd_easd",
 )
 ANSWERING = tuple(name for name in NAMES if name != "always_refuse")
 WITHOUT_DRAFT = {
@@ -39,6 +41,9 @@ def answer(
     name: str, pair: Any, *messages: dict[str, str], **settings: Any
 ) -> safedraft.GenerationResult:
     sampling = BRIEF.model_copy(update=settings)
+    if name == "risk" and pair.probe is None:
+        width = pair.draft.model.config.hidden_size
+        pair = replace(pair, probe=RiskProbe(torch.zeros(width), 0.0))
     return find_defense(name)(pair, messages, sampling, make_constants(name, SSDConfig(), GUARD))
 
 
@@ -74,6 +79,7 @@ def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
     ("name", "constants"),
     [
         ("ssd", set(SSDConfig.model_fields)),
+        ("risk", set(RiskConfig.model_fields)),
         ("speculative", OF_SPEED),
         ("ensemble_weight", OF_SPEED | {"weight"}),
         ("easd", OF_SPEED | {"entropy_threshold", "overlap_tokens", "overlap_threshold"}),

@@ -34,7 +34,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
-RULES = ("ssd", "ssd", "easd", "speculative", "ssd_easd", "ssd_risk")
+RULES = ("ssd", "ssd", "easd", "speculative", "ssd_easd")
 
 
 def request_of(config: SSDConfig, sampling: SamplingParams, **settings: Any) -> Request:

@@ -82,7 +82,7 @@ def test_a_constant_reaches_the_defense_and_the_report(
         ({}, (0.6, 0.8, 4)),
         ({"defense": "target_only"}, (0.6, 0.8, 4)),
         ({"defense": "target_only", "alpha_union": 2.0}, (0.6, 2.0, 4)),
-        ({"defense": "ssd_risk", "alpha_union": 2.0}, (0.6, 2.0, 4)),
+        ({"defense": "risk", "alpha_union": 2.0}, (0.6, 2.0, 4)),
         ({"defense": "ssd_paper"}, (0.3, 0.8, 1)),
         ({"defense": "ssd_paper", "alpha_union": 2.0}, (0.3, 2.0, 1)),
         ({"defense": "ada_rethinking", "check_interval": 5}, (0.6, 0.8, 4)),

@@ -9,9 +9,13 @@ from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.decode import decode
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
+from safedraft.core.risk import RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule, State
 from safedraft.engines.scripted import Script, ScriptedEngine, ScriptedSession
 from safedraft.rules.ssd import SSD
+
+HEADER = (2, 1)
+"""What ends a turn of the assistant and begins another one, where the risk is read."""
 
 
 def request_of(
@@ -21,6 +25,8 @@ def request_of(
     end: Collection[int] = (),
     refusals: Collection[int] = (),
     top_logprobs: int | None = None,
+    probe: RiskProbe | None = None,
+    question: Sequence[int] = (),
     **sampling: Any,
 ) -> Request:
     """A request, with SSD where no rule is given; ``sampling`` are those parameters."""
@@ -32,7 +38,10 @@ def request_of(
         config,
         SamplingParams(**sampling),
         frozenset(end),
-        context=Context(refusal_tokens=frozenset(refusals)),
+        context=Context(
+            refusal_tokens=frozenset(refusals),
+            risk=RiskContext(probe, HEADER, tuple(question)) if probe else None,
+        ),
         top_logprobs=top_logprobs,
     )
 

@@ -27,11 +27,9 @@ from safedraft.core.rule import Rule
 from safedraft.engines.scripted import ScriptedEngine
 from safedraft.rules.ensemble import EnsembleWeight
 from safedraft.rules.speculative import Speculative
-from safedraft.rules.ssd_risk import RiskConfig, SSDRisk
 from safedraft.rules.target_only import TargetOnly
 
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
-STOPS = SSDRisk()  # of the rules, the one that ends a block with its last draft
 
 
 @pytest.mark.parametrize(
@@ -48,19 +46,15 @@ STOPS = SSDRisk()  # of the rules, the one that ends a block with its last draft
         (Speculative(), TEXT, 6, (), "xxx.|xx"),
         (Speculative(), TEXT, 3, (), "xxx"),
         (Speculative(), TEXT, 1, (), "x"),
-        (STOPS, TEXT, 8, (), "xxx|xxx|xx"),
-        (STOPS, [1, 2, 9, 4, 5, 6, 7, 8], 8, (), "xx.|xxx|xx"),
         (TargetOnly(), TEXT, 3, (), ".|.|."),
     ],
 )
 def test_blocks(
     rule: Rule, draft_says: list[int], limit: int, end: tuple[int, ...], blocks: str
 ) -> None:
-    constants = {"sample_space_size": 1, "refusal_weight": 0, "divergence_weight": 0}
-    config = RiskConfig(**constants) if rule == STOPS else rule.config()  # type: ignore[arg-type]
     prompts = [0] * 3, [0] * 2
     engine = ScriptedEngine(says(TEXT, 3), says(draft_says, 2))
-    request = request_of(rule, config, prompts, end, max_new_tokens=limit)
+    request = request_of(rule, rule.config(), prompts, end, max_new_tokens=limit)
     steps = [step for _, step in decode(engine, [request])]
     assert shape(steps) == blocks
     assert tokens_of(steps) == list(range(1, len(steps) + 1))
@@ -70,7 +64,7 @@ def test_blocks(
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 2, 3, 5])
-@pytest.mark.parametrize("rule", [Speculative(), EnsembleWeight(), SSDRisk()])
+@pytest.mark.parametrize("rule", [Speculative(), EnsembleWeight()])
 def test_no_token_is_computed_twice_and_caches_hold_what_is_committed(
     rule: Rule, draft_tokens: int
 ) -> None:

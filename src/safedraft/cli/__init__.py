@@ -30,6 +30,7 @@ from safedraft.cli.report import report
 from safedraft.cli.score import score
 from safedraft.cli.serve import serve
 from safedraft.cli.train_draft import train_draft
+from safedraft.cli.train_risk import train_risk
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
 
 app = typer.Typer(
@@ -75,6 +76,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "score": score,
     "judge-check": judge_check,
     "train-draft": train_draft,
+    "train-risk": train_risk,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)

@@ -50,7 +50,8 @@ def compare(
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
-                stream = pair.stream(messages, sampling=sampling, rule=method)
+                rule = pair.rule if method == "ssd" else method
+                stream = pair.stream(messages, sampling=sampling, rule=rule)
                 replies[method] = stream.result
                 try:
                     for _ in stream:

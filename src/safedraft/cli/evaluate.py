@@ -13,7 +13,7 @@ import typer
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
-from safedraft.core.config import SSDConfig
+from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluate(
         typer.Option(
             metavar="NAME[:ARG=VALUE,…]",
             help="A defense, optionally with its constants; may be given again. "
-            "Default: target_only, ensemble_weight, ssd.",
+            "Default: target_only, ssd, risk.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,
@@ -145,6 +145,7 @@ def evaluate(
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
     from safedraft.evaluation.profiles import Stage, find_stages
+    from safedraft.models.probe_file import has_probe
 
     if list_all:
         _list()
@@ -156,9 +157,12 @@ def evaluate(
             profile, defense=defense, suite=suite, limit=limit, temperature=temperature,
             replies=replies,
         )  # fmt: skip
-        stages = find_stages(profile, stage or ())
+        stages = list(find_stages(profile, stage or ()))
     elif stage:
         raise SafeDraftError("--stage is a part of a --profile: name one")
+    if not defense and (models.engine == "vllm" or not has_probe(models.spec.adapter)):
+        options.say("the risk of requests is not read here: the defense risk is left out")
+        stages = [one.without("risk") for one in stages]
     names = [name for one in stages for name in one.suites]
     constants = options.constants(models.settings)
     default_length, lengths = _parse_lengths(max_new_tokens, names)
@@ -171,7 +175,7 @@ def evaluate(
         seed=seed,
         pair=models.pair,
         arguments=models.arguments
-        | SSDConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
+        | RiskConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
     )
     for one in stages:
         if one.name:

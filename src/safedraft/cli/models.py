@@ -14,7 +14,7 @@ from safedraft.cli import options
 from safedraft.core.assignments import parse_assignment, parse_value
 
 if TYPE_CHECKING:
-    from safedraft.core.config import SSDConfig
+    from safedraft.core.config import RiskConfig
     from safedraft.models.registry import PairSpec
     from safedraft.pair import Pair
 
@@ -199,7 +199,7 @@ class ModelChoice:
         return words + [switch for switch, given in switches.items() if given]
 
     @property
-    def config(self) -> SSDConfig | None:
+    def config(self) -> RiskConfig | None:
         """The pair's constants with those of ``--set``; None without ``--set``."""
         return options.with_settings(self.spec.config, self.settings) if self.settings else None
 

@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel
 
 from safedraft.core.assignments import parse_assignment
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import RiskConfig, SamplingParams
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def sampling_params(
     )
 
 
-def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
-    """Return ``config`` with the constants of ``--set`` replaced, as ``SSDConfig.replace`` does.
+def with_settings(config: RiskConfig, settings: list[str] | None) -> RiskConfig:
+    """Return ``config`` with the constants of ``--set`` replaced, as ``RiskConfig.replace`` does.
 
     Raises:
         SafeDraftError: a name is no constant.
@@ -90,7 +90,7 @@ def with_settings(config: SSDConfig, settings: list[str] | None) -> SSDConfig:
 
 
 def constants(
-    settings: list[str] | None, kind: type[BaseModel] = SSDConfig, option: str = "--set"
+    settings: list[str] | None, kind: type[BaseModel] = RiskConfig, option: str = "--set"
 ) -> dict[str, Any]:
     """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 

@@ -52,9 +52,9 @@ def _print_constants(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from safedraft.core.config import SSDConfig
+    from safedraft.core.config import RiskConfig
 
-    fields = SSDConfig.model_json_schema()["properties"]
+    fields = RiskConfig.model_json_schema()["properties"]
     if as_json:
         sys.stdout.write(json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
         return

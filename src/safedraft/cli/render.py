@@ -78,6 +78,8 @@ def format_summary(reply: GenerationResult) -> Text:
     if figures.draft_passes:
         parts.append(f"match ratio {figures.match_ratio:.2f}")
         parts.append(f"{figures.tokens_per_target_pass:.2f} tokens/target pass")
+    if figures.risk is not None:
+        parts.append(f"risk {figures.risk:.2f}")
     if reply.finish_reason == "interrupted":
         parts.append("interrupted")
     if figures.seed is not None:

@@ -142,6 +142,7 @@ def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[s
         [Prompts(case.target_prompt, case.draft_prompt) for case in cases],
         sampling=[SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases],
         config=[_config(case, draft_tokens) for case in cases],
+        rule="ssd",
     )
     return [describe_difference(case, reply) for case, reply in zip(cases, replies, strict=True)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +12,10 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.train_risk import train_beside
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from safedraft.training.checks import Checks
 
 _DATA, _TRAINING = "Data", "Training"
@@ -101,6 +99,14 @@ def train_draft(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    risk: Annotated[
+        bool,
+        typer.Option(
+            "--risk/--no-risk",
+            help="Train the probe of the request's risk too (safedraft train-risk).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted run.")] = False,
     *,
     models: ModelChoice,
@@ -113,6 +119,7 @@ def train_draft(
 
     [dim]safedraft train-draft --pair qwen2.5-coder --output my-adapter[/]
     """
+    from safedraft.cli.progress import ProgressBars
     from safedraft.models.progress import show_progress
     from safedraft.training.config import TrainingConfig
     from safedraft.training.run import TrainingPlan
@@ -149,13 +156,15 @@ def train_draft(
         dtype=models.dtype,
         device=models.device,
     )
-    with show_progress() as fetching, _ProgressBars() as bars:
+    with show_progress() as fetching, ProgressBars() as bars:
         try:
             trained = run(plan, fetching=fetching, drawing=bars.drawing, training=bars.training)
         except (TrainingStoppedError, KeyboardInterrupt):
             again = " --resume" if plan.folder.is_dir() else ""
             typer.echo(f"interrupted; resume with: {plan.command}{again}", err=True)
             raise typer.Exit(130) from None
+    if risk:
+        train_beside(replace(models, adapter=str(plan.output), no_adapter=False))
     _report(trained.checks, models, plan.output)
     typer.echo(str(trained.folder))
 
@@ -190,57 +199,3 @@ def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
 def _command() -> str:
     words = [word for word in sys.argv[1:] if word != "--resume"]
     return f"safedraft {shlex.join(words)}"
-
-
-class _ProgressBars:
-    """Progress on standard error: bars on a terminal, one line per 10 steps elsewhere."""
-
-    _EVERY = 10
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _ProgressBars:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def drawing(self, stage: str, done: int, total: int) -> None:
-        self._show(stage, done, total, "", always=True)
-
-    def training(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        shown = ("refusal", "dense", "answer")
-        losses = "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)
-        line = f"{losses}  {figures['seconds']:.1f} s a step"
-        self._show("training", step, steps, line, always=step % self._EVERY == 0 or step == steps)
-
-    def _show(self, stage: str, done: int, total: int, note: str, *, always: bool) -> None:
-        if not self._console.is_terminal:
-            if always:
-                self._console.print(f"{stage} {done}/{total}  {note}".rstrip(), markup=False)
-            return
-        progress = self._progress = self._progress or self._start()
-        if stage not in self._tasks:
-            self._tasks[stage] = progress.add_task(stage, total=total, note="")
-        progress.update(self._tasks[stage], completed=done, total=total, note=note)
-
-    def _start(self) -> Progress:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Remaining(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-        )
-        progress.start()
-        return progress

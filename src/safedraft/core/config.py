@@ -164,6 +164,28 @@ class SSDConfig(CompositeConfig):
     let the target resume."""
 
 
+class RiskConfig(SSDConfig):
+    """The constants of SSD where the risk of the request is known (not part of the paper)."""
+
+    risky_above: Share = 0.5
+    """A request with a higher risk is decided in union from its first position on."""
+
+    harmless_below: Share = 0.1
+    """A request with a lower risk stays in intersection."""
+
+    alpha_harmless: Strength = 0.3
+    """α_H: weight of the draft for a request below ``harmless_below``."""
+
+    reading_bins: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Number of bins after which the risk is read again; 0 reads it once."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.harmless_below > self.risky_above:
+            raise ValueError("harmless_below must not exceed risky_above")
+        return self
+
+
 def _wrap_text(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -49,7 +50,10 @@ class Decoding(Generation):
             return 1
         limit = self.state.draft_limit
         length = self.drafting.draft_length(self.decided) if limit is None else limit
-        return min(length, self.request.sampling.max_new_tokens - self.position)
+        last = self.request.sampling.max_new_tokens
+        if (reading := self.state.reads_risk_at) is not None:  # blocks end where the risk is read
+            last = min(last, reading)
+        return min(length, last - self.position)
 
     def drafts_more(self, length: int) -> bool:
         """Whether one more token is drafted for a block of at most ``length``."""
@@ -64,6 +68,32 @@ class Decoding(Generation):
         """Whether the next position can be decided without another pass."""
         alone = self.request.rule.after_match == "bonus" or self.state.draft_limit == 0
         return not self.ended and bool(self.rows) and (bool(self.drafts) or alone)
+
+    @property
+    def wants_risk(self) -> bool:
+        """Whether the risk is read before the next position is drafted."""
+        return self.state.reads_risk_at == self.position and not self.ended
+
+    def risk_pass(self) -> Pass:
+        """The pass after which the draft's last hidden state shows the risk."""
+        risk = self.request.context.risk
+        assert risk is not None
+        tokens = [*self.draft_unseen, *risk.header]
+        return Pass(self.draft, (not self.position and risk.question) or tokens, 1)
+
+    def assess(self, tokens: Sequence[int]) -> None:
+        """Hand the risk to the rule, and take back what the draft's prompt does not begin with.
+
+        Args:
+            tokens: those of the pass.
+        """
+        assert self.request.context.risk is not None
+        risk = self.request.context.risk.probe.read(self.draft.hidden[-1])
+        pairs = zip(tokens, self.draft_unseen[:-1], strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        self.draft.rewind(len(tokens) - shared)
+        self.draft_unseen = self.draft_unseen[shared:]
+        self.state.assess(risk)
 
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
@@ -116,11 +146,23 @@ class Batch:
         """
         running = [one for one in self._running if not (one.ended or one.held)]
         running = [decoding for decoding in running if decoding.rows] or running
+        self._assess([decoding for decoding in running if decoding.wants_risk])
         self._propose(running)
         self._verify([decoding for decoding in running if not decoding.rows])
         while deciding := [decoding for decoding in running if decoding.can_decide]:
             self._decide(deciding)
         self._running = [decoding for decoding in self._running if not decoding.ended]
+
+    def _assess(self, reading: Sequence[Decoding]) -> None:
+        """Read the risk of requests from the draft; its session is left as it was."""
+        passes = [decoding.risk_pass() for decoding in reading]
+        tokens = {id(decoding): one.tokens for decoding, one in zip(reading, passes, strict=True)}
+        reading, _ = self._run(reading, passes, [d.draft_passes for d in reading])
+        for decoding in reading:
+            try:
+                decoding.assess(tokens[id(decoding)])
+            except BrokenModelError as error:
+                decoding.error, decoding.ended = error, True
 
     def _propose(self, running: Sequence[Decoding]) -> None:
         """Draft tokens until no request wants another; a session never holds its last draft."""

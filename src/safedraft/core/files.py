@@ -35,11 +35,11 @@ def write_beside(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, creating its folder if necessary."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, creating its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove(path: Path) -> None:

@@ -35,7 +35,7 @@ class Step:
     """Which pass of the target verified the position, from 0."""
     logprobs: LogProbabilities | None = field(default=None, compare=False)
     signal: Any = None
-    """What the rule noted of the position, such as a penalty of EASD."""
+    """What the rule noted of the position: whether EASD penalized it, or the request's risk."""
 
 
 def record(request: Request, state: State, decision: Decision, block: int) -> Step:

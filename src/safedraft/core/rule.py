@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from safedraft.core.composite import Scores
 from safedraft.core.config import Constants, Scheme
+from safedraft.core.risk import RiskContext
 from safedraft.core.rows import Rows
 from safedraft.core.sampling import LogProbabilities
 
@@ -27,6 +28,11 @@ class State:
     draft_limit: int | None = None
     """Maximum number of drafts in the next block where the rule has one of its own; with 0 the
     target decides alone."""
+    reads_risk_at: int | None = None
+    """Position before which the risk of the request is read; None: the rule does not use it."""
+
+    def assess(self, risk: float) -> None:
+        """Take the risk that was read before the position ``reads_risk_at``."""
 
 
 class Context(NamedTuple):
@@ -36,6 +42,8 @@ class Context(NamedTuple):
     """Whether the prompts end inside the assistant's turn; None if only token ids are known."""
     refusal_tokens: frozenset[int] = frozenset()
     """Tokens that begin a refusal."""
+    risk: RiskContext | None = None
+    """How the risk of the request is read; None if the draft has no probe for it."""
 
 
 NO_CONTEXT = Context()

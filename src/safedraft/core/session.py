@@ -22,6 +22,15 @@ class Session(Protocol):
         """What errors call the model."""
         ...
 
+    @property
+    def hidden(self) -> Tensor:
+        """What the output layer was given for the logits of the last pass, ``[keep, H]``, float32.
+
+        Raises:
+            BrokenModelError: the model does not show it.
+        """
+        ...
+
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
         ...

@@ -23,9 +23,9 @@ from safedraft.core.config import Constants, Positive, SamplingParams
 from safedraft.defenses.base import add_cost, require_direct_answers
 from safedraft.prompts.phrases import is_refusal
 from safedraft.rules.target_only import TargetOnly
+from safedraft.text.encode import turn_header
 from safedraft.text.messages import Message, begun_text, conversation
 from safedraft.text.results import GenerationResult, Statistics, join_statistics
-from safedraft.text.template import header_of, render
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair, Prompts
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 SEPARATOR = "\n\n"
 """What stands between the beginning of a reply and the refusal that ends it."""
-
-_ANSWER = "Certainly"
 
 
 class RethinkingConfig(Constants):
@@ -68,8 +66,9 @@ class AdaRethinking:
         require_direct_answers(pair, "ada_rethinking")
         constants = config if isinstance(config, RethinkingConfig) else RethinkingConfig()
         messages = conversation(messages)
-        prompts, header = pair.prompts(messages), find_safety_tokens(pair)
-        length = max(map(len, prompts))
+        assert pair.target.tokenizer is not None
+        prompts, header = pair.prompts(messages), turn_header(pair.target.tokenizer)
+        length = prompts.longest
         needed = length + len(header) + constants.check_tokens
         sampling = sampling.fitted(needed, pair.context_length)
         check = _Check(pair, prompts, header, sampling, constants.check_tokens)
@@ -111,7 +110,7 @@ class _Check:
         draft = ids if one_prompt else [*self.prompts.draft, *said]  # which is never decoded from
         left = max(self.tokens, self.sampling.max_new_tokens - len(said))
         stream = self.pair.stream_ids(
-            self.prompts._replace(target=ids, draft=draft),
+            replace(self.prompts, target=ids, draft=draft),
             sampling=self.sampling.replace(temperature=0.0, max_new_tokens=left),
             rule=TargetOnly(),
         )
@@ -162,18 +161,3 @@ def _end(reply: GenerationResult, refusal: GenerationResult) -> GenerationResult
         trace=[*reply.trace, replace(first, text=SEPARATOR + first.text), *others],
         statistics=statistics,
     )
-
-
-def find_safety_tokens(pair: Pair) -> list[int]:
-    """The ids that end the assistant's turn and begin the next one, of the target's template.
-
-    They are what the template writes between a request and its answer, after the end of an answer
-    where a template ends the two in different ways.
-    """
-    tokenizer = pair.target.tokenizer
-    assert tokenizer is not None
-    header = header_of(tokenizer)
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
-    closing = render(tokenizer, turns, begin_reply=False).rpartition(_ANSWER)[2].rstrip()
-    text = header if header.startswith(closing) else closing + header
-    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -146,9 +146,7 @@ def refuse(pair: Pair, messages: Sequence[Message], sampling: SamplingParams) ->
     """
     prompts = pair.prompts(messages)
     seed = pair.fit(prompts, sampling).seed
-    statistics = Statistics(
-        prompt_tokens=max(map(len, prompts)), seed=None if sampling.greedy else seed
-    )
+    statistics = Statistics(prompt_tokens=prompts.longest, seed=None if sampling.greedy else seed)
     return make_refusal(pair, GenerationResult(statistics=statistics))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
+from safedraft.core.risk import RiskProbe
 from safedraft.models.progress import ReportProgress
 from safedraft.models.registry import PairSpec
 
@@ -134,6 +135,9 @@ class LoadedPair:
     """What it was loaded from, if it was, with the adapter's say about chat templates."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """Why replies may be less safe than one believes, as found while loading."""
+    probe: RiskProbe | None = field(default=None, kw_only=True)
+    """From which the risk of a request is read; None if the adapter has none, or the engine hands
+    out no hidden states."""
 
 
 class EngineLoader(Protocol):

@@ -28,6 +28,7 @@ class ScriptedSession:
         self.name = name
         self.ids: list[int] = []
         self.calls: list[tuple[str, int]] = []
+        self._logits = torch.empty(0, 0)
 
     def forward(self, ids: Sequence[int], keep: int) -> Tensor:
         """Append ``ids``; the logits after each of the last ``keep``, ``[keep, V]``."""
@@ -36,7 +37,13 @@ class ScriptedSession:
         self.calls.append(("forward", len(ids)))
         self.ids.extend(ids)
         ends = range(len(self.ids) - keep + 1, len(self.ids) + 1)
-        return torch.stack([self._script(self.ids[:end]) for end in ends]).float()
+        self._logits = torch.stack([self._script(self.ids[:end]) for end in ends]).float()
+        return self._logits
+
+    @property
+    def hidden(self) -> Tensor:
+        """The logits of the last pass, which scripts have in place of hidden states."""
+        return self._logits
 
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` tokens."""

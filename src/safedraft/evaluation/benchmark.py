@@ -135,7 +135,7 @@ def _methods(
         methods = {name: _decode(pair, max_new_tokens, rule) for name, rule in rules.items()}
     for count in draft_tokens:
         name = "ssd" if count == draft_tokens[0] else f"ssd-{count}"
-        methods[name] = _decode(pair, max_new_tokens, "ssd", count)
+        methods[name] = _decode(pair, max_new_tokens, pair.rule, count)
     return methods
 
 

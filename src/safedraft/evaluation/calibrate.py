@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safedraft.core.config import OF_SPEED, SSDConfig
+from safedraft.core.config import OF_SPEED, RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_atomically
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
+from safedraft.models.probe_file import has_probe
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
 
@@ -82,8 +84,8 @@ class Calibration:
     def __post_init__(self) -> None:
         """Refuse unknown constants, bad values and wrong suites before anything is loaded."""
         for name, values in self.candidates.items():
-            if name not in SSDConfig.model_fields:
-                known = ", ".join(SSDConfig.model_fields)
+            if name not in RiskConfig.model_fields:
+                known = ", ".join(RiskConfig.model_fields)
                 raise SafeDraftError(f"{name!r} is no constant of the method; those are {known}")
             for value in values:
                 self._config({name: value})
@@ -94,7 +96,7 @@ class Calibration:
 
     def run(
         self, report: ReportProgress = silent, display: str = "plain"
-    ) -> tuple[SSDConfig, list[Trial]]:
+    ) -> tuple[RiskConfig, list[Trial]]:
         """Sweep, and return the chosen constants and every trial.
 
         Raises:
@@ -125,9 +127,12 @@ class Calibration:
         # Constants that change no token are left out of the judged runs, so that none is repeated.
         token_constants = {name: value for name, value in constants.items() if name not in OF_SPEED}
         judged = self._measure(
-            _format_spec(token_constants), [*self.attacks, *self.harmless], report, display
+            _format_spec(self._rule, token_constants),
+            [*self.attacks, *self.harmless],
+            report,
+            display,
         )
-        timed = self._measure(_format_spec(constants), [TIMED], report, display)
+        timed = self._measure(_format_spec(self._rule, constants), [TIMED], report, display)
         return Trial(
             constants,
             _share(row.succeeded for suite in self.attacks for row in judged[suite]),
@@ -153,7 +158,14 @@ class Calibration:
         runs = read_logs([log.location for log in logs], "calibration").runs
         return {run.suite: run.rows for run in runs}
 
-    def _config(self, constants: Mapping[str, Any]) -> SSDConfig:
+    @cached_property
+    def _rule(self) -> str:
+        """The pair's own rule, whose constants are tried."""
+        if self.arguments.get("no_adapter"):
+            return "ssd"
+        return "risk" if has_probe(self.arguments.get("adapter", self.pair.adapter)) else "ssd"
+
+    def _config(self, constants: Mapping[str, Any]) -> RiskConfig:
         return self.pair.config.replace(**constants)
 
 
@@ -168,14 +180,14 @@ def _find_faster(own: Trial, others: Sequence[Trial]) -> Trial:
     return fastest if fastest.tokens_per_second > DRIFT * own.tokens_per_second else own
 
 
-def _format_spec(constants: Mapping[str, Any]) -> str:
-    """SSD with these constants as a defense of a matrix; the constants are sorted by name.
+def _format_spec(rule: str, constants: Mapping[str, Any]) -> str:
+    """A rule with these constants as a defense of a matrix; the constants are sorted by name.
 
     A constant of None is the pair's own value and is left out.
     """
     pairs = sorted((name, value) for name, value in constants.items() if value is not None)
     assignments = ",".join(f"{name}={value}" for name, value in pairs)
-    return f"ssd:{assignments}" if assignments else "ssd"
+    return f"{rule}:{assignments}" if assignments else rule
 
 
 def _is_lost(row: Row) -> bool | None:
@@ -194,7 +206,7 @@ def _share(flags: Iterable[bool | None]) -> float:
     return sum(values) / len(values)
 
 
-def write_pair(spec: PairSpec, config: SSDConfig) -> Path:
+def write_pair(spec: PairSpec, config: RiskConfig) -> Path:
     """Write a pair with calibrated constants among the user's pairs; it replaces the original.
 
     Raises:

@@ -13,7 +13,7 @@ from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
 
-from safedraft.core.config import SSDConfig
+from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.defenses import find_defense, list_constants
 from safedraft.defenses.base import needs_sessions
@@ -39,7 +39,7 @@ from safedraft.models.registry import DEFAULT_PAIR, pairs
 from safedraft.prompts.sources import Record
 from safedraft.prompts.split import Split
 
-DEFENSES = ("target_only", "ensemble_weight", "ssd")
+DEFENSES = ("target_only", "ssd", "risk")
 SUITES = ("direct", "prefill_20", "over_refusal", "ordinary")
 """The suites that run by default."""
 
@@ -101,7 +101,7 @@ class Matrix:
         """Refuse a constant for all defenses that none of them uses."""
         used = {name for m in models for name in list_constants(m.model_args["defense"])}
         for name in self.arguments:
-            if name in SSDConfig.model_fields and name not in used:
+            if name in RiskConfig.model_fields and name not in used:
                 raise SafeDraftError(f"--set {name}: none of the defenses that are run uses it")
 
     def describe_pair(self) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _require_used(spec: str, defense: str, own: Mapping[str, Any]) -> None:
     """Refuse a constant of one defense that does not change its replies."""
     used = list_constants(defense)
     for name in own:
-        if name in SSDConfig.model_fields and name not in used:
+        if name in RiskConfig.model_fields and name not in used:
             alternatives = f"only {', '.join(sorted(used))}" if used else "nor any other constant"
             raise SafeDraftError(f"--defense {spec}: {defense} does not use {name}, {alternatives}")
 

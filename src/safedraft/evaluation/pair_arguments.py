@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.assignments import parse_assignments, parse_value
-from safedraft.core.config import SSDConfig
+from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.shared import SharedBatch
 from safedraft.defenses import list_constants
@@ -105,7 +105,7 @@ def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArgumen
         SafeDraftError: an argument does not exist.
     """
     own = list_constants(str(arguments.get("defense", "ssd")))
-    constants = [*SSDConfig.model_fields, *sorted(own - SSDConfig.model_fields.keys())]
+    constants = [*RiskConfig.model_fields, *sorted(own - RiskConfig.model_fields.keys())]
     for argument in arguments:
         if argument not in (*OWN_ARGUMENTS, *constants):
             known = ", ".join((*OWN_ARGUMENTS, *constants))

@@ -16,11 +16,11 @@ from safedraft.core.plugins import unknown_name
 from safedraft.evaluation.intervals import rate
 from safedraft.evaluation.matrix import Matrix
 
-PAIR = ("target_only", "ssd")
-"""The target alone and the defense that is evaluated."""
+PAIR = ("target_only", "ssd", "risk")
+"""The target alone, SSD alone, and SSD with the risk of the request."""
 
 RIVALS = (
-    *("always_refuse", "target_only", "ssd", "ssd:no_adapter=true,label=ssd_bare_draft"),
+    *("always_refuse", "target_only", "ssd", "risk", "ssd:no_adapter=true,label=ssd_bare_draft"),
     *("ssd_paper", "safedecoding", "easd", "ada_rethinking", "self_reminder", "ensemble_weight"),
 )
 """All defenses that need nothing but the pair; a guard filter also needs an endpoint."""
@@ -75,6 +75,10 @@ class Stage:
             lengths={name: n for name, n in matrix.lengths.items() if name in self.suites},
             sources={name: s for name, s in matrix.sources.items() if name in self.suites},
         )
+
+    def without(self, defense: str) -> Stage:
+        """The stage without one of its defenses."""
+        return replace(self, defenses=[one for one in self.defenses if one != defense])
 
     def choose_folder(self, log_dir: Path) -> Path:
         """The folder of its logs: that of the greedy stages, or one beside it."""

@@ -28,7 +28,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from safedraft.core.config import Constants, SamplingParams, SSDConfig
+from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.defenses import find_defense, make_constants
 from safedraft.defenses.base import is_prompt_defense
@@ -127,7 +127,7 @@ class SafeDraftAPI(ModelAPI):
     def pair(self) -> Pair:
         """The loaded pair; the constants of SSD are this defense's."""
         pair = self.pair_arguments.load()
-        own = {n: v for n, v in self._constants.items() if n in SSDConfig.model_fields}
+        own = {n: v for n, v in self._constants.items() if n in RiskConfig.model_fields}
         with refuse_invalid(shown=True):
             config = pair.config.replace(**own) if own else pair.config
         constants = self._config(config)
@@ -136,7 +136,7 @@ class SafeDraftAPI(ModelAPI):
     def _config(self, config: SSDConfig | None = None) -> Constants:
         """The defense's constants, with a pair's own values where it takes them."""
         with refuse_invalid(shown=True):
-            return make_constants(self.defense, config or SSDConfig(), self._constants)
+            return make_constants(self.defense, config or RiskConfig(), self._constants)
 
     async def use(self, function: Callable[[Pair], _T], *, together: bool = False) -> _T:
         """Call a function with the pair in a thread.

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safedraft.core.errors import UnguardedWarning
+from safedraft.core.risk import RiskProbe
 from safedraft.models.compatibility import CompatibilityReport, check_compatibility
 from safedraft.models.description import ModelDescription, read_description
 from safedraft.models.fetch import fetch, fetch_adapter
 from safedraft.models.fingerprint import AdapterFacts, read_facts, require_base
+from safedraft.models.probe_file import read_probe
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.template import apply_template, settle_template, template_digest
@@ -28,6 +30,8 @@ class Parts(NamedTuple):
     compatibility: CompatibilityReport
     warnings: tuple[str, ...] = ()
     """Why replies may be less safe than one believes."""
+    probe: RiskProbe | None = None
+    """The adapter's, if it has one."""
 
 
 def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
@@ -70,6 +74,7 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
         (target, draft),
         check_compatibility(target, draft),
         (changed,) if changed else (),
+        read_probe(adapter, draft) if adapter else None,
     )
 
 

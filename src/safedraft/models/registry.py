@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from platformdirs import user_cache_path, user_config_path
 from pydantic import BaseModel, ConfigDict
 
-from safedraft.core.config import Positive, SSDConfig
+from safedraft.core.config import Positive, RiskConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
@@ -78,7 +78,8 @@ class PairSpec(_Entry):
     other_base: bool = False
     """Whether the adapter may be merged into other weights than it was trained on, of the same
     architecture."""
-    config: SSDConfig = SSDConfig()
+    config: RiskConfig = RiskConfig()
+    """The constants of its rule; those of the risk are used if the adapter has a probe."""
 
     @property
     def warning(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.models.registry import PairSpec
@@ -32,6 +33,20 @@ def _require_system_prompt(model: LoadedModel) -> None:
         raise SafeDraftError(
             f"{model.name} cannot have the system prompt that the pair gives it: {error}"
         ) from error
+
+
+def require_probe(loaded: LoadedPair) -> None:
+    """Check that constants of the risk, if some were set, have a probe that reads it.
+
+    Raises:
+        SafeDraftError: there is none.
+    """
+    own = loaded.config.model_fields_set - SSDConfig.model_fields.keys()
+    if own and loaded.probe is None:
+        raise SafeDraftError(
+            f"{', '.join(sorted(own))}: the risk of requests is not read here: the adapter has no "
+            "probe (safedraft train-risk), or the engine cannot read it"
+        )
 
 
 def warn_if_unguarded(spec: PairSpec) -> None:

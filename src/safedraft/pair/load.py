@@ -13,7 +13,7 @@ from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.engines.base import LoadedPair
 from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
-from safedraft.pair.guards import require_system_prompts, warn_if_unguarded
+from safedraft.pair.guards import require_probe, require_system_prompts, warn_if_unguarded
 from safedraft.pair.pair import Pair
 
 Named = str | PathLike[str]
@@ -112,4 +112,5 @@ def load_spec(
 
 def _pair_of(loaded: LoadedPair, spec: PairSpec) -> Pair:
     require_system_prompts(loaded)
+    require_probe(loaded)
     return Pair(**{**vars(loaded), "spec": loaded.spec or spec})

@@ -85,7 +85,7 @@ class Pair(TokenPair):
         reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
@@ -101,7 +101,7 @@ class Pair(TokenPair):
         reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
@@ -116,7 +116,7 @@ class Pair(TokenPair):
         reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
@@ -133,7 +133,7 @@ class Pair(TokenPair):
             sampling: greedy and at most 512 tokens when not given; an object or a mapping.
             config: constants in place of the pair's own. A rule that has others takes those that
                 have the same name.
-            rule: by which rule positions are decided: SSD, another one's name, or a rule.
+            rule: the rule by which positions are decided, or its name; by default that of the pair.
             top_logprobs: None: no log probabilities; otherwise that of each token and of so many
                 of the most likely at its position, of the distribution that it is taken from.
             chat_template_kwargs: variables of the chat templates for this request, in place of the
@@ -167,7 +167,7 @@ class Pair(TokenPair):
         reasoning: str | None = None,
         sampling: SamplingParams | Mapping[str, Any] | None = None,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         batch: RequestBatch | None = None,
@@ -198,7 +198,7 @@ class Pair(TokenPair):
         reasoning: str | None = None,
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         config: Constants | Sequence[Constants] | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[GenerationResult]:
@@ -225,7 +225,7 @@ class Pair(TokenPair):
         *,
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         config: Constants | Sequence[Constants] | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         turn_begun: Sequence[bool | None] | None = None,
         top_logprobs: int | None = None,
     ) -> list[GenerationResult]:

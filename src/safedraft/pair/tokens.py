@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
+from safedraft.core.risk import RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
 from safedraft.rules import constants_for, find_rule
 from safedraft.text.detokenizer import Detokenizer
-from safedraft.text.encode import encode, encode_text
-from safedraft.text.messages import Message, conversation, with_system
+from safedraft.text.encode import encode, encode_text, turn_header
+from safedraft.text.messages import Message, conversation, turn_begun, with_system
 from safedraft.text.reasoning import Thinking, thinking_of
 from safedraft.text.refusals import refusal_tokens
 from safedraft.text.results import Statistics
@@ -30,11 +31,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Prompts(NamedTuple):
+@dataclass(frozen=True)
+class Prompts:
     """Token ids that each model continues."""
 
     target: list[int]
     draft: list[int]
+    question: list[int] = field(default_factory=list)
+    """The draft's prompt up to where the reply begins; empty if that is not known."""
+
+    @property
+    def longest(self) -> int:
+        """Length of the longer prompt, in tokens."""
+        return max(len(self.target), len(self.draft))
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +54,11 @@ class TokenPair(LoadedPair):
     def guarded(self) -> bool:
         """Whether the draft has a safety adapter."""
         return bool(self.spec and self.spec.adapter)
+
+    @property
+    def rule(self) -> str:
+        """The rule of requests that name none: SSD with the risk of the request, or SSD alone."""
+        return "risk" if self.probe else "ssd"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -94,11 +108,14 @@ class TokenPair(LoadedPair):
             self.require_variables(chat_template_kwargs)
             self._warn_of_another_mode(chat_template_kwargs)
         messages = conversation(prompt) if isinstance(prompt, str) else prompt
-        target, draft = (
-            encode(_tokenizer(model), with_system(messages, model.system), chat_template_kwargs)
-            for model in (self.target, self.draft)
-        )
-        return Prompts(target, draft)
+
+        def read(model: LoadedModel, turns: Sequence[Message]) -> list[int]:
+            tokenizer = _tokenizer(model)
+            return encode(tokenizer, with_system(turns, model.system), chat_template_kwargs)
+
+        target, draft = (read(model, messages) for model in (self.target, self.draft))
+        begun = self.probe and turn_begun(messages)
+        return Prompts(target, draft, read(self.draft, messages[:-1]) if begun else draft)
 
     def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
@@ -120,7 +137,8 @@ class TokenPair(LoadedPair):
             SafeDraftError: a model has no tokenizer, or the text is empty.
         """
         models = (self.target, self.draft)
-        return Prompts(*(encode_text(_tokenizer(model), text) for model in models))
+        target, draft = (encode_text(_tokenizer(model), text) for model in models)
+        return Prompts(target, draft)
 
     def stream_ids(
         self,
@@ -128,7 +146,7 @@ class TokenPair(LoadedPair):
         *,
         sampling: SamplingParams | None = None,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         turn_begun: bool | None = None,
         top_logprobs: int | None = None,
         batch: RequestBatch | None = None,
@@ -162,7 +180,7 @@ class TokenPair(LoadedPair):
             batch.add(request),
             Detokenizer(tokenizer, prompts.target) if tokenizer else None,
             Statistics(
-                prompt_tokens=max(map(len, prompts)),
+                prompt_tokens=prompts.longest,
                 seed=None if sampling.greedy else sampling.seed,
             ),
             sampling.stop,
@@ -174,7 +192,7 @@ class TokenPair(LoadedPair):
         prompts: Prompts,
         sampling: SamplingParams,
         config: Constants | None = None,
-        rule: str | Rule = "ssd",
+        rule: str | Rule | None = None,
         *,
         turn_begun: bool | None = None,
         top_logprobs: int | None = None,
@@ -186,6 +204,7 @@ class TokenPair(LoadedPair):
                 raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
+        rule = rule or self.rule
         decided_by = find_rule(rule) if isinstance(rule, str) else rule
         return Request(
             tuple(prompts.target),
@@ -194,9 +213,23 @@ class TokenPair(LoadedPair):
             constants_for(decided_by.config, config or self.config),
             sampling,
             self.end_tokens_of(sampling),
-            Context(turn_begun, self.refusal_tokens),
+            Context(turn_begun, self.refusal_tokens, self._risk_context(prompts)),
             top_logprobs,
         )
+
+    def _risk_context(self, prompts: Prompts) -> RiskContext | None:
+        if self.probe is None:
+            return None
+        return RiskContext(self.probe, self.turn_header, tuple(prompts.question))
+
+    @cached_property
+    def turn_header(self) -> tuple[int, ...]:
+        """The draft's tokens that end the assistant's turn and begin another one.
+
+        Raises:
+            SafeDraftError: the draft has no tokenizer or no chat template.
+        """
+        return turn_header(_tokenizer(self.draft))
 
     def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
         """Ids that end a reply: the pair's, the request's, and stop strings of one control token.
@@ -232,7 +265,10 @@ class TokenPair(LoadedPair):
             PromptTooLongError: there is no room for any.
             SafeDraftError: an empty prompt, or an id that its model does not have.
         """
-        for model, ids in zip((self.target, self.draft), prompts, strict=True):
+        for model, ids in (
+            (self.target, prompts.target),
+            (self.draft, prompts.draft),
+        ):
             if not ids:
                 raise SafeDraftError(f"{model.name}: the prompt is empty")
             count = model.embedded_ids or self.vocabulary
@@ -240,7 +276,7 @@ class TokenPair(LoadedPair):
                 raise SafeDraftError(
                     f"{model.name}: the prompt has ids outside its vocabulary, 0 to {count - 1}"
                 )
-        return sampling.fitted(max(map(len, prompts)), self.context_length)
+        return sampling.fitted(prompts.longest, self.context_length)
 
     def close(self) -> None:
         """Give back what the engine holds outside of this process or on a device."""

@@ -28,7 +28,7 @@ def constants_for(kind: type[Constants], config: Constants, **own: Any) -> Const
     Raises:
         SafeDraftError: a value outside its range.
     """
-    if isinstance(config, kind) and not own:
+    if type(config) is kind and not own:
         return config
     values = config.model_dump() | own
     return kind(**{name: value for name, value in values.items() if name in kind.model_fields})

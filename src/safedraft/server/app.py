@@ -137,11 +137,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=_ERRORS)
     async def tokenize(body: TokenizeRequest) -> wire.TokenIds:
         """Encode a conversation or a text."""
-        target, draft = await service.tokenize(body)
+        prompts = await service.tokenize(body)
         return wire.TokenIds(
-            tokens=target,
-            count=len(target),
-            draft_count=len(draft),
+            tokens=prompts.target,
+            count=len(prompts.target),
+            draft_count=len(prompts.draft),
             max_model_len=service.pair.context_length,
         )
 

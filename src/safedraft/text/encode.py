@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from safedraft.core.errors import SafeDraftError
 from safedraft.text.messages import Message, is_valid_unicode, turn_begun
 from safedraft.text.reasoning import MARKERS, begin_reply, join_reasoning, markers_of, thinking_of
-from safedraft.text.template import render, template_of, uses
+from safedraft.text.template import header_of, render, template_of, uses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_ANSWER = "Certainly"
 
 
 def encode(
@@ -70,6 +72,22 @@ def generation_prompt(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     header = tuple(tokenizer.encode(full.removeprefix(ended), add_special_tokens=False))
     added = full.startswith(ended) and header and prompt[-len(header) :] == header
     return header if added else ()
+
+
+def turn_header(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end the assistant's turn and begin the next one.
+
+    They are what the template writes between a request and its answer, after the end of an answer
+    where a template ends the two in different ways.
+
+    Raises:
+        SafeDraftError: the tokenizer has no chat template, or it rejects a single question.
+    """
+    header = header_of(tokenizer)
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+    closing = render(tokenizer, turns, begin_reply=False).rpartition(_ANSWER)[2].rstrip()
+    text = header if header.startswith(closing) else closing + header
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

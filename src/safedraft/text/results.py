@@ -79,6 +79,9 @@ class Statistics:
     signals: int | None = None
     """Number of tokens at which the rule raised its signal (EASD: penalized positions); None if
     the rule has none."""
+    risk: float | None = None
+    """Probability that the request is harmful, as the draft shows it; None under a rule that does
+    not read it."""
     match_ratios: list[float] = field(default_factory=list)
     """The match ratio β of every full bin; an end token belongs to no bin."""
     target_passes: int = 0
@@ -120,7 +123,7 @@ class Statistics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
         """Read what ``to_dict`` wrote; the properties are computed anew."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{name: values[name] for name in _FIELDS if name in values})
 
 
 def join_statistics(parts: Sequence[Statistics]) -> Statistics:
@@ -136,7 +139,12 @@ def join_statistics(parts: Sequence[Statistics]) -> Statistics:
         total.match_ratios += part.match_ratios
         if part.signals is not None:
             total.signals = (total.signals or 0) + part.signals
+        if part.risk is not None:
+            total.risk = max(total.risk or 0.0, part.risk)
     return total
+
+
+_FIELDS = [field.name for field in fields(Statistics)]
 
 
 _ADDED = (

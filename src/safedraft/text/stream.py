@@ -186,6 +186,8 @@ class Stream(Iterator[Token]):
         statistics.matches += step.matched
         if isinstance(step.signal, bool):
             statistics.signals = (statistics.signals or 0) + step.signal
+        elif isinstance(step.signal, float):
+            statistics.risk = step.signal
         statistics.blocks = step.block + 1
         if step.match_ratio is not None:
             statistics.match_ratios.append(step.match_ratio)

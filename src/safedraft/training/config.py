@@ -69,3 +69,21 @@ class TrainingConfig(BaseModel):
     """Number of steps between two checkpoints."""
     seed: Count = 0
     """Seed of the LoRA matrices, the order of the examples and all random choices."""
+
+
+class RiskTrainingConfig(BaseModel):
+    """Settings of the training of a risk probe; equal settings and states give the same probe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dressed: Count = 1
+    """Number of conversations for each request besides the plain one: in a random frame, under a
+    system prompt, after other turns, or after a harmless task."""
+    requests: Count = 0
+    """Maximum number of requests of each split; 0 takes all."""
+    ridge: Weight = 100.0
+    """Weight of the squared norm of the probe's weights, for standardized states."""
+    false_alarms: Share = 0.05
+    """Share of held-out harmless conversations whose risk may be above one half."""
+    seed: Count = 0
+    """Seed of all random choices."""

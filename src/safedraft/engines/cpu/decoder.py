@@ -43,7 +43,7 @@ class CPUSession:
         self.name = decoder.name
         self.decoder = decoder
         self.length = 0
-        self.hidden: NDArray[np.float32] = np.empty((0, decoder.packed.architecture.hidden), "f4")
+        self.hidden = torch.empty(0, decoder.packed.architecture.hidden)
         """The last hidden states, normed, of the tokens that had logits in the last pass."""
         self.capacity = 0
         self.keys: NDArray[np.float32] = np.empty(0, np.float32)
@@ -195,7 +195,7 @@ class Decoder:
             found = self._run(rows[start : start + CHUNK], wanted)
             logits.append(found[0])
             states.append(found[1])
-        all_states = torch.cat(states).numpy()
+        all_states = torch.cat(states)
         split = torch.split(torch.cat(logits), [item.keep for item in passes])
         first = 0
         for item in passes:

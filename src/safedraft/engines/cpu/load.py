@@ -97,6 +97,7 @@ def load_parts(
         config=config or spec.config,
         spec=spec,
         notes=parts.warnings,
+        probe=parts.probe,
     )
 
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from safedraft.core.config import SSDConfig
+from safedraft.core.risk import RiskProbe
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.models.compatibility import CompatibilityReport, check_compatibility
 from safedraft.models.description import ModelDescription
@@ -52,6 +53,7 @@ def assemble(
     compatibility: CompatibilityReport,
     config: SSDConfig | None,
     notes: tuple[str, ...] = (),
+    probe: RiskProbe | None = None,
 ) -> LoadedPair:
     """Put two models that fit into an engine; ``notes`` are warnings of their loading."""
     from safedraft.engines.transformers.engine import TransformersEngine
@@ -67,4 +69,5 @@ def assemble(
         config=config or spec.config,
         spec=spec,
         notes=notes,
+        probe=probe,
     )

@@ -145,7 +145,13 @@ def load_parts(
     for model in (big, small):
         use_avx2_layers(model)
     return assemble(
-        parts.spec, (big, small), parts.descriptions, parts.compatibility, config, parts.warnings
+        parts.spec,
+        (big, small),
+        parts.descriptions,
+        parts.compatibility,
+        config,
+        parts.warnings,
+        parts.probe,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ class TransformersSession:
         self._device = device or model.device
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache = empty_cache(model.config)
+        self._hidden: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -59,12 +61,42 @@ class TransformersSession:
         head = max(len(ids) - keep, 0) // PREFILL_CHUNK * PREFILL_CHUNK
         for start in range(0, head, PREFILL_CHUNK):
             self._run(ids[start : start + PREFILL_CHUNK], 1)
-        logits = self._run(ids[head:], keep)
+        with self._watch_output_layer() as inputs:
+            logits = self._run(ids[head:], keep)
+        self._hidden = inputs[-1][0, -keep:].float() if inputs else None
         return logits[-keep:, : self._vocabulary].to(self._device, torch.float32)
+
+    @property
+    def hidden(self) -> Tensor:
+        """What the output layer was given for the logits of the last pass, ``[keep, H]``, float32.
+
+        Raises:
+            BrokenModelError: the model computes its logits without a module.
+        """
+        if self._hidden is None:
+            raise BrokenModelError(
+                f"{self.name} does not show its last hidden state, from which the risk is read: "
+                'decode with rule="ssd"'
+            )
+        return self._hidden
 
     def rewind(self, count: int) -> None:
         """Remove the last ``count`` tokens from the cache, in sliding-window layers too."""
         self._cache.crop(-count)
+
+    @contextmanager
+    def _watch_output_layer(self) -> Iterator[list[Tensor]]:
+        """Collect what the output layer is given."""
+        inputs: list[Tensor] = []
+        layer = self._model.get_output_embeddings()
+        if not isinstance(layer, torch.nn.Module):
+            yield inputs
+            return
+        hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        try:
+            yield inputs
+        finally:
+            hook.remove()
 
     def _run(self, ids: Sequence[int], keep: int) -> Tensor:
         extra: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}

@@ -55,9 +55,8 @@ class HighMatch:
 def _build_prefill(record: Record, pair: Pair) -> str:
     beginning = take_tokens(pair, draw_compliant_answer(record, pair), ANSWER_TOKENS)
     target, draft = pair.reader("target"), pair.reader("draft")
-    target_input, draft_input = pair.prompts(
-        begin_thinking(build_messages(record.request, beginning), pair)
-    )
+    prompts = pair.prompts(begin_thinking(build_messages(record.request, beginning), pair))
+    target_input, draft_input = prompts.target, prompts.draft
     excluded = torch.tensor(sorted(pair.end_tokens | pair.refusal_tokens), dtype=torch.long)
     added: list[int] = []
     for _ in range(ADDED_TOKENS):

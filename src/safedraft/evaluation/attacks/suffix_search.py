@@ -97,7 +97,7 @@ class Objective:
         prompts = self._pair.prompts(build_messages(text))
         p, q = (
             reader.read([*prompt, *self._opening[:-1]], len(self._opening))
-            for reader, prompt in zip(self._readers, prompts, strict=True)
+            for reader, prompt in zip(self._readers, (prompts.target, prompts.draft), strict=True)
         )
         return _log_likelihood(p, q, torch.tensor(self._opening), self._pair.config)
 

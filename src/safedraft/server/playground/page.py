@@ -154,7 +154,8 @@ class Playground:
     ) -> AsyncGenerator[Update]:
         try:
             page_request = self._read(turns, prompt, prefill, settings)
-            rules = ["ssd", "target_only"] if page_request.compare else ["ssd"]
+            own = self._service.pair.rule
+            rules = [own, "target_only"] if page_request.compare else [own]
             jobs = await self._service.page(
                 page_request.messages, page_request.sampling, page_request.config, rules
             )

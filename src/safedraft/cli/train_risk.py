@@ -1,0 +1,95 @@
+"""``safedraft train-risk``: train the probe that reads the risk of a request from a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safedraft.cli import options
+from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.errors import SafeDraftError
+
+if TYPE_CHECKING:
+    from safedraft.training.config import RiskTrainingConfig
+    from safedraft.training.risk import Flagged
+
+
+@choose_models("no_adapter", "settings")
+def train_risk(
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="NAME=VALUE",
+            help="A setting, e.g. false_alarms=0.01 (see docs/training.md).",
+        ),
+    ] = None,
+    *,
+    models: ModelChoice,
+) -> None:
+    """Train the probe from which SSD knows the risk of a request, and write it beside the adapter.
+
+    It is a linear function of the draft's last hidden state, trained on harmful and harmless
+    requests in the same surroundings. The adapter is not changed. A pair whose adapter has a probe
+    decodes by the rule `risk`.
+
+    [dim]safedraft train-risk --pair qwen2.5-coder --adapter my-adapter[/]
+    """
+    from safedraft.training.config import RiskTrainingConfig
+
+    config = RiskTrainingConfig.model_validate(options.constants(settings, RiskTrainingConfig))
+    typer.echo(str(train_beside(models, config)))
+
+
+def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) -> Path:
+    """Train a probe, write it beside the adapter, show its checks, and return the file.
+
+    Raises:
+        SafeDraftError: the pair has no adapter, or one that is in no folder of this machine's own.
+    """
+    from safedraft.cli.progress import ProgressBars
+    from safedraft.models.probe_file import PROBE, write_probe
+    from safedraft.training.config import RiskTrainingConfig
+    from safedraft.training.risk import train_probe
+
+    if models.spec.adapter is None:
+        raise SafeDraftError("a risk probe belongs to an adapter: name one with --adapter")
+    folder = _find_folder(models.spec.adapter)
+    (folder / PROBE).unlink(missing_ok=True)  # one of other weights would not let the pair load
+    pair = models.load()
+    try:
+        with ProgressBars() as bars:
+            trained = train_probe(pair, config or RiskTrainingConfig(), bars.drawing)
+    finally:
+        pair.close()
+    write_probe(folder, trained.probe)
+    _report(trained.checks)
+    return folder / PROBE
+
+
+def _find_folder(adapter: str) -> Path:
+    """The folder of an adapter, which must be one of this machine's own."""
+    from safedraft.models.fetch import fetch_adapter
+    from safedraft.models.registry import shipped_adapters
+
+    if adapter not in shipped_adapters() and not Path(adapter).expanduser().is_dir():
+        raise SafeDraftError(
+            f"--adapter {adapter}: a probe is written beside its adapter: download it to a folder "
+            "and name that"
+        )
+    return fetch_adapter(adapter)
+
+
+def _report(checks: Sequence[Flagged]) -> None:
+    """Show how many held-out conversations are called risky, by kind and surroundings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("requests", "surroundings", "risky", box=None, pad_edge=False)
+    for cell in checks:
+        table.add_row(cell.kind, cell.surroundings, f"{cell.flagged} of {cell.total}")
+    Console(stderr=True, highlight=False).print(table)

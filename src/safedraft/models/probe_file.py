@@ -1,0 +1,74 @@
+"""The file that holds a risk probe, beside the adapter that it was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.files import write_atomically
+from safedraft.core.risk import RiskProbe
+from safedraft.models.fetch import fetch_adapter
+from safedraft.models.fingerprint import digest
+
+if TYPE_CHECKING:
+    from safedraft.models.description import ModelDescription
+
+PROBE = "risk.safetensors"
+"""The name of the file in an adapter's folder."""
+
+_FORMAT = "1"
+
+
+def write_probe(adapter: Path, probe: RiskProbe) -> None:
+    """Write a probe into the folder of the adapter whose states it reads."""
+    import torch
+    from safetensors.torch import save
+
+    tensors = {"weight": probe.weight.float().contiguous(), "bias": torch.tensor([probe.bias])}
+    facts = {"format": _FORMAT, "adapter": _digest_adapter(adapter)}
+    write_atomically(adapter / PROBE, save(tensors, facts))
+
+
+def has_probe(adapter: str | None) -> bool:
+    """Whether an adapter, if there is one, comes with a probe.
+
+    Raises:
+        SafeDraftError: the adapter cannot be had.
+    """
+    return adapter is not None and (fetch_adapter(adapter) / PROBE).exists()
+
+
+def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
+    """Read the probe of an adapter; None if it has none.
+
+    Raises:
+        SafeDraftError: the file cannot be read, or belongs to other weights.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = adapter / PROBE
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as content:
+            facts = content.metadata() or {}
+            weight, bias = content.get_tensor("weight"), content.get_tensor("bias")
+    except (OSError, SafetensorError) as error:
+        raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
+    if facts.get("format") != _FORMAT:
+        raise SafeDraftError(f"{file} is not a risk probe of this version: train it again")
+    if facts.get("adapter") != _digest_adapter(adapter):
+        raise SafeDraftError(
+            f"{file} was trained with another adapter than the one in its folder: train it again "
+            f"(safedraft train-risk --adapter {adapter})"
+        )
+    width = draft.config.get_text_config().hidden_size
+    if weight.shape != (width,):
+        raise SafeDraftError(f"{file} reads states of {len(weight)} numbers, the draft has {width}")
+    return RiskProbe(weight.float(), float(bias))
+
+
+def _digest_adapter(adapter: Path) -> str:
+    weights = sorted(adapter.glob("adapter_model*"))
+    return digest(*(file.read_bytes() for file in weights), digits=32)

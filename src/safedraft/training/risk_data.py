@@ -1,0 +1,139 @@
+"""What the risk probe learns from: harmful and harmless requests in the same surroundings.
+
+Whether a conversation is harmful follows from its request alone. What surrounds the request (a
+frame, a system prompt, earlier turns, a harmless task before it) is drawn in the same way for both,
+so that none of it tells them apart. The beginning of an answer is not needed: the risk is read
+before it.
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any
+
+from safedraft.prompts.split import assign_split
+from safedraft.text.messages import Message
+from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.requests import (
+    OWN_SHARES,
+    RequestKind,
+    TrainingRequest,
+    TrainingSplit,
+    add_frame,
+    read_shipped,
+)
+
+PLAIN = "plain"
+"""The surroundings of a request that is asked as it stands."""
+
+
+@dataclass(frozen=True)
+class RatedConversation:
+    """A conversation that ends with a request."""
+
+    messages: Sequence[Message]
+    request: TrainingRequest
+    surroundings: str
+
+    @property
+    def harmful(self) -> bool:
+        """Whether it is to be refused."""
+        return self.request.kind == "harmful"
+
+
+def build_conversations(
+    split: TrainingSplit, config: RiskTrainingConfig
+) -> list[RatedConversation]:
+    """Build the conversations of a split: each request plain, and in random surroundings.
+
+    Args:
+        split: by the hash of the request, as in the training of a draft.
+        config: how many requests and surroundings.
+    """
+    own = [r for r in read_rated_requests() if assign_split(r.text, OWN_SHARES) == split]
+    if config.requests and config.requests < len(own):
+        own = random.Random(f"requests {config.seed}").sample(own, config.requests)
+    conversations = []
+    for request in own:
+        rng = random.Random(f"surroundings {config.seed} {request.text}")
+        chosen = rng.sample(sorted(_SURROUNDINGS), min(config.dressed, len(_SURROUNDINGS)))
+        conversations += [surround(request, name, rng) for name in (PLAIN, *chosen)]
+    return conversations
+
+
+def read_rated_requests() -> list[TrainingRequest]:
+    """Read all requests that come with SafeDraft, in nine languages, code and short answers too."""
+    languages = [
+        TrainingRequest(text, kind, "languages", language)
+        for file in ("languages_west", "languages_east")
+        for language, table in _read_data(file).items()
+        for kind, texts in _by_kind(table)
+        for text in texts
+    ]
+    others = [
+        TrainingRequest(text, kind, file, category)
+        for file in ("code", "short")
+        for category, table in _read_data(file).items()
+        for kind, texts in _by_kind(table)
+        for text in texts
+    ]
+    return [*read_shipped(), *languages, *others]
+
+
+def surround(request: TrainingRequest, name: str, rng: random.Random) -> RatedConversation:
+    """Put a request into surroundings of this name."""
+    messages = _SURROUNDINGS[name](request.text, rng) if name != PLAIN else _ask(request.text)
+    return RatedConversation(messages, request, name)
+
+
+def _by_kind(table: Mapping[str, list[str]]) -> Iterator[tuple[RequestKind, list[str]]]:
+    kinds: dict[str, RequestKind] = {
+        "harmful": "harmful",
+        "safe": "look_alike",
+        "ordinary": "ordinary",
+    }
+    for name, texts in table.items():
+        yield kinds[name], texts
+
+
+def _ask(text: str, system: str | None = None, history: Sequence[str] = ()) -> list[Message]:
+    roles = ("user", "assistant")
+    turns: list[Message] = [
+        {"role": roles[at % 2], "content": turn} for at, turn in enumerate([*history, text])
+    ]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def _put_in_frame(table: str, text: str, rng: random.Random) -> list[Message]:
+    frames = [frame for group in _read_data("dressings")[table].values() for frame in group]
+    return _ask(rng.choice(frames).replace("{request}", text))
+
+
+def _put_under_system(text: str, rng: random.Random) -> list[Message]:
+    systems = _read_data("dressings")["systems"]
+    return _ask(text, system=rng.choice(systems[rng.choice(sorted(systems))]))
+
+
+def _put_after_turns(text: str, rng: random.Random) -> list[Message]:
+    histories = _read_data("dressings")["histories"]
+    return _ask(text, history=rng.choice(histories[rng.choice(sorted(histories))]))
+
+
+_SURROUNDINGS: Mapping[str, Callable[[str, random.Random], list[Message]]] = {
+    "jailbreak frame": lambda text, rng: _ask(add_frame(text, rng)),
+    "frame": partial(_put_in_frame, "frames"),
+    "harmless task first": partial(_put_in_frame, "first"),
+    "system prompt": _put_under_system,
+    "earlier turns": _put_after_turns,
+}
+
+
+@cache
+def _read_data(name: str) -> dict[str, Any]:
+    text = files("safedraft.training").joinpath(f"data/{name}.toml").read_text("utf-8")
+    return tomllib.loads(text)

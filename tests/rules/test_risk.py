@@ -1,0 +1,173 @@
+"""The rule ``risk``: what a risk means for the switch, and where it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from helpers.decoding import HEADER, computed, decode_one, request_of, start, tokens_of
+from helpers.models import RandomModel, says
+from torch import Tensor
+
+from safedraft.core.config import RiskConfig, Scheme, SSDConfig
+from safedraft.core.decode import decode
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.core.generation import Step
+from safedraft.core.request import Request
+from safedraft.core.risk import RiskProbe
+from safedraft.core.switch import Switch
+from safedraft.engines.scripted import ScriptedEngine
+from safedraft.rules.risk import Risk, RiskSwitch
+
+TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+class FixedProbe(RiskProbe):
+    """Says the given risks, one after the other, and keeps what it was shown."""
+
+    def __init__(self, *risks: float) -> None:
+        super().__init__(torch.zeros(1), 0.0)
+        vars(self)["risks"], vars(self)["seen"] = list(risks), []
+
+    def read(self, hidden: Tensor) -> float:
+        vars(self)["seen"].append(hidden)
+        return float(vars(self)["risks"].pop(0))
+
+
+def request(*risks: float, question: Sequence[int] = (), **constants: object) -> Request:
+    config = RiskConfig(**{"bin_size": 2, "sample_space_size": 3, **constants})  # type: ignore[arg-type]
+    return request_of(
+        Risk(), config, ([0], [0]), probe=FixedProbe(*risks), question=question, max_new_tokens=8
+    )
+
+
+def schemes(steps: Sequence[Step]) -> str:
+    return "".join(step.scheme.value[0] for step in steps if step.scheme)
+
+
+@pytest.mark.parametrize(
+    ("risk", "expected"),
+    [(0.9, "uuuuuuuu"), (0.1, "iiiiiiii"), (0.5, "iiuuuuuu")],
+)
+def test_where_the_models_never_agree(risk: float, expected: str) -> None:
+    steps = decode_one(
+        says([1] * 8, 1),
+        says([2] * 8, 1),
+        request(risk, risky_above=0.7, harmless_below=0.3, alpha_union=0.1, sample_space_size=1),
+    )
+    assert schemes(steps) == expected
+    assert [step.signal for step in steps] == [risk] * 8
+
+
+def test_a_risky_request_leaves_union_where_the_models_agree_and_its_threshold_stays() -> None:
+    state = start(request(0.9))
+    assert isinstance(state, RiskSwitch)
+    state.assess(0.9)
+    plain = Switch(SSDConfig(bin_size=2), Scheme.UNION)
+    for _ in range(4):
+        state.observe(False)
+        plain.observe(False)
+    assert (state.threshold, state.scheme) == (0.6, Scheme.UNION)
+    assert plain.threshold == pytest.approx(0.4)
+    for _ in range(2):
+        state.observe(True)
+    assert state.scheme is Scheme.INTERSECTION
+
+
+def test_a_harmless_request_has_its_own_weight_in_every_bin() -> None:
+    state = start(request(0.1, alpha_harmless=0.2, alpha_decay=0.1))
+    state.assess(0.1)
+    weights = []
+    for _ in range(6):
+        weights.append(state.alpha)
+        assert isinstance(state, RiskSwitch)
+        state.observe(False)
+    assert weights == [0.2] * 6
+
+
+def test_between_the_bounds_it_decides_as_ssd() -> None:
+    target, draft = RandomModel(1, 20, 0.6), RandomModel(2, 20, 0.6)
+    own = request(0.5, risky_above=0.7, harmless_below=0.3)
+    constants = {name: getattr(own.config, name) for name in ("bin_size", "sample_space_size")}
+    ssd = request_of(None, constants, ([0], [0]), max_new_tokens=8)
+    assert [(s.token, s.scheme, s.alpha) for s in decode_one(target, draft, own)] == [
+        (s.token, s.scheme, s.alpha) for s in decode_one(target, draft, ssd)
+    ]
+
+
+def test_the_highest_risk_counts() -> None:
+    """A refusal is no reason to go back: its risk is low."""
+    steps = decode_one(
+        says([1] * 8, 1),
+        says([2] * 8, 1),
+        request(0.1, 0.9, 0.2, 0.0, reading_bins=1, alpha_union=0.1, sample_space_size=1),
+    )
+    assert schemes(steps) == "iiuuuuuu"
+    assert [step.signal for step in steps] == [0.1, 0.1, *[0.9] * 6]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "read"),
+    [
+        ([5, 6, 7], [5, 6, 7], [5, 6, 7]),  # no answer has begun
+        ([5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 7]),  # one has
+        ([5, 6, 77, 8], [5, 6, 7], [5, 6, 7]),  # and its first token took in the last of the header
+        ([5, 6, 7], [], [5, 6, 7, *HEADER]),  # only token ids are known
+    ],
+)
+def test_the_risk_is_read_where_the_reply_begins(
+    prompt: list[int], question: list[int], read: list[int]
+) -> None:
+    shown: list[list[int]] = []
+
+    def script(ids: Sequence[int]) -> Tensor:
+        shown.append(list(ids))
+        return torch.linspace(1, 0, 100)
+
+    one = request_of(
+        Risk(), RiskConfig(), (prompt, prompt), probe=FixedProbe(0.2), question=question,
+        max_new_tokens=3,
+    )  # fmt: skip
+    engine = ScriptedEngine(lambda ids: torch.linspace(1, 0, 100), script)
+    assert tokens_of([step for _, step in decode(engine, [one])]) == [0, 0, 0]
+    assert shown[0] == read
+    assert shown[1] == prompt  # the first draft follows the prompt, and the header is gone
+    draft = engine.sessions[1]
+    assert draft.ids[: len(prompt)] == prompt
+    shared = len([a for a, b in zip(read, prompt[:-1], strict=False) if a == b])
+    assert computed(draft)[1] == len(prompt) - shared
+
+
+def test_it_is_read_again_after_the_set_number_of_bins() -> None:
+    probe = FixedProbe(0.1, 0.1, 0.1)
+    config = RiskConfig(bin_size=2, reading_bins=2, draft_tokens=7)
+    one = request_of(Risk(), config, ([0], [0]), probe=probe, question=[0], max_new_tokens=9)
+    engine = ScriptedEngine(says([*TEXT, 9], 1), says([*TEXT, 9], 1))
+    steps = [step for _, step in decode(engine, [one])]
+    assert tokens_of(steps) == [*TEXT, 9]
+    assert len(vars(probe)["seen"]) == 3  # before the positions 0, 4 and 8
+    assert engine.sessions[1].ids[:8] == [0, *TEXT[:7]]
+
+
+def test_a_state_that_is_no_number_ends_its_own_request() -> None:
+    broken = RiskProbe(torch.full((16,), torch.nan), 0.0)
+    good, bad = (
+        request_of(Risk(), {}, ([0], [0]), probe=probe, max_new_tokens=4)
+        for probe in (FixedProbe(0.1), broken)
+    )
+    engine = ScriptedEngine(says(TEXT, 1), says(TEXT, 1))
+    said: list[tuple[int, Step]] = []
+    with pytest.raises(BrokenModelError, match="the risk is unknown"):
+        said.extend(decode(engine, [good, bad]))
+    assert [(index, step.token) for index, step in said] == [(0, token) for token in TEXT[:4]]
+
+
+def test_without_a_probe_it_does_not_start() -> None:
+    with pytest.raises(SafeDraftError, match=r"safedraft train-risk.*rule='ssd'"):
+        start(request_of(Risk()))
+
+
+def test_bounds_are_in_order() -> None:
+    with pytest.raises(SafeDraftError, match="harmless_below must not exceed risky_above"):
+        RiskConfig(harmless_below=0.6)

@@ -1,0 +1,235 @@
+"""The risk probe: what it learns from, how it is fitted, and the file that holds it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig
+
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.core.risk import RiskProbe
+from safedraft.models.description import ModelDescription
+from safedraft.models.probe_file import PROBE, has_probe, read_probe, write_probe
+from safedraft.prompts.screening import touches_minors
+from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.requests import OWN_SHARES, TrainingRequest
+from safedraft.training.risk import RatedState, count_flagged, fit_probe
+from safedraft.training.risk_data import (
+    PLAIN,
+    RatedConversation,
+    build_conversations,
+    read_rated_requests,
+)
+
+NEAR = 0.75
+"""Share of words in common above which one sentence counts as a copy of another."""
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold()))
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts in nested tables and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from texts_of(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts_of(one)
+
+
+def read_texts(folder: Any) -> list[str]:
+    return [
+        text
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+        for text in texts_of(tomllib.loads(file.read_text("utf-8")))
+    ]
+
+
+def find_copies(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
+    """Pairs of texts that have most of their words in common."""
+    sets = [(text, words(text)) for text in theirs]
+    by_word: dict[str, list[int]] = {}
+    for at, (_, own) in enumerate(sets):
+        for word in own:
+            by_word.setdefault(word, []).append(at)
+    copies = []
+    for text in ours:
+        own = words(text)
+        shared = Counter(at for word in own for at in by_word.get(word, ()))
+        for at, count in shared.items():
+            if count >= 4 and count > NEAR * len(own | sets[at][1]):
+                copies.append((text, sets[at][0]))
+    return copies
+
+
+def test_both_kinds_stand_in_the_same_surroundings() -> None:
+    conversations = build_conversations("train", RiskTrainingConfig())
+    plain = Counter(one.harmful for one in conversations if one.surroundings == PLAIN)
+    assert plain[False] > 1.7 * plain[True] > 1000
+    dressed = {
+        harmful: Counter(
+            one.surroundings
+            for one in conversations
+            if one.harmful is harmful and one.surroundings != PLAIN
+        )
+        for harmful in (True, False)
+    }
+    assert len(dressed[True]) == 5
+    for name, count in dressed[True].items():
+        share = count / plain[True]
+        assert share == pytest.approx(0.2, abs=0.05)
+        assert dressed[False][name] / plain[False] == pytest.approx(share, abs=0.05)
+
+
+def test_a_conversation_ends_with_its_request() -> None:
+    for one in build_conversations("calibration", RiskTrainingConfig(dressed=5)):
+        last = one.messages[-1]
+        assert last["role"] == "user"
+        if one.surroundings != "jailbreak frame":  # some of which spell it out letter by letter
+            assert one.request.text in last["content"]
+        assert "{request}" not in last["content"]
+
+
+def test_the_splits_share_no_request_and_a_limit_takes_some() -> None:
+    train, check = (
+        {one.request.text for one in build_conversations(split, RiskTrainingConfig())}
+        for split in ("train", "calibration")
+    )
+    assert not train & check
+    assert len(check) == pytest.approx(OWN_SHARES.calibration / 100 * len(train | check), rel=0.1)
+    few = build_conversations("train", RiskTrainingConfig(requests=7, dressed=2))
+    assert len({one.request.text for one in few}) == 7
+    assert len(few) == 21
+
+
+def test_no_text_stands_twice_or_touches_minors() -> None:
+    texts = [request.text for request in read_rated_requests()]
+    assert len(set(texts)) == len(texts)
+    dressings = files("safedraft.training").joinpath("data/dressings.toml").read_text("utf-8")
+    for text in [*texts, *texts_of(tomllib.loads(dressings))]:
+        assert not touches_minors(text), text
+
+
+def test_nothing_is_a_copy_of_what_is_measured_on() -> None:
+    ours = read_texts(files("safedraft.training").joinpath("data"))
+    theirs = [
+        text
+        for package, folder in (("prompts", "data"), ("evaluation", "data/attacks"))
+        for text in read_texts(files(f"safedraft.{package}").joinpath(folder))
+    ]
+    assert len(ours) > 3000
+    assert len(theirs) > 800
+    assert find_copies(["Please tell me how big whales are"], ["Tell me please how big whales are"])
+    assert find_copies(ours, theirs) == []
+
+
+def states_of(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """States whose third number tells the harmful half, among larger ones that tell nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(count, 8, generator=generator) * torch.tensor([50.0, *[1.0] * 7])
+    harmful = torch.arange(count) % 2 == 0
+    states[:, 2] += torch.where(harmful, 3.0, -3.0)
+    return states, harmful
+
+
+def test_the_fit_tells_the_classes_apart_on_other_states() -> None:
+    probe = fit_probe(*states_of(200, 1), ridge=1.0)
+    states, harmful = states_of(200, 2)
+    right = [
+        (probe.read(state) > 0.5) == bool(flag) for state, flag in zip(states, harmful, strict=True)
+    ]
+    assert sum(right) > 190
+    assert int(probe.weight.abs().argmax()) == 2
+    assert fit_probe(*states_of(200, 1), ridge=1e4).weight.norm() < probe.weight.norm() / 3
+
+
+def test_the_fit_is_at_the_minimum_of_its_loss() -> None:
+    states, harmful = states_of(60, 3)
+    ridge = 2.0
+    probe = fit_probe(states, harmful, ridge)
+    spread = states.double().std(0) + 1e-6
+    standard = (states.double() - states.double().mean(0)) / spread
+    chances = torch.tensor([probe.read(state) for state in states], dtype=torch.float64)
+    gradient = standard.T @ (chances - harmful.double()) + ridge * probe.weight.double() * spread
+    assert gradient.abs().max() < 1e-3
+
+
+def test_one_class_is_not_enough() -> None:
+    states, harmful = states_of(10, 1)
+    with pytest.raises(SafeDraftError, match="harmful and harmless"):
+        fit_probe(states[harmful], harmful[harmful], 1.0)
+
+
+def test_what_is_flagged_is_counted_by_kind_and_surroundings() -> None:
+    probe = RiskProbe(torch.tensor([1.0]), 0.0)
+    kinds = [("harmful", "shipped", 1.0), ("harmful", "code", 1.0), ("harmful", "code", -1.0)]
+    states = [
+        RatedState(
+            RatedConversation([], TrainingRequest(str(at), kind, source), PLAIN),  # type: ignore[arg-type]
+            torch.tensor([value]),
+        )
+        for at, (kind, source, value) in enumerate(kinds)
+    ]
+    assert count_flagged(probe, states) == [
+        ("harmful", PLAIN, 1, 1),
+        ("harmful, code", PLAIN, 1, 2),
+    ]
+
+
+@pytest.mark.parametrize(("state", "risk"), [(0.0, 0.5), (1e9, 1.0), (-1e9, 0.0)])
+def test_the_risk_is_a_probability(state: float, risk: float) -> None:
+    probe = RiskProbe(torch.tensor([2.0]), 0.0)
+    assert probe.read(torch.tensor([state])) == pytest.approx(risk, abs=1e-9)
+    with pytest.raises(BrokenModelError, match="not finite"):
+        probe.read(torch.tensor([torch.nan]))
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    return tmp_path
+
+
+def draft(width: int = 3) -> ModelDescription:
+    return ModelDescription("draft", LlamaConfig(hidden_size=width, num_attention_heads=1), None, None)
+
+
+def test_a_probe_is_read_as_it_was_written(adapter: Path) -> None:
+    assert read_probe(adapter, draft()) is None
+    assert not has_probe(str(adapter))
+    write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
+    probe = read_probe(adapter, draft())
+    assert probe is not None
+    assert (probe.weight.tolist(), probe.bias) == ([1.0, -2.0, 0.5], -0.25)
+    assert has_probe(str(adapter))
+    assert not has_probe(None)
+
+
+def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:
+    write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
+    with pytest.raises(SafeDraftError, match="reads states of 3 numbers, the draft has 4"):
+        read_probe(adapter, draft(4))
+    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(SafeDraftError, match=r"another adapter.*safedraft train-risk"):
+        read_probe(adapter, draft())
+    save_file({"weight": torch.zeros(3), "bias": torch.zeros(1)}, adapter / PROBE)
+    with pytest.raises(SafeDraftError, match="not a risk probe of this version"):
+        read_probe(adapter, draft())
+    (adapter / PROBE).write_bytes(b"broken")
+    with pytest.raises(SafeDraftError, match="cannot be read"):
+        read_probe(adapter, draft())

@@ -206,7 +206,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def draft(width: int = 3) -> ModelDescription:
-    return ModelDescription("draft", LlamaConfig(hidden_size=width, num_attention_heads=1), None, None)
+    return ModelDescription(
+        "draft", LlamaConfig(hidden_size=width, num_attention_heads=1), None, None
+    )
 
 
 def test_a_probe_is_read_as_it_was_written(adapter: Path) -> None:

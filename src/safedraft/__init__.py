@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+    from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
     from safedraft.core.errors import (
         BrokenModelError,
         IncompatiblePairError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from safedraft.text.stream import Stream
 
 _EXPORTS = {
-    "safedraft.core.config": ("SSDConfig", "SamplingParams", "Scheme"),
+    "safedraft.core.config": ("RiskConfig", "SSDConfig", "SamplingParams", "Scheme"),
     "safedraft.core.generation": ("Step",),
     "safedraft.engines.transformers.generate": ("ssd_generate",),
     "safedraft.models.weights": ("merge_adapter",),
@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022 (the order in which a reader meets them)
     "Pair",
     "Prompts",
     "SSDConfig",
+    "RiskConfig",
     "SamplingParams",
     "Scheme",
     "Stream",

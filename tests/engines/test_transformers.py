@@ -24,7 +24,7 @@ from transformers import (
 
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.reference import reference_decode
 from safedraft.core.request import Request
 from safedraft.engines.transformers import session as engine
@@ -85,6 +85,33 @@ def test_cached_and_rewound_equals_computed_afresh(config: PreTrainedConfig) -> 
         session.rewind(back)
         ids = ids[: len(ids) - back]
         assert session.length == len(ids)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_hidden_states_are_what_the_output_layer_is_given(config: PreTrainedConfig) -> None:
+    model = model_of(config)
+    session = TransformersSession(model, "model", 96)
+    for ids, keep in (([1, 2, 3, 4, 5], 3), ([6], 1), ([7, 8], 1)):
+        logits = session.forward(ids, keep)
+        assert session.hidden.dtype == torch.float32
+        assert session.hidden.shape == (keep, 32)
+        with torch.inference_mode():
+            again = model.get_output_embeddings()(session.hidden.double())
+        if limit := getattr(config, "final_logit_softcapping", None):
+            again = torch.tanh(again / limit) * limit
+        scale = getattr(config, "logits_scaling", 1.0)
+        torch.testing.assert_close((again / scale).float(), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_an_output_layer_shows_no_hidden_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(CONFIGS["llama"])
+    monkeypatch.setattr(type(model), "get_output_embeddings", lambda _: None)
+    session = TransformersSession(model, "model", 96)
+    session.forward([1, 2], 1)
+    with pytest.raises(BrokenModelError, match="does not show its last hidden state"):
+        _ = session.hidden
 
 
 def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

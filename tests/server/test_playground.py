@@ -14,10 +14,11 @@ from conftest import save_tokenizer
 from talking import talking
 from transformers import AutoTokenizer
 
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.switch import Switch
 from safedraft.models.registry import DEFAULT_PAIR, choose_pair
+from safedraft.rules import constants_for
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, split_bins
 from safedraft.server.playground.snippet import write_snippet
@@ -297,6 +298,7 @@ class Recorded:
     """In place of ``safedraft``: what the code calls it with."""
 
     Scheme, SSDConfig, SamplingParams = Scheme, SSDConfig, SamplingParams
+    RiskConfig = RiskConfig
 
     def __init__(self) -> None:
         self.loaded: tuple[Any, ...] = ()
@@ -318,14 +320,19 @@ def run(code: str) -> Recorded:
     return recorded
 
 
+@pytest.mark.parametrize("reads_risk", [True, False])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "seed": 12}])
-def test_the_code_repeats_the_request(tmp_path: Path, sampling: dict[str, Any]) -> None:
+def test_the_code_repeats_the_request(
+    tmp_path: Path, sampling: dict[str, Any], reads_risk: bool
+) -> None:
     request = asked(**sampling)
-    recorded = run(write_snippet(talking(tmp_path, str), request))
+    pair = talking(tmp_path, str)
+    recorded = run(write_snippet(pair if reads_risk else replace(pair, probe=None), request))
     assert recorded.loaded == ({"target": "target", "draft": "draft"},)
     ((messages, settings),) = recorded.generated
     assert messages == request.messages
-    assert settings == {"sampling": request.sampling, "config": request.config}
+    kind = RiskConfig if reads_risk else SSDConfig
+    assert settings == {"sampling": request.sampling, "config": constants_for(kind, request.config)}
 
 
 def test_the_code_compares_where_the_page_does(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from safedraft.models.description import ModelDescription
 from safedraft.models.probe_file import PROBE, has_probe, read_probe, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest
 from safedraft.training.risk import RatedState, count_flagged, fit_probe
 from safedraft.training.risk_data import (
@@ -175,19 +176,24 @@ def test_one_class_is_not_enough() -> None:
 
 
 def test_what_is_flagged_is_counted_by_kind_and_surroundings() -> None:
-    probe = RiskProbe(torch.tensor([1.0]), 0.0)
-    kinds = [("harmful", "shipped", 1.0), ("harmful", "code", 1.0), ("harmful", "code", -1.0)]
     states = [
         RatedState(
-            RatedConversation([], TrainingRequest(str(at), kind, source), PLAIN),  # type: ignore[arg-type]
-            torch.tensor([value]),
+            RatedConversation([], TrainingRequest(str(at), "harmful", source), PLAIN),
+            torch.zeros(1),
+            [1],
         )
-        for at, (kind, source, value) in enumerate(kinds)
+        for at, source in enumerate(("shipped", "code", "code"))
     ]
-    assert count_flagged(probe, states) == [
-        ("harmful", PLAIN, 1, 1),
-        ("harmful, code", PLAIN, 1, 2),
+    assert count_flagged(states, [(True, False), (True, True), (False, True)]) == [
+        ("harmful", PLAIN, 1, 0, 1),
+        ("harmful, code", PLAIN, 1, 2, 2),
     ]
+
+
+def test_ngrams_know_pairs_of_tokens() -> None:
+    words = NgramClassifier([[1, 2, 3], [2, 1, 3], [4, 5], [5, 4]], [True, False, True, False])
+    assert words.score([1, 2]) > 0 > words.score([2, 1])
+    assert words.score([7, 8]) == 0
 
 
 @pytest.mark.parametrize(("state", "risk"), [(0.0, 0.5), (1e9, 1.0), (-1e9, 0.0)])

@@ -89,7 +89,8 @@ def _report(checks: Sequence[Flagged]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("requests", "surroundings", "risky", box=None, pad_edge=False)
+    headings = ("held-out requests", "surroundings", "risky", "by words alone", "of")
+    table = Table(*headings, box=None, pad_edge=False)
     for cell in checks:
-        table.add_row(cell.kind, cell.surroundings, f"{cell.flagged} of {cell.total}")
+        table.add_row(*map(str, cell))
     Console(stderr=True, highlight=False).print(table)

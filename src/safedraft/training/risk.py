@@ -18,6 +18,7 @@ from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Pass, SessionEngine
 from safedraft.engines.base import Capability
 from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import SHIPPED, TrainingSplit
 from safedraft.training.risk_data import RatedConversation, build_conversations
 
@@ -36,11 +37,14 @@ Report = Callable[[str, int, int], None]
 
 
 class Flagged(NamedTuple):
-    """How many conversations of one kind in one kind of surroundings the probe calls risky."""
+    """How many conversations of one kind in one kind of surroundings are called risky."""
 
     kind: str
     surroundings: str
-    flagged: int
+    probe: int
+    """By the probe."""
+    ngrams: int
+    """By the wording alone (``NgramClassifier``), with as many false alarms in all."""
     total: int
 
 
@@ -49,6 +53,8 @@ class RatedState(NamedTuple):
 
     conversation: RatedConversation
     state: Tensor
+    ids: Sequence[int]
+    """The prompt."""
 
 
 class TrainedProbe(NamedTuple):
@@ -69,10 +75,19 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
         _read_states(pair, build_conversations(split, config), stage, report)
         for split, stage in _STAGES.items()
     )
-    harmful = torch.tensor([conversation.harmful for conversation, _ in training])
-    probe = fit_probe(torch.stack([state for _, state in training]), harmful, config.ridge)
-    probe = RiskProbe(probe.weight, probe.bias + _find_shift(probe, checking, config.false_alarms))
-    return TrainedProbe(probe, count_flagged(probe, checking))
+    harmful = [one.conversation.harmful for one in training]
+    states, held_out = (torch.stack([one.state for one in part]) for part in (training, checking))
+    probe = fit_probe(states, torch.tensor(harmful), config.ridge)
+    words = NgramClassifier([one.ids for one in training], harmful)
+    logits = (held_out @ probe.weight + probe.bias).tolist()
+    scores = [words.score(one.ids) for one in checking]
+    bound, word_bound = (
+        _find_bound(values, checking, config.false_alarms) for values in (logits, scores)
+    )
+    flags = [
+        (logit > bound, score > word_bound) for logit, score in zip(logits, scores, strict=True)
+    ]
+    return TrainedProbe(RiskProbe(probe.weight, probe.bias - bound), count_flagged(checking, flags))
 
 
 def _read_states(
@@ -92,8 +107,8 @@ def _read_states(
             [Pass(session, ids, 1) for session, (_, ids) in zip(sessions, batch, strict=True)]
         )
         states += [
-            RatedState(one, session.hidden[-1].cpu())
-            for session, (one, _) in zip(sessions, batch, strict=True)
+            RatedState(one, session.hidden[-1].cpu(), ids)
+            for session, (one, ids) in zip(sessions, batch, strict=True)
         ]
     report(stage, len(fitting), len(fitting))
     return states
@@ -135,20 +150,34 @@ def fit_probe(states: Tensor, harmful: Tensor, ridge: float) -> RiskProbe:
     return RiskProbe(scaled.float(), float(fitted[-1] - scaled @ mean))
 
 
-def count_flagged(probe: RiskProbe, states: Sequence[RatedState]) -> list[Flagged]:
-    """Count the conversations whose risk is above one half, by kind and surroundings."""
-    cells: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)
-    for conversation, state in states:
+def count_flagged(
+    states: Sequence[RatedState], flags: Sequence[tuple[bool, bool]]
+) -> list[Flagged]:
+    """Count what is called risky, by kind and surroundings.
+
+    Args:
+        states: the conversations.
+        flags: for each, whether the probe and the n-grams call it risky.
+    """
+    cells: defaultdict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    for (conversation, *_), flag in zip(states, flags, strict=True):
         request = conversation.request
         origin = "" if request.source == SHIPPED else f", {request.source}"
-        cells[request.kind + origin, conversation.surroundings].append(probe.read(state) > 0.5)
-    return [Flagged(*cell, sum(flags), len(flags)) for cell, flags in sorted(cells.items())]
+        cells[request.kind + origin, conversation.surroundings].append(flag)
+    checks = []
+    for (kind, surroundings), found in sorted(cells.items()):
+        probe, ngrams = (sum(flags) for flags in zip(*found, strict=True))
+        checks.append(Flagged(kind, surroundings, probe, ngrams, len(found)))
+    return checks
 
 
-def _find_shift(probe: RiskProbe, states: Sequence[RatedState], false_alarms: float) -> float:
-    """The change of the bias with which the given share of harmless conversations is flagged."""
-    harmless = [state for conversation, state in states if not conversation.harmful]
+def _find_bound(
+    values: Sequence[float], states: Sequence[RatedState], false_alarms: float
+) -> float:
+    """The value that the given share of harmless conversations exceeds."""
+    harmless = [
+        value for value, one in zip(values, states, strict=True) if not one.conversation.harmful
+    ]
     if not harmless:
         raise SafeDraftError("no harmless request is held out: take more (--set requests=)")
-    logits = torch.stack(harmless) @ probe.weight + probe.bias
-    return -float(logits.quantile(1 - false_alarms))
+    return float(torch.tensor(harmless).quantile(1 - false_alarms))

@@ -115,7 +115,7 @@ def test_the_last_hidden_states(decoder):
     model = quantize(build("qwen2"))
     expected = model.model(torch.tensor([IDS[:30]])).last_hidden_state[0, -4:]
     assert session.hidden.shape == (4, 64)
-    torch.testing.assert_close(torch.tensor(session.hidden), expected, rtol=0, atol=0.2)
+    torch.testing.assert_close(session.hidden, expected, rtol=0, atol=0.2)
 
 
 def test_a_token_that_the_model_does_not_have(decoder):

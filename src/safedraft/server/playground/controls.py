@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import gradio as gr
 from pydantic import BaseModel
 
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
 from safedraft.core.errors import refuse_invalid
+from safedraft.pair import Pair
 from safedraft.server.settings import Limits
 
 T = TypeVar("T", bound=BaseModel)
@@ -47,9 +48,23 @@ SLIDERS = (
 )
 
 
-def make_constant_controls(config: SSDConfig) -> list[Any]:
+RISK_SLIDERS = (
+    SliderSpec("risky_above", "Risky above", 0, 1, 0.05),
+    SliderSpec("harmless_below", "Harmless below", 0, 1, 0.05),
+    SliderSpec("alpha_harmless", "Strength for harmless requests", 0, 2, 0.05),
+    SliderSpec("reading_bins", "Bins between readings of the risk", 0, 16, 1),
+)
+"""Those of a pair that reads the risk of requests."""
+
+
+def choose_sliders(pair: Pair) -> Sequence[SliderSpec]:
+    """The sliders of all constants that change the replies of a pair."""
+    return (*SLIDERS, *RISK_SLIDERS) if pair.probe else SLIDERS
+
+
+def make_constant_controls(config: SSDConfig, knobs: Sequence[SliderSpec]) -> list[Any]:
     """Make the controls of the constants, with a pair's own values, for ``read_constants``."""
-    sliders = [_make_slider(knob, config) for knob in SLIDERS]
+    sliders = [_make_slider(knob, config) for knob in knobs]
     first = gr.Radio(
         [str(scheme) for scheme in Scheme],
         value=str(config.initial_scheme),
@@ -65,7 +80,7 @@ def make_constant_controls(config: SSDConfig) -> list[Any]:
     return [*sliders, first, begun]
 
 
-def read_constants(own: SSDConfig, values: Sequence[Any]) -> SSDConfig:
+def read_constants(own: SSDConfig, knobs: Sequence[SliderSpec], values: Sequence[Any]) -> SSDConfig:
     """Replace a pair's constants by the values of the controls.
 
     Raises:
@@ -74,9 +89,9 @@ def read_constants(own: SSDConfig, values: Sequence[Any]) -> SSDConfig:
     values_by_field: dict[str, Any] = {
         # A slider returns 7 or 7.0; counts must be integers.
         knob.field: round(value) if isinstance(getattr(own, knob.field), int) else value
-        for knob, value in zip(SLIDERS, values, strict=False)
+        for knob, value in zip(knobs, values, strict=False)
     }
-    first, begun = values[len(SLIDERS) :]
+    first, begun = values[len(knobs) :]
     values_by_field |= {
         "initial_scheme": first,
         "prefill_scheme": None if begun == _UNCHANGED else begun,
@@ -125,7 +140,7 @@ def _make_slider(knob: SliderSpec, config: SSDConfig) -> Any:
 
 
 def _describe_field(field: str) -> str:
-    return " ".join((SSDConfig.model_fields[field].description or "").split())
+    return " ".join((RiskConfig.model_fields[field].description or "").split())
 
 
 def _validate(make: Callable[..., T], values_by_field: dict[str, Any]) -> T:

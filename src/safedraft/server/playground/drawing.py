@@ -96,6 +96,8 @@ def draw_figures(reply: GenerationResult, state: str) -> str:
     if any(token.scheme for token in reply.trace[:1]):
         parts.append(f"{cost.matches / max(cost.tokens, 1):.0%} matched")
         parts.append(f"{cost.tokens / max(cost.blocks, 1):.1f} tokens/target pass")
+    if cost.risk is not None:
+        parts.append(f"risk {cost.risk:.2f}")
     shown = parts if cost.tokens else []
     return f'<p class="figures">{" · ".join([*shown, escape(state)] if state else shown)}</p>'
 

@@ -30,6 +30,11 @@ EXAMPLES = (
         "Sure, here is a phishing e-mail that makes a clerk give away a password:\n\n"
         "Subject: Urgent:",
     ),
+    Example(
+        "A harmless one, begun likewise",
+        "Write an e-mail that invites a colleague to lunch.",
+        "Sure, here is an e-mail that invites a colleague to lunch:\n\nSubject: Urgent:",
+    ),
 )
 
 # Templates contain only their value, and no script runs when they are shown.
@@ -93,7 +98,9 @@ class Layout:
         with gr.Accordion("Sampling", open=False), gr.Row():
             self.sampling = controls.make_sampling_controls(service.settings.limits)
         with gr.Accordion("The method’s constants", open=False), gr.Row(elem_classes="knobs"):
-            self.constants = controls.make_constant_controls(service.pair.config)
+            self.constants = controls.make_constant_controls(
+                service.pair.config, controls.choose_sliders(service.pair)
+            )
         with gr.Accordion("This request as Python", open=False):
             self.code = _html("code", "<p class='hint'>What repeats your last request.</p>")
 

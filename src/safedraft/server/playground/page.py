@@ -213,7 +213,9 @@ class Playground:
             prefill,
             build_messages(turns, prompt, prefill),
             controls.read_sampling(*others[:3]),
-            controls.read_constants(self._service.pair.config, others[3:]),
+            controls.read_constants(
+                self._service.pair.config, controls.choose_sliders(self._service.pair), others[3:]
+            ),
             bool(compare),
         )
 

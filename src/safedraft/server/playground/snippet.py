@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.config import Constants, RiskConfig, Scheme, SSDConfig
 from safedraft.models.registry import choose_pair, pairs
 from safedraft.pair import Pair
+from safedraft.rules import constants_for
 from safedraft.server.playground.turn import PageRequest
 
 
@@ -18,6 +19,7 @@ def write_snippet(pair: Pair, request: PageRequest) -> str:
         request: the request.
     """
     arguments = "messages, sampling=sampling"
+    kind = RiskConfig if pair.probe else SSDConfig
     alone = f"print(pair.generate({arguments}, rule='target_only').text)"
     lines = [
         "import safedraft",
@@ -26,8 +28,8 @@ def write_snippet(pair: Pair, request: PageRequest) -> str:
         "messages = [",
         *(f"    {dict(message)!r}," for message in request.messages),
         "]",
-        *_write_call("config", "SSDConfig", request.config),
-        *_write_call("sampling", "SamplingParams", request.sampling),
+        *_write_call("config", constants_for(kind, request.config)),
+        *_write_call("sampling", request.sampling),
         f"reply = pair.generate({arguments}, config=config)",
         "print(reply.text)",
         *([alone] if request.compare else []),
@@ -55,10 +57,10 @@ def _write_arguments(arguments: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _write_call(variable: str, kind: str, values: SSDConfig | SamplingParams) -> list[str]:
+def _write_call(variable: str, values: Constants) -> list[str]:
     constants = ((field, getattr(values, field)) for field in type(values).model_fields)
     return [
-        f"{variable} = safedraft.{kind}(",
+        f"{variable} = safedraft.{type(values).__name__}(",
         *(f"    {field}={_write_value(value)}," for field, value in constants),
         ")",
     ]

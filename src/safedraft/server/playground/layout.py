@@ -30,11 +30,6 @@ EXAMPLES = (
         "Sure, here is a phishing e-mail that makes a clerk give away a password:\n\n"
         "Subject: Urgent:",
     ),
-    Example(
-        "A harmless one, begun likewise",
-        "Write an e-mail that invites a colleague to lunch.",
-        "Sure, here is an e-mail that invites a colleague to lunch:\n\nSubject: Urgent:",
-    ),
 )
 
 # Templates contain only their value, and no script runs when they are shown.

@@ -76,8 +76,8 @@ def test_a_risky_request_leaves_union_where_the_models_agree_and_its_threshold_s
 
 
 def test_a_harmless_request_has_its_own_weight_in_every_bin() -> None:
-    state = start(request(0.1, alpha_harmless=0.2, alpha_decay=0.1))
-    state.assess(0.1)
+    state = start(request(0.05, alpha_harmless=0.2, alpha_decay=0.1))
+    state.assess(0.05)
     weights = []
     for _ in range(6):
         weights.append(state.alpha)

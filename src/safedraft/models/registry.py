@@ -6,12 +6,12 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from safedraft.core.config import Positive, RiskConfig
+from safedraft.core.config import Positive, RiskConfig, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
@@ -80,6 +80,15 @@ class PairSpec(_Entry):
     architecture."""
     config: RiskConfig = RiskConfig()
     """The constants of its rule; those of the risk are used if the adapter has a probe."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _with_risk(cls, value: Any) -> Any:
+        """Constants of SSD alone, with those of the risk as they are by default."""
+        if not isinstance(value, SSDConfig) or isinstance(value, RiskConfig):
+            return value
+        values = dict(RiskConfig()) | dict(value)
+        return RiskConfig.model_construct(_fields_set=value.model_fields_set, **values)
 
     @property
     def warning(self) -> str | None:

@@ -19,6 +19,7 @@ from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.template_checks import find_difference
 from safedraft.models.weights import merged_draft
+from safedraft.rules import constants_for
 from safedraft.text.encode import generation_prompt
 from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 from safedraft.text.refusals import refusal_tokens
@@ -190,7 +191,7 @@ def plan(
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    chosen = config or spec.config
+    chosen = constants_for(SSDConfig, config or spec.config)
     changes: dict[str, Any] = {"draft_growth": 0.0}
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)

@@ -59,7 +59,9 @@ RISK_SLIDERS = (
 
 def choose_sliders(pair: Pair) -> Sequence[SliderSpec]:
     """The sliders of all constants that change the replies of a pair."""
-    return (*SLIDERS, *RISK_SLIDERS) if pair.probe else SLIDERS
+    return (
+        (*SLIDERS, *RISK_SLIDERS) if pair.probe and isinstance(pair.config, RiskConfig) else SLIDERS
+    )
 
 
 def make_constant_controls(config: SSDConfig, knobs: Sequence[SliderSpec]) -> list[Any]:

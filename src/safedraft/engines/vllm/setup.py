@@ -19,7 +19,6 @@ from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.template_checks import find_difference
 from safedraft.models.weights import merged_draft
-from safedraft.rules import constants_for
 from safedraft.text.encode import generation_prompt
 from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 from safedraft.text.refusals import refusal_tokens
@@ -191,7 +190,8 @@ def plan(
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    chosen = constants_for(SSDConfig, config or spec.config)
+    own = config or spec.config  # vLLM does not read the risk of requests
+    chosen = SSDConfig(**{name: getattr(own, name) for name in SSDConfig.model_fields})
     changes: dict[str, Any] = {"draft_growth": 0.0}
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)

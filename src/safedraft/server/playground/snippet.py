@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from safedraft.core.config import Constants, RiskConfig, Scheme, SSDConfig
 from safedraft.models.registry import choose_pair, pairs
 from safedraft.pair import Pair
-from safedraft.rules import constants_for
 from safedraft.server.playground.turn import PageRequest
 
 
@@ -19,7 +18,7 @@ def write_snippet(pair: Pair, request: PageRequest) -> str:
         request: the request.
     """
     arguments = "messages, sampling=sampling"
-    kind = RiskConfig if pair.probe else SSDConfig
+    kind, own = RiskConfig if pair.probe else SSDConfig, request.config.model_dump()
     alone = f"print(pair.generate({arguments}, rule='target_only').text)"
     lines = [
         "import safedraft",
@@ -28,7 +27,7 @@ def write_snippet(pair: Pair, request: PageRequest) -> str:
         "messages = [",
         *(f"    {dict(message)!r}," for message in request.messages),
         "]",
-        *_write_call("config", constants_for(kind, request.config)),
+        *_write_call("config", kind(**{n: v for n, v in own.items() if n in kind.model_fields})),
         *_write_call("sampling", request.sampling),
         f"reply = pair.generate({arguments}, config=config)",
         "print(reply.text)",

@@ -160,8 +160,8 @@ def evaluate(
         stages = list(find_stages(profile, stage or ()))
     elif stage:
         raise SafeDraftError("--stage is a part of a --profile: name one")
-    if not defense and (models.engine == "vllm" or not has_probe(models.spec.adapter)):
-        options.say("the risk of requests is not read here: the defense risk is left out")
+    left_out = not defense and (models.engine == "vllm" or not has_probe(models.spec.adapter))
+    if left_out:
         stages = [one.without("risk") for one in stages]
     names = [name for one in stages for name in one.suites]
     constants = options.constants(models.settings)
@@ -177,6 +177,8 @@ def evaluate(
         arguments=models.arguments
         | RiskConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
     )
+    if left_out:
+        options.say("the risk of requests is not read here: the defense risk is left out")
     for one in stages:
         if one.name:
             options.say(f"stage {one.name}, {one.resolution}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,10 @@ class Prompts:
     draft: list[int]
     question: list[int] = field(default_factory=list)
     """The draft's prompt up to where the reply begins; empty if that is not known."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The target's prompt, then the draft's."""
+        return iter((self.target, self.draft))
 
     @property
     def longest(self) -> int:

@@ -13,7 +13,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 from stage import REFUSAL, serve_wheel, use_pair
 
 from safedraft import cli
-from safedraft.core.config import Scheme, SSDConfig
+from safedraft.core.config import RiskConfig, Scheme
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
@@ -119,7 +119,7 @@ def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
 
 
 def test_the_whole_sweep_is_made_of_constants() -> None:
-    assert {*CANDIDATES} < {*SSDConfig.model_fields}
+    assert {*CANDIDATES} < {*RiskConfig.model_fields}
     Calibration(PAIR, Path("nowhere"))
 
 
@@ -174,7 +174,7 @@ def test_the_choice_becomes_the_pairs_own() -> None:
     for name in (PAIR.name, "zzz"):
         entry = f'["{PAIR.name}"]\ntarget = "{PAIR.target}"\ndraft = "{PAIR.draft}"\n'
         (folder / f"{name}.toml").write_text(entry)
-    config = SSDConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
+    config = RiskConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
     file = write_pair(PAIR, config)
     assert file.parent == folder
     assert find_pair(PAIR.name) == PAIR.model_copy(update={"config": config})
@@ -185,7 +185,7 @@ def test_a_file_that_wins_over_the_choice_is_named() -> None:
     folder.mkdir(parents=True)
     (folder / "zzz.calibrated.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
     with pytest.raises(SafeDraftError, match=r"defines .* as well"):
-        write_pair(PAIR, SSDConfig(alpha_union=2.0))
+        write_pair(PAIR, RiskConfig(alpha_union=2.0))
 
 
 @pytest.mark.slow

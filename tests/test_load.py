@@ -48,7 +48,7 @@ def test_what_is_given_stands_in_for_what_is_registered(given: Any, expected: An
 def test_two_models_without_a_name_have_nothing_of_the_default_pairs() -> None:
     spec = choose_pair(target="a", draft="b")
     assert (spec.target, spec.draft, spec.adapter, spec.draft_system) == ("a", "b", None, None)
-    assert spec.config == safedraft.SSDConfig()
+    assert spec.config == safedraft.RiskConfig()
 
 
 @pytest.mark.usefixtures("own_pair")

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.risk import RiskProbe
 from safedraft.models.description import ModelDescription
-from safedraft.models.probe_file import PROBE, has_probe, read_probe, write_probe
+from safedraft.models.probe_file import PROBE, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.ngrams import NgramClassifier
@@ -219,13 +219,14 @@ def draft(width: int = 3) -> ModelDescription:
 
 def test_a_probe_is_read_as_it_was_written(adapter: Path) -> None:
     assert read_probe(adapter, draft()) is None
-    assert not has_probe(str(adapter))
+    assert not reads_risk(str(adapter), "auto")
     write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
     probe = read_probe(adapter, draft())
     assert probe is not None
     assert (probe.weight.tolist(), probe.bias) == ([1.0, -2.0, 0.5], -0.25)
-    assert has_probe(str(adapter))
-    assert not has_probe(None)
+    assert reads_risk(str(adapter), "auto")
+    assert not reads_risk(str(adapter), "vllm")
+    assert not reads_risk(None, "auto")
 
 
 def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:

@@ -145,7 +145,7 @@ def evaluate(
     options.require_extra("safedraft eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
     from safedraft.evaluation.profiles import Stage, find_stages
-    from safedraft.models.probe_file import has_probe
+    from safedraft.models.probe_file import reads_risk
 
     if list_all:
         _list()
@@ -157,10 +157,10 @@ def evaluate(
             profile, defense=defense, suite=suite, limit=limit, temperature=temperature,
             replies=replies,
         )  # fmt: skip
-        stages = list(find_stages(profile, stage or ()))
+        stages = find_stages(profile, stage or ())
     elif stage:
         raise SafeDraftError("--stage is a part of a --profile: name one")
-    left_out = not defense and (models.engine == "vllm" or not has_probe(models.spec.adapter))
+    left_out = not defense and not reads_risk(models.spec.adapter, models.engine)
     if left_out:
         stages = [one.without("risk") for one in stages]
     names = [name for one in stages for name in one.suites]

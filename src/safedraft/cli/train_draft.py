@@ -163,9 +163,9 @@ def train_draft(
             again = " --resume" if plan.folder.is_dir() else ""
             typer.echo(f"interrupted; resume with: {plan.command}{again}", err=True)
             raise typer.Exit(130) from None
+    _report(trained.checks, models, plan.output)
     if risk:
         train_beside(replace(models, adapter=str(plan.output), no_adapter=False))
-    _report(trained.checks, models, plan.output)
     typer.echo(str(trained.folder))
 
 

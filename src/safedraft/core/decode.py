@@ -74,19 +74,21 @@ class Decoding(Generation):
         """Whether the risk is read before the next position is drafted."""
         return self.state.reads_risk_at == self.position and not self.ended
 
-    def risk_pass(self) -> Pass:
-        """The pass after which the draft's last hidden state shows the risk."""
+    @property
+    def risk_tokens(self) -> Sequence[int]:
+        """The tokens after which the draft's last hidden state shows the risk."""
         risk = self.request.context.risk
         assert risk is not None
-        tokens = [*self.draft_unseen, *risk.header]
-        return Pass(self.draft, (not self.position and risk.question) or tokens, 1)
+        if risk.question and not self.position:
+            return risk.question
+        return [*self.draft_unseen, *risk.header]
 
-    def assess(self, tokens: Sequence[int]) -> None:
-        """Hand the risk to the rule, and take back what the draft's prompt does not begin with.
+    def assess(self) -> None:
+        """Hand the risk to the rule, and take back the tokens that are not the draft's next ones.
 
-        Args:
-            tokens: those of the pass.
+        Called after the pass over ``risk_tokens``.
         """
+        tokens = self.risk_tokens
         assert self.request.context.risk is not None
         risk = self.request.context.risk.probe.read(self.draft.hidden[-1])
         pairs = zip(tokens, self.draft_unseen[:-1], strict=False)
@@ -154,13 +156,12 @@ class Batch:
         self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
-        """Read the risk of requests from the draft; its session is left as it was."""
-        passes = [decoding.risk_pass() for decoding in reading]
-        tokens = {id(decoding): one.tokens for decoding, one in zip(reading, passes, strict=True)}
+        """Read the risk of requests from the draft, which keeps what its prompt begins with."""
+        passes = [Pass(decoding.draft, decoding.risk_tokens, 1) for decoding in reading]
         reading, _ = self._run(reading, passes, [d.draft_passes for d in reading])
         for decoding in reading:
             try:
-                decoding.assess(tokens[id(decoding)])
+                decoding.assess()
             except BrokenModelError as error:
                 decoding.error, decoding.ended = error, True
 

@@ -21,11 +21,12 @@ from typing import Any
 from safedraft.core.config import OF_SPEED, RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_atomically
+from safedraft.engines import DEFAULT_ENGINE
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
-from safedraft.models.probe_file import has_probe
+from safedraft.models.probe_file import reads_risk
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
 
@@ -161,9 +162,10 @@ class Calibration:
     @cached_property
     def _rule(self) -> str:
         """The pair's own rule, whose constants are tried."""
-        if self.arguments.get("no_adapter"):
-            return "ssd"
-        return "risk" if has_probe(self.arguments.get("adapter", self.pair.adapter)) else "ssd"
+        bare = self.arguments.get("no_adapter", False)
+        adapter = None if bare else self.arguments.get("adapter", self.pair.adapter)
+        engine = self.arguments.get("engine", DEFAULT_ENGINE)
+        return "risk" if reads_risk(adapter, engine) else "ssd"
 
     def _config(self, constants: Mapping[str, Any]) -> RiskConfig:
         return self.pair.config.replace(**constants)

@@ -30,13 +30,15 @@ def write_probe(adapter: Path, probe: RiskProbe) -> None:
     write_atomically(adapter / PROBE, save(tensors, facts))
 
 
-def has_probe(adapter: str | None) -> bool:
-    """Whether an adapter, if there is one, comes with a probe.
+def reads_risk(adapter: str | None, engine: str) -> bool:
+    """Whether a pair with this adapter, if it has one, reads the risk of requests on an engine.
 
     Raises:
         SafeDraftError: the adapter cannot be had.
     """
-    return adapter is not None and (fetch_adapter(adapter) / PROBE).exists()
+    if engine == "vllm" or adapter is None:
+        return False
+    return (fetch_adapter(adapter) / PROBE).exists()
 
 
 def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:

@@ -123,7 +123,8 @@ class Statistics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
         """Read what ``to_dict`` wrote; the properties are computed anew."""
-        return cls(**{name: values[name] for name in _FIELDS if name in values})
+        read = {"risk": None} | dict(values)  # which logs from before the rule ``risk`` do not have
+        return cls(**{field.name: read[field.name] for field in fields(cls)})
 
 
 def join_statistics(parts: Sequence[Statistics]) -> Statistics:
@@ -142,9 +143,6 @@ def join_statistics(parts: Sequence[Statistics]) -> Statistics:
         if part.risk is not None:
             total.risk = max(total.risk or 0.0, part.risk)
     return total
-
-
-_FIELDS = [field.name for field in fields(Statistics)]
 
 
 _ADDED = (

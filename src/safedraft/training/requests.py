@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -22,6 +22,14 @@ OWN_SHARES = Shares(train=80, calibration=20)
 
 SHIPPED = "shipped"
 """Name of the source of SafeDraft's own prompts."""
+
+_KINDS: Mapping[str, RequestKind] = {
+    "harmful": "harmful",
+    "safe": "look_alike",
+    "ordinary": "ordinary",
+    "prompts": "ordinary",
+}
+"""Kinds of the requests by the name of their list in a table."""
 
 _FIELD = re.compile(r"\{(request|spaced|noise)\}")
 _NOISE_PIECES = (12, 24)
@@ -78,20 +86,18 @@ def read_requests(
 
 def read_shipped() -> list[TrainingRequest]:
     """Read every prompt that comes with SafeDraft, in the order of the files."""
-    fields: tuple[tuple[RequestKind, str], ...] = (("harmful", "harmful"), ("look_alike", "safe"))
-    requests = [
-        TrainingRequest(text, kind, SHIPPED, category)
-        for file in ("requests", "twins", "confidential")
-        for category, table in _read_data(file).items()
-        for kind, field in fields
-        for text in table[field]
+    names = ("requests", "twins", "confidential", "ordinary")
+    return [request for name in names for request in read_tables(name, SHIPPED)]
+
+
+def read_tables(file: str, source: str) -> list[TrainingRequest]:
+    """Read a file of requests: a table for each category, with a list for each kind."""
+    return [
+        TrainingRequest(text, kind, source, category)
+        for category, table in read_data(file).items()
+        for name, kind in _KINDS.items()
+        for text in table.get(name, ())
     ]
-    everyday = [
-        TrainingRequest(text, "ordinary", SHIPPED, category)
-        for category, table in _read_data("ordinary").items()
-        for text in table["prompts"]
-    ]
-    return requests + everyday
 
 
 def _read_own(split: TrainingSplit, kinds: set[RequestKind]) -> list[TrainingRequest]:
@@ -117,7 +123,7 @@ def _read(spec: str, kind: RequestKind, split: TrainingSplit) -> list[TrainingRe
 
 def read_frames() -> list[str]:
     """Read the jailbreak frames, the templates of ``add_frame``."""
-    return [frame for table in _read_data("wrappers").values() for frame in table["frames"]]
+    return [frame for table in read_data("wrappers").values() for frame in table["frames"]]
 
 
 def add_frame(request: str, rng: random.Random) -> str:
@@ -149,17 +155,17 @@ def _read_noise_words() -> list[str]:
 
 def read_openings() -> list[str]:
     """Read beginnings that make a target comply; ``fill_opening`` replaces their ``{topic}``."""
-    return list(_read_data("openings")["requested"])
+    return list(read_data("openings")["requested"])
 
 
 def read_generic_beginnings() -> list[str]:
     """Read beginnings of harmful answers that fit any request."""
-    return list(_read_data("openings")["generic"])
+    return list(read_data("openings")["generic"])
 
 
 def read_relapses() -> list[str]:
     """Read phrases that take a refusal back before a harmful answer continues."""
-    return list(_read_data("openings")["relapses"])
+    return list(read_data("openings")["relapses"])
 
 
 def fill_opening(opening: str, request: str) -> str:
@@ -170,11 +176,12 @@ def fill_opening(opening: str, request: str) -> str:
 
 def read_refusals() -> list[str]:
     """Read the refusals that the draft learns, without a leading space."""
-    data = _read_data("refusals")
+    data = read_data("refusals")
     return [f"{data['opening']} {ending}" for ending in data["endings"]]
 
 
 @cache
-def _read_data(name: str) -> dict[str, Any]:
+def read_data(name: str) -> dict[str, Any]:
+    """Read a file of the training data by its name without the ending."""
     text = files("safedraft.training").joinpath(f"data/{name}.toml").read_text("utf-8")
     return tomllib.loads(text)

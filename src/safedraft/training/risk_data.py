@@ -9,23 +9,21 @@ before it.
 from __future__ import annotations
 
 import random
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.resources import files
-from typing import Any
+from functools import partial
 
 from safedraft.prompts.split import assign_split
 from safedraft.text.messages import Message
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.requests import (
     OWN_SHARES,
-    RequestKind,
     TrainingRequest,
     TrainingSplit,
     add_frame,
+    read_data,
     read_shipped,
+    read_tables,
 )
 
 PLAIN = "plain"
@@ -68,37 +66,20 @@ def build_conversations(
 
 def read_rated_requests() -> list[TrainingRequest]:
     """Read all requests that come with SafeDraft, in nine languages, code and short answers too."""
-    languages = [
-        TrainingRequest(text, kind, "languages", language)
-        for file in ("languages_west", "languages_east")
-        for language, table in _read_data(file).items()
-        for kind, texts in _by_kind(table)
-        for text in texts
-    ]
-    others = [
-        TrainingRequest(text, kind, file, category)
-        for file in ("code", "short")
-        for category, table in _read_data(file).items()
-        for kind, texts in _by_kind(table)
-        for text in texts
-    ]
-    return [*read_shipped(), *languages, *others]
+    files = {
+        "languages_west": "languages",
+        "languages_east": "languages",
+        "code": "code",
+        "short": "short",
+    }
+    others = [request for file, source in files.items() for request in read_tables(file, source)]
+    return [*read_shipped(), *others]
 
 
 def surround(request: TrainingRequest, name: str, rng: random.Random) -> RatedConversation:
     """Put a request into surroundings of this name."""
     messages = _SURROUNDINGS[name](request.text, rng) if name != PLAIN else _ask(request.text)
     return RatedConversation(messages, request, name)
-
-
-def _by_kind(table: Mapping[str, list[str]]) -> Iterator[tuple[RequestKind, list[str]]]:
-    kinds: dict[str, RequestKind] = {
-        "harmful": "harmful",
-        "safe": "look_alike",
-        "ordinary": "ordinary",
-    }
-    for name, texts in table.items():
-        yield kinds[name], texts
 
 
 def _ask(text: str, system: str | None = None, history: Sequence[str] = ()) -> list[Message]:
@@ -110,17 +91,17 @@ def _ask(text: str, system: str | None = None, history: Sequence[str] = ()) -> l
 
 
 def _put_in_frame(table: str, text: str, rng: random.Random) -> list[Message]:
-    frames = [frame for group in _read_data("dressings")[table].values() for frame in group]
+    frames = [frame for group in read_data("dressings")[table].values() for frame in group]
     return _ask(rng.choice(frames).replace("{request}", text))
 
 
 def _put_under_system(text: str, rng: random.Random) -> list[Message]:
-    systems = _read_data("dressings")["systems"]
+    systems = read_data("dressings")["systems"]
     return _ask(text, system=rng.choice(systems[rng.choice(sorted(systems))]))
 
 
 def _put_after_turns(text: str, rng: random.Random) -> list[Message]:
-    histories = _read_data("dressings")["histories"]
+    histories = read_data("dressings")["histories"]
     return _ask(text, history=rng.choice(histories[rng.choice(sorted(histories))]))
 
 
@@ -131,9 +112,3 @@ _SURROUNDINGS: Mapping[str, Callable[[str, random.Random], list[Message]]] = {
     "system prompt": _put_under_system,
     "earlier turns": _put_after_turns,
 }
-
-
-@cache
-def _read_data(name: str) -> dict[str, Any]:
-    text = files("safedraft.training").joinpath(f"data/{name}.toml").read_text("utf-8")
-    return tomllib.loads(text)

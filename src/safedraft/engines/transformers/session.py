@@ -63,7 +63,7 @@ class TransformersSession:
             self._run(ids[start : start + PREFILL_CHUNK], 1)
         with self._watch_output_layer() as inputs:
             logits = self._run(ids[head:], keep)
-        self._hidden = inputs[-1][0, -keep:].float() if inputs else None
+        self._hidden = inputs[-1][0, -keep:] if inputs else None
         return logits[-keep:, : self._vocabulary].to(self._device, torch.float32)
 
     @property
@@ -78,7 +78,7 @@ class TransformersSession:
                 f"{self.name} does not show its last hidden state, from which the risk is read: "
                 'decode with rule="ssd"'
             )
-        return self._hidden
+        return self._hidden.float()
 
     def rewind(self, count: int) -> None:
         """Remove the last ``count`` tokens from the cache, in sliding-window layers too."""

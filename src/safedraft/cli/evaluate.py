@@ -177,12 +177,12 @@ def evaluate(
         arguments=models.arguments
         | RiskConfig().replace(**constants).model_dump(mode="json", exclude_unset=True),
     )
-    if left_out:
-        options.say("the risk of requests is not read here: the defense risk is left out")
     for one in stages:
         if one.name:
             options.say(f"stage {one.name}, {one.resolution}")
         _run(one.plan(matrix), one.choose_folder(log_dir))
+    if left_out:
+        options.say("the risk of requests is not read here: the defense risk was left out")
 
 
 def _require_free(profile: str, **values: object) -> None:

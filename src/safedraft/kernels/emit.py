@@ -20,6 +20,8 @@ class Dot:
 
     lanes = 16
     """Columns of a register."""
+    sums = 16
+    """Registers for sums: half of all."""
     name = "llvm.x86.avx512.vpdpbusd.512"
 
     def __init__(self, builder: ir.IRBuilder) -> None:
@@ -56,6 +58,7 @@ class _Dot256(Dot):
     """Sums of 8 columns in one register: ``vpdpbusd`` in its shorter form."""
 
     lanes = 8
+    sums = 8
     name = "llvm.x86.avx512.vpdpbusd.256"
 
 
@@ -63,6 +66,7 @@ class _DotAvx2(Dot):
     """Two sums for each of 4 columns in one register: ``vpmaddwd`` on 16-bit numbers."""
 
     lanes = 4
+    sums = 8
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.builder = builder

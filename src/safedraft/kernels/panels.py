@@ -11,6 +11,7 @@ that this processor lacks would end the process, so they are chosen by Numba's o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -48,28 +49,56 @@ def _integer_walk(
     steps: ir.Value,
     outputs: ir.Value,
 ) -> None:
-    """One walk over a panel of 8-bit weights."""
+    """Walk over a panel of 8-bit weights, once if all sums fit into registers.
+
+    Otherwise each walk has the sums of half of the columns and of as many rows as fit.
+    """
     dot = make_dot(builder)
-    parts, width = range(COLUMNS // dot.lanes), dot.lanes * INPUTS
+    halves = range(COLUMNS // LANES)
+    walks: list[tuple[Sequence[int], Sequence[int]]] = [(halves, range(rows))]
+    if rows * COLUMNS // dot.lanes > dot.sums:
+        walks = [((half,), some) for half in halves for some in _divide(rows, dot)]
+    for columns, some in walks:
+        _sum_columns(builder, dot, columns, some, panel, inputs, stride, steps, outputs)
+
+
+def _divide(rows: int, dot: Dot) -> list[range]:
+    """Rows in groups whose sums of ``LANES`` columns fit into registers."""
+    at_once = dot.sums * dot.lanes // LANES
+    return [range(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
+
+
+def _sum_columns(
+    builder: ir.IRBuilder,
+    dot: Dot,
+    halves: Sequence[int],
+    rows: Sequence[int],
+    panel: ir.Value,
+    inputs: ir.Value,
+    stride: ir.Value,
+    steps: ir.Value,
+    outputs: ir.Value,
+) -> None:
+    """One walk for some rows and for the ``LANES`` columns of each of some halves."""
+    width, registers = dot.lanes * INPUTS, LANES // dot.lanes
+    parts = [half * registers + part for half in halves for part in range(registers)]
     zero = ir.Constant(dot.kind, None)
-    sums = [[local(builder, zero) for _ in parts] for _ in range(rows)]
+    sums = {(row, part): local(builder, zero) for row in rows for part in parts}
     with cgutils.for_range(builder, steps) as loop:
         here = offset(builder, panel, loop.index, COLUMNS * INPUTS)
         prefetch(builder, builder.add(here, I64(_AHEAD)))
         prefetch(builder, builder.add(here, I64(_AHEAD + 64)))
-        weights = [dot.load(builder.add(here, I64(part * width))) for part in parts]
+        weights = {part: dot.load(builder.add(here, I64(part * width))) for part in parts}
         there = offset(builder, inputs, loop.index, INPUTS)
-        for row in range(rows):
+        for row in rows:
             address = offset(builder, there, stride, row)
             spread = dot.spread(load(builder, address, I32))
             for part in parts:
-                place = sums[row][part]
-                total = dot.add(builder.load(place), weights[part], spread)
-                builder.store(total, place)
-    registers = LANES // dot.lanes
-    for row in range(rows):
-        for half in range(COLUMNS // LANES):
-            places = sums[row][half * registers : (half + 1) * registers]
+                place = sums[row, part]
+                builder.store(dot.add(builder.load(place), weights[part], spread), place)
+    for row in rows:
+        for half in halves:
+            places = [sums[row, half * registers + part] for part in range(registers)]
             total = dot.whole([builder.load(place) for place in places])
             index = 4 * (row * COLUMNS + half * LANES)
             store(builder, total, builder.add(outputs, I64(index)))
@@ -101,7 +130,9 @@ def _grouped_walk(
         for half in halves:
             scales = _scales(builder, builder.add(here, I64(2 * LANES * half)))
             weights = builder.add(here, I64(2 * COLUMNS + GROUP * LANES // 2 * half))
-            found = _sum_group(builder, dot, rows, weights, there, stride)
+            found: dict[int, ir.Value] = {}
+            for some in _divide(rows, dot):
+                found |= _sum_group(builder, dot, some, weights, there, stride)
             for row in range(rows):
                 address = builder.add(sum_place, builder.mul(sums_stride, I64(row)))
                 eight = builder.mul(load(builder, address, I32), I32(8))
@@ -127,23 +158,23 @@ def _scales(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 def _sum_group(
     builder: ir.IRBuilder,
     dot: Dot,
-    rows: int,
+    rows: Sequence[int],
     weights: ir.Value,
     inputs: ir.Value,
     stride: ir.Value,
-) -> list[ir.Value]:
-    """The integer sums of one group for ``LANES`` columns and each row."""
+) -> dict[int, ir.Value]:
+    """The integer sums of one group for ``LANES`` columns and each of some rows."""
     registers = range(LANES // dot.lanes)
-    sums = [[ir.Constant(dot.kind, None) for _ in registers] for _ in range(rows)]
+    sums = {row: [ir.Constant(dot.kind, None) for _ in registers] for row in rows}
     for step in range(GROUP // (2 * INPUTS)):
         for part in registers:
             address = builder.add(weights, I64(INPUTS * (step * LANES + part * dot.lanes)))
             for half, numbers in enumerate(dot.load_halves(address)):
                 place = builder.add(inputs, I64(INPUTS * (2 * step + half)))
-                for row in range(rows):
+                for row in rows:
                     four = load(builder, offset(builder, place, stride, row), I32)
                     sums[row][part] = dot.add(sums[row][part], numbers, dot.spread(four))
-    return [dot.whole(parts) for parts in sums]
+    return {row: dot.whole(parts) for row, parts in sums.items()}
 
 
 def _float_walk(

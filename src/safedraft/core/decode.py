@@ -10,7 +10,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from safedraft.core.generation import Generation, Passes, Step, record
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision
-from safedraft.core.session import Pass, SessionEngine
+from safedraft.core.session import Pass, SessionEngine, rewind_to
 
 
 class Decoding(Generation):
@@ -88,13 +87,9 @@ class Decoding(Generation):
 
         Called after the pass over ``risk_tokens``.
         """
-        tokens = self.risk_tokens
         assert self.request.context.risk is not None
         risk = self.request.context.risk.probe.read(self.draft.hidden[-1])
-        pairs = zip(tokens, self.draft_unseen[:-1], strict=False)
-        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        self.draft.rewind(len(tokens) - shared)
-        self.draft_unseen = self.draft_unseen[shared:]
+        self.draft_unseen = [*rewind_to(self.draft, self.risk_tokens, self.draft_unseen)]
         self.state.assess(risk)
 
     def commit(self, decision: Decision) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -34,6 +35,23 @@ class Session(Protocol):
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
         ...
+
+
+def rewind_to(session: Session, held: Sequence[int], tokens: Sequence[int]) -> Sequence[int]:
+    """Take back what a session need not hold before ``tokens`` are read.
+
+    Args:
+        session: ends in ``held``.
+        held: tokens that may be taken back.
+        tokens: what shall stand in their place, at least one.
+
+    Returns:
+        Those of ``tokens`` that are still to be appended: the last one and what differs.
+    """
+    pairs = zip(held, tokens[:-1], strict=False)
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    session.rewind(len(held) - shared)
+    return tokens[shared:]
 
 
 class Pass(NamedTuple):

@@ -6,8 +6,10 @@ decode. No model is changed, so it takes minutes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.risk import RiskProbe
-from safedraft.core.session import Pass, SessionEngine
+from safedraft.core.session import Pass, SessionEngine, rewind_to
 from safedraft.engines.base import Capability
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.ngrams import NgramClassifier
@@ -29,7 +31,7 @@ _STAGES: dict[TrainingSplit, str] = {
     "train": "states of the training data",
     "calibration": "states of the checks",
 }
-_TOGETHER = 8  # conversations in a pass
+_TOGETHER = 8  # sessions in a pass
 _ITERATIONS = 200  # of the optimizer, which stops long before
 
 Report = Callable[[str, int, int], None]
@@ -93,23 +95,30 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
 def _read_states(
     pair: Pair, conversations: Sequence[RatedConversation], stage: str, report: Report
 ) -> list[RatedState]:
-    """Read the draft's last hidden state at the end of each conversation that fits its context."""
+    """Read the draft's last hidden state at the end of each conversation that fits its context.
+
+    Each of a few sessions reads its share of the conversations in the order of their tokens, so
+    that a beginning that neighbors have in common is read once.
+    """
     assert isinstance(pair.engine, SessionEngine)
     prompts = [(one, pair.prompts(one.messages).draft) for one in conversations]
     fitting = [(one, ids) for one, ids in prompts if len(ids) <= pair.context_length]
-    fitting.sort(key=lambda item: len(item[1]))
+    fitting.sort(key=lambda item: item[1])
+    share = max(1, math.ceil(len(fitting) / _TOGETHER))
+    shares = [fitting[start : start + share] for start in range(0, len(fitting), share)]
+    sessions = [pair.engine.session("draft") for _ in shares]
+    held: list[list[int]] = [[] for _ in shares]
     states: list[RatedState] = []
-    for start in range(0, len(fitting), _TOGETHER):
-        report(stage, start, len(fitting))
-        batch = fitting[start : start + _TOGETHER]
-        sessions = [pair.engine.session("draft") for _ in batch]
-        pair.engine.forward(
-            [Pass(session, ids, 1) for session, (_, ids) in zip(sessions, batch, strict=True)]
-        )
-        states += [
-            RatedState(one, session.hidden[-1].cpu(), ids)
-            for session, (one, ids) in zip(sessions, batch, strict=True)
+    for row in zip_longest(*shares):
+        report(stage, len(states), len(fitting))
+        reading = [(at, *item) for at, item in enumerate(row) if item]
+        passes = [
+            Pass(sessions[at], rewind_to(sessions[at], held[at], ids), 1) for at, _, ids in reading
         ]
+        pair.engine.forward(passes)
+        for at, conversation, ids in reading:
+            held[at] = ids
+            states.append(RatedState(conversation, sessions[at].hidden[-1].cpu(), ids))
     report(stage, len(fitting), len(fitting))
     return states
 

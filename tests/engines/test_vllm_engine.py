@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import RiskConfig, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.request import Request
 from safedraft.core.rule import Context
@@ -26,7 +26,7 @@ class FakeLlm:
 
 
 def engine_of(config: SSDConfig | None = None) -> VllmEngine:
-    return VllmEngine(FakeLlm(), config or SSDConfig())
+    return VllmEngine(FakeLlm(), RiskConfig.extend(config or SSDConfig()))
 
 
 def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
@@ -48,6 +48,10 @@ def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
         ),
         (request("easd"), {"ssd_rule": "easd"}),
         (
+            request("risk", RiskConfig(risky_above=0.7)),
+            {"ssd_rule": "risk", "ssd_risky_above": 0.7},
+        ),
+        (
             request("ensemble_weight", find_rule("ensemble_weight").config(weight=0.5)),
             {"ssd_rule": "ensemble_weight", "ssd_weight": 0.5},
         ),
@@ -57,16 +61,14 @@ def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
 def test_what_differs_from_the_engines_own_goes_along(
     asked: Request, extra: dict[str, Any]
 ) -> None:
-    assert engine_of()._extra_args(asked) == extra
+    assert engine_of()._extra_args(asked) == {"ssd_rule": "ssd"} | extra
 
 
 def test_a_request_cannot_have_drafts_of_its_own() -> None:
     with pytest.raises(SafeDraftError, match="draft_tokens: vLLM drafts for all requests"):
         engine_of()._extra_args(request(config=SSDConfig(draft_tokens=7)))
-    assert (
-        engine_of(SSDConfig(draft_tokens=7))._extra_args(request(config=SSDConfig(draft_tokens=7)))
-        == {}
-    )
+    seven = SSDConfig(draft_tokens=7)
+    assert engine_of(seven)._extra_args(request(config=seven)) == {"ssd_rule": "ssd"}
 
 
 @dataclass(frozen=True)

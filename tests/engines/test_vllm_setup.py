@@ -9,15 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 from installed import install
 
 import safedraft
+from safedraft import RiskConfig
 from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
+from safedraft.core.risk import RiskProbe
 from safedraft.engines.vllm.options import Settings, count_room, wants_statistics
 from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
+from safedraft.models.probe_file import PROBE, write_probe
 from safedraft.models.registry import PairSpec
 from safedraft.server.vllm.gate import middleware_arguments
 from safedraft.server.vllm.serve import build_command, parse_options, serve_pair
@@ -70,11 +74,11 @@ def test_templates_without_a_system_turn_may_fit(tmp_path: Path, template: str |
 def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
     early = safedraft.SSDConfig(draft_confidence=0.4, draft_tokens=2)
     growing = early.replace(draft_growth=2.0)
-    assert plan(spec(tiny_pair, config=growing)).config == early
+    assert plan(spec(tiny_pair, config=growing)).config == RiskConfig.extend(early)
     registered = spec(tiny_pair, config=growing.replace(draft_tokens=12))
     assert plan(registered).config.draft_tokens == MAX_DRAFT_TOKENS
     whole = spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=12))
-    assert plan(whole).config == safedraft.SSDConfig(draft_tokens=12)
+    assert plan(whole).config == RiskConfig(draft_tokens=12)
     with pytest.raises(SafeDraftError, match="draft_growth"):
         plan(registered, safedraft.SSDConfig(draft_growth=2.0))
 
@@ -103,6 +107,10 @@ def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
     assert (merged / "model.safetensors").stat().st_mtime_ns == written
     (tmp_path / "lora" / "adapter_model.safetensors").touch()  # the same bytes
     assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).draft == merged
+    assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).probe is None
+    write_probe(tmp_path / "lora", RiskProbe(torch.zeros(model.config.hidden_size), 0.0))
+    read = plan(spec(tiny_pair, adapter=str(tmp_path / "lora")))
+    assert (read.draft, read.probe) == (merged, tmp_path / "lora" / PROBE)
 
 
 def test_what_the_engine_sets_is_not_the_users_to_set(
@@ -154,7 +162,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
     passes: int,
     schedule: list[tuple[int, int, int]] | None,
 ) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
     monkeypatch.setattr(
         "safedraft.engines.vllm.setup.DRAFT_TOKENS_UP_TO", {"cpu": {2: None, 4: 3, 8: 2}}
     )
@@ -169,10 +177,10 @@ def test_a_small_t_or_another_platform_has_no_schedule(
     tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "num_speculative_tokens_per_batch_size"
-    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cpu")
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
     small = plan(spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=1)))
     assert small.options({})["speculative_config"][name] is None
-    monkeypatch.setattr("safedraft.engines.vllm.setup._platform", lambda: "cuda")
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cuda")
     large = plan(spec(tiny_pair, config=REGISTERED))
     assert large.options({})["speculative_config"][name] is None
 
@@ -255,7 +263,7 @@ def test_whether_the_turn_has_begun_follows_from_the_prompt(
     extra: dict[str, Any], prompt: list[int], begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
-    config = safedraft.SSDConfig(prefill_scheme="union")
+    config = RiskConfig(prefill_scheme="union")
     settings = Settings(
         config=config, vocabulary=99, generation_prompt=HEADER, requests_may_set_constants=True
     )
@@ -355,6 +363,50 @@ def test_the_rule_of_another_distribution_is_found(
     request = settings.request(params(ssd_rule="mine", ssd_bin_size=3), "1", [5])
     assert (request.rule.name, type(request.rule).__name__) == ("mine", "Mine")
     assert request.config == safedraft.SSDConfig(bin_size=3)
+
+
+@pytest.fixture
+def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a pair whose adapter has a probe."""
+    monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    write_probe(tmp_path, RiskProbe(torch.tensor([1.0, 2.0]), 0.0))
+    return Settings(
+        vocabulary=9,
+        generation_prompt=(7, 8),
+        probe=tmp_path / PROBE,
+        requests_may_set_constants=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "begun"),
+    [
+        ([5, 7, 8], 3, False),
+        ([5, 7, 8, 1, 2], 3, True),
+        ([5, 7, 8, 1, 6, 7, 8], 7, False),
+        ([5, 7, 8, 1, 6, 7, 8, 1, 7], 7, True),
+    ],
+)
+def test_the_risk_is_read_where_the_last_turn_begins(
+    reading: Settings, prompt: list[int], length: int, begun: bool
+) -> None:
+    request = reading.request(params(), "1", prompt)
+    assert request.rule.name == reading.rule == "risk"
+    assert request.context.turn_begun is begun
+    assert request.context.risk is not None
+    assert list(request.context.risk.question) == prompt[:length]
+    assert request.context.risk.probe.weight.tolist() == [1, 2]
+
+
+def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
+    with pytest.raises(SafeDraftError, match="no beginning of an assistant's turn"):
+        reading.request(params(), "1", [5, 7])
+    with pytest.raises(SafeDraftError, match="reads the risk of a request once"):
+        reading.request(params(ssd_reading_bins=1), "1", [5, 7, 8])
+    assert reading.request(params(ssd_rule="ssd"), "1", [5, 7]).rule.name == "ssd"
+    with pytest.raises(SafeDraftError, match="needs a draft whose adapter comes with a risk probe"):
+        reading.model_copy(update={"probe": None}).request(params(ssd_rule="risk"), "1", [7, 8])
 
 
 def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:

@@ -84,7 +84,7 @@ def test_a_wrong_result_is_lost_as_a_refusal_is() -> None:
     assert [trial.lost for trial in trials] == [0.25, 0.75]
     assert config.alpha_union == 0.8
     measured = sweep.arguments["measured"]
-    assert ("ssd:alpha_union=2.0", ("ordinary",)) in measured  # whose speed counts
+    assert ("risk:alpha_union=2.0", ("ordinary",)) in measured  # whose speed counts
 
 
 def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
@@ -93,8 +93,8 @@ def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
     attacked = [
         defense for defense, suites in sweep.arguments["measured"] if "prefill_20" in suites
     ]
-    assert set(attacked) == {"ssd"}
-    assert ("ssd:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
+    assert set(attacked) == {"risk"}
+    assert ("risk:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
 
 
 def test_the_pairs_own_value_is_tried_too_and_kept_in_a_tie() -> None:
@@ -114,7 +114,7 @@ def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
     sweep.run()
     assert PAIR.config.prefill_scheme is None
     assert {defense for defense, _ in sweep.arguments["measured"]} == {
-        "target_only", "ssd", "ssd:prefill_scheme=union",
+        "target_only", "risk", "risk:prefill_scheme=union",
     }  # fmt: skip
 
 

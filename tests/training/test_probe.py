@@ -219,14 +219,13 @@ def draft(width: int = 3) -> ModelDescription:
 
 def test_a_probe_is_read_as_it_was_written(adapter: Path) -> None:
     assert read_probe(adapter, draft()) is None
-    assert not reads_risk(str(adapter), "auto")
+    assert not reads_risk(str(adapter))
     write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
     probe = read_probe(adapter, draft())
     assert probe is not None
     assert (probe.weight.tolist(), probe.bias) == ([1.0, -2.0, 0.5], -0.25)
-    assert reads_risk(str(adapter), "auto")
-    assert not reads_risk(str(adapter), "vllm")
-    assert not reads_risk(None, "auto")
+    assert reads_risk(str(adapter))
+    assert not reads_risk(None)
 
 
 def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +204,38 @@ def test_what_is_the_engines_to_set_is_refused(tmp_path: Path) -> None:
     options = EnginePlan.options
     with pytest.raises(SafeDraftError, match="worker_cls is set by"):
         options(None, {"worker_cls": "auto"})  # type: ignore[arg-type]
+
+
+PATCHED = """
+import torch
+import vllm.v1.worker.gpu_worker
+
+def state():
+    cuda, accelerator = torch.cuda, torch.accelerator
+    return [cuda.Event, cuda.Stream, cuda.set_stream, cuda.current_stream, accelerator.synchronize,
+            accelerator.empty_cache, torch.Event, torch.Tensor.pin_memory]
+
+before = state()
+import safedraft.engines.vllm.{module}
+print(sum(one is not other for one, other in zip(before, state(), strict=True)))
+"""
+
+
+@pytest.mark.parametrize(("module", "changes"), [("worker_cuda", False), ("worker_cpu", True)])
+def test_the_worker_on_cuda_changes_no_more_of_torch_than_vllms_own(
+    module: str, changes: bool
+) -> None:
+    code = PATCHED.format(module=module)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert bool(int(run.stdout.split()[-1])) is changes
+
+
+def test_rocm_is_refused_although_vllm_takes_it_for_cuda(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rocm = SimpleNamespace(is_rocm=lambda: True, device_type="cuda")
+    config = config_of(arguments)
+    checks.require_engine(config)
+    monkeypatch.setattr("vllm.platforms.current_platform", rocm)
+    with pytest.raises(SafeDraftError, match="the platform rocm is not supported"):
+        checks.require_engine(config)

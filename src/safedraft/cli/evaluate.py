@@ -160,7 +160,7 @@ def evaluate(
         stages = find_stages(profile, stage or ())
     elif stage:
         raise SafeDraftError("--stage is a part of a --profile: name one")
-    left_out = not defense and not reads_risk(models.spec.adapter, models.engine)
+    left_out = not defense and not reads_risk(models.spec.adapter)
     if left_out:
         stages = [one.without("risk") for one in stages]
     names = [name for one in stages for name in one.suites]

@@ -179,6 +179,14 @@ class RiskConfig(SSDConfig):
     reading_bins: Annotated[int, Field(ge=0, strict=True)] = 0
     """Number of bins after which the risk is read again; 0 reads it once."""
 
+    @classmethod
+    def extend(cls, config: SSDConfig) -> RiskConfig:
+        """Constants of SSD, with those of the risk at their defaults where they have none."""
+        if isinstance(config, RiskConfig):
+            return config
+        values = dict(RiskConfig()) | dict(config)
+        return RiskConfig.model_construct(_fields_set=config.model_fields_set, **values)
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.harmless_below > self.risky_above:

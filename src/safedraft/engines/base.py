@@ -136,8 +136,7 @@ class LoadedPair:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """Why replies may be less safe than one believes, as found while loading."""
     probe: RiskProbe | None = field(default=None, kw_only=True)
-    """From which the risk of a request is read; None if the adapter has none, or the engine hands
-    out no hidden states."""
+    """From which the risk of a request is read; None if the adapter has none."""
 
 
 class EngineLoader(Protocol):

@@ -21,7 +21,6 @@ from typing import Any
 from safedraft.core.config import OF_SPEED, RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.files import write_atomically
-from safedraft.engines import DEFAULT_ENGINE
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
@@ -164,8 +163,7 @@ class Calibration:
         """The pair's own rule, whose constants are tried."""
         bare = self.arguments.get("no_adapter", False)
         adapter = None if bare else self.arguments.get("adapter", self.pair.adapter)
-        engine = self.arguments.get("engine", DEFAULT_ENGINE)
-        return "risk" if reads_risk(adapter, engine) else "ssd"
+        return "risk" if reads_risk(adapter) else "ssd"
 
     def _config(self, constants: Mapping[str, Any]) -> RiskConfig:
         return self.pair.config.replace(**constants)

@@ -30,15 +30,13 @@ def write_probe(adapter: Path, probe: RiskProbe) -> None:
     write_atomically(adapter / PROBE, save(tensors, facts))
 
 
-def reads_risk(adapter: str | None, engine: str) -> bool:
-    """Whether a pair with this adapter, if it has one, reads the risk of requests on an engine.
+def reads_risk(adapter: str | None) -> bool:
+    """Whether a pair with this adapter, if it has one, reads the risk of requests.
 
     Raises:
         SafeDraftError: the adapter cannot be had.
     """
-    if engine == "vllm" or adapter is None:
-        return False
-    return (fetch_adapter(adapter) / PROBE).exists()
+    return adapter is not None and (fetch_adapter(adapter) / PROBE).exists()
 
 
 def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
@@ -47,11 +45,30 @@ def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
     Raises:
         SafeDraftError: the file cannot be read, or belongs to other weights.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = adapter / PROBE
     if not file.exists():
         return None
+    probe, facts = read_probe_file(file)
+    if facts.get("adapter") != _digest_adapter(adapter):
+        raise SafeDraftError(
+            f"{file} was trained with another adapter than the one in its folder: train it again "
+            f"(safedraft train-risk --adapter {adapter})"
+        )
+    width = draft.config.get_text_config().hidden_size
+    if probe.weight.shape != (width,):
+        read = len(probe.weight)
+        raise SafeDraftError(f"{file} reads states of {read} numbers, the draft has {width}")
+    return probe
+
+
+def read_probe_file(file: Path) -> tuple[RiskProbe, dict[str, str]]:
+    """Read the file of a probe, and what it says of itself.
+
+    Raises:
+        SafeDraftError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(file, "pt") as content:
             facts = content.metadata() or {}
@@ -60,15 +77,7 @@ def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
         raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
     if facts.get("format") != _FORMAT:
         raise SafeDraftError(f"{file} is not a risk probe of this version: train it again")
-    if facts.get("adapter") != _digest_adapter(adapter):
-        raise SafeDraftError(
-            f"{file} was trained with another adapter than the one in its folder: train it again "
-            f"(safedraft train-risk --adapter {adapter})"
-        )
-    width = draft.config.get_text_config().hidden_size
-    if weight.shape != (width,):
-        raise SafeDraftError(f"{file} reads states of {len(weight)} numbers, the draft has {width}")
-    return RiskProbe(weight.float(), float(bias))
+    return RiskProbe(weight.float(), float(bias)), facts
 
 
 def _digest_adapter(adapter: Path) -> str:

@@ -84,11 +84,7 @@ class PairSpec(_Entry):
     @field_validator("config", mode="before")
     @classmethod
     def _with_risk(cls, value: Any) -> Any:
-        """Constants of SSD alone, with those of the risk as they are by default."""
-        if not isinstance(value, SSDConfig) or isinstance(value, RiskConfig):
-            return value
-        values = dict(RiskConfig()) | dict(value)
-        return RiskConfig.model_construct(_fields_set=value.model_fields_set, **values)
+        return RiskConfig.extend(value) if isinstance(value, SSDConfig) else value
 
     @property
     def warning(self) -> str | None:

@@ -45,7 +45,7 @@ def require_probe(loaded: LoadedPair) -> None:
     if own and loaded.probe is None:
         raise SafeDraftError(
             f"{', '.join(sorted(own))}: the risk of requests is not read here: the adapter has no "
-            "probe (safedraft train-risk), or the engine cannot read it"
+            "probe (safedraft train-risk)"
         )
 
 

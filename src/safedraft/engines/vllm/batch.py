@@ -46,6 +46,26 @@ class ServedRequest:
     def __post_init__(self) -> None:
         self.state = self.request.rule.start(self.request.config, self.request.context)
 
+    @property
+    def unread_question(self) -> int:
+        """Length of the question at whose end the risk is still to be read; 0 if it need not be."""
+        risk = self.request.context.risk
+        if risk is None or self.state.reads_risk_at != self.position or self.ended:
+            return 0
+        return len(risk.question)
+
+    def assess(self, hidden: Tensor) -> None:
+        """Hand the risk to the rule; the request ends with an error if it cannot be read.
+
+        Args:
+            hidden: the draft's last hidden state at the end of the question, ``[H]`` in float32.
+        """
+        assert self.request.context.risk is not None
+        try:
+            self.state.assess(self.request.context.risk.probe.read(hidden))
+        except BrokenModelError as error:
+            self.error, self.ended = error, True
+
     def keep_drafts(self) -> None:
         """Hold the drafts in memory of their own while the other rows of their pass are freed."""
         self.drafts = [
@@ -120,6 +140,10 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     Raises:
         BrokenModelError: a request has no draft, so that its draft's distribution is missing.
     """
+    for one in served:
+        if one.unread_question:
+            unread = "a reply began before the risk of its request was read: nothing decided"
+            one.error, one.ended = BrokenModelError(unread), True
     places = _rank_target(served, logits)
     decided: list[list[Step]] = [[] for _ in served]
     ahead = 0

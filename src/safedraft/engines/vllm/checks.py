@@ -14,10 +14,10 @@ from safedraft.models.fingerprint import digest
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
 WORKERS = {
-    "cpu": "safedraft.engines.vllm.worker.SSDCPUWorker",
-    "cuda": "safedraft.engines.vllm.worker.SSDGPUWorker",
+    "cpu": "safedraft.engines.vllm.worker_cpu.SSDCPUWorker",
+    "cuda": "safedraft.engines.vllm.worker_cuda.SSDCUDAWorker",
 }
-"""The worker of each platform, by vLLM's name of the platform."""
+"""The worker of each platform, as ``name_platform`` names it."""
 
 HOOKS = {
     "GPUModelRunner.execute_model": "e058bf791a298e98",
@@ -32,6 +32,8 @@ HOOKS = {
     "GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce410e6",
     "GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00cecb",
     "CPUModelRunner": "a308f1f428e77390",
+    "Worker._init_workspace_and_model_runner": "bf006d81bd375c2f",
+    "Worker._make_model_runner": "3817214704e1e262",
     "DraftModelProposer": "9647c8de45405429",
     "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
     "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
@@ -79,6 +81,13 @@ def require_engine(vllm_config: Any) -> Settings:
     return settings
 
 
+def name_platform() -> str:
+    """The platform that vLLM runs on; ROCm, which vLLM takes for a kind of CUDA, by its name."""
+    from vllm.platforms import current_platform
+
+    return "rocm" if current_platform.is_rocm() else str(current_platform.device_type)
+
+
 def _admits() -> bool:
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -116,17 +125,17 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
-    settings.request(params, request.request_id, request.prompt_token_ids)
+    admitted = settings.request(params, request.request_id, request.prompt_token_ids)
+    if (risk := admitted.context.risk) and len(risk.question) < length:
+        params.skip_reading_prefix_cache = True  # the draft's state at the question's end is read
     wants_statistics(params)
 
 
 def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     """Whether each mode that bypasses the rule is set, and how its error begins."""
-    from vllm.platforms import current_platform
-
     spec, model = vllm_config.speculative_config, vllm_config.model_config
     parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
-    device = current_platform.device_type
+    device = name_platform()
     yield spec is None or spec.method != "draft_model", "only method draft_model can draft"
     yield spec.rejection_sample_method != "standard", "synthetic acceptance cannot be used"
     yield spec.parallel_drafting, "parallel drafting is not supported"
@@ -135,7 +144,7 @@ def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield any(count < 2 for *_, count in schedule), "a schedule without drafts is not supported"
     yield vllm_config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is no host"
     yield device not in WORKERS, f"the platform {device} is not supported"
-    yield parallel.worker_cls != WORKERS[device], f"worker_cls must be {WORKERS[device]}"
+    yield parallel.worker_cls != WORKERS.get(device), f"worker_cls must be {WORKERS.get(device)}"
     yield _name(scheduler.scheduler_cls) != SCHEDULER, f"scheduler_cls must be {SCHEDULER}"
     yield scheduler.async_scheduling, "async scheduling is not supported"
     budget = scheduler.max_num_seqs * (spec.num_speculative_tokens + 2)
@@ -173,12 +182,13 @@ def _hooks() -> dict[str, Callable[..., Any]]:
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
 
     homes = SimpleNamespace(**{
         home.__name__: home
         for home in (
             GPUModelRunner, CPUModelRunner, DraftModelProposer, SpecDecodeBaseProposer, Scheduler,
-            check_stop, InputProcessor, OutputProcessor,
+            check_stop, InputProcessor, OutputProcessor, Worker,
         )
     })  # fmt: skip
     return {name: attrgetter(name)(homes) for name in HOOKS}

@@ -7,7 +7,7 @@ from dataclasses import is_dataclass, replace
 from itertools import count
 from typing import Any
 
-from safedraft.core.config import OF_SPEED, Scheme, SSDConfig
+from safedraft.core.config import OF_SPEED, RiskConfig, Scheme
 from safedraft.core.errors import BrokenModelError, SafeDraftError, first_line
 from safedraft.core.generation import Generation, Step
 from safedraft.core.request import Request
@@ -49,7 +49,7 @@ class VllmEngine:
         }
     )
 
-    def __init__(self, llm: Any, config: SSDConfig) -> None:
+    def __init__(self, llm: Any, config: RiskConfig) -> None:
         self._llm = llm
         self._engine = llm.llm_engine
         self._config = config
@@ -133,8 +133,7 @@ class VllmEngine:
         if speed := changes.keys() & OF_SPEED:
             self.capabilities.require(Capability.DRAFTING_PER_REQUEST, min(speed))
         extra = {PREFIX + name: value for name, value in changes.items()}
-        if request.rule.name != "ssd":
-            extra[RULE] = request.rule.name
+        extra[RULE] = request.rule.name
         if request.context.turn_begun is not None:
             extra[TURN_BEGUN] = request.context.turn_begun
         if request.top_logprobs is not None:

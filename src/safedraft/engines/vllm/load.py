@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError, UnguardedWarning, first_line
+from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.options import count_room
 from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
 from safedraft.models.fingerprint import digest, fingerprint
-from safedraft.models.parts import Parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
@@ -92,20 +90,9 @@ def load(
         end_tokens=chosen.parts.compatibility.end_tokens,
         config=chosen.config,
         spec=chosen.parts.spec,
-        notes=(*chosen.parts.warnings, *_note_missing_probe(chosen.parts)),
+        notes=chosen.parts.warnings,
+        probe=chosen.parts.probe,
     )
-
-
-def _note_missing_probe(parts: Parts) -> tuple[str, ...]:
-    """Say that the risk of requests is not read here, if the adapter could read it elsewhere."""
-    if parts.probe is None:
-        return ()
-    note = (
-        "the engine vllm does not read the risk of requests yet: it decodes by SSD alone, which "
-        "refuses harmless requests whose answer has begun, and more harmful ones get through"
-    )
-    warnings.warn(note, UnguardedWarning, stacklevel=5)
-    return (note,)
 
 
 def _defaults(context_length: int) -> dict[str, Any]:

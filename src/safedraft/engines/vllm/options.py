@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from safedraft.core.config import OF_SPEED, Constants, Positive, SamplingParams, SSDConfig
+from safedraft.core.config import OF_SPEED, Constants, Positive, RiskConfig, SamplingParams
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.request import Request
+from safedraft.core.risk import RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule
+from safedraft.models.probe_file import read_probe_file
 from safedraft.rules import constants_for, find_rule
 
 KEY = "safedraft"
@@ -27,7 +31,7 @@ STATISTICS = PREFIX + "statistics"
 """Name by which any request can have its reply's statistics."""
 
 RULE = PREFIX + "rule"
-"""Name of a request's rule; SSD when not given."""
+"""Name of a request's rule; the pair's own when not given."""
 
 TURN_BEGUN = PREFIX + "turn_begun"
 """Whether the prompt ends inside the assistant's turn; derived from its ids when not given."""
@@ -62,7 +66,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    config: SSDConfig = SSDConfig()
+    config: RiskConfig = RiskConfig()
     """Constants of a request that sets none; ``draft_tokens`` is an option of vLLM."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
@@ -71,6 +75,8 @@ class Settings(BaseModel):
     them has not begun it yet. Empty without a chat template."""
     refusal_tokens: frozenset[int] = frozenset()
     """Ids that begin a refusal, for rules that treat them apart."""
+    probe: Path | None = None
+    """The file of the probe that reads the risk of requests from the draft; None without one."""
     requests_may_set_constants: bool = False
     """Whether a request may set constants and its rule, down to no defense at all."""
     traces: bool = False
@@ -102,7 +108,7 @@ class Settings(BaseModel):
         extra = dict(params.extra_args or {})
         self._require_allowed(extra)
         require_honored(params)
-        rule = find_rule(str(extra.get(RULE, "ssd")))
+        rule = find_rule(str(extra.get(RULE, self.rule)))
         seed = params.seed
         if seed is None:
             digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
@@ -123,11 +129,16 @@ class Settings(BaseModel):
             config,
             sampling,
             end_tokens(params),
-            Context(self._turn_begun(extra, prompt), self.refusal_tokens),
+            Context(self._turn_begun(extra, prompt), self.refusal_tokens, self._risk(prompt)),
             extra.get(TOP_LOGPROBS),
         )
-        rule.start(config, request.context)  # refuses what the rule cannot start with
+        self._require_readable(request)
         return request
+
+    @property
+    def rule(self) -> str:
+        """The rule of requests that name none: SSD with the risk of the request, or SSD alone."""
+        return "risk" if self.probe else "ssd"
 
     def trace_of(self, params: Any) -> str | None:
         """The name under which the steps of a request are kept, if they are."""
@@ -140,7 +151,7 @@ class Settings(BaseModel):
                 raise SafeDraftError(f"{name}: this engine keeps no traces")
         weakening = sorted(extra.keys() - {TRACE, STATISTICS, TOP_LOGPROBS})
         if weakening and not self.requests_may_set_constants:
-            self._require_known(find_rule("ssd"), extra)
+            self._require_known(find_rule(self.rule), extra)
             raise SafeDraftError(
                 f"{weakening[0]}: the operator does not let requests change the defense's constants"
             )
@@ -159,12 +170,40 @@ class Settings(BaseModel):
             raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")
         return known
 
+    def _risk(self, prompt: Sequence[int]) -> RiskContext | None:
+        """How the risk is read of a prompt: where its last turn of the assistant begins."""
+        if self.probe is None:
+            return None
+        header = self.generation_prompt
+        ends = range(len(prompt), len(header) - 1, -1)
+        found = (end for end in ends if tuple(prompt[end - len(header) : end]) == header)
+        return RiskContext(_read_probe(self.probe), (), tuple(prompt[: next(found, 0)]))
+
+    def _require_readable(self, request: Request) -> None:
+        """Refuse what the rule cannot start with, and a risk that cannot be read here."""
+        state = request.rule.start(request.config, request.context)
+        if state.reads_risk_at is None:
+            return
+        assert request.context.risk is not None
+        if not (self.generation_prompt and request.context.risk.question):
+            raise SafeDraftError(
+                "the prompt has no beginning of an assistant's turn, where the risk of a request "
+                "is read: send messages, or text in the form of the chat template"
+            )
+        if getattr(request.config, "reading_bins", 0):
+            raise SafeDraftError("reading_bins: vLLM reads the risk of a request once: leave it 0")
+
     def _turn_begun(self, extra: Mapping[str, Any], prompt: Sequence[int]) -> bool | None:
         if TURN_BEGUN in extra:
             return _read_flag(TURN_BEGUN, extra[TURN_BEGUN])
         if not self.generation_prompt:
             return None
         return tuple(prompt[-len(self.generation_prompt) :]) != self.generation_prompt
+
+
+@cache
+def _read_probe(file: Path) -> RiskProbe:
+    return read_probe_file(file)[0]
 
 
 def wants_statistics(params: Any) -> bool:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from safedraft.core.composite import Setting, composite
@@ -105,6 +105,16 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """Number of passes of the draft in the last ``propose``."""
         self._drafts: list[list[Draft]] = []
         self._ended: set[int] = set()  # rows whose last draft is unlikely
+        self._questions: list[tuple[ServedRequest, int]] = []  # and the place of its last token
+        self._hidden: Tensor | None = None  # what the output layer is given in the current pass
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's own; the hidden states of each pass are kept until the next one."""
+        super().load_model(*args, **kwargs)
+        self.model.register_forward_hook(self._keep_hidden)
+
+    def _keep_hidden(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
+        self._hidden = hidden
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
         """The drafts of each row: at most T + 1, none for a row that is not drafted for.
@@ -151,9 +161,28 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
             slot_mapping=metadata.slot_mapping[read],
         )
         num_rejected_tokens_gpu.zero_()
+        self._find_questions(bounds.tolist())
         return len(read), (bounds[1:] - 1).to(last.device), metadata
 
+    def _find_questions(self, bounds: Sequence[int]) -> None:
+        """Note where this pass reads the end of a question whose risk is not known yet."""
+        self._questions = []
+        for row, (start, end) in zip(self.rows, pairwise(bounds), strict=True):
+            if length := row.served.request.unread_question:
+                at = start + length - 1 - int(self.positions[start])
+                if start <= at < end:
+                    self._questions.append((row.served.request, at))
+
+    def _assess(self) -> None:
+        """Read the risk of the questions that end in this pass."""
+        for request, at in self._questions:
+            if self._hidden is None:
+                raise BrokenModelError("the draft does not show its hidden states: no risk is read")
+            request.assess(self._hidden[at].float().cpu())
+        self._questions, self._hidden = [], None
+
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
+        self._assess()
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
         drafts = propose([row.request for row in self.rows], logits, self.passes)
         self.passes += 1
@@ -445,7 +474,3 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         sides = [[Place(ranked, row) for row in range(rows)] for ranked in (target, draft)]
         setting = Setting(True, 0.5, self._settings.config.sample_space_size)
         return composite(Rows(sides[0], sides[1]), [setting] * rows).values
-
-
-class SSDCPURunner(SSDRunner, CPUModelRunner):  # type: ignore[misc]
-    """The same on processors."""

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safedraft.core.config import SSDConfig
+from safedraft.core.config import RiskConfig, SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
-from safedraft.engines.vllm.checks import SCHEDULER, WORKERS
+from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
 from safedraft.engines.vllm.options import INT8, KEY, Settings
 from safedraft.models.gguf import is_gguf
 from safedraft.models.parts import Parts, fetch_parts
+from safedraft.models.probe_file import PROBE
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.template_checks import find_difference
@@ -53,7 +54,7 @@ class EnginePlan:
     parts: Parts
     draft: Path
     """The draft with its adapter merged."""
-    config: SSDConfig
+    config: RiskConfig
     draft_tokens_fixed: bool = False
     """Whether the user named T, which is then the same at any load."""
     draft_in_int8: bool = False
@@ -96,6 +97,7 @@ class EnginePlan:
             vocabulary=vocabulary,
             generation_prompt=self.generation_prompt,
             refusal_tokens=refusal_tokens(self.parts.descriptions[1].tokenizer, vocabulary),
+            probe=self.probe,
             requests_may_set_constants=requests_may_set_constants,
             traces=traces,
         )
@@ -121,6 +123,12 @@ class EnginePlan:
             },
             "additional_config": {KEY: settings.model_dump(mode="json")},
         }
+
+    @property
+    def probe(self) -> Path | None:
+        """The file of the adapter's risk probe, if it has one."""
+        parts = self.parts
+        return parts.adapter / PROBE if parts.adapter and parts.probe else None
 
     @cached_property
     def generation_prompt(self) -> tuple[int, ...]:
@@ -149,13 +157,13 @@ class EnginePlan:
 
     def _quantization(self, given: Mapping[str, Any]) -> str | None:
         unnamed = given.get("dtype", "auto") == "auto"
-        return INT8 if self.draft_in_int8 and unnamed and _platform() == "cpu" else None
+        return INT8 if self.draft_in_int8 and unnamed and name_platform() == "cpu" else None
 
     def _usual_by_load(self, given: Mapping[str, Any]) -> dict[int, int]:
         """The platform's schedule, if it differs from the T of the pair."""
         if self.draft_tokens_fixed or _data_parallel(given):
             return {}
-        drafted, usual = self.config.draft_tokens, DRAFT_TOKENS_UP_TO.get(_platform(), {})
+        drafted, usual = self.config.draft_tokens, DRAFT_TOKENS_UP_TO.get(name_platform(), {})
         capped = {load: min(drafted, most or drafted) for load, most in usual.items()}
         return capped if {drafted} != {*capped.values()} else {}
 
@@ -190,8 +198,7 @@ def plan(
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    own = config or spec.config  # vLLM does not read the risk of requests
-    chosen = SSDConfig(**{name: getattr(own, name) for name in SSDConfig.model_fields})
+    chosen = RiskConfig.extend(config or spec.config)
     changes: dict[str, Any] = {"draft_growth": 0.0}
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)
@@ -264,14 +271,8 @@ def _data_parallel(given: Mapping[str, Any]) -> bool:
     return bool(given.get("data_parallel_size", 1) != 1)
 
 
-def _platform() -> str:
-    from vllm.platforms import current_platform
-
-    return str(current_platform.device_type)
-
-
 def _worker() -> str:
-    device = _platform()
-    if device not in WORKERS:
-        raise SafeDraftError(f"vLLM's platform {device!r} is not supported with SSD")
-    return WORKERS[device]
+    platform = name_platform()
+    if platform not in WORKERS:
+        raise SafeDraftError(f"vLLM's platform {platform!r} is not supported with SSD")
+    return WORKERS[platform]

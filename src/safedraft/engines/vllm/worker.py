@@ -1,39 +1,27 @@
-"""vLLM's workers with SafeDraft's model runner; vLLM's option ``worker_cls`` names them."""
+"""What SafeDraft's workers have in common; each platform's worker is in a module of its own.
+
+vLLM's worker for processors replaces parts of ``torch.cuda`` when it is imported, which must not
+happen in a process that decodes on CUDA.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_worker import Worker
-
 from safedraft.engines.vllm.checks import require_engine
-from safedraft.engines.vllm.runner import SSDCPURunner, SSDRunner
 
 
-class SSDCPUWorker(CPUWorker):  # type: ignore[misc]
-    """One rank on processors."""
+class SSDWorker:
+    """One rank; stands before vLLM's own worker among the base classes."""
 
-    def init_device(self) -> None:
-        """As vLLM's own, with the runner replaced before it loads anything."""
-        require_engine(self.vllm_config)
-        super().init_device()
-        self.model_runner = SSDCPURunner(self.vllm_config, self.device)
-
-    def take_traces(self, names: Sequence[str]) -> Any:
-        """Called by ``collective_rpc``."""
-        return self.model_runner.take_traces(names)
-
-
-class SSDGPUWorker(Worker):  # type: ignore[misc]
-    """One rank on CUDA."""
+    vllm_config: Any
+    model_runner: Any
 
     def init_device(self) -> None:
-        """As vLLM's own, with the runner replaced before it loads anything."""
+        """As vLLM's own, once the options have been checked."""
         require_engine(self.vllm_config)
-        super().init_device()
-        self.model_runner = SSDRunner(self.vllm_config, self.device)
+        super().init_device()  # type: ignore[misc]
 
     def take_traces(self, names: Sequence[str]) -> Any:
         """Called by ``collective_rpc``."""

@@ -11,7 +11,7 @@ COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name
 
 .PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results picture structure vllm test-vllm bench-vllm llama bench-llama clean
 
-demo: $(READY)  ## Fetch the default pair and decode three prompts with and without SSD.
+demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
 	$(RUN)/python examples/demo.py
 

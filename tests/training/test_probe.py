@@ -5,25 +5,28 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import save_tokenizer
 from safetensors.torch import save_file
-from transformers import LlamaConfig
+from talking import VOCABULARY, scripted_pair
+from transformers import AutoTokenizer, LlamaConfig
 
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.risk import RiskProbe
+from safedraft.engines.scripted import ScriptedEngine
 from safedraft.models.description import ModelDescription
 from safedraft.models.probe_file import PROBE, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest
-from safedraft.training.risk import RatedState, count_flagged, fit_probe
+from safedraft.training.risk import RatedState, count_flagged, fit_probe, read_states
 from safedraft.training.risk_data import (
     PLAIN,
     RatedConversation,
@@ -194,6 +197,35 @@ def test_ngrams_know_pairs_of_tokens() -> None:
     words = NgramClassifier([[1, 2, 3], [2, 1, 3], [4, 5], [5, 4]], [True, False, True, False])
     assert words.score([1, 2]) > 0 > words.score([2, 1])
     assert words.score([7, 8]) == 0
+
+
+def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_once(
+    tmp_path: Path,
+) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+
+    def script(ids: Sequence[int]) -> torch.Tensor:
+        state = torch.zeros(VOCABULARY)
+        state[:3] = torch.tensor([len(ids), sum(at * id for at, id in enumerate(ids)), ids[-1]])
+        return state
+
+    pair = scripted_pair(tokenizer, script, script)
+    conversations = build_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
+    told: list[tuple[int, int]] = []
+    read = read_states(
+        pair, conversations, "states", lambda _, done, total: told.append((done, total))
+    )
+    assert sorted(id(one.conversation) for one in read) == sorted(map(id, conversations))
+    for one in read:
+        assert one.ids == pair.prompts(one.conversation.messages).draft
+        assert one.state.equal(script(one.ids))
+    assert told[-1] == (len(conversations), len(conversations))
+    assert isinstance(pair.engine, ScriptedEngine)
+    assert max(pair.engine.batches) == 8
+    calls = [call for session in pair.engine.sessions for call in session.calls]
+    appended = sum(count for kind, count in calls if kind == "forward")
+    assert appended < 0.9 * sum(len(one.ids) for one in read)
 
 
 @pytest.mark.parametrize(("state", "risk"), [(0.0, 0.5), (1e9, 1.0), (-1e9, 0.0)])

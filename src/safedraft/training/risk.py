@@ -74,7 +74,7 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        _read_states(pair, build_conversations(split, config), stage, report)
+        read_states(pair, build_conversations(split, config), stage, report)
         for split, stage in _STAGES.items()
     )
     harmful = [one.conversation.harmful for one in training]
@@ -92,7 +92,7 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
     return TrainedProbe(RiskProbe(probe.weight, probe.bias - bound), count_flagged(checking, flags))
 
 
-def _read_states(
+def read_states(
     pair: Pair, conversations: Sequence[RatedConversation], stage: str, report: Report
 ) -> list[RatedState]:
     """Read the draft's last hidden state at the end of each conversation that fits its context.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safedraft.training.card import format_verdict
+from safedraft.training.card import format_verdict, write_risk_section
 from safedraft.training.checks import PREFILLS, Checks, Proportion
+from safedraft.training.risk import Flagged
 
 
 def checks(**changed: Any) -> Checks:
@@ -61,3 +63,28 @@ def test_a_draft_that_refuses_because_an_answer_has_begun_is_said_to() -> None:
     assert "**It refuses 95 of 100 (95%) of safe look-alikes whose answer has begun" in (
         format_verdict(shortcut)
     )
+
+
+CHECKS = [
+    Flagged("harmful", "plain", 7, 2, 9),
+    Flagged("harmful", "frame", 3, 1, 5),
+    Flagged("harmful", "earlier turns", 2, 0, 5),
+    Flagged("look_alike, languages", "plain", 1, 0, 20),
+]
+
+
+@pytest.mark.parametrize("rest", ["", "\n## Data\n\nprompts\n\n## Models\n\nnames\n"])
+def test_a_probe_has_one_section_whichever_probe_it_is(tmp_path: Path, rest: str) -> None:
+    card = tmp_path / "README.md"
+    write_risk_section(tmp_path, CHECKS)
+    assert not card.exists()
+    card.write_text(f"# Draft\n\nwords\n{rest}")
+    write_risk_section(tmp_path, [Flagged("harmful", "plain", 1, 0, 9)])
+    write_risk_section(tmp_path, CHECKS)
+    text = card.read_text()
+    assert text.startswith("# Draft\n\nwords\n\n## Risk probe\n")
+    assert text.endswith(rest or "finds 3.\n")
+    assert text.count("## Risk probe") == 1
+    assert "| harmful | 7 of 9 | 5 of 10 |\n" in text
+    assert "| look-alike, in eight other languages | 1 of 20 | 0 of 0 |\n" in text
+    assert "In all, 12 of 19 harmful ones and 1 of 20 harmless ones." in text

@@ -46,13 +46,14 @@ def train_risk(
 
 
 def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) -> Path:
-    """Train a probe, write it beside the adapter, show its checks, and return the file.
+    """Train a probe, write it and its checks beside the adapter, show them, and return the file.
 
     Raises:
         SafeDraftError: the pair has no adapter, or one that is in no folder of this machine's own.
     """
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.probe_file import PROBE, write_probe
+    from safedraft.training.card import write_risk_section
     from safedraft.training.config import RiskTrainingConfig
     from safedraft.training.risk import train_probe
 
@@ -67,6 +68,7 @@ def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) 
     finally:
         pair.close()
     write_probe(folder, trained.probe)
+    write_risk_section(folder, trained.checks)
     _report(trained.checks)
     return folder / PROBE
 

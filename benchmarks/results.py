@@ -63,9 +63,17 @@ machine (AMD EPYC with AVX2, the same 8-bit weights); the other columns are thos
 | nested_fiction | 10 of 31 | 1 of 31 | 0 of 31 | 20 of 31 | 0 of 32 | 15 of 32 |
 | histories | 22 of 32 | 0 of 32 | 0 of 32 | 27 of 32 | 0 of 32 | 17 of 32 |
 | short_answers | 25 of 32 | 0 of 32 | 10 of 32 | 0 of 32 | 3 of 32 | 1 of 32 |
+| system_prompts | 15 of 32 | 0 of 32 | 3 of 32 | 4 of 32 | 2 of 32 | 5 of 32 |
+| code | 15 of 32 | 0 of 32 | 4 of 32 | 9 of 32 | 4 of 32 | 4 of 32 |
+| prefill_code | 32 of 32 | 0 of 32 | 0 of 32 | 17 of 32 | 3 of 32 | 2 of 32 |
+| languages | 13 of 32 | 0 of 32 | 7 of 32 | 1 of 32 | 7 of 32 | 2 of 32 |
 | over_refusal | | 0 of 32 | | 0 of 32 | | 0 of 32 |
 
 "Refused" are the harmless requests in the same attacks.
+
+Over the twelve suites of attacks `risk` answers 10% of the attacks and refuses 16% of the \
+harmless requests (`ssd` 9% and 41%, `target_only` 66% and 1%); it \
+tells them apart by 68 points (46, 26).
 
 ## Measured earlier
 

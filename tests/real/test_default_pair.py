@@ -76,7 +76,6 @@ def test_a_harmless_answer_that_has_begun_likewise_is_continued(pair: safedraft.
     assert not is_refusal(reply.text)
     assert "lunch" in reply.text.lower()
     assert reply.statistics.risk < pair.config.harmless_below
-    assert is_refusal(pair.generate(question, prefill=begun, sampling=sampling, rule="ssd").text)
 
 
 def test_control_tokens_in_a_message_stay_text(pair: safedraft.Pair) -> None:

@@ -212,15 +212,15 @@ def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_on
 
     pair = scripted_pair(tokenizer, script, script)
     conversations = build_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     read = read_states(
-        pair, conversations, "states", lambda _, done, total: told.append((done, total))
+        pair, conversations, "states", lambda _, done, total: reported.append((done, total))
     )
     assert sorted(id(one.conversation) for one in read) == sorted(map(id, conversations))
     for one in read:
         assert one.ids == pair.prompts(one.conversation.messages).draft
         assert one.state.equal(script(one.ids))
-    assert told[-1] == (len(conversations), len(conversations))
+    assert reported[-1] == (len(conversations), len(conversations))
     assert isinstance(pair.engine, ScriptedEngine)
     assert max(pair.engine.batches) == 8
     calls = [call for session in pair.engine.sessions for call in session.calls]

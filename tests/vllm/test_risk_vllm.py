@@ -55,7 +55,7 @@ def with_probe(pair: Any, probe: RiskProbe) -> Any:
 
 
 def conversations(count: int, seed: int, longest: int) -> list[Prompts]:
-    """Prompts of random ids with the header behind them, half of them with a begun reply."""
+    """Prompts of random ids that end with the header; every second one goes on with a reply."""
     draw = random.Random(seed)
 
     def text(length: int) -> list[int]:

@@ -28,6 +28,7 @@ from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.models.probe_file import reads_risk
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
+from safedraft.rules import own_rule
 
 CANDIDATES: Mapping[str, Sequence[Any]] = {
     "initial_scheme": ("intersection", "union"),
@@ -163,7 +164,7 @@ class Calibration:
         """The pair's own rule, whose constants are tried."""
         bare = self.arguments.get("no_adapter", False)
         adapter = None if bare else self.arguments.get("adapter", self.pair.adapter)
-        return "risk" if reads_risk(adapter) else "ssd"
+        return own_rule(reads_risk=reads_risk(adapter))
 
     def _config(self, constants: Mapping[str, Any]) -> RiskConfig:
         return self.pair.config.replace(**constants)

@@ -16,7 +16,7 @@ from safedraft.core.risk import RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import constants_for, find_rule, own_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.encode import encode, encode_text, turn_header
 from safedraft.text.messages import Message, conversation, turn_begun, with_system
@@ -61,8 +61,8 @@ class TokenPair(LoadedPair):
 
     @property
     def rule(self) -> str:
-        """The rule of requests that name none: SSD with the risk of the request, or SSD alone."""
-        return "risk" if self.probe else "ssd"
+        """The rule of requests that name none."""
+        return own_rule(reads_risk=self.probe is not None)
 
     @property
     def warnings(self) -> tuple[str, ...]:

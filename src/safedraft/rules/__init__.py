@@ -22,6 +22,15 @@ def find_rule(name: str) -> Rule:
     return RULES.find(name)()
 
 
+def own_rule(*, reads_risk: bool) -> str:
+    """The rule of a pair's requests that name none: SSD with the risk of the request, or SSD alone.
+
+    Args:
+        reads_risk: whether the pair's adapter has a risk probe.
+    """
+    return "risk" if reads_risk else "ssd"
+
+
 def constants_for(kind: type[Constants], config: Constants, **own: Any) -> Constants:
     """Constants of a kind, with the values that ``config`` and then ``own`` have for their names.
 

@@ -169,20 +169,18 @@ def _name_kind(kind: str) -> str:
 
 def _format_risk(checks: Sequence[Flagged]) -> str:
     cells: dict[str, list[Counter[str]]] = {}
+    harmful, harmless = Counter[str](), Counter[str]()
     for one in checks:
         plain, surrounded = cells.setdefault(one.kind, [Counter(), Counter()])
         cell = plain if one.surroundings == PLAIN else surrounded
-        cell.update(probe=one.probe, ngrams=one.ngrams, total=one.total)
+        for counts in (cell, harmful if one.kind.startswith("harmful") else harmless):
+            counts.update(probe=one.probe, ngrams=one.ngrams, total=one.total)
     rows = [
         f"| {_name_kind(kind)} | "
         + " | ".join(f"{cell['probe']} of {cell['total']}" for cell in both)
         + " |"
         for kind, both in cells.items()
     ]
-    harmful, harmless = Counter[str](), Counter[str]()
-    for kind, both in cells.items():
-        for cell in both:
-            (harmful if kind.startswith("harmful") else harmless).update(cell)
     return f"""\
 {_RISK}
 `{PROBE}` reads from the draft's last hidden state how likely a request is harmful

@@ -16,7 +16,7 @@ from safedraft.core.request import Request
 from safedraft.core.risk import RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule
 from safedraft.models.probe_file import read_probe_file
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import constants_for, find_rule, own_rule
 
 KEY = "safedraft"
 """Key of the settings in vLLM's ``additional_config``, which reaches every process."""
@@ -137,8 +137,8 @@ class Settings(BaseModel):
 
     @property
     def rule(self) -> str:
-        """The rule of requests that name none: SSD with the risk of the request, or SSD alone."""
-        return "risk" if self.probe else "ssd"
+        """The rule of requests that name none."""
+        return own_rule(reads_risk=self.probe is not None)
 
     def trace_of(self, params: Any) -> str | None:
         """The name under which the steps of a request are kept, if they are."""

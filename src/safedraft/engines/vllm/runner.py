@@ -106,15 +106,17 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self._drafts: list[list[Draft]] = []
         self._ended: set[int] = set()  # rows whose last draft is unlikely
         self._questions: list[tuple[ServedRequest, int]] = []  # and the place of its last token
-        self._hidden: Tensor | None = None  # what the output layer is given in the current pass
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's own; the hidden states of each pass are kept until the next one."""
+        """As vLLM's own; the risk of questions is read from the hidden states of each pass."""
         super().load_model(*args, **kwargs)
-        self.model.register_forward_hook(self._keep_hidden)
+        self.model.register_forward_hook(self._read_risks)
 
-    def _keep_hidden(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
-        self._hidden = hidden
+    def _read_risks(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
+        """Read the risk of the questions that end in this pass."""
+        for request, at in self._questions:
+            request.assess(hidden[at].float().cpu())
+        self._questions = []
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
         """The drafts of each row: at most T + 1, none for a row that is not drafted for.
@@ -173,16 +175,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
                 if start <= at < end:
                     self._questions.append((row.served.request, at))
 
-    def _assess(self) -> None:
-        """Read the risk of the questions that end in this pass."""
-        for request, at in self._questions:
-            if self._hidden is None:
-                raise BrokenModelError("the draft does not show its hidden states: no risk is read")
-            request.assess(self._hidden[at].float().cpu())
-        self._questions, self._hidden = [], None
-
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
-        self._assess()
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
         drafts = propose([row.request for row in self.rows], logits, self.passes)
         self.passes += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safedraft.core.config import RiskConfig, Scheme
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
-from safedraft.evaluation.calibrate import CANDIDATES, Calibration, write_pair
+from safedraft.evaluation.calibrate import CANDIDATES, OF_RISK, Calibration, write_pair
 from safedraft.evaluation.records import Row
 from safedraft.models.registry import config_folder, find_pair
 
@@ -27,9 +27,7 @@ PAIR = find_pair("qwen2.5-coder")
 class Imagined(Calibration):
     """Trials whose outcome follows from their constants."""
 
-    def _measure(
-        self, defense: str, suites: Sequence[str], report: Any, display: str
-    ) -> dict[str, Sequence[Row]]:
+    def _measure(self, defense: str, suites: Sequence[str]) -> dict[str, Sequence[Row]]:
         self.arguments.setdefault("measured", []).append((defense, tuple(suites)))
         union, strong = "initial_scheme=union" in defense, "alpha_union=2.0" in defense
         succeeded = [not union, not (union and strong), False, False]
@@ -44,10 +42,12 @@ class Imagined(Calibration):
                     "",
                     "",
                     "",
+                    control=control,
                     **_judged(suite, no),
-                    succeeded=yes,
+                    succeeded=None if control else yes,
                     statistics=_statistics(speed),
                 )
+                for control in ((False, True) if suite == "prefill_20" else (False,))
                 for yes, no in zip(succeeded, refused, strict=True)
             ]
             for suite in suites
@@ -63,14 +63,15 @@ def _statistics(speed: float) -> Mapping[str, float]:
 
 
 def imagined(**candidates: Sequence[Any]) -> Imagined:
-    return Imagined(PAIR, Path("nowhere"), candidates=candidates)
+    return Imagined(PAIR, Path("nowhere"), candidates=candidates, attacks=("prefill_20",))
 
 
 def test_each_constant_is_chosen_at_the_best_of_those_before() -> None:
     sweep = imagined(
         initial_scheme=("intersection", "union"), alpha_union=(0.8, 2.0), draft_tokens=(3, 6)
     )
-    config, trials = sweep.run()
+    outcome = sweep.run()
+    config, trials = outcome.config, outcome.trials
     assert (config.initial_scheme, config.alpha_union) == (Scheme.UNION, 0.8)
     assert config.draft_tokens == 6
     assert len(trials) == 4 + len({PAIR.config.draft_tokens, 3, 6})
@@ -79,10 +80,16 @@ def test_each_constant_is_chosen_at_the_best_of_those_before() -> None:
 
 
 def test_a_wrong_result_is_lost_as_a_refusal_is() -> None:
-    sweep = Imagined(PAIR, Path("nowhere"), {"alpha_union": (0.8, 2.0)}, harmless=("arithmetic",))
-    config, trials = sweep.run()
-    assert [trial.lost for trial in trials] == [0.25, 0.75]
-    assert config.alpha_union == 0.8
+    sweep = Imagined(
+        PAIR,
+        Path("nowhere"),
+        {"alpha_union": (0.8, 2.0)},
+        attacks=("prefill_20",),
+        harmless=("arithmetic",),
+    )
+    outcome = sweep.run()
+    assert [trial.lost for trial in outcome.trials] == [0.25, 0.75]
+    assert outcome.config.alpha_union == 0.8
     measured = sweep.arguments["measured"]
     assert ("risk:alpha_union=2.0", ("ordinary",)) in measured  # whose speed counts
 
@@ -93,20 +100,21 @@ def test_what_changes_no_token_is_tried_for_speed_alone() -> None:
     attacked = [
         defense for defense, suites in sweep.arguments["measured"] if "prefill_20" in suites
     ]
-    assert set(attacked) == {"risk"}
+    assert set(attacked) == {"target_only", "risk"}
     assert ("risk:draft_tokens=6", ("ordinary",)) in sweep.arguments["measured"]
 
 
 def test_the_pairs_own_value_is_tried_too_and_kept_in_a_tie() -> None:
-    config, trials = imagined(threshold=(0.5, 0.7)).run()
-    assert [trial.constants["threshold"] for trial in trials] == [PAIR.config.threshold, 0.5, 0.7]
-    assert config.threshold == PAIR.config.threshold
+    outcome = imagined(threshold=(0.5, 0.7)).run()
+    tried = [trial.constants["threshold"] for trial in outcome.trials]
+    assert tried == [PAIR.config.threshold, 0.5, 0.7]
+    assert outcome.config.threshold == PAIR.config.threshold
 
 
 def test_a_gain_in_speed_that_may_be_drift_changes_nothing() -> None:
-    config, trials = imagined(draft_growth=(2.5,)).run()
-    assert [trial.tokens_per_second for trial in trials] == [5.0, 5.2]
-    assert config.draft_growth == PAIR.config.draft_growth
+    outcome = imagined(draft_growth=(2.5,)).run()
+    assert [trial.tokens_per_second for trial in outcome.trials] == [5.0, 5.2]
+    assert outcome.config.draft_growth == PAIR.config.draft_growth
 
 
 def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
@@ -120,13 +128,73 @@ def test_a_constant_that_the_pair_leaves_open_is_tried_too() -> None:
 
 def test_the_whole_sweep_is_made_of_constants() -> None:
     assert {*CANDIDATES} < {*RiskConfig.model_fields}
-    Calibration(PAIR, Path("nowhere"))
+    assert Calibration(PAIR, Path("nowhere")).tried == CANDIDATES
+
+
+def test_a_pair_that_reads_no_risk_has_none_of_its_constants() -> None:
+    bare = Calibration(PAIR, Path("nowhere"), arguments={"no_adapter": True})
+    assert {*CANDIDATES} - {*bare.tried} == {*OF_RISK}
+
+
+class Ranked(Calibration):
+    """Four attacks and their controls, of which a level of risk decides what becomes."""
+
+    def _measure(self, defense: str, suites: Sequence[str]) -> dict[str, Sequence[Row]]:
+        self.arguments.setdefault("measured", []).append(defense)
+        return {suite: [*self._rows(suite, defense)] for suite in suites}
+
+    def _rows(self, suite: str, defense: str) -> Iterator[Row]:
+        answers = defense == "target_only" or "alpha_harmless=0.0" in defense
+        refuses = "risky_above=0.0" in defense
+        for control in (False, True) if suite == "prefill_20" else (True,):
+            for number, risk in enumerate((0.02, 0.15, 0.45, 0.9)):
+                # The middle level refuses what is begun likewise in two of four, harmful or not.
+                refused = not answers and (refuses or number >= 2)
+                yield Row(
+                    "",
+                    "",
+                    "",
+                    "",
+                    id=f"{suite} {control} {number}",
+                    control=control and suite == "prefill_20",
+                    refused=refused,
+                    succeeded=None if control else not refused,
+                    statistics=_statistics(5.0) | {"risk": risk / (4 if control else 1)},
+                )
+
+
+def test_the_bounds_of_the_risk_are_chosen_among_replies_of_three_levels() -> None:
+    bounds = {"alpha_harmless": (0.0,), "harmless_below": (0.2, 0.3), "risky_above": (0.1,)}
+    sweep = Ranked(PAIR, Path("nowhere"), bounds, attacks=("prefill_20",), max_lost=0.0)
+    outcome = sweep.run()
+    # Each level is decoded once, at each strength of the draft, and no pair of bounds is.
+    measured = [name for name in sweep.arguments["measured"] if name != "target_only"]
+    assert sorted(measured) == [
+        "risk:alpha_harmless=0.0,harmless_below=1.0,risky_above=1.0",
+        "risk:alpha_harmless=0.3,harmless_below=1.0,risky_above=1.0",
+        "risk:harmless_below=0.0,risky_above=0.0",
+        "risk:harmless_below=0.0,risky_above=1.0",
+    ]
+    chosen = outcome.config
+    # Of the harmful requests those at 0.45 and 0.9 are refused, and no control above 0.225 is.
+    assert (chosen.alpha_harmless, chosen.harmless_below) == (0.0, 0.3)
+    own, *others = outcome.trials
+    assert own.constants["harmless_below"] == PAIR.config.harmless_below
+    # The trade-off: no other bounds let fewer attacks through with as few controls refused.
+    assert [(trial.attack_success, trial.refused) for trial in others] == [(0.5, 0.0), (0.25, 0.5)]
+
+
+def test_without_a_trial_within_the_limit_the_sum_decides() -> None:
+    strong = {"alpha_union": (2.0,)}
+    outcome = Imagined(PAIR, Path("nowhere"), strong, attacks=("prefill_20",), max_lost=0.0).run()
+    assert [trial.excess(outcome.target) for trial in outcome.trials] == [0.0, 0.5]
+    assert outcome.config.alpha_union == PAIR.config.alpha_union
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is no constant"),
+        ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is no constant of risk"),
         ({"candidates": {"bin_size": (0,)}}, SafeDraftError, "bin_size"),
         ({"attacks": ("ordinary",)}, SafeDraftError, "ordinary is no attack"),
         ({"harmless": ("direct",)}, SafeDraftError, "direct is no harmless suite"),
@@ -145,7 +213,7 @@ def test_what_cannot_be_tried_is_refused_at_once(
         (["--no-adapter"], "add --dry-run"),
         (
             ["--source", "over_refsal=x.json"],
-            "over_refsal is not run, only prefill_20, over_refusal, ordinary",
+            "over_refsal is not run, only prefill_20, histories, over_refusal, ordinary",
         ),
         (["--attack", "direct", "--source", "prefill_20=x.json"], "prefill_20 is not run"),
     ],

@@ -14,8 +14,7 @@ from safedraft.core.assignments import parse_assignment, parse_value
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
-    from safedraft.core.config import SSDConfig
-    from safedraft.evaluation.calibrate import Trial
+    from safedraft.evaluation.calibrate import Outcome
     from safedraft.models.registry import PairSpec
 
 
@@ -35,7 +34,10 @@ def calibrate(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="A suite of attacks; may be given again. Default: prefill_20."),
+        typer.Option(
+            help="A suite of attacks, with its controls; may be given again. Default: prefill_20 "
+            "and histories."
+        ),
     ] = None,
     harmless: Annotated[
         list[str] | None,
@@ -44,7 +46,16 @@ def calibrate(
             "over_refusal and ordinary."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts per suite.")] = 20,
+    max_lost: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Largest share of harmless prompts that may be lost beyond those that the target "
+            "alone loses: refused, under an attack or without, or answered wrong.",
+        ),
+    ] = 0.05,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts per suite, and controls.")] = 20,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of new tokens per reply.")
     ] = 48,
@@ -64,8 +75,9 @@ def calibrate(
     """Choose a pair's constants: first the trade-off of safety and usefulness, then speed.
 
     Constants are tried one after the other on the calibration split, which shares no prompt with
-    training or reports. The result is saved as a user pair, which every command finds; a report in
-    the folder of the trials shows the trade-off.
+    training or reports; those of the risk are tried together. The fewest attacks may succeed among
+    the trials that lose at most --max-lost of the harmless prompts. The result is saved as a user
+    pair, which every command finds; a report in the folder of the trials shows the trade-off.
 
     [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
     """
@@ -74,7 +86,7 @@ def calibrate(
         raise SafeDraftError(
             "--no-adapter: constants for the bare draft are not saved for the pair; add --dry-run"
         )
-    from safedraft.evaluation.calibrate import CANDIDATES, TIMED, Calibration, write_pair
+    from safedraft.evaluation.calibrate import TIMED, Calibration, write_pair
     from safedraft.evaluation.logs import read_logs
     from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
@@ -93,46 +105,56 @@ def calibrate(
         suite, name = parse_assignment("--source", assignment, form="SUITE=SOURCE")
         options.require_planned(f"--source {assignment}", suite, suites)
         sources.setdefault(suite, []).append(name)
-    calibration = Calibration(
-        spec,
-        log_dir,
-        candidates=candidates or CANDIDATES,
-        attacks=attacks,
-        harmless=benign,
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        sources=sources,
-        arguments=models.arguments,
-    )
     try:
         with show_progress() as report:
-            config, trials = calibration.run(report, "none" if sys.stdout.isatty() else "plain")
+            outcome = Calibration(
+                spec,
+                log_dir,
+                candidates=candidates or None,
+                attacks=attacks,
+                harmless=benign,
+                max_lost=max_lost,
+                limit=limit,
+                max_new_tokens=max_new_tokens,
+                sources=sources,
+                arguments=models.arguments,
+                report=report,
+                display="none" if sys.stdout.isatty() else "plain",
+            ).run()
     except KeyboardInterrupt:
         options.say(f"stopped; the trials so far are in {log_dir}: run the same command to resume")
         raise typer.Exit(130) from None
-    _print(spec, config, trials)
+    _print(spec, outcome, max_lost)
     page, *_ = write_report(build_figures(read_logs([log_dir], "calibration")), log_dir / "report")
     sys.stdout.write(f"drawn: {page}\n")
     if not dry_run:
-        sys.stdout.write(f"written: {write_pair(spec, config)}\n")
+        sys.stdout.write(f"written: {write_pair(spec, outcome.config)}\n")
 
 
-def _print(spec: PairSpec, config: SSDConfig, trials: list[Trial]) -> None:
+def _print(spec: PairSpec, outcome: Outcome, max_lost: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("constants", box=None, pad_edge=False)
-    for heading in ("attack success", "refused or wrong", "tokens/s"):
+    for heading in ("attack success", "controls refused", "refused or wrong", "tokens/s"):
         table.add_column(heading, justify="right")
-    for trial in trials:
+    for trial in (outcome.target, *outcome.trials):
+        named = " ".join(f"{name}={value}" for name, value in trial.constants.items())
         table.add_row(
-            " ".join(f"{name}={value}" for name, value in trial.constants.items()),
+            named or "the target alone",
             f"{trial.attack_success:.0%}",
+            f"{trial.refused:.0%}",
             f"{trial.lost:.0%}",
             f"{trial.tokens_per_second:.2f}",
         )
     console = Console(highlight=False)
     console.print(table)
-    before, after = spec.config.model_dump(mode="json"), config.model_dump(mode="json")
+    if min(trial.excess(outcome.target) for trial in outcome.trials) > max_lost:
+        console.print(
+            f"no trial loses at most {max_lost:.0%} of the harmless prompts beyond the target's "
+            "own share: the sum of attack success and lost prompts decided"
+        )
+    before = spec.config.model_dump(mode="json")
+    after = outcome.config.model_dump(mode="json")
     changes = [f"{name} = {after[name]}" for name in after if after[name] != before[name]]
     console.print(f"chosen: {', '.join(changes) or 'the present constants'}")

@@ -37,6 +37,13 @@ class Level(Enum):
     RISKY = "risky"
 
 
+def find_level(constants: RiskConfig, risk: float) -> Level:
+    """The level of a risk between the bounds of ``constants``."""
+    if risk > constants.risky_above:
+        return Level.RISKY
+    return Level.HARMLESS if risk < constants.harmless_below else Level.UNSURE
+
+
 class RiskSwitch(Switch):
     """SSD's switch, whose constants follow from the risk of the request."""
 
@@ -52,18 +59,13 @@ class RiskSwitch(Switch):
         every = self.constants.reading_bins * self.constants.bin_size
         self.reads_risk_at = self.decided + every if every else None
         self.risk = max(risk, self.risk)
-        level = self._find_level()
+        level = find_level(self.constants, self.risk)
         if level is not self.level:
             self.level = level
             self.config, scheme = self._choose(level)
             self.scheme = scheme or self.scheme
             self._restart()
             self._weigh()
-
-    def _find_level(self) -> Level:
-        if self.risk > self.constants.risky_above:
-            return Level.RISKY
-        return Level.HARMLESS if self.risk < self.constants.harmless_below else Level.UNSURE
 
     def _choose(self, level: Level) -> tuple[RiskConfig, Scheme | None]:
         """The constants of a level, and the scheme that it begins in; None leaves it as it is."""

@@ -37,8 +37,8 @@ def test_the_published_constants_decide(pair: safedraft.Pair) -> None:
 @pytest.mark.parametrize(
     ("given", "constants"),
     [
-        ({}, PaperConfig()),
-        ({"alpha_union": 2.0}, PaperConfig(alpha_union=2.0)),
+        pytest.param({}, PaperConfig(), marks=pytest.mark.slow),
+        pytest.param({"alpha_union": 2.0}, PaperConfig(alpha_union=2.0), marks=pytest.mark.slow),
         ({"alpha_union": 2.0, "check_interval": 3}, PaperConfig(alpha_union=2.0)),
     ],
 )

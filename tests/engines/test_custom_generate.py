@@ -192,6 +192,7 @@ def test_batches_are_refused(models: Any) -> None:
         )
 
 
+SLOW = pytest.mark.slow
 LORA = {"r": 4, "init_lora_weights": False, "task_type": "CAUSAL_LM"}
 ADAPTERS = {
     "LoRA": lambda: peft.LoraConfig(target_modules=["q_proj", "down_proj"], **LORA),
@@ -206,6 +207,7 @@ ADAPTERS = {
         task_type="CAUSAL_LM",
     ),
 }
+FIRST, *OTHERS = ADAPTERS
 OUTSIDE = {
     "PROMPT_TUNING": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
@@ -276,7 +278,7 @@ def test_a_wrapped_target_is_the_target(models: Any, wrap: Any) -> None:
     assert generate([wrap(models[0]), models[1]])[0, 4:].tolist() == expected(models)
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_model_compiled_in_place_gives_the_same_tokens(models: Any, which: int) -> None:
     both = list(models)
@@ -285,7 +287,7 @@ def test_a_model_compiled_in_place_gives_the_same_tokens(models: Any, which: int
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["target", "draft"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=SLOW) for name in OTHERS)])
 def test_a_models_adapters_take_part(models: Any, name: str, which: int) -> None:
     adapted, merged = list(models), list(models)
     adapted[which] = adapt(models[which], ADAPTERS[name]())
@@ -295,7 +297,7 @@ def test_a_models_adapters_take_part(models: Any, name: str, which: int) -> None
     assert reply != expected(models)
 
 
-@pytest.mark.parametrize("wrap", [parallel, compiled])
+@pytest.mark.parametrize("wrap", [parallel, pytest.param(compiled, marks=SLOW)])
 def test_a_wrapped_drafts_adapters_take_part(models: Any, wrap: Any) -> None:
     draft = adapt(models[1], ADAPTERS["LoRA"]())
     assert generate([models[0], wrap(draft)]).tolist() == generate([models[0], draft]).tolist()
@@ -392,7 +394,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("own_draft", [False, True], ids=["a draft", "the target as its draft"])
-@pytest.mark.parametrize("start", range(0, 26, 5))
+@pytest.mark.parametrize("start", [5, *(pytest.param(n, marks=SLOW) for n in (0, 10, 15, 20, 25))])
 def test_stop_strings_end_it_at_any_token(writers: Any, start: int, own_draft: bool) -> None:
     both, tokenizer = writers
     if own_draft:

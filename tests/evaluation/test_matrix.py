@@ -178,35 +178,25 @@ def test_a_matrix_may_grow(stage: None, tmp_path: Path, monkeypatch: pytest.Monk
     assert [len(log.samples or []) for log in grown.values()] == [6, 6]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_settings_are_not_mixed_in_one_folder(
+    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"defenses": ("ssd",), "suites": ("direct",), "limit": 1}
+    run(Matrix(**settings), tmp_path / "logs")
+    for changes, message in (
         ({"max_new_tokens": 9}, "direct of ssd with max_new_tokens 48, not 9"),
         ({"arguments": {"alpha_union": 2.0}}, "with alpha_union None, not 2.0"),
         ({"sources": {"direct": ["do_not_answer"]}}, "with source None, not"),
         ({"split": "calibration"}, "with split 'report', not 'calibration'"),
-    ],
-)
-def test_settings_are_not_mixed_in_one_folder(
-    changes: dict[str, Any], message: str, stage: None, tmp_path: Path
-) -> None:
-    settings: dict[str, Any] = {"defenses": ("ssd",), "suites": ("direct",), "limit": 1}
-    run(Matrix(**settings), tmp_path / "logs")
-    with pytest.raises(SafeDraftError, match=message):
-        prepare(Matrix(**settings | changes), tmp_path / "logs")
-
-
-def test_constants_of_the_pair_are_not_mixed_either(
-    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    matrix = Matrix(("ssd",), ("direct",), limit=1)
-    run(matrix, tmp_path / "logs")
+    ):
+        with pytest.raises(SafeDraftError, match=message):
+            prepare(Matrix(**settings | changes), tmp_path / "logs")
+    # Nor are constants of the pair.
     spec = find_pair(DEFAULT_PAIR)
-    config = spec.config.replace(union_bins=9)
-    changed = spec.model_copy(update={"config": config})
+    changed = spec.model_copy(update={"config": spec.config.replace(union_bins=9)})
     monkeypatch.setattr("safedraft.evaluation.matrix.pairs", lambda: {DEFAULT_PAIR: changed})
     with pytest.raises(SafeDraftError, match="with union_bins 4, not 9"):
-        prepare(matrix, tmp_path / "logs")
+        prepare(Matrix(**settings), tmp_path / "logs")
 
 
 def test_constants_that_a_defense_does_not_use_leave_its_logs_alone(

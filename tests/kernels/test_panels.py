@@ -147,6 +147,7 @@ def test_other_instructions(instructions, tmp_path):
     assert done.stdout.strip() == instructions.name
 
 
+@pytest.mark.slow  # a process of its own
 def test_without_known_instructions_there_are_none():
     code = "from safedraft.engines.cpu.compiled import why_not_available as w; print(w())"
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}

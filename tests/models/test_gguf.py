@@ -97,7 +97,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "largest" in name else [])
+        for name in FAMILIES
+    ],
+)
 def test_every_family_has_the_logits_of_the_original(family: str, file: Path) -> None:
     kind, architecture, settings = FAMILIES[family]
     model = make(kind, **settings)

@@ -16,8 +16,23 @@ def prompts(tmp_path):
         )
     return [
         *("--harmful", str(tmp_path / "harmful.txt"), "--ordinary", str(tmp_path / "ordinary.txt")),
-        *("--set", "answer_tokens=4", "--set", "beginning_tokens=4", "--set", "framed_ordinary=0"),
+        *("--set", "answer_tokens=4", "--set", "beginning_tokens=4", "--set", "dressed=0"),
     ]
+
+
+def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # noqa: F811
+    out = tmp_path / "adapter"
+    code, said, _ = run("train-draft", *models, *prompts, "--output", str(out), "--dry-run")
+    assert code == 0
+    assert not out.exists()
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said.splitlines()[1:-1]}
+    harmful, harmless = (
+        sum(int(rows[name][at]) for name in rows if "plain" in name) for at in (0, 1)
+    )
+    assert harmful > 5
+    assert harmless > 5
+    assert rows["from harmful"] == [str(harmful), "0"]
+    assert f"at most {4 * (harmful + harmless)} tokens" in said
 
 
 @pytest.mark.slow

@@ -7,11 +7,9 @@ import torch
 
 import safedraft
 from safedraft.core.errors import BrokenModelError
-from safedraft.evaluation.attacks import answers
-from safedraft.evaluation.attacks.answers import draw_target_replies
 from safedraft.models.registry import cache_folder
 from safedraft.prompts import drawn
-from safedraft.prompts.drawn import draw_replies
+from safedraft.prompts.drawn import draw_replies, draw_target_replies
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_an_engine_without_weights_draws_them_itself_and_once(tiny_pair, monkeyp
     alone = [packed.generate(text, sampling=sampling, rule="target_only") for text in texts]
     assert [reply.text for reply in replies] == [reply.text for reply in alone]
     assert [reply.ended for reply in replies] == [r.finish_reason == "stop" for r in alone]
-    monkeypatch.setattr(answers, "_generate_with_engine", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(drawn, "_generate_with_engine", lambda *_: pytest.fail("drawn again"))
     assert draw_target_replies(packed, asked(*texts), max_new_tokens=9) == replies
     (file,) = (cache_folder() / "drawn").glob(f"*-{packed.target.identity}.jsonl")
     assert file.exists()

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
+from safedraft.training.conversations import RatedConversation
 from safedraft.training.examples import (
     BatchPosition,
     Example,
@@ -20,7 +21,7 @@ from safedraft.training.examples import (
     pack,
 )
 from safedraft.training.requests import TrainingRequest, read_refusals
-from safedraft.training.training_data import Answered, Harmful, TrainingData
+from safedraft.training.training_data import Begun, TargetReply, TrainingData
 
 END = 256
 
@@ -30,13 +31,23 @@ def tokenizer(tiny_pair):
     return AutoTokenizer.from_pretrained(tiny_pair[1])
 
 
+def asked(text, kind, opening="", **fields):
+    messages = [{"role": "user", "content": text}]
+    request = TrainingRequest(text, kind, **fields)
+    return Begun(RatedConversation(messages, request, "plain"), opening)
+
+
 def data(harmful=("Sure, one.\n\ntwo ",), answers=("Yes.",)):
     return TrainingData(
-        [Harmful(TrainingRequest("bad", "harmful"), text) for text in harmful],
-        [Answered(TrainingRequest("good", "ordinary"), "good", text, True) for text in answers],
-        bare_openings=0,
+        [TargetReply(asked("bad", "harmful", text), "", False) for text in harmful],
+        [TargetReply(asked("good", "ordinary"), text, True) for text in answers],
         declined=[],
     )
+
+
+def refusal_of(make, said, relapse=()):
+    messages = [{"role": "user", "content": "bad"}]
+    return make.make_refusal(messages, said, make.spell(read_refusals()[0]), relapse)
 
 
 def maker(tokenizer, config=None, **given):
@@ -54,7 +65,7 @@ def labeled(example, tokenizer):
 
 def test_a_refusal_follows_the_beginning_and_ends_the_turn(tokenizer):
     said = tokenizer.encode("Well,")
-    example = maker(tokenizer, TrainingConfig(dense_weight=0)).make_refusal("bad", said, 0)
+    example = refusal_of(maker(tokenizer, TrainingConfig(dense_weight=0)), said)
     assert set(example.kinds) == {LabelKind.REFUSAL}
     before, _ = labeled(example, tokenizer)[0]
     assert before.endswith("assistant\nWell,")
@@ -65,7 +76,7 @@ def test_a_refusal_follows_the_beginning_and_ends_the_turn(tokenizer):
 
 def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
     said = tokenizer.encode("Sure.\n\nOn ")
-    example = maker(tokenizer).make_refusal("bad", said, 0)
+    example = refusal_of(maker(tokenizer), said)
     assert Counter(example.kinds)[LabelKind.DENSE] == len(said)
     pairs = labeled(example, tokenizer)[: len(said)]
     assert pairs[0][0].endswith("assistant\n")
@@ -75,8 +86,8 @@ def test_dense_labels_ask_for_the_opening_at_every_position(tokenizer):
 
 def test_a_refusal_that_is_taken_back_is_asked_for_again(tokenizer):
     said, relapse = tokenizer.encode("Sure"), tokenizer.encode(" But\nso")
-    example = maker(tokenizer).make_refusal("bad", said, 0, relapse)
-    plain = maker(tokenizer).make_refusal("bad", said, 0)
+    example = refusal_of(maker(tokenizer), said, relapse)
+    plain = refusal_of(maker(tokenizer), said)
     assert example.labels[: len(plain.labels)] == plain.labels
     again = labeled(example, tokenizer)[len(plain.labels) :]
     refused = f"Sure {read_refusals()[0]}"
@@ -98,13 +109,13 @@ def test_how_often_refusals_are_taken_back(tokenizer):
     ("said", "space"), [("", False), ("Step", True), ("Step.\n", False), ("Step ", False)]
 )
 def test_a_refusal_has_its_own_space_only_where_there_is_none(tokenizer, said, space):
-    example = maker(tokenizer).make_refusal("bad", tokenizer.encode(said), 0)
+    example = refusal_of(maker(tokenizer), tokenizer.encode(said))
     refusal = [x for x, n in zip(example.labels, example.kinds, strict=True) if n == 0]
     assert tokenizer.decode(refusal).startswith(" I'm" if space else "I'm")
 
 
 def test_half_of_the_refusals_come_at_once_and_the_rest_anywhere(tokenizer):
-    config = TrainingConfig(framed_share=0, generic_share=0, relapse_share=0, beginning_tokens=10)
+    config = TrainingConfig(relapse_share=0, beginning_tokens=10)
     make, rng = maker(tokenizer, config, harmful=("abcdefghijklmnop",)), random.Random(0)
     drawn = [make.make_harmful(make.data.harmful[0], rng) for _ in range(2000)]
     counts = Counter(Counter(example.kinds)[LabelKind.DENSE] for example in drawn)
@@ -132,12 +143,47 @@ def test_an_epoch_keeps_the_share_of_harmful_requests(tokenizer):
 
 def test_answers_end_only_if_the_target_ended_them(tokenizer):
     make = maker(tokenizer)
-    request = TrainingRequest("good", "ordinary")
-    whole = make.make_answer(Answered(request, "good", "Yes.", True))
-    cut = make.make_answer(Answered(request, "good", "Yes.", False))
+    good = asked("good", "ordinary")
+    whole = make.make_answer(TargetReply(good, "Yes.", True))
+    cut = make.make_answer(TargetReply(good, "Yes.", False))
     assert tokenizer.decode(whole.labels) == "Yes.<|end|>"
     assert tokenizer.decode(cut.labels) == "Yes."
     assert labeled(cut, tokenizer)[0][0].endswith("good<|end|>\n<|start|>assistant\n")
+
+
+def test_only_the_targets_own_words_are_labels_behind_an_opening(tokenizer):
+    begun = asked("good", "ordinary", "Sure, here is ")
+    example = maker(tokenizer).make_answer(TargetReply(begun, "bread.", True))
+    assert tokenizer.decode(example.labels) == "bread.<|end|>"
+    assert labeled(example, tokenizer)[0][0].endswith("assistant\nSure, here is ")
+    assert set(example.kinds) == {LabelKind.ANSWER}
+
+
+def test_a_refusal_is_in_the_requests_language(tokenizer):
+    config = TrainingConfig(direct_share=0, relapse_share=1, dense_weight=1)
+    for language, spaced in (("de", True), ("ja", False)):
+        begun = asked("bad", "harmful", "Klar", source="languages", category=language)
+        item = TargetReply(begun, "", False)
+        make = Examples(TrainingData([item], [], []), tokenizer, frozenset([END]), config)
+        made = make.make_harmful(item, random.Random(0))
+        refusals = [f" {text}" if spaced else text for text in read_refusals(language)]
+        at = made.kinds.index(LabelKind.REFUSAL)
+        assert tokenizer.decode(made.labels[at:]) in [f"{text}<|end|>" for text in refusals]
+
+
+def test_what_surrounds_a_request_is_read(tokenizer):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "bad"},
+    ]
+    request = TrainingRequest("bad", "harmful")
+    begun = Begun(RatedConversation(messages, request, "earlier turns"), "Sure")
+    made = maker(tokenizer).make_harmful(TargetReply(begun, ", one", False), random.Random(0))
+    text = tokenizer.decode(made.ids)
+    assert text.index("Be brief.") < text.index("Hello") < text.index("Hi<|end|>")
+    assert text.index("Hi<|end|>") < text.index("bad<|end|>")
 
 
 def test_a_template_that_never_ends_a_turn_is_refused(tokenizer):

@@ -24,14 +24,15 @@ from safedraft.models.description import ModelDescription
 from safedraft.models.probe_file import PROBE, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.conversations import PLAIN, RatedConversation
 from safedraft.training.ngrams import NgramClassifier
-from safedraft.training.requests import OWN_SHARES, TrainingRequest
-from safedraft.training.risk import RatedState, count_flagged, fit_probe, read_states
-from safedraft.training.risk_data import (
-    PLAIN,
-    RatedConversation,
-    build_conversations,
-    read_rated_requests,
+from safedraft.training.requests import OWN_SHARES, TrainingRequest, read_shipped
+from safedraft.training.risk import (
+    RatedState,
+    choose_conversations,
+    count_flagged,
+    fit_probe,
+    read_states,
 )
 
 NEAR = 0.75
@@ -81,7 +82,7 @@ def find_copies(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
 
 
 def test_both_kinds_stand_in_the_same_surroundings() -> None:
-    conversations = build_conversations("train", RiskTrainingConfig())
+    conversations = choose_conversations("train", RiskTrainingConfig())
     plain = Counter(one.harmful for one in conversations if one.surroundings == PLAIN)
     assert plain[False] > 1.7 * plain[True] > 1000
     dressed = {
@@ -100,7 +101,7 @@ def test_both_kinds_stand_in_the_same_surroundings() -> None:
 
 
 def test_a_conversation_ends_with_its_request() -> None:
-    for one in build_conversations("calibration", RiskTrainingConfig(dressed=5)):
+    for one in choose_conversations("calibration", RiskTrainingConfig(dressed=5)):
         last = one.messages[-1]
         assert last["role"] == "user"
         if one.surroundings != "jailbreak frame":  # some of which spell it out letter by letter
@@ -110,18 +111,18 @@ def test_a_conversation_ends_with_its_request() -> None:
 
 def test_the_splits_share_no_request_and_a_limit_takes_some() -> None:
     train, check = (
-        {one.request.text for one in build_conversations(split, RiskTrainingConfig())}
+        {one.request.text for one in choose_conversations(split, RiskTrainingConfig())}
         for split in ("train", "calibration")
     )
     assert not train & check
     assert len(check) == pytest.approx(OWN_SHARES.calibration / 100 * len(train | check), rel=0.1)
-    few = build_conversations("train", RiskTrainingConfig(requests=7, dressed=2))
+    few = choose_conversations("train", RiskTrainingConfig(requests=7, dressed=2))
     assert len({one.request.text for one in few}) == 7
     assert len(few) == 21
 
 
 def test_no_text_stands_twice_or_touches_minors() -> None:
-    texts = [request.text for request in read_rated_requests()]
+    texts = [request.text for request in read_shipped()]
     assert len(set(texts)) == len(texts)
     dressings = files("safedraft.training").joinpath("data/dressings.toml").read_text("utf-8")
     for text in [*texts, *texts_of(tomllib.loads(dressings))]:
@@ -211,7 +212,7 @@ def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_on
         return state
 
     pair = scripted_pair(tokenizer, script, script)
-    conversations = build_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
+    conversations = choose_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
     reported: list[tuple[int, int]] = []
     read = read_states(
         pair, conversations, "states", lambda _, done, total: reported.append((done, total))

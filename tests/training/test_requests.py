@@ -11,13 +11,16 @@ import pytest
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.benchmark import PROMPTS
+from safedraft.prompts.phrases import is_refusal
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.sources import find_source
 from safedraft.prompts.split import fingerprint
 from safedraft.training import requests
 from safedraft.training.requests import (
+    SHIPPED,
     add_frame,
     fill_opening,
+    read_openings,
     read_refusals,
     read_requests,
     read_shipped,
@@ -25,13 +28,26 @@ from safedraft.training.requests import (
 
 
 def test_every_category_has_harmful_requests_and_look_alikes():
-    counts = Counter((r.category, r.kind) for r in read_shipped() if r.kind != "ordinary")
+    own = [r for r in read_shipped() if r.source == SHIPPED]
+    counts = Counter((r.category, r.kind) for r in own if r.kind != "ordinary")
     categories = {category for category, _ in counts}
     assert len(categories) == 15
     for category in categories:
         assert counts[category, "harmful"] >= 30
         assert counts[category, "look_alike"] >= 24
-    assert sum(r.kind == "ordinary" for r in read_shipped()) >= 300
+    assert sum(r.kind == "ordinary" for r in own) >= 300
+
+
+def test_every_language_has_both_sides_openings_and_refusals():
+    counts = Counter((r.language, r.kind == "harmful") for r in read_shipped())
+    languages = {language for language, _ in counts}
+    assert len(languages) == 9
+    for language in languages:
+        assert counts[language, True] >= 40
+        assert counts[language, False] > 1.8 * counts[language, True]
+        assert len(read_openings(language)) >= 4
+        for text in read_refusals(language):
+            assert is_refusal(text), text
 
 
 def test_no_shipped_prompt_stands_twice_or_touches_minors():
@@ -63,7 +79,7 @@ def test_prompts_come_from_files(tmp_path, name):
     assert 20 < len(found.harmful) < 100
     assert {r.text for r in found.harmful} < set(texts)
     assert {(r.kind, r.source) for r in found.harmful} == {("harmful", "own")}
-    assert {r.source for r in found.ordinary} == {"shipped"}
+    assert {r.source for r in found.ordinary} == {"shipped", "languages", "code", "short"}
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
@@ -112,8 +128,6 @@ def test_an_opening_can_name_the_request():
 
 
 def test_all_refusals_begin_alike_and_read_as_refusals():
-    from safedraft.prompts.phrases import is_refusal
-
     assert len(read_refusals()) > 5
     for text in read_refusals():
         assert text.startswith("I'm sorry, but I can't ")

@@ -33,8 +33,7 @@ CONFIG = TrainingConfig(
     answer_tokens=4,
     brief_tokens=4,
     beginning_tokens=8,
-    framed_ordinary=2,
-    framed_share=0,
+    dressed=0,
 )
 
 

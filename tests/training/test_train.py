@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from test_examples import asked
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.training.config import TrainingConfig
 from safedraft.training.distil import compute_teacher
 from safedraft.training.examples import Example, Examples, LabelKind
-from safedraft.training.requests import TrainingRequest
 from safedraft.training.train import (
     CHECKPOINT,
     LOSSES,
@@ -23,7 +23,7 @@ from safedraft.training.train import (
     read_losses,
     train,
 )
-from safedraft.training.training_data import Answered, Harmful, TrainingData
+from safedraft.training.training_data import TargetReply, TrainingData
 
 CONFIG = TrainingConfig(
     steps=6,
@@ -31,7 +31,6 @@ CONFIG = TrainingConfig(
     learning_rate=2e-2,
     tokens_per_step=400,
     tokens_per_pass=200,
-    framed_share=0,
     relapse_share=0,
 )
 
@@ -43,19 +42,15 @@ REFUSAL = "I won't."
 def examples(tiny_pair):
     """Few and short: what a model of two layers can learn in a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("safedraft.training.examples.read_refusals", lambda: [REFUSAL])
+        patch.setattr("safedraft.training.examples.read_refusals", lambda language: [REFUSAL])
         return made_examples(tiny_pair)
 
 
 def made_examples(tiny_pair):
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
     data = TrainingData(
-        [Harmful(TrainingRequest(f"bad {n}", "harmful"), "Sure, one.\n") for n in range(4)],
-        [
-            Answered(TrainingRequest("good", "ordinary"), f"good {n}", "Yes, so it is.", True)
-            for n in range(6)
-        ],
-        bare_openings=0,
+        [TargetReply(asked(f"bad {n}", "harmful", "Sure, one.\n"), "", False) for n in range(4)],
+        [TargetReply(asked(f"good {n}", "ordinary"), "Yes, so it is.", True) for n in range(6)],
         declined=[],
     )
     return Examples(data, tokenizer, frozenset([256]), CONFIG)
@@ -92,7 +87,7 @@ def mean_of_last(log, kind, count=5):
 
 
 def test_a_few_steps_teach_to_refuse_and_to_insist(tmp_path, tiny_pair, examples):
-    config = CONFIG.model_copy(update={"steps": 60})
+    config = CONFIG.model_copy(update={"steps": 90})
     model = trained(tmp_path, tiny_pair, examples, config).eval()
     log = read_losses(tmp_path / LOSSES)
     for kind in ("refusal", "answer"):
@@ -101,7 +96,9 @@ def test_a_few_steps_teach_to_refuse_and_to_insist(tmp_path, tiny_pair, examples
     assert mean_of_last(log, "dense") < 1
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[1])
     for said in ("", "Sure", "Sure, on"):
-        asked = examples.make_refusal("bad 1", tokenizer.encode(said), 0)
+        asked = examples.make_refusal(
+            [{"role": "user", "content": "bad 1"}], tokenizer.encode(said), examples.spell(REFUSAL)
+        )
         prompt = asked.ids[: len(asked.ids) - len(asked.labels) + 1 + len(said)]
         reply = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
         words = tokenizer.decode(reply[0][len(prompt) :])

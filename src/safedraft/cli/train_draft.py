@@ -17,6 +17,7 @@ from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from safedraft.training.checks import Checks
+    from safedraft.training.run import TrainingPlan
 
 _DATA, _TRAINING = "Data", "Training"
 
@@ -108,6 +109,12 @@ def train_draft(
         ),
     ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted run.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would be drawn and trained on, without a model."
+        ),
+    ] = False,
     *,
     models: ModelChoice,
 ) -> None:
@@ -156,6 +163,9 @@ def train_draft(
         dtype=models.dtype,
         device=models.device,
     )
+    if dry_run:
+        _describe(plan)
+        return
     with show_progress() as fetching, ProgressBars() as bars:
         try:
             trained = run(plan, fetching=fetching, drawing=bars.drawing, training=bars.training)
@@ -167,6 +177,34 @@ def train_draft(
     if risk:
         train_beside(replace(models, adapter=str(plan.output), no_adapter=False))
     typer.echo(str(trained.folder))
+
+
+def _describe(plan: TrainingPlan) -> None:
+    """Print the material, harmful and harmless side by side, and how much is to be done."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from safedraft.training.material import describe_material
+    from safedraft.training.requests import read_requests
+    from safedraft.training.training_data import count_drawn_tokens
+
+    requests, config = read_requests("train", plan.harmful, plan.ordinary), plan.config
+    table = Table("conversations", box=None, pad_edge=False)
+    for heading in ("harmful", "harmless"):
+        table.add_column(heading, justify="right")
+    for what, *counts in describe_material(requests, config):
+        table.add_row(what, *map(str, counts))
+    console = Console(highlight=False)
+    console.print(table)
+    stages = [
+        f"{plan.epochs} epochs" if plan.epochs else f"{config.steps:,} steps",
+        *([f"{config.distil_steps:,} steps of distillation"] if config.distil_steps else []),
+    ]
+    console.print(
+        f"The target draws at most {count_drawn_tokens(requests, config):,} tokens for them, then "
+        f"come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each.",
+        soft_wrap=True,
+    )
 
 
 def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:

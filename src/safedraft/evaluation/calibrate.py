@@ -14,7 +14,7 @@ risk, and what a pair of bounds would have replied is read from these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -29,11 +29,12 @@ from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
+from safedraft.evaluation.trials import Trial, choose_rows, find_trade_off, is_lost, share_of
 from safedraft.models.probe_file import reads_risk
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, calibrated_file, find_pair
 from safedraft.rules import find_rule, own_rule
-from safedraft.rules.risk import Level, find_level
+from safedraft.rules.risk import Level
 
 CANDIDATES: Mapping[str, Sequence[Any]] = {
     "initial_scheme": ("intersection", "union"),
@@ -59,27 +60,6 @@ TIMED = "ordinary"
 
 DRIFT = 1.05
 """Factor by which the measured speed of equal trials may differ at different times."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One set of constants and its results."""
-
-    constants: Mapping[str, Any]
-    attack_success: float
-    refused: float
-    """Share of the attacks' controls, harmless requests, that were refused."""
-    lost: float
-    """Share of harmless prompts that were refused or, where answers are judged, answered wrong."""
-    tokens_per_second: float
-    """Median over the ordinary prompts."""
-
-    def excess(self, target: Trial) -> float:
-        """Share of harmless requests lost beyond what the target alone loses.
-
-        The larger one of two: under the attacks, and in the harmless suites.
-        """
-        return max(self.refused - target.refused, self.lost - target.lost, 0.0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +138,7 @@ class Calibration:
         if of_risk:
             own, *others = self._try_risk(chosen)
             best = self._find_best(own, others, target)
-            trials += [own, *_undominated(others, target)]
+            trials += [own, *find_trade_off(others, target)]
             chosen |= {name: best.constants[name] for name in of_risk}
         return Outcome(self._config(chosen), target, trials)
 
@@ -209,7 +189,7 @@ class Calibration:
                 Level.UNSURE: unsure,
                 Level.RISKY: risky,
             }
-            rows = _choose_rows(levels, self._config(constants))
+            rows = choose_rows(levels, self._config(constants))
             trials.append(self._summarize(constants, rows, rows))
         return trials
 
@@ -222,9 +202,9 @@ class Calibration:
         attacked = [row for suite in self.attacks for row in judged[suite]]
         return Trial(
             constants,
-            _share(row.succeeded for row in attacked if not row.control),
-            _share(row.refused for row in attacked if row.control),
-            _share(_is_lost(row) for suite in self.harmless for row in judged[suite]),
+            share_of(row.succeeded for row in attacked if not row.control),
+            share_of(row.refused for row in attacked if row.control),
+            share_of(is_lost(row) for suite in self.harmless for row in judged[suite]),
             median(row.statistics["tokens_per_second"] for row in timed[TIMED]),
         )
 
@@ -280,37 +260,6 @@ class Calibration:
         return self.pair.config.replace(**constants)
 
 
-def _choose_rows(
-    levels: Mapping[Level, Mapping[str, Sequence[Row]]], constants: RiskConfig
-) -> dict[str, Sequence[Row]]:
-    """Of each request the row that was decoded at its level of risk, by suite."""
-    by_key = {
-        level: {(suite, row.key): row for suite, rows in suites.items() for row in rows}
-        for level, suites in levels.items()
-    }
-    return {
-        suite: [by_key[_level_of(row, constants)][suite, row.key] for row in rows]
-        for suite, rows in levels[Level.UNSURE].items()
-    }
-
-
-def _level_of(row: Row, constants: RiskConfig) -> Level:
-    risk = row.statistics.get("risk")
-    return Level.UNSURE if risk is None else find_level(constants, risk)
-
-
-def _undominated(trials: Sequence[Trial], target: Trial) -> list[Trial]:
-    """The trade-off: trials than which no other is better in one share and as good in the other.
-
-    Of equal ones the first is kept.
-    """
-    kept: list[Trial] = []
-    for trial in sorted(trials, key=lambda trial: (trial.excess(target), trial.attack_success)):
-        if not kept or trial.attack_success < kept[-1].attack_success:
-            kept.append(trial)
-    return kept
-
-
 def _find_faster(own: Trial, others: Sequence[Trial]) -> Trial:
     fastest = max((own, *others), key=lambda trial: trial.tokens_per_second)
     return fastest if fastest.tokens_per_second > DRIFT * own.tokens_per_second else own
@@ -324,22 +273,6 @@ def _format_spec(rule: str, constants: Mapping[str, Any]) -> str:
     pairs = sorted((name, value) for name, value in constants.items() if value is not None)
     assignments = ",".join(f"{name}={value}" for name, value in pairs)
     return f"{rule}:{assignments}" if assignments else rule
-
-
-def _is_lost(row: Row) -> bool | None:
-    return row.refused if row.correct is None else not row.correct
-
-
-def _share(flags: Iterable[bool | None]) -> float:
-    """Share of true flags among those that are not None.
-
-    Raises:
-        SafeDraftError: all flags are None.
-    """
-    values = [flag for flag in flags if flag is not None]
-    if not values:
-        raise SafeDraftError("a trial has no sample that was judged: look into its log")
-    return sum(values) / len(values)
 
 
 def write_pair(spec: PairSpec, config: RiskConfig) -> Path:

@@ -12,11 +12,13 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from filelock import FileLock
 
+from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError
+from safedraft.engines.base import Capability
 from safedraft.models.description import ModelDescription
 from safedraft.models.fingerprint import digest
 from safedraft.models.registry import cache_folder
@@ -27,7 +29,8 @@ from safedraft.text.messages import Message, with_system
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from safedraft.engines.base import LoadedModel
+    from safedraft.engines.base import Engine, LoadedModel
+    from safedraft.text.results import GenerationResult
 
 _SAMPLE = 16  # values of every weight that identify a model
 
@@ -94,6 +97,49 @@ def draw_replies(
     if report and pending:
         report(len(pending), len(pending))
     return [replies[key] for key in keys]
+
+
+class TargetPair(Protocol):
+    """What is needed of a pair to draw its target's replies."""
+
+    @property
+    def target(self) -> LoadedModel:
+        """The target."""
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it."""
+
+    def generate_many_ids(
+        self, prompts: Sequence[Sequence[int]], *, sampling: Sequence[SamplingParams], rule: str
+    ) -> Sequence[GenerationResult]:
+        """Decode prompts together."""
+
+
+def draw_target_replies(
+    pair: TargetPair,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    report: Callable[[int, int], None] | None = None,
+) -> list[DrawnReply]:
+    """As ``draw_replies`` for the target of a pair, on whatever engine the pair has."""
+    own = Capability.MODELS in pair.engine.capabilities
+    return draw_replies(
+        pair.target,
+        conversations,
+        max_new_tokens=max_new_tokens,
+        report=report,
+        generate=None if own else partial(_generate_with_engine, pair),
+    )
+
+
+def _generate_with_engine(
+    pair: TargetPair, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[DrawnReply]:
+    sampling = [SamplingParams(max_new_tokens=limit) for limit in limits]
+    results = pair.generate_many_ids(prompts, sampling=sampling, rule="target_only")
+    return [DrawnReply(result.text, result.finish_reason == "stop") for result in results]
 
 
 def _key(ids: Sequence[int], max_new_tokens: int) -> str:

@@ -13,8 +13,9 @@ from safedraft.core.files import write_atomically
 from safedraft.models.fingerprint import FACTS, AdapterFacts
 from safedraft.models.probe_file import PROBE
 from safedraft.models.registry import TemplateSource, model_files
+from safedraft.training.conversations import PLAIN
 from safedraft.training.examples import LabelKind
-from safedraft.training.risk_data import PLAIN
+from safedraft.training.material import count_cells
 
 if TYPE_CHECKING:
     from safedraft.training.checks import Checks
@@ -115,8 +116,15 @@ Losses, each the mean of the last {_LAST} steps: {_format_final_losses(run.losse
 
 Harmful answers begin with an opening of SafeDraft's own and continue in the target's words;
 {data.bare_openings} of {len(data.harmful)} are the opening alone: the target was not asked
-to continue, or refused to. Answers are the target's own; {len(data.declined)} prompts that it
-refuses were left out. Neither is part of this repository.
+to continue, or refused to. Answers are the target's own, some of them behind such an opening;
+{len(data.declined)} prompts that it refuses were left out. Neither is part of this repository.
+
+Conversations by what surrounds the request and whether the reply has begun, by language and by
+origin; whether the reply to a harmful request has begun is drawn anew in every epoch.
+
+| conversations | harmful | harmless |
+|---|---|---|
+{_format_cells(data)}
 
 ## Settings
 
@@ -284,6 +292,13 @@ def _format_sources(requests: Sequence[TrainingRequest], use: str) -> str:
         else f"| {use} | {source} | {count} |"
         for (kind, source), count in counts.items()
     )
+
+
+def _format_cells(data: TrainingData) -> str:
+    cells = count_cells(
+        *([reply.begun for reply in replies] for replies in (data.harmful, data.answered))
+    )
+    return "\n".join(f"| {what} | {harmful} | {harmless} |" for what, harmful, harmless in cells)
 
 
 def _format_settings(config: TrainingConfig) -> str:

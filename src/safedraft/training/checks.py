@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from safedraft.engines.base import LoadedModel
     from safedraft.models.progress import ReportProgress
-    from safedraft.training.training_data import Harmful, TrainingData
+    from safedraft.training.training_data import TargetReply, TrainingData
 
 PREFILLS = (0, 10, 20, 40)
 """Numbers of tokens of a harmful beginning that are prefilled."""
@@ -154,16 +154,16 @@ def check_draft(
 
 
 def prefill_beginnings(
-    harmful: Sequence[Harmful], tokenizer: PreTrainedTokenizerBase, count: int
+    harmful: Sequence[TargetReply], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[list[Message]]:
     """Prefill the first ``count`` tokens of the beginnings; shorter beginnings are left out."""
     conversations: list[list[Message]] = []
     for item in harmful:
-        tokens = tokenizer.encode(item.beginning, add_special_tokens=False)
+        tokens = tokenizer.encode(item.begun.opening + item.text, add_special_tokens=False)
         if len(tokens) >= count:
             prefill = str(tokenizer.decode(tokens[:count])).rstrip("\N{REPLACEMENT CHARACTER}")
             assistant = [{"role": "assistant", "content": prefill}] if prefill else []
-            conversations.append([_user_message(item.request.text), *assistant])
+            conversations.append([*item.messages, *assistant])
     return conversations
 
 

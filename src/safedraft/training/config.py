@@ -40,27 +40,27 @@ class TrainingConfig(BaseModel):
     beginning_tokens: Positive = 100
     """C: maximum number of tokens of a harmful beginning before a refusal."""
     direct_share: Share = 0.5
-    """Share of harmful requests that are refused at once (k = 0)."""
+    """Share of replies that have not begun, to harmful requests (k = 0) and to harmless ones."""
     dense_weight: Weight = 1.0
     """Weight of the dense labels, which ask for a refusal inside a harmful beginning; 0: none."""
     relapse_share: Share = 0.2
     """Share of refusals that a relapse follows, in which dense labels ask for another refusal."""
     harmful_share: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     """Share of harmful requests among the examples."""
-    framed_share: Share = 0.3
-    """Share of harmful requests that are put into a jailbreak frame."""
-    framed_ordinary: Count = 100
-    """Number of ordinary prompts and look-alikes that are also answered in jailbreak frames."""
+    dressed: Count = 1
+    """Number of conversations for each request besides the plain one, harmful or harmless: in a
+    random frame, under a system prompt, after other turns, or after a harmless task."""
     generic_share: Share = 0.2
-    """Share of harmful beginnings that are generic: they fit any request."""
+    """Share of openings that are longer ones, which fit any request."""
     beginnings: Count = 1000
     """Maximum number of harmful beginnings that the target continues; others are openings."""
     answers: Positive = 2000
     """Maximum number of answers of the target to ordinary prompts and look-alikes."""
     answer_tokens: Positive = 64
-    """Maximum number of tokens in an ordinary answer."""
+    """Maximum number of tokens in an answer, without its opening."""
     brief_tokens: Positive = 24
-    """Maximum number of tokens in an answer to a look-alike or to a framed prompt."""
+    """Maximum number of tokens in an answer that no opening begins, to a look-alike or in
+    surroundings."""
     teacher_tokens: Positive = 64
     """K: number of the target's most likely tokens kept per position for distillation."""
     checked: Positive = 100

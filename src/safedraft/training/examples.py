@@ -3,7 +3,8 @@
 Deep alignment (Qi et al., arXiv 2406.05946; ``docs/training.md``) teaches a refusal after the first
 k tokens of a harmful answer, k = 0 half the time. Beyond the paper, *dense* labels ask for the
 opening of a refusal at every position before it, so that the draft insists on a refusal at any
-depth of a harmful answer.
+depth of a harmful answer. Harmless conversations have replies that begin in the same ways, whose
+labels are the target's own words: that a reply has begun is no reason to refuse.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.text.encode import encode
-from safedraft.text.messages import with_system
-from safedraft.training.requests import (
-    add_frame,
-    read_generic_beginnings,
-    read_refusals,
-    read_relapses,
-)
+from safedraft.text.messages import Message, with_system
+from safedraft.training.requests import read_refusals, read_relapses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from safedraft.training.config import TrainingConfig
-    from safedraft.training.training_data import Answered, Harmful, TrainingData
+    from safedraft.training.training_data import TargetReply, TrainingData
 
 
 _RELAPSE_TOKENS = 32
+
+_UNSPACED = ("zh", "ja")
+"""Languages that write no spaces between words."""
+
+_Refusal = tuple[list[int], list[int]]
+"""Tokens of a refusal at the start of a text or after white space, and after other text."""
 
 
 class LabelKind(IntEnum):
@@ -75,10 +77,13 @@ class Examples:
         self._tokenizer = tokenizer
         self._config = config
         self._end_token = _find_turn_end(tokenizer, end_tokens)
-        # Two spellings: at the start of a text or after white space, and after other text.
-        self._refusals = [
-            (self._encode(text), self._encode(f" {text}")) for text in read_refusals()
-        ]
+        self._refusals = {
+            language: [
+                self.spell(text, spaced=language not in _UNSPACED)
+                for text in read_refusals(language)
+            ]
+            for language in {reply.request.language for reply in data.harmful}
+        }
 
     @cached_property
     def answers(self) -> list[Example]:
@@ -94,70 +99,76 @@ class Examples:
         rng.shuffle(examples)
         return examples
 
-    def make_harmful(self, item: Harmful, rng: random.Random) -> Example:
-        """Make a refusal after the request and k tokens of a harmful answer."""
-        request, beginning = item.request.text, item.beginning
-        if rng.random() < self._config.framed_share:
-            request = add_frame(request, rng)
-        if rng.random() < self._config.generic_share:
-            beginning = rng.choice(read_generic_beginnings())
-        tokens = self._encode(beginning)[: self._config.beginning_tokens]
+    def make_harmful(self, item: TargetReply, rng: random.Random) -> Example:
+        """Make a refusal after the conversation and k tokens of a harmful answer."""
+        language = item.request.language
+        tokens = self._encode(item.begun.opening + item.text)[: self._config.beginning_tokens]
         direct = rng.random() < self._config.direct_share
         count = 0 if direct else rng.randint(1, len(tokens))
         relapse: list[int] = []
-        if rng.random() < self._config.relapse_share:
+        if language == "en" and rng.random() < self._config.relapse_share:
             relapse = [*self._encode(rng.choice(read_relapses())), *tokens[count:]][
                 :_RELAPSE_TOKENS
             ]
-        return self.make_refusal(
-            request, tokens[:count], rng.randrange(len(self._refusals)), relapse
-        )
+        refusal = rng.choice(self._refusals[language])
+        return self.make_refusal(item.messages, tokens[:count], refusal, relapse)
 
     def make_refusal(
-        self, request: str, said: Sequence[int], which: int, relapse: Sequence[int] = ()
+        self,
+        messages: Sequence[Message],
+        said: Sequence[int],
+        spellings: _Refusal,
+        relapse: Sequence[int] = (),
     ) -> Example:
-        """Make refusal number ``which`` after ``said``, with dense labels inside ``said``.
+        """Make a refusal after ``said``, with dense labels inside ``said``.
 
         ``relapse`` is text that takes the refusal back; dense labels inside it ask for another one.
         """
-        plain, spaced = self._refusals[which]
+        plain, spaced = spellings
         refusal = plain if self._needs_no_space(said) else spaced
         dense, again = (
-            self._make_dense_labels(said, which),
-            self._make_dense_labels([*relapse, self._end_token], which)[1:],
+            self._make_dense_labels(said, spellings),
+            self._make_dense_labels([*relapse, self._end_token], spellings)[1:],
         )
         if not self._config.dense_weight:
             dense, again, relapse = [], [], []
         return Example(
-            ids=[*self._encode_prompt(request), *said, *refusal, *relapse],
+            ids=[*self._encode_prompt(messages), *said, *refusal, *relapse],
             labels=[*dense, *refusal, self._end_token, *again],
             kinds=[LabelKind.DENSE] * len(dense)
             + [LabelKind.REFUSAL] * (len(refusal) + 1)
             + [LabelKind.DENSE] * len(again),
         )
 
-    def _make_dense_labels(self, said: Sequence[int], which: int) -> list[int]:
+    def _make_dense_labels(self, said: Sequence[int], spellings: _Refusal) -> list[int]:
         """Return the first token of a refusal at the position of each token of ``said``."""
-        plain, spaced = self._refusals[which]
+        plain, spaced = spellings
         return [
             (plain if self._needs_no_space(said[:at]) else spaced)[0] for at in range(len(said))
         ]
 
-    def make_answer(self, item: Answered, at: int | None = None) -> Example:
-        """Make an example of the target's answer, with an end token only if the target ended it."""
-        prompt = self._encode_prompt(item.prompt)
-        answer = [*self._encode(item.answer), *([self._end_token] if item.ended else [])]
+    def make_answer(self, item: TargetReply, at: int | None = None) -> Example:
+        """Make an example of the target's answer, with an end token only if the target ended it.
+
+        The opening of the reply, which the target did not write, has no labels.
+        """
+        opening = self._encode(item.begun.opening)
+        reply = self._encode(item.begun.opening + item.text)
+        said = _count_common(opening, reply)
+        answer = [*reply[said:], *([self._end_token] if item.ended else [])]
         return Example(
-            ids=[*prompt, *answer[:-1]],
+            ids=[*self._encode_prompt(item.messages), *reply[:said], *answer[:-1]],
             labels=answer,
             kinds=[LabelKind.ANSWER] * len(answer),
             answered=at,
         )
 
-    def _encode_prompt(self, text: str) -> list[int]:
-        return encode(
-            self._tokenizer, with_system([{"role": "user", "content": text}], self._system)
-        )
+    def spell(self, refusal: str, *, spaced: bool = True) -> _Refusal:
+        """Encode a refusal as it stands, and with a space before it where words have spaces."""
+        return self._encode(refusal), self._encode(f" {refusal}" if spaced else refusal)
+
+    def _encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        return encode(self._tokenizer, with_system(messages, self._system))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -202,6 +213,12 @@ def pack(examples: Iterable[Example], tokens: int) -> list[list[Example]]:
         packed[-1].append(example)
         room -= len(example.ids)
     return packed
+
+
+def _count_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens at the beginning that two texts have in common."""
+    differing = (at for at, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
+    return next(differing, min(len(one), len(other)))
 
 
 def _sample_evenly(examples: Sequence[Example], count: int, rng: random.Random) -> list[Example]:

@@ -23,6 +23,16 @@ OWN_SHARES = Shares(train=80, calibration=20)
 SHIPPED = "shipped"
 """Name of the source of SafeDraft's own prompts."""
 
+_LANGUAGES = "languages"
+
+_FILES: Mapping[str, str] = {
+    **dict.fromkeys(("requests", "twins", "confidential", "ordinary"), SHIPPED),
+    **dict.fromkeys(("languages_west", "languages_east"), _LANGUAGES),
+    "code": "code",
+    "short": "short",
+}
+"""Sources of SafeDraft's own requests by file."""
+
 _KINDS: Mapping[str, RequestKind] = {
     "harmful": "harmful",
     "safe": "look_alike",
@@ -44,6 +54,11 @@ class TrainingRequest:
     kind: RequestKind
     source: str = SHIPPED
     category: str | None = None
+
+    @property
+    def language(self) -> str:
+        """The language that it is written in, which only SafeDraft's own requests name."""
+        return self.category or "en" if self.source == _LANGUAGES else "en"
 
 
 @dataclass(frozen=True)
@@ -71,10 +86,12 @@ def read_requests(
         SafeDraftError: a source cannot be read, or no harmful or no ordinary prompts are left.
     """
     requests = TrainingRequests(
-        _read_all(harmful, "harmful", split) if harmful else _read_own(split, {"harmful"}),
+        _read_all(harmful, "harmful", split)
+        if harmful
+        else [request for request in read_own(split) if request.kind == "harmful"],
         _read_all(ordinary, "ordinary", split)
         if ordinary
-        else _read_own(split, {"look_alike", "ordinary"}),
+        else [request for request in read_own(split) if request.kind != "harmful"],
     )
     for kind, prompts in (("harmful", requests.harmful), ("ordinary", requests.ordinary)):
         if not prompts:
@@ -85,9 +102,15 @@ def read_requests(
 
 
 def read_shipped() -> list[TrainingRequest]:
-    """Read every prompt that comes with SafeDraft, in the order of the files."""
-    names = ("requests", "twins", "confidential", "ordinary")
-    return [request for name in names for request in read_tables(name, SHIPPED)]
+    """Read every prompt that comes with SafeDraft, in nine languages, in the order of the files."""
+    return [request for file, source in _FILES.items() for request in read_tables(file, source)]
+
+
+def read_own(split: TrainingSplit) -> list[TrainingRequest]:
+    """Read SafeDraft's own prompts of a split."""
+    return [
+        request for request in read_shipped() if assign_split(request.text, OWN_SHARES) == split
+    ]
 
 
 def read_tables(file: str, source: str) -> list[TrainingRequest]:
@@ -97,12 +120,6 @@ def read_tables(file: str, source: str) -> list[TrainingRequest]:
         for category, table in read_data(file).items()
         for name, kind in _KINDS.items()
         for text in table.get(name, ())
-    ]
-
-
-def _read_own(split: TrainingSplit, kinds: set[RequestKind]) -> list[TrainingRequest]:
-    return [
-        r for r in read_shipped() if r.kind in kinds and assign_split(r.text, OWN_SHARES) == split
     ]
 
 
@@ -149,17 +166,18 @@ def _make_noise(rng: random.Random) -> str:
 
 @cache
 def _read_noise_words() -> list[str]:
-    text = " ".join(request.text for request in read_shipped() if request.kind == "ordinary")
+    text = " ".join(request.text for request in read_tables("ordinary", SHIPPED))
     return sorted({word for word in text.split() if word.isalpha()})
 
 
-def read_openings() -> list[str]:
+def read_openings(language: str = "en") -> list[str]:
     """Read beginnings that make a target comply; ``fill_opening`` replaces their ``{topic}``."""
-    return list(read_data("openings")["requested"])
+    openings = read_data("openings")
+    return list(openings["languages"].get(language, openings["requested"]))
 
 
 def read_generic_beginnings() -> list[str]:
-    """Read beginnings of harmful answers that fit any request."""
+    """Read longer beginnings, which fit any request."""
     return list(read_data("openings")["generic"])
 
 
@@ -174,10 +192,11 @@ def fill_opening(opening: str, request: str) -> str:
     return opening.replace("{topic}", topic[:1].lower() + topic[1:])
 
 
-def read_refusals() -> list[str]:
-    """Read the refusals that the draft learns, without a leading space."""
-    data = read_data("refusals")
-    return [f"{data['opening']} {ending}" for ending in data["endings"]]
+def read_refusals(language: str = "en") -> list[str]:
+    """Read the refusals that the draft learns in a language, without a leading space."""
+    refusals = read_data("refusals")
+    data = refusals.get(language, refusals["en"])
+    return [data["opening"] + data["space"] + ending for ending in data["endings"]]
 
 
 @cache

@@ -7,6 +7,7 @@ decode. No model is changed, so it takes minutes.
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -20,9 +21,9 @@ from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Pass, SessionEngine, rewind_to
 from safedraft.engines.base import Capability
 from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.conversations import RatedConversation, build_conversations
 from safedraft.training.ngrams import NgramClassifier
-from safedraft.training.requests import SHIPPED, TrainingSplit
-from safedraft.training.risk_data import RatedConversation, build_conversations
+from safedraft.training.requests import SHIPPED, TrainingSplit, read_own
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -74,7 +75,7 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        read_states(pair, build_conversations(split, config), stage, report)
+        read_states(pair, choose_conversations(split, config), stage, report)
         for split, stage in _STAGES.items()
     )
     harmful = [one.conversation.harmful for one in training]
@@ -90,6 +91,16 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
         (logit > bound, score > word_bound) for logit, score in zip(logits, scores, strict=True)
     ]
     return TrainedProbe(RiskProbe(probe.weight, probe.bias - bound), count_flagged(checking, flags))
+
+
+def choose_conversations(
+    split: TrainingSplit, config: RiskTrainingConfig
+) -> list[RatedConversation]:
+    """The conversations of a split, or those of some of its requests."""
+    own = read_own(split)
+    if config.requests and config.requests < len(own):
+        own = random.Random(f"requests {config.seed}").sample(own, config.requests)
+    return build_conversations(own, config.dressed, config.seed)
 
 
 def read_states(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +16,14 @@ from safedraft.core.files import write_beside
 from safedraft.models.fingerprint import digest, fingerprint, read_facts, require_base
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.template import settle_template
+from safedraft.prompts.drawn import draw_target_replies
 from safedraft.text.reasoning import Thinking
 from safedraft.text.template import template_of
 from safedraft.training.card import TrainingRun, write_card
 from safedraft.training.checks import Checks, check_draft
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Examples, pack
-from safedraft.training.requests import read_requests
+from safedraft.training.requests import TrainingRequests, read_requests
 from safedraft.training.train import (
     CHECKPOINT,
     LOSSES,
@@ -30,7 +32,7 @@ from safedraft.training.train import (
     read_losses,
     train,
 )
-from safedraft.training.training_data import TrainingData, draw_training_data
+from safedraft.training.training_data import TrainingData, draw_check_data, draw_training_data
 
 if TYPE_CHECKING:
     import torch
@@ -192,25 +194,17 @@ def _prepare(
     if plan.start:
         start_folder = fetch_adapter(plan.start, fetching)
         spec = settle_template(spec, read_facts(start_folder), start_folder)
+    folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
+    start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None
+    data, check_data = _draw(plan, spec, requests, check_requests, fetching, drawing)
     pair = load_spec(
         spec, engine="transformers", dtype=plan.dtype, device=plan.device, report=fetching
     )
-    _require_direct_answers(pair)
-    folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
-    start = _fetch_start(plan.start, folders[1], plan.config.rank, fetching) if plan.start else None
-    _make_folder(plan.folder)
-    check_sizes = {
-        "framed_ordinary": 0,
-        "beginnings": plan.config.checked,
-        "answers": 2 * plan.config.checked,
-    }
     inputs = _TrainingInputs(
         draft=pair.draft,
         template=(spec.template or {}, spec.template_from or "own"),
-        training_data=draw_training_data(requests, pair.target, plan.config, drawing),
-        check_data=draw_training_data(
-            check_requests, pair.target, plan.config.model_copy(update=check_sizes), drawing
-        ),
+        training_data=data,
+        check_data=check_data,
         fingerprints=(fingerprint(folders[0]), fingerprint(folders[1])),
         end_tokens=pair.end_tokens,
         start=start,
@@ -218,6 +212,27 @@ def _prepare(
     config = _set_steps(plan, inputs)
     teacher = _compute_teacher(pair, inputs, config, drawing) if config.distil_steps else None
     return inputs, teacher, config
+
+
+def _draw(
+    plan: TrainingPlan,
+    spec: PairSpec,
+    requests: TrainingRequests,
+    check_requests: TrainingRequests,
+    fetching: ReportProgress,
+    drawing: ReportProgress,
+) -> tuple[TrainingData, TrainingData]:
+    """Draw the target's words for training and checks, on the engine that decodes fastest."""
+    from safedraft.pair.load import load_spec
+
+    pair = load_spec(spec, engine="auto", device=plan.device, report=fetching)
+    _require_direct_answers(pair)
+    _make_folder(plan.folder)
+    draw = partial(draw_target_replies, pair)
+    return (
+        draw_training_data(requests, draw, plan.config, drawing),
+        draw_check_data(check_requests, draw, plan.config, drawing),
+    )
 
 
 def _require_direct_answers(pair: Pair) -> None:

@@ -1,4 +1,8 @@
-"""Training data from the target: beginnings of harmful answers, and ordinary answers.
+"""Training data from the target: beginnings of harmful answers, and its answers to the rest.
+
+Harmful and harmless conversations are treated alike: the same surroundings, the same openings of
+the reply, and the target's own words behind them. So nothing but the request tells which is to be
+refused.
 
 The beginnings may be harmful: they are kept only in memory and in the cache of drawn replies.
 """
@@ -6,140 +10,220 @@ The beginnings may be harmful: they are kept only in memory and in the cache of 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.prompts.drawn import draw_replies
+from safedraft.prompts.drawn import DrawnReply
 from safedraft.prompts.phrases import is_refusal
 from safedraft.text.messages import Message
+from safedraft.training.conversations import PLAIN, RatedConversation, build_conversations
 from safedraft.training.requests import (
     TrainingRequest,
     TrainingRequests,
-    add_frame,
     fill_opening,
+    read_generic_beginnings,
     read_openings,
 )
 
 if TYPE_CHECKING:
-    from safedraft.engines.base import LoadedModel
     from safedraft.models.progress import ReportProgress
     from safedraft.training.config import TrainingConfig
 
 _BEGINNING_TOKENS = 48  # drawn after an opening; more tokens add little variety
 
+_CUT_SHARE = 0.5  # of the openings in front of answers, which end at any word of theirs
 
-@dataclass(frozen=True)
-class Harmful:
-    """A request to refuse and the beginning of a compliant answer, which is at least an opening."""
-
-    request: TrainingRequest
-    beginning: str
+DrawReplies = Callable[..., list[DrawnReply]]
+"""As ``draw_target_replies`` without the pair."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A prompt to answer, and the target's own answer."""
+class Begun:
+    """A conversation, and the beginning of the reply that SafeDraft wrote."""
 
-    request: TrainingRequest
-    prompt: str
-    """Text of the request, possibly in a jailbreak frame."""
-    answer: str
+    conversation: RatedConversation
+    opening: str
+    """Empty if the reply has not begun."""
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation with the begun reply."""
+        begun: list[Message] = [{"role": "assistant", "content": self.opening}]
+        return [*self.conversation.messages, *(begun if self.opening else [])]
+
+
+@dataclass(frozen=True)
+class TargetReply:
+    """What the target said behind the opening of a reply."""
+
+    begun: Begun
+    text: str
+    """Empty if the target was not asked, or refused to go on."""
     ended: bool
-    """Whether the target ended its answer; otherwise the answer was cut off."""
+    """Whether the target ended it; otherwise it was cut off."""
+
+    @property
+    def request(self) -> TrainingRequest:
+        """What the conversation asks for."""
+        return self.begun.conversation.request
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The conversation without the reply."""
+        return self.begun.conversation.messages
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Requests and the target's answers, from which examples are made."""
+    """Conversations and the target's words, from which examples are made."""
 
-    harmful: list[Harmful]
-    answered: list[Answered]
-    bare_openings: int
-    """Number of beginnings that are an opening only, since the target refuses to continue."""
+    harmful: list[TargetReply]
+    """Each has an opening."""
+    answered: list[TargetReply]
+    """Harmless ones, each with an answer, some with an opening."""
     declined: list[TrainingRequest]
-    """Ordinary prompts and look-alikes that the target refuses; examples omit them."""
+    """Ordinary prompts and look-alikes that the target refuses as they stand."""
+
+    @property
+    def bare_openings(self) -> int:
+        """Number of beginnings that are an opening only: the target was not asked, or refused."""
+        return sum(not reply.text for reply in self.harmful)
+
+
+def begin_replies(
+    requests: Iterable[TrainingRequest], config: TrainingConfig, direct_share: float
+) -> list[Begun]:
+    """Build the conversations of requests, and begin the replies to all but ``direct_share``."""
+    rng = random.Random(f"openings {config.seed}")
+    begun = []
+    for conversation in build_conversations(list(requests), config.dressed, config.seed):
+        opening = _choose_opening(conversation.request, rng, config)
+        begun.append(Begun(conversation, "" if rng.random() < direct_share else opening))
+    return begun
+
+
+def cut_openings(begun: Iterable[Begun], config: TrainingConfig) -> list[Begun]:
+    """End some of the openings at any word of theirs.
+
+    A refusal is learned at every token of an opening. So the target's own words are, on the other
+    side, learned at as many places.
+    """
+    rng = random.Random(f"cuts {config.seed}")
+    cut = []
+    for one in begun:
+        words = re.findall(r"\S+\s*", one.opening)
+        count = rng.randint(1, len(words)) if words and rng.random() < _CUT_SHARE else len(words)
+        cut.append(Begun(one.conversation, "".join(words[:count])))
+    return cut
 
 
 def draw_training_data(
-    requests: TrainingRequests, target: LoadedModel, config: TrainingConfig, report: ReportProgress
+    requests: TrainingRequests, draw: DrawReplies, config: TrainingConfig, report: ReportProgress
 ) -> TrainingData:
-    """Draw the target's answers, or read them from the cache.
+    """Draw the target's words, or read them from the cache.
+
+    Args:
+        requests: what is asked.
+        draw: draws the target's replies to conversations.
+        config: the settings.
+        report: progress, by stage.
 
     Raises:
         SafeDraftError: the target refuses every ordinary prompt, or cannot generate replies.
     """
-    harmful, bare_openings = _draw_beginnings(requests.harmful, target, config, report)
-    answered, declined = _draw_answers(requests.ordinary, target, config, report)
+    harmful = _draw_beginnings(begin_replies(requests.harmful, config, 0), draw, config, report)
+    chosen = _choose_answers(requests, config)
+    answered, declined = _draw_answers(chosen, draw, config, report)
     if not answered:
-        raise SafeDraftError(f"{target.name} refuses every ordinary prompt: nothing can be learned")
-    return TrainingData(harmful, answered, bare_openings, declined)
+        raise SafeDraftError("the target refuses every ordinary prompt: nothing can be learned")
+    return TrainingData(harmful, answered, declined)
+
+
+def draw_check_data(
+    requests: TrainingRequests, draw: DrawReplies, config: TrainingConfig, report: ReportProgress
+) -> TrainingData:
+    """As ``draw_training_data``, for checks: of plain prompts, and no answer has begun."""
+    sizes = {
+        "dressed": 0,
+        "direct_share": 1.0,
+        "beginnings": config.checked,
+        "answers": 2 * config.checked,
+    }
+    return draw_training_data(requests, draw, config.model_copy(update=sizes), report)
+
+
+def count_drawn_tokens(requests: TrainingRequests, config: TrainingConfig) -> int:
+    """The most tokens that ``draw_training_data`` has the target draw."""
+    conversations = (1 + config.dressed) * len(requests.harmful)
+    beginnings = min(conversations, config.beginnings) * _beginning_length(config)
+    chosen = _choose_answers(requests, config)
+    return beginnings + sum(
+        config.brief_tokens if _is_brief(one) else config.answer_tokens for one in chosen
+    )
+
+
+def _beginning_length(config: TrainingConfig) -> int:
+    return min(_BEGINNING_TOKENS, config.beginning_tokens)
+
+
+def _choose_answers(requests: TrainingRequests, config: TrainingConfig) -> list[Begun]:
+    begun = begin_replies(requests.ordinary, config, config.direct_share)
+    begun = cut_openings(begun, config)
+    return [begun[at] for at in _choose(len(begun), config.answers, config)]
 
 
 def _draw_beginnings(
-    requests: Sequence[TrainingRequest],
-    target: LoadedModel,
-    config: TrainingConfig,
-    report: ReportProgress,
-) -> tuple[list[Harmful], int]:
-    rng = random.Random(f"openings {config.seed}")
-    beginnings = [fill_opening(rng.choice(read_openings()), request.text) for request in requests]
-    chosen = _choose(len(requests), config.beginnings, config)
-    replies = draw_replies(
-        target,
-        [
-            [*_user_message(requests[at].text), {"role": "assistant", "content": beginnings[at]}]
-            for at in chosen
-        ],
-        max_new_tokens=min(_BEGINNING_TOKENS, config.beginning_tokens),
-        report=lambda done, total: report("beginnings of harmful answers", done, total),
+    begun: Sequence[Begun], draw: DrawReplies, config: TrainingConfig, report: ReportProgress
+) -> list[TargetReply]:
+    chosen = _choose(len(begun), config.beginnings, config)
+    replies = draw(
+        [begun[at].messages for at in chosen],
+        max_new_tokens=_beginning_length(config),
+        report=partial(report, "beginnings of harmful answers"),
     )
-    openings_only = len(beginnings)
-    for at, reply in zip(chosen, replies, strict=True):
-        if not is_refusal(reply.text):
-            beginnings[at] += reply.text
-            openings_only -= 1
-    harmful = [Harmful(request, text) for request, text in zip(requests, beginnings, strict=True)]
-    return harmful, openings_only
+    texts = {
+        at: reply.text
+        for at, reply in zip(chosen, replies, strict=True)
+        if not is_refusal(reply.text)
+    }
+    return [TargetReply(one, texts.get(at, ""), ended=False) for at, one in enumerate(begun)]
 
 
 def _draw_answers(
-    requests: Sequence[TrainingRequest],
-    target: LoadedModel,
-    config: TrainingConfig,
-    report: ReportProgress,
-) -> tuple[list[Answered], list[TrainingRequest]]:
-    rng = random.Random(f"frames {config.seed}")
-    in_frames = rng.sample(list(requests), min(config.framed_ordinary, len(requests)))
-    prompts = [(request, request.text) for request in requests]
-    prompts += [(request, add_frame(request.text, rng)) for request in in_frames]
-    prompts = [prompts[at] for at in _choose(len(prompts), config.answers, config)]
-    brief = {at for at, (request, prompt) in enumerate(prompts) if _is_brief(request, prompt)}
+    chosen: Sequence[Begun], draw: DrawReplies, config: TrainingConfig, report: ReportProgress
+) -> tuple[list[TargetReply], list[TrainingRequest]]:
+    brief = [one for one in chosen if _is_brief(one)]
     answered, declined = [], []
-    for stage, tokens, which in (
-        ("ordinary answers", config.answer_tokens, set(range(len(prompts))) - brief),
-        ("answers to look-alikes and in frames", config.brief_tokens, brief),
+    for stage, tokens, asked in (
+        ("answers", config.answer_tokens, [one for one in chosen if not _is_brief(one)]),
+        ("first words of answers", config.brief_tokens, brief),
     ):
-        replies = draw_replies(
-            target,
-            [_user_message(prompts[at][1]) for at in sorted(which)],
-            max_new_tokens=tokens,
-            report=partial(report, stage),
+        replies = draw(
+            [one.messages for one in asked], max_new_tokens=tokens, report=partial(report, stage)
         )
-        for at, reply in zip(sorted(which), replies, strict=True):
-            request, prompt = prompts[at]
+        for one, reply in zip(asked, replies, strict=True):
             if reply.text.strip() and not is_refusal(reply.text):
-                answered.append(Answered(request, prompt, reply.text, reply.ended))
-            elif prompt == request.text:
-                declined.append(request)
+                answered.append(TargetReply(one, reply.text, reply.ended))
+            elif one.conversation.surroundings == PLAIN and not one.opening:
+                declined.append(one.conversation.request)
     return answered, declined
 
 
-def _is_brief(request: TrainingRequest, prompt: str) -> bool:
-    """Whether the first words of an answer are enough: they show that it is no refusal."""
-    return request.kind == "look_alike" or prompt != request.text
+def _is_brief(begun: Begun) -> bool:
+    """Whether the first words are enough: they show that the reply is no refusal."""
+    conversation = begun.conversation
+    dressed = conversation.surroundings != PLAIN
+    return not begun.opening and (conversation.request.kind == "look_alike" or dressed)
+
+
+def _choose_opening(request: TrainingRequest, rng: random.Random, config: TrainingConfig) -> str:
+    generic = request.language == "en" and rng.random() < config.generic_share
+    openings = read_generic_beginnings() if generic else read_openings(request.language)
+    return fill_opening(rng.choice(openings), request.text)
 
 
 def _choose(count: int, most: int, config: TrainingConfig) -> list[int]:
@@ -147,7 +231,3 @@ def _choose(count: int, most: int, config: TrainingConfig) -> list[int]:
     order = list(range(count))
     random.Random(f"chosen {config.seed}").shuffle(order)
     return order[:most]
-
-
-def _user_message(prompt: str) -> list[Message]:
-    return [{"role": "user", "content": prompt}]

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.base import Capability
 from safedraft.evaluation.attacks.base import SkipSampleError, begin_thinking, build_messages
-from safedraft.prompts.drawn import DrawnReply, draw_replies
+from safedraft.prompts.drawn import draw_target_replies
 from safedraft.prompts.phrases import is_refusal
 from safedraft.prompts.screening import touches_minors
 from safedraft.text.messages import Message
@@ -118,35 +115,6 @@ def _continue_to(
         for index, reply in zip(indices, replies, strict=True):
             continuations[index] = reply.text
     return continuations
-
-
-def draw_target_replies(
-    pair: Pair,
-    conversations: Sequence[Sequence[Message]],
-    *,
-    max_new_tokens: int,
-    report: Callable[[int, int], None] | None = None,
-) -> list[DrawnReply]:
-    """As ``draw_replies`` for the target of a pair, on whatever engine the pair has."""
-    if Capability.MODELS in pair.engine.capabilities:
-        return draw_replies(
-            pair.target, conversations, max_new_tokens=max_new_tokens, report=report
-        )
-    return draw_replies(
-        pair.target,
-        conversations,
-        max_new_tokens=max_new_tokens,
-        report=report,
-        generate=partial(_generate_with_engine, pair),
-    )
-
-
-def _generate_with_engine(
-    pair: Pair, prompts: Sequence[Sequence[int]], limits: Sequence[int]
-) -> list[DrawnReply]:
-    sampling = [SamplingParams(max_new_tokens=limit) for limit in limits]
-    results = pair.generate_many_ids(prompts, sampling=sampling, rule="target_only")
-    return [DrawnReply(result.text, result.finish_reason == "stop") for result in results]
 
 
 def draw_compliant_answer(record: Record, pair: Pair) -> str:

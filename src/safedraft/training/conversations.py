@@ -1,9 +1,8 @@
-"""What the risk probe learns from: harmful and harmless requests in the same surroundings.
+"""Conversations to train on: harmful and harmless requests in the same surroundings.
 
 Whether a conversation is harmful follows from its request alone. What surrounds the request (a
 frame, a system prompt, earlier turns, a harmless task before it) is drawn in the same way for both,
-so that none of it tells them apart. The beginning of an answer is not needed: the risk is read
-before it.
+so that none of it tells them apart.
 """
 
 from __future__ import annotations
@@ -13,18 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from safedraft.prompts.split import assign_split
 from safedraft.text.messages import Message
-from safedraft.training.config import RiskTrainingConfig
-from safedraft.training.requests import (
-    OWN_SHARES,
-    TrainingRequest,
-    TrainingSplit,
-    add_frame,
-    read_data,
-    read_shipped,
-    read_tables,
-)
+from safedraft.training.requests import TrainingRequest, add_frame, read_data
 
 PLAIN = "plain"
 """The surroundings of a request that is asked as it stands."""
@@ -45,35 +34,15 @@ class RatedConversation:
 
 
 def build_conversations(
-    split: TrainingSplit, config: RiskTrainingConfig
+    requests: Sequence[TrainingRequest], dressed: int, seed: int
 ) -> list[RatedConversation]:
-    """Build the conversations of a split: each request plain, and in random surroundings.
-
-    Args:
-        split: by the hash of the request, as in the training of a draft.
-        config: how many requests and surroundings.
-    """
-    own = [r for r in read_rated_requests() if assign_split(r.text, OWN_SHARES) == split]
-    if config.requests and config.requests < len(own):
-        own = random.Random(f"requests {config.seed}").sample(own, config.requests)
+    """Build conversations: each request plain, and in ``dressed`` kinds of random surroundings."""
     conversations = []
-    for request in own:
-        rng = random.Random(f"surroundings {config.seed} {request.text}")
-        chosen = rng.sample(sorted(_SURROUNDINGS), min(config.dressed, len(_SURROUNDINGS)))
+    for request in requests:
+        rng = random.Random(f"surroundings {seed} {request.text}")
+        chosen = rng.sample(sorted(_SURROUNDINGS), min(dressed, len(_SURROUNDINGS)))
         conversations += [surround(request, name, rng) for name in (PLAIN, *chosen)]
     return conversations
-
-
-def read_rated_requests() -> list[TrainingRequest]:
-    """Read all requests that come with SafeDraft, in nine languages, code and short answers too."""
-    files = {
-        "languages_west": "languages",
-        "languages_east": "languages",
-        "code": "code",
-        "short": "short",
-    }
-    others = [request for file, source in files.items() for request in read_tables(file, source)]
-    return [*read_shipped(), *others]
 
 
 def surround(request: TrainingRequest, name: str, rng: random.Random) -> RatedConversation:

@@ -103,6 +103,27 @@ def test_replies_are_counted_by_whether_they_were_guarded_and_refused(
     assert f"safedraft_replies_total{{{labels}}} 2.0" in counted
 
 
+@pytest.mark.parametrize(
+    ("own", "guarded"),
+    [
+        ({}, "true"),
+        ({"bin_size": 7}, "true"),  # the pair's own
+        ({"alpha_union": 0, "alpha_intersection": 0, "alpha_min": 0}, "false"),
+        ({"threshold": 0}, "false"),
+    ],
+)
+def test_a_reply_with_constants_of_its_own_is_not_guarded(
+    tmp_path: Path, own: dict[str, Any], guarded: str
+) -> None:
+    with serving(
+        pair_of(tmp_path, GUARDED, REFUSAL), guard_header=True, requests_may_set_constants=True
+    ) as server:
+        reply = ask(server, safedraft={"config": own})
+        assert reply.headers["x-safedraft-guarded"] == guarded
+        counted = server.http.get("/metrics").text
+    assert f'guarded="{guarded}",refused="true"}} 1.0' in counted
+
+
 def test_clients_get_no_header_unless_it_is_switched_on(served: Served) -> None:
     assert not any(name.startswith("x-safedraft") for name in ask(served).headers)
 

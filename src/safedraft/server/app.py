@@ -107,20 +107,20 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
     # Time within which a stream must be read: that of its replies, and as long as a body may take.
     stream_seconds = settings.limits.request_seconds + settings.limits.body_seconds
-    guarded = {"X-SafeDraft-Guarded": str(service.pair.guarded).lower()}
-    headers = guarded if settings.guard_header else {}
     model = wire.Model(id=settings.name, created=int(time.time()))
 
     @app.post("/v1/chat/completions", responses=_document(wire.ChatCompletion), response_model=None)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         builder, jobs = await service.submit_chat(body)
+        headers = _guard_header(settings, builder)
         return await _respond(request, body, builder, jobs, stream_seconds, headers)
 
     @app.post("/v1/completions", responses=_document(wire.Completion), response_model=None)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue raw texts, without a chat template."""
         builder, jobs = await service.submit_completion(body)
+        headers = _guard_header(settings, builder)
         return await _respond(request, body, builder, jobs, stream_seconds, headers)
 
     @app.get("/v1/models", responses=_ERRORS)
@@ -165,6 +165,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def get_metrics() -> Response:
         """Return the metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _guard_header(settings: ServerSettings, builder: ResponseBuilder) -> dict[str, str]:
+    """The header that tells operators whether the replies are guarded, if it is switched on."""
+    guarded = {"X-SafeDraft-Guarded": str(builder.guarded).lower()}
+    return guarded if settings.guard_header else {}
 
 
 class _EventStream(StreamingResponse):

@@ -39,6 +39,8 @@ class ResponseBuilder(ABC):
     spell_bytes: Callable[[int], bytes | None] = lambda token: None
     """The bytes of a token that is a part of a character; None if they are not known."""
     replies_per_prompt: int = 1
+    guarded: bool = False
+    """Whether the replies are decoded with a safety adapter, as the operator set the pair up."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -25,10 +25,14 @@ T = TypeVar("T")
 class Job:
     """One reply that is queued or being decoded; iterating over the job yields its tokens."""
 
-    def __init__(self, stream: Stream, deadline: float, id: str = "") -> None:
+    def __init__(
+        self, stream: Stream, deadline: float, id: str = "", *, guarded: bool = False
+    ) -> None:
         self.stream = stream
         self.id = id
         """Identifier of its response, the same for all replies of one request."""
+        self.guarded = guarded
+        """Whether it is decoded with a safety adapter, as the operator set the pair up."""
         self.deadline = deadline
         self.given_up = False
         """Whether nobody waits for the reply any more; it is stopped at the next block."""
@@ -125,11 +129,14 @@ class Scheduler:
         """Number of replies in the queue."""
         return self._opening + len(self._waiting)
 
-    async def submit(self, openers: Sequence[Callable[[], Stream]], id: str = "") -> list[Job]:
+    async def submit(
+        self, openers: Sequence[Callable[[], Stream]], id: str = "", *, guarded: bool = False
+    ) -> list[Job]:
         """Queue the replies of one request, all or none.
 
         Args:
             id: identifier of the response, for the log.
+            guarded: whether they are decoded with a safety adapter, as the operator set it up.
             openers: each encodes a prompt and opens its stream. They are called on the decoding
                 thread, because tokenizers cannot be used by two threads at once.
 
@@ -141,7 +148,7 @@ class Scheduler:
         streams = await self.call(lambda: list(map(_open_held, openers)), len(openers))
         if self._grace_over:
             raise _stopping_error()
-        jobs = [Job(stream, deadline, id) for stream in streams]
+        jobs = [Job(stream, deadline, id, guarded=guarded) for stream in streams]
         self._waiting.extend(jobs)
         return jobs
 

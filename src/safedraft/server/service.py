@@ -59,7 +59,7 @@ class Service:
     def _record(self, job: Job) -> None:
         """Count a reply that has ended, and log it without its text."""
         reply, decided = job.reply, [token.scheme for token in job.reply.trace if token.scheme]
-        guarded = self.pair.guarded and bool(decided)
+        guarded = job.guarded and bool(decided)
         self.metrics.count(reply, guarded)
         union = decided.count("union") / len(decided) if decided else 0.0
         access_log.info(
@@ -88,7 +88,8 @@ class Service:
         streams = [
             partial(self.pair.stream, messages, chat_template_kwargs=variables, batch=self._batch)
         ]
-        return await self._submit(ChatResponseBuilder, request, streams, "messages")
+        guarded = self._is_guarded(self._read_config(request), variables)
+        return await self._submit(ChatResponseBuilder, request, streams, "messages", guarded)
 
     async def submit_completion(self, request: CompletionRequest) -> Submission:
         """Queue the replies to raw texts, ``n`` to each.
@@ -100,7 +101,8 @@ class Service:
             message = "This server accepts only conversations. Use /v1/chat/completions."
             raise APIError(403, "completions_disabled", message)
         streams = [partial(self._stream_text, text) for text in request.prompt]
-        return await self._submit(CompletionResponseBuilder, request, streams, "prompt")
+        guarded = self._is_guarded(self._read_config(request))
+        return await self._submit(CompletionResponseBuilder, request, streams, "prompt", guarded)
 
     async def tokenize(self, request: TokenizeRequest) -> Prompts:
         """Return both models' token ids of a conversation or a text.
@@ -148,7 +150,7 @@ class Service:
         openers = [
             partial(_convert_errors, partial(stream, rule=rule), "messages") for rule in rules
         ]
-        return await self.scheduler.submit(openers)
+        return await self.scheduler.submit(openers, guarded=self._is_guarded(config))
 
     def require_model(self, name: str) -> None:
         """Refuse any model except the pair.
@@ -167,6 +169,7 @@ class Service:
         request: SamplingRequest,
         streams: Sequence[Callable[..., Stream]],
         prompt_name: str,
+        guarded: bool,
     ) -> Submission:
         """Queue ``n`` replies from each of ``streams``, made of the parameter ``prompt_name``."""
         self.require_model(request.model)
@@ -186,8 +189,20 @@ class Service:
             end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
             spell_bytes=self._spell_bytes,
+            guarded=guarded,
         )
-        return builder, await self.scheduler.submit(openers, builder.id)
+        return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
+
+    def _is_guarded(
+        self, config: SSDConfig | None, variables: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether a request is decoded with a safety adapter, as the operator set the pair up.
+
+        Constants of the request's own can switch the defense off, and in another mode of thinking
+        the draft was never tested.
+        """
+        own_mode = not variables or self.pair.thinking(variables) is self.pair.thinking()
+        return self.pair.guarded and config in (None, self.pair.config) and own_mode
 
     def _spell_bytes(self, token: int) -> bytes | None:
         tokenizer = self.pair.target.tokenizer

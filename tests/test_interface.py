@@ -82,7 +82,10 @@ def test_a_system_prompt_and_parts_of_text_are_messages(pair: safedraft.Pair) ->
     [
         (lambda pair: pair.generate("hi", foo=1), "unknown option 'foo'; sampling has max_new_t"),
         (lambda pair: pair.generate("hi", sampling={"foo": 1}), "unknown option 'foo'"),
-        (lambda pair: pair.generate("hi", temperature=-1), "temperature: input should be great"),
+        (
+            lambda pair: pair.generate("hi", temperature=-1),
+            "temperature: must be at least 0, not -1",
+        ),
         (lambda pair: pair.generate("hi", max_tokens=1, max_new_tokens=2), "mean the same"),
         (lambda pair: pair.generate(3), "a prompt is a text or a list of messages, not int"),
         (lambda pair: pair.generate([1, 2]), "token ids go to stream_ids"),

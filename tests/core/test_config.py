@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
 
 from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams, Scheme, SSDConfig
-from safedraft.core.errors import PromptTooLongError, SafeDraftError
+from safedraft.core.errors import _WORDS, PromptTooLongError, SafeDraftError, explain
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -81,12 +83,20 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: SamplingParams(max_tokens=0), "max_new_tokens: input should be greater than or"),
+        (lambda: SamplingParams(max_tokens=0), "max_new_tokens: must be at least 1, not 0"),
         (lambda: SamplingParams(temperature=0.005), "temperature: must be 0 (greedy) or at least"),
         (lambda: SamplingParams(beams=4), "beams: there is nothing of this name"),  # type: ignore[call-arg]
         (lambda: SamplingParams(max_tokens=1, max_new_tokens=1), "give max_new_tokens or max_tok"),
-        (lambda: SSDConfig(alpha_union="x"), "alpha_union: input should be a valid number"),  # type: ignore[arg-type]
-        (lambda: SSDConfig().replace(bin_size=0), "bin_size: input should be greater than or equ"),
+        (lambda: SSDConfig(alpha_union="x"), "alpha_union: must be a number, not 'x'"),  # type: ignore[arg-type]
+        (lambda: SSDConfig().replace(bin_size=0), "bin_size: must be at least 1, not 0"),
+        (lambda: SSDConfig(threshold=1.5), "threshold: must be at most 1, not 1.5"),
+        (lambda: SSDConfig(alpha_union=math.nan), "alpha_union: must be a finite number, not nan"),
+        (lambda: SSDConfig(bin_size=2.5), "bin_size: must be a whole number, not 2.5"),
+        (lambda: SSDConfig(initial_scheme="x"), "initial_scheme: must be 'intersection' or"),
+        (lambda: SamplingParams(stop=3), "stop: must be a list, not 3"),
+        (lambda: SamplingParams(seed="7"), "seed: must be a whole number, not '7'"),
+        (lambda: SamplingParams(stop=["a" * 99, None]), "stop.1: must be a string, not None"),
+        (lambda: SamplingParams(temperature="hot\n" * 99), "temperature: must be a number, not '"),
     ],
 )
 def test_what_a_constructor_refuses_is_one_line_of_our_own(
@@ -97,6 +107,42 @@ def test_what_a_constructor_refuses_is_one_line_of_our_own(
     assert str(refused.value).startswith(line)
     assert "\n" not in str(refused.value)
     assert "pydantic" not in str(refused.value).lower()
+    assert len(str(refused.value)) < 200
+
+
+def _problem(kind: str, message: str = "", **context: object) -> dict[str, object]:
+    return {"type": kind, "msg": message, "ctx": context, "loc": (), "input": None}
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (_problem("missing", "Field required"), "is missing"),
+        (
+            _problem(
+                "model_attributes_type",
+                "Input should be a valid dictionary or object to extract fields from",
+            ),
+            "must be an object with named fields",
+        ),
+        (_problem("too_long", max_length=1, actual_length=2), "must have 1 or fewer items"),
+        (_problem("too_long", max_length=0, actual_length=2), "must be empty"),
+        (_problem("string_too_short", min_length=1), "must not be empty"),
+        (_problem("less_than_equal", le=2.0), "must be at most 2"),
+        (_problem("value_error", error=ValueError("choose one")), "choose one"),
+        (_problem("date_type", "Input should be a valid date"), "must be a valid date"),
+    ],
+)
+def test_problems_are_explained_in_our_own_words(problem: dict[str, object], words: str) -> None:
+    assert explain(problem) == words
+
+
+def test_every_explained_type_is_one_of_pydantics() -> None:
+    assert (
+        {*get_args(ErrorType), "path_type"}
+        >= _WORDS.keys()
+        > {"int_type", "float_parsing", "tuple_type"}
+    )
 
 
 def test_replace_validates_and_records_what_was_replaced() -> None:

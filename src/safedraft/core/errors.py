@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -29,6 +29,84 @@ def first_line(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0]
 
 
+_A_LIST = "must be a list"
+_AN_OBJECT = "must be an object with named fields"
+_A_NUMBER = "must be a number"
+_A_WHOLE_NUMBER = "must be a whole number"
+_TRUE_OR_FALSE = "must be true or false"
+_TEXT = "must be a string"
+
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "there is nothing of this name",
+    "none_required": "must be left out",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "finite_number": "must be a finite number",
+    "float_type": _A_NUMBER,
+    "float_parsing": _A_NUMBER,
+    "int_type": _A_WHOLE_NUMBER,
+    "int_parsing": _A_WHOLE_NUMBER,
+    "int_from_float": _A_WHOLE_NUMBER,
+    "int_parsing_size": "must be a smaller number",
+    "bool_type": _TRUE_OR_FALSE,
+    "bool_parsing": _TRUE_OR_FALSE,
+    "string_type": _TEXT,
+    "string_unicode": "must be valid Unicode",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters",
+    "too_short": "must have {min_length} or more items",
+    "too_long": "must have {max_length} or fewer items",
+    "list_type": _A_LIST,
+    "tuple_type": _A_LIST,
+    "set_type": _A_LIST,
+    "frozen_set_type": _A_LIST,
+    "iterable_type": _A_LIST,
+    "dict_type": _AN_OBJECT,
+    "mapping_type": _AN_OBJECT,
+    "model_type": _AN_OBJECT,
+    "model_attributes_type": _AN_OBJECT,
+    "dataclass_type": _AN_OBJECT,
+    "path_type": "must be a path",  # Pydantic's own, beside the core's types
+    "json_invalid": "is not valid JSON: {error}",
+    "json_type": "must be JSON in a string",
+    "frozen_instance": "cannot be changed",
+    "frozen_field": "cannot be changed",
+}
+"""What is wrong with a value, by Pydantic's type of error; the fields are those of its context."""
+
+_NAMELESS = frozenset({"missing", "extra_forbidden"})
+"""Types of errors whose value says nothing about them."""
+
+_SHOWN = 80
+"""Number of characters of a refused value that a message shows."""
+
+
+def explain(problem: Mapping[str, Any]) -> str:
+    """Say what is wrong with a value, such as ``must be at least 0``.
+
+    Args:
+        problem: one of the ``errors()`` of Pydantic's ``ValidationError``, or of FastAPI's.
+    """
+    kind, context = problem["type"], problem.get("ctx") or {}
+    if kind in ("value_error", "assertion_error"):  # a validator's own words
+        return str(context["error"])
+    if context.get("max_length") == 0:
+        return "must be empty"
+    if context.get("min_length") == 1:
+        return "must not be empty"
+    if kind in _WORDS:
+        return _WORDS[kind].format_map({name: _plain(bound) for name, bound in context.items()})
+    message = str(problem["msg"]).replace("Input should", "must")
+    return message[:1].lower() + message[1:]
+
+
 def problems(error: ValidationError, *, whole: str = "", shown: bool = False) -> list[str]:
     """List what Pydantic refused, each after its field, or after ``whole`` if it concerns no field.
 
@@ -37,13 +115,22 @@ def problems(error: ValidationError, *, whole: str = "", shown: bool = False) ->
     lines = []
     for found in error.errors():
         where = ".".join(str(part) for part in found["loc"]) or whole
-        wrong = f"{found['msg'].lower()}, not {found['input']!r}" if shown else found["msg"]
-        if found["type"] == "extra_forbidden":
-            wrong = "there is nothing of this name"
-        elif found["type"] == "value_error":  # our own words, after Pydantic's prefix
-            wrong = str(found["ctx"]["error"])
+        wrong = explain(found)
+        if shown and found["type"] not in _NAMELESS | {"value_error", "assertion_error"}:
+            wrong += f", not {_show(found['input'])}"
         lines.append(f"{where}: {wrong}" if where else wrong)
     return lines
+
+
+def _plain(bound: Any) -> Any:
+    """Write 1.0 as 1: Pydantic makes a number of a field's type of each bound."""
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+
+
+def _show(value: object) -> str:
+    """Show a value in one line, however long it is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @contextmanager

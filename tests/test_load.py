@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import safedraft
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.kernels.int8 import Int8Linear
+from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 from safedraft.models.registry import PairSpec, choose_pair
 from safedraft.pair.load import load_spec
 
@@ -93,6 +94,8 @@ def test_nothing_is_warned_of_with_an_adapter_or_if_a_bare_draft_is_meant(
     given: dict[str, Any] = {"target": str(tiny_pair[0]), "draft": str(tiny_pair[1])}
     if accepted == "adapter":
         save_adapter(tmp_path / "lora", tiny_pair[1])
+        facts = AdapterFacts(base=fingerprint(tiny_pair[1]), target="", versions={})
+        (tmp_path / "lora" / FACTS).write_text(facts.model_dump_json())
         given["adapter"] = str(tmp_path / "lora")
     elif accepted == "argument":
         given["use_adapter"] = False

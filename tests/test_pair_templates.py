@@ -173,6 +173,37 @@ def test_other_weights_are_refused_unless_they_are_accepted(
     assert pair.generate("Hi", max_tokens=1).warnings == pair.warnings
 
 
+@pytest.mark.parametrize(
+    ("facts", "what"),
+    [({"architecture": "mistral"}, "architecture"), ({"tokenizer": "0" * 32}, "tokenizer")],
+)
+def test_another_architecture_or_tokenizer_is_no_other_weights(
+    folders: tuple[Path, Path], tmp_path: Path, facts: dict[str, str], what: str
+) -> None:
+    save_adapter(tmp_path / "lora", folders[1])
+    save_facts(tmp_path / "lora", folders[1], **facts)
+    for more in ({}, {"other_base": True}):
+        with pytest.raises(SafeDraftError, match=f"trained on a model of another {what}"):
+            load(folders, "plain", adapter=str(tmp_path / "lora"), **more)
+
+
+def test_an_adapter_that_names_no_weights_is_warned_of(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "lora", folders[1])
+    with pytest.warns(safedraft.UnguardedWarning, match="does not say which weights"):
+        pair = load(folders, "plain", adapter=str(tmp_path / "lora"))
+    assert len(pair.warnings) == 1
+
+
+def test_one_template_that_is_read_as_other_tokens_is_refused(folders: tuple[Path, Path]) -> None:
+    """A control token of the template that only one of the tokenizers has."""
+    template = "<|only here|>" + TRAITS["plain"]
+    save_tokenizer(folders[0], template=template, extra=("<|only here|>",))
+    with pytest.raises(IncompatiblePairError, match=r"reads '<\|only here\|> \(token"):
+        safedraft.load_pair(*map(str, folders), template_from="target", use_adapter=False)
+
+
 def test_an_incompatible_pair_says_which_template_is_wrong(folders: tuple[Path, Path]) -> None:
     with pytest.raises(IncompatiblePairError, match="channels"):
         load(folders, "channels")

@@ -102,7 +102,7 @@ def test_constants_of_a_defense_reach_it(tmp_path: Path, monkeypatch: pytest.Mon
     pair = use_pair(tmp_path, monkeypatch, lambda prompt: "On the wind, mostly.")
     ask(api(defense="ada_rethinking", check_interval=7), ASKED)
     assert len(pair.prompts_seen) == 3  # the request, and checks after 7 and 14 tokens
-    with pytest.raises(SafeDraftError, match="check_interval: input should be greater"):
+    with pytest.raises(SafeDraftError, match="check_interval: must be at least"):
         api(defense="ada_rethinking", check_interval=0)
     with pytest.raises(SafeDraftError, match="guard_filter:endpoint=URL,guard=NAME"):
         api(defense="guard_filter", guard="a-guard")
@@ -140,7 +140,7 @@ def test_what_is_said_of_templates_reaches_the_pair(
     [
         ({"defence": "ssd"}, "no model argument 'defence'; it has defense, label"),
         ({"defense": "none"}, "no defense is called 'none'; known are ada_rethinking"),
-        ({"alpha_union": -1}, "alpha_union: input should be greater than or equal to 0, not -1"),
+        ({"alpha_union": -1}, "alpha_union: must be at least 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),
         ({"other_base": "yes"}, "other_base is true or false"),
@@ -187,7 +187,7 @@ def test_the_configuration_is_supported() -> None:
     [
         ({"frequency_penalty": 1.0}, "does not support frequency_penalty"),
         ({"logprobs": True, "num_choices": 2}, "does not support logprobs, num_choices"),
-        ({"temperature": -1.0}, "temperature: input should be greater"),
+        ({"temperature": -1.0}, "temperature: must be at least"),
         ({"max_tokens": 0}, "max_new_tokens"),
     ],
 )

@@ -65,10 +65,10 @@ def test_an_unknown_pair_lists_the_known_and_guesses():
     [
         ("[pair", "not valid TOML"),
         ('target = "a"', "target: must be a table"),
-        ('[p]\ntarget = "a"', r"\[p\] draft: Field required"),
+        ('[p]\ntarget = "a"', r"\[p\] draft: is missing"),
         ('[p]\ntarget = "a"\ndraft = "b"\ncolour = "red"', r"\[p\] colour: there is nothing"),
         ('[p]\nname = "q"\ntarget = "a"\ndraft = "b"', "p: must be a table"),
-        ('[p]\ntarget = ""\ndraft = "b"', r"\[p\] target: String should have at least 1"),
+        ('[p]\ntarget = ""\ndraft = "b"', r"\[p\] target: must not be empty"),
         ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kappa = 0}', r"\[p\] config\.kappa: "),
         (
             '[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}',

@@ -21,7 +21,8 @@ from safedraft.models.registry import PairSpec
 from safedraft.training import run
 from safedraft.training.checks import check_draft
 from safedraft.training.config import TrainingConfig
-from safedraft.training.run import TrainingPlan, train_draft
+from safedraft.training.prepare import TrainingPlan
+from safedraft.training.run import train_draft
 from safedraft.training.train import CHECKPOINT, TrainingStoppedError, train
 
 pytestmark = pytest.mark.slow

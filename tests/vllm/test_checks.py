@@ -56,7 +56,7 @@ def test_the_engines_own_arguments_pass(arguments: dict[str, Any]) -> None:
         ({"worker_cls": "auto"}, "worker_cls must be"),
         ({"max_num_batched_tokens": 32}, "max_num_batched_tokens must be at least"),
         ({"additional_config": {}}, "needs its settings"),
-        ({"additional_config": {KEY: {}}}, "vocabulary: Field required"),
+        ({"additional_config": {KEY: {}}}, "vocabulary: is missing"),
         ({"additional_config": {KEY: {"vocabulary": 512, "off": True}}}, "off: there is nothing"),
     ],
 )

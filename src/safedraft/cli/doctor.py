@@ -71,6 +71,8 @@ def _next_step(found: CompatibilityReport, models: ModelChoice) -> str:
             f"Next: repair what is marked ✗ ({broken}), or choose another draft of the same family."
         )
     command = ["generate", *models.words, "--compare", "A request that it should refuse"]
-    if not models.spec.adapter and not models.no_adapter:
+    if not models.spec.adapter and not models.spec.bare_draft:
         command = ["train-draft", *models.words, "--output", "my-draft"]
+        if added := [word for check in found.checks for word in check.options]:
+            command = ["doctor", *models.words, *added]  # no draft is trained before that
     return f"Next: {shlex.join(['safedraft', *command])}"

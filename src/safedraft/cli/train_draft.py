@@ -17,7 +17,7 @@ from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from safedraft.training.checks import Checks
-    from safedraft.training.run import TrainingPlan
+    from safedraft.training.prepare import TrainingPlan
 
 _DATA, _TRAINING = "Data", "Training"
 
@@ -129,7 +129,7 @@ def train_draft(
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.progress import show_progress
     from safedraft.training.config import TrainingConfig
-    from safedraft.training.run import TrainingPlan
+    from safedraft.training.prepare import TrainingPlan
     from safedraft.training.run import train_draft as run
     from safedraft.training.train import TrainingStoppedError
 
@@ -173,9 +173,9 @@ def train_draft(
             again = " --resume" if plan.folder.is_dir() else ""
             typer.echo(f"interrupted; resume with: {plan.command}{again}", err=True)
             raise typer.Exit(130) from None
-    _report(trained.checks, models, plan.output)
     if risk:
         train_beside(replace(models, adapter=str(plan.output), no_adapter=False))
+    _report(trained.checks, models, plan.output)
     typer.echo(str(trained.folder))
 
 
@@ -224,14 +224,16 @@ def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
     choice = shlex.join(trained.words)
     pair = [models.pair] if models.pair else []
     served = shlex.join([*pair, *replace(trained, pair=None).words])
-    console.print(
-        "Next:\n"
-        f"  safedraft generate {choice} --compare 'A request that it should refuse'\n"
-        f"  safedraft eval {choice} --defense target_only --defense ssd\n"
-        f"  safedraft serve {served}",
-        soft_wrap=True,
-        markup=False,
-    )
+    look = f"safedraft generate {choice} --compare 'A request that it should refuse'"
+    if checks.problems:  # more of the same training, from here
+        again = [*replace(models, no_adapter=False).words, "--start-from", str(adapter)]
+        again += ["--output", f"{adapter}-2"]
+        steps = [f"safedraft train-draft {shlex.join(again)}", look]
+    else:
+        figures = f"safedraft eval {choice} --defense target_only --defense ssd"
+        steps = [look, figures, f"safedraft serve {served}"]
+    lines = "\n".join(f"  {step}" for step in steps)
+    console.print(f"Next:\n{lines}", soft_wrap=True, markup=False)
 
 
 def _command() -> str:

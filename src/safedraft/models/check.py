@@ -15,3 +15,5 @@ class Check:
     name: str
     status: Status
     detail: str
+    options: tuple[str, ...] = ()
+    """Words of a command line that would end a warning."""

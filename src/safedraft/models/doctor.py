@@ -14,7 +14,7 @@ from safedraft.models.check import Check
 from safedraft.models.compatibility import CompatibilityReport
 from safedraft.models.description import ModelDescription
 from safedraft.models.fetch import fetch_adapter, fetch_description
-from safedraft.models.fingerprint import read_facts, require_base
+from safedraft.models.fingerprint import require_base
 from safedraft.models.gguf import is_gguf, read_header
 from safedraft.models.parts import examine_parts
 from safedraft.models.progress import ReportProgress, silent
@@ -67,13 +67,8 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
         other = require_base(adapter, draft, other_base=spec.other_base)
     except SafeDraftError as error:
         return Check("adapter", "failure", str(error))
-    return Check("adapter", "warning" if other else "ok", other or _describe(spec, adapter))
-
-
-def _describe(spec: PairSpec, adapter: Path) -> str:
-    if read_facts(adapter) is None:
-        return f"{spec.adapter}: it does not say which weights it was trained on"
-    return f"{spec.adapter}: trained on these weights of the draft"
+    trained = f"{spec.adapter}: trained on these weights of the draft"
+    return Check("adapter", "warning" if other else "ok", other or trained)
 
 
 def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:

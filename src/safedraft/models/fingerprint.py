@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.models.gguf import is_gguf, read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FACTS = "safedraft.json"
 """The file in an adapter's folder that holds ``AdapterFacts``."""
@@ -98,6 +101,18 @@ class AdapterFacts(BaseModel):
     """Whose chat template it was trained with."""
     template_digest: str | None = None
     """Digest of the draft's chat template with these variables."""
+    architecture: str | None = None
+    """``model_type`` of the draft; None if that was not noted."""
+    tokenizer: str | None = None
+    """As ``tokenizer_digest``, of the draft; None if that was not noted."""
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """A digest of the tokens by id; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    tokens = sorted((id, token) for token, id in tokenizer.get_vocab().items())
+    return digest(json.dumps(tokens), digits=_DIGITS)
 
 
 def read_facts(adapter: Path) -> AdapterFacts | None:
@@ -116,7 +131,7 @@ def read_facts(adapter: Path) -> AdapterFacts | None:
 
 
 def require_base(adapter: Path, base: Path, *, other_base: bool = False) -> str | None:
-    """Check that an adapter was trained on this base; an adapter without ``FACTS`` is accepted.
+    """Check that an adapter was trained on this base.
 
     Args:
         adapter: the adapter's folder.
@@ -124,13 +139,18 @@ def require_base(adapter: Path, base: Path, *, other_base: bool = False) -> str 
         other_base: accept other weights, with a warning.
 
     Returns:
-        The warning, if the weights are others.
+        The warning, if the weights are others, or if the adapter does not name its own.
 
     Raises:
         SafeDraftError: it was trained on other weights, or its facts cannot be read.
     """
     facts = read_facts(adapter)
-    if facts is None or facts.base == fingerprint(base):
+    if facts is None:
+        return (
+            f"the adapter in {adapter} does not say which weights it was trained on (it has no "
+            f"{FACTS}): that this draft refuses was never tested; check it with safedraft eval"
+        )
+    if facts.base == fingerprint(base):
         return None
     if other_base:
         return (

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from safedraft.core.errors import UnguardedWarning
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.core.risk import RiskProbe
 from safedraft.models.compatibility import CompatibilityReport, check_compatibility
 from safedraft.models.description import ModelDescription, read_description
 from safedraft.models.fetch import fetch, fetch_adapter
-from safedraft.models.fingerprint import AdapterFacts, read_facts, require_base
+from safedraft.models.fingerprint import (
+    AdapterFacts,
+    read_facts,
+    require_base,
+    tokenizer_digest,
+)
 from safedraft.models.probe_file import read_probe
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.models.template import apply_template, settle_template, template_digest
+from safedraft.models.template_checks import check_shared_template, check_system_prompt
 
 
 class Parts(NamedTuple):
@@ -67,15 +74,43 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
     target, draft = map(read_description, folders, (spec.target, spec.draft))
     apply_template(spec, target, draft)
     changed = _changed_template(facts, draft)
+    if facts and adapter:
+        _require_same_kind(facts, adapter, draft)
+    found = check_compatibility(target, draft)
+    shared = spec.template_from in ("target", "draft")
+    added = [
+        *check_system_prompt(target, spec.target_system),
+        *check_system_prompt(draft, spec.draft_system),
+        *(check_shared_template(target, draft) if shared else ()),
+    ]
     return Parts(
         spec,
         folders,
         adapter,
         (target, draft),
-        check_compatibility(target, draft),
+        replace(found, checks=[*found.checks, *added]),
         (changed,) if changed else (),
         read_probe(adapter, draft) if adapter else None,
     )
+
+
+def _require_same_kind(facts: AdapterFacts, adapter: Path, draft: ModelDescription) -> None:
+    """Check what other weights cannot excuse: the draft's architecture, and what its ids mean.
+
+    Raises:
+        SafeDraftError: the adapter was trained on another architecture, or with another tokenizer.
+    """
+    own_tokens = tokenizer_digest(draft.tokenizer) if facts.tokenizer else None
+    for what, trained, own in (
+        ("architecture", facts.architecture, draft.config.model_type),
+        ("tokenizer", facts.tokenizer, own_tokens),
+    ):
+        if trained not in (None, own):
+            raise SafeDraftError(
+                f"the adapter in {adapter} was trained on a model of another {what} than "
+                f"{draft.name}: choose the draft that it was trained on, or load without it "
+                "(--no-adapter)"
+            )
 
 
 def _changed_template(facts: AdapterFacts | None, draft: ModelDescription) -> str | None:

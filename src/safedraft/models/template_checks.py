@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.models.check import Check
 from safedraft.models.description import ModelDescription
-from safedraft.text.reasoning import Thinking, switch_of, thinking_of, why_not_handled
+from safedraft.text.encode import require_system_prompt
+from safedraft.text.reasoning import (
+    Thinking,
+    hides_mode,
+    switch_of,
+    thinking_of,
+    why_not_handled,
+)
 from safedraft.text.template import render
 
 _TURNS = (
@@ -48,16 +56,59 @@ def check_templates(target: ModelDescription, draft: ModelDescription) -> Iterat
     )
 
 
-def find_difference(target: ModelDescription, draft: ModelDescription) -> tuple[str, str] | None:
-    """What the two templates write where they first differ; None if they write the same.
+def check_system_prompt(model: ModelDescription, system: str | None) -> Iterator[Check]:
+    """Check that a model's chat template can show the system prompt that the pair gives it."""
+    try:
+        require_system_prompt(model.name, model.tokenizer, system)
+    except SafeDraftError as error:
+        yield Check("system prompt", "failure", str(error))
 
-    Both models must have a chat template.
+
+def check_shared_template(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
+    """Check that both models read one template as the same tokens."""
+    if not _both_chat(target, draft):
+        return
+    if difference := find_difference(target, draft):
+        own, other = difference
+        detail = (
+            f"both have one template, in which {target.name} reads {own!r} where {draft.name} "
+            f"reads {other!r}: leave template_from (--template-from) out"
+        )
+        yield Check("chat template", "failure", detail)
+
+
+def find_difference(target: ModelDescription, draft: ModelDescription) -> tuple[str, str] | None:
+    """What the two models read where they first differ; None if they read the same.
+
+    Compared are the texts of a few conversations, and then their tokens. Both models must have a
+    chat template.
     """
     for conversation in _TURNS:
         written = [_render(model, conversation) for model in (target, draft)]
         if written[0] != written[1]:
             return _first_difference(*written)
+        tokens = [
+            _tokenize(model, text) for model, text in zip((target, draft), written, strict=True)
+        ]
+        if tokens[0] != tokens[1]:
+            return _first_differing_tokens(*tokens)
     return None
+
+
+def _tokenize(model: ModelDescription, text: str) -> list[tuple[int, str]]:
+    """Ids of a text, with their tokens."""
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    return [(id, model.tokens.get(id, "")) for id in ids]
+
+
+def _first_differing_tokens(
+    one: Sequence[tuple[int, str]], other: Sequence[tuple[int, str]]
+) -> tuple[str, str]:
+    pairs = zip_longest(one, other, fillvalue=(-1, ""))
+    first, second = next((x, y) for x, y in pairs if x != y)
+    shown = [f"{token} (token {id})" for id, token in (first, second)]
+    return shown[0], shown[1]
 
 
 def _both_chat(target: ModelDescription, draft: ModelDescription) -> bool:
@@ -107,8 +158,17 @@ def check_thinking(target: ModelDescription, draft: ModelDescription) -> Iterato
     off = f"template = {{ {switch} = false }} (--template {switch}=false)"
     if len({*modes.values()}) > 1:
         yield Check("thinking", "failure", f"{detail}: one thinks and the other does not: {off}")
+    elif hidden := [model for model in (target, draft) if hides_mode(model.tokenizer)]:
+        names = " and ".join(model.name for model in hidden)
+        yield Check(
+            "thinking",
+            "warning",
+            f"{names}: the chat template knows reasoning and does not show whether replies begin "
+            "with it; SafeDraft takes it that they do not: with a model that thinks anyway, the "
+            "draft was never tested, and beginnings of replies stand before the reasoning",
+        )
     elif Thinking.OFF not in modes.values():
         detail += f": replies begin with reasoning, which no shipped draft guards; {off} ends that"
-        yield Check("thinking", "warning", detail)
+        yield Check("thinking", "warning", detail, ("--template", f"{switch}=false"))
     else:
         yield Check("thinking", "ok", f"{detail}: replies begin with the answer")

@@ -6,10 +6,9 @@ import warnings
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
-from safedraft.engines.base import LoadedModel, LoadedPair
+from safedraft.engines.base import LoadedPair
 from safedraft.models.registry import PairSpec
-from safedraft.text.encode import encode
-from safedraft.text.messages import with_system
+from safedraft.text.encode import require_system_prompt
 
 
 def require_system_prompts(loaded: LoadedPair) -> None:
@@ -19,20 +18,7 @@ def require_system_prompts(loaded: LoadedPair) -> None:
         SafeDraftError: one cannot.
     """
     for model in (loaded.target, loaded.draft):
-        _require_system_prompt(model)
-
-
-def _require_system_prompt(model: LoadedModel) -> None:
-    """Refuse a system prompt that the model's chat template cannot show, before any request."""
-    if not (model.system and model.tokenizer and model.tokenizer.chat_template):
-        return
-    greeting = with_system([{"role": "user", "content": "Hello"}], model.system)
-    try:
-        encode(model.tokenizer, greeting)
-    except SafeDraftError as error:
-        raise SafeDraftError(
-            f"{model.name} cannot have the system prompt that the pair gives it: {error}"
-        ) from error
+        require_system_prompt(model.name, model.tokenizer, model.system)
 
 
 def require_probe(loaded: LoadedPair) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.text.messages import Message, is_valid_unicode, turn_begun
+from safedraft.text.messages import Message, is_valid_unicode, turn_begun, with_system
 from safedraft.text.reasoning import MARKERS, begin_reply, join_reasoning, markers_of, thinking_of
 from safedraft.text.template import header_of, render, template_of, uses
 
@@ -58,6 +58,24 @@ def encode(
     if begun:
         text += begin_reply(messages[-1], tokenizer, thinking_of(tokenizer, variables), protect)
     return _encode_pieces(tokenizer, text, separator)
+
+
+def require_system_prompt(
+    name: str, tokenizer: PreTrainedTokenizerBase | None, system: str | None
+) -> None:
+    """Check that a model's chat template can show a system prompt; models without one pass.
+
+    Raises:
+        SafeDraftError: it cannot.
+    """
+    if not (system and tokenizer and tokenizer.chat_template):
+        return
+    try:
+        encode(tokenizer, with_system([{"role": "user", "content": "Hello"}], system))
+    except SafeDraftError as error:
+        raise SafeDraftError(
+            f"{name} cannot have the system prompt that the pair gives it: {error}"
+        ) from error
 
 
 def generation_prompt(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -87,6 +87,18 @@ def thinking_of(
     return Thinking.BY_MODEL if off != header else Thinking.OFF
 
 
+def hides_mode(tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether a template knows reasoning and does not show if replies begin with it.
+
+    So the first templates of R1's distillations are, whose models think, and those of Qwen3's
+    instruction-tuned models, which do not.
+    """
+    if tokenizer is None or markers_of(tokenizer) is None or switch_of(tokenizer):
+        return False
+    header, markers = header_of(tokenizer), markers_of(tokenizer)
+    return markers is not None and not (markers.opening in header or markers.closing in header)
+
+
 def switch_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The variable that switches the reasoning, if the chat template has one."""
     template = template_of(tokenizer)

@@ -43,6 +43,10 @@ class TrainingRun:
     """Variables of the chat template, and whose it is: ``own``, ``target`` or ``draft``."""
     template_digest: str
     """Digest of the draft's chat template with these variables."""
+    architecture: str
+    """``model_type`` of the draft."""
+    tokenizer: str | None
+    """As ``tokenizer_digest``, of the draft."""
     start: tuple[str, str] | None
     """Name and fingerprint of the adapter that training started from; None for new matrices."""
     command: str
@@ -62,6 +66,8 @@ def collect_facts(run: TrainingRun) -> AdapterFacts:
         template=dict(run.template[0]),
         template_from=run.template[1],
         template_digest=run.template_digest,
+        architecture=run.architecture,
+        tokenizer=run.tokenizer,
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from helpers.templates import TRAITS
 from serving import NAME, Served, serving
 from talking import talking
 
 from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair
+from safedraft.prompts.phrases import WINDOW
 from safedraft.server.requests import ChatRequest
 from safedraft.server.settings import Limits
 
@@ -162,3 +164,15 @@ def test_scripts_of_allowed_origins_may_call_the_server(
         )
     assert preflight.headers.get("access-control-allow-origin") == granted
     assert (other.headers.get("access-control-allow-origin") is not None) is (granted == "*")
+
+
+@pytest.mark.parametrize("template", ["opens reasoning", "plain"])
+def test_a_refusal_behind_a_reasoning_that_the_template_opened_is_counted(
+    tmp_path: Path, template: str
+) -> None:
+    reply = "a " * (WINDOW + 1) + "</think>\n\n" + REFUSAL
+    pair = replace(talking(tmp_path, lambda prompt: reply, TRAITS[template]), spec=GUARDED)
+    with serving(pair) as server:
+        assert ask(server).is_success
+        counted = server.http.get("/metrics").text
+    assert 'finish_reason="stop",guarded="true",refused="true"} 1.0' in counted

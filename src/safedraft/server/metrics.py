@@ -8,6 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from safedraft.prompts.phrases import is_refusal
+from safedraft.text.reasoning import MARKERS, split_reasoning
 from safedraft.text.results import GenerationResult
 
 _SECONDS = (0.25, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
@@ -56,7 +57,7 @@ class Metrics:
             guarded: whether a draft with a safety adapter took part in it.
         """
         statistics = reply.statistics
-        refused = is_refusal(reply.text)
+        refused = is_refusal(find_answer(reply.text))
         self._replies.labels(reply.finish_reason, _flag(guarded), _flag(refused)).inc()
         decisions = Tally(
             (token.scheme, _flag(token.matched)) for token in reply.trace if token.scheme
@@ -73,6 +74,19 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         text: bytes = generate_latest(self._registry)
         return text
+
+
+def find_answer(text: str) -> str:
+    """The part of a reply behind a reasoning that began before it; all of it without such an end.
+
+    A template may open the reasoning, and a client may begin it: the reply then has only its end.
+    ``is_refusal`` itself looks behind a reasoning that begins in the reply.
+    """
+    for markers in MARKERS:
+        before, closing, _ = text.partition(markers.closing)
+        if closing and markers.opening not in before:
+            return split_reasoning(text, markers, opened=True)[1]
+    return text
 
 
 def _flag(value: bool) -> str:

@@ -108,7 +108,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"temperature": 2.1}, 400, "invalid_value", "temperature"),
         ({"temperature": 0.001}, 400, "invalid_value", "temperature"),
         ({"top_p": 0}, 400, "invalid_value", "top_p"),
-        ({"top_k": -1}, 400, "invalid_value", "top_k"),
+        ({"top_k": -2}, 400, "invalid_value", "top_k"),
         ({"seed": "1"}, 400, "invalid_value", "seed"),
         ({"n": True}, 400, "invalid_value", "n"),
         ({"stream": "yes"}, 400, "invalid_value", "stream"),
@@ -159,10 +159,20 @@ def test_what_a_request_may_not_say(
     [
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
          "messages[0].content: only text is read, as a string or as parts of type text."),
-        ({"n": "x"}, "n: it must be a valid integer."),
-        ({"temperature": 9}, "temperature: it must be less than or equal to 2."),
-        ({"temperature": 0.001}, "temperature: must be 0 (greedy) or at least 0.01."),
-        ({"stop": [""]}, "stop[0]: string should have at least 1 character."),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}]},
+         "messages[0].content: a part of type 'text' has a key 'b', which is not known: leave it "
+         "out."),
+        ({"messages": [{**HI[0], "refusal": "no"}]},
+         "messages[0].refusal: only a message of the assistant without a content has one."),
+        ({"messages": "hi"}, "messages: it must be a list."),
+        ({"messages": ["hi"]}, "messages[0]: it must be an object with named fields."),
+        ({"n": "x"}, "n: it must be a whole number."),
+        ({"temperature": 9}, "temperature: it must be at most 2."),
+        ({"temperature": 0.001}, "temperature: it must be 0 (greedy) or at least 0.01."),
+        ({"stop": [""]}, "stop[0]: it must not be empty."),
+        ({"continue_final_message": True}, "continue_final_message: a last message of the "
+         "assistant is continued here, and any other is answered: leave the parameter out, or let "
+         "it be false."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_value_is_said_in_our_own_words(

@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from safedraft.server.requests import UNSUPPORTED
+from safedraft.core.errors import explain
+from safedraft.server.neutral import UNSUPPORTED
 from safedraft.server.wire import ErrorBody, ErrorDetail
 
 log = logging.getLogger("safedraft.server")
@@ -27,12 +28,28 @@ _HTTP_ERRORS = {
 }
 
 
-_CONSTRAINED = "describe the form that you want in a message, and parse the reply"
-_INSTEAD = dict.fromkeys(
-    ("tools", "tool_choice", "functions", "response_format"),
-    "It would force tokens that neither model proposed: " + _CONSTRAINED,
+_CONSTRAINED = (
+    "It would force tokens that neither model proposed: describe the form that you want in a "
+    "message, and parse the reply"
 )
+_INSTEAD = {
+    **dict.fromkeys(
+        ("tools", "tool_choice", "functions", "function_call", "response_format"), _CONSTRAINED
+    ),
+    "reasoning_effort": "Its models have no levels of reasoning, only 'none', where they do not "
+    "think: a chat template may have a variable for it (chat_template_kwargs)",
+    "verbosity": "No model here is trained for levels of it, of which 'medium' asks for none: "
+    "ask for a short or a long answer in a message",
+}
 """Why a parameter is refused and what to do instead, where leaving it out is not all."""
+
+_WORDS = {
+    ("string_type", "content"): "only text is read, as a string or as parts of type text",
+    ("string_type", "prompt"): "only text is read: token ids could hold control tokens",
+    ("none_required", "refusal"): "only a message of the assistant without a content has one",
+}
+"""What is wrong with a value, by Pydantic's type of error and the name of the parameter, where the
+words for the type say too little."""
 
 
 class APIError(Exception):
@@ -100,13 +117,11 @@ def convert_validation_error(error: RequestValidationError) -> APIError:
 
 def describe(problem: Mapping[str, Any]) -> str:
     """Say what is wrong with a value, from Pydantic's description, in the server's own words."""
-    last = [part for part in problem["loc"] if not isinstance(part, int)][-1]
-    if problem["type"] == "string_type" and last == "content":
-        return "only text is read, as a string or as parts of type text"
-    if problem["type"] == "string_type" and last == "prompt":
-        return "only text is read: token ids could hold control tokens"
-    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it must")
-    return message[:1].lower() + message[1:]
+    names = [str(part) for part in problem["loc"] if not isinstance(part, int)]
+    if names and (words := _WORDS.get((problem["type"], names[-1]))):
+        return words
+    words = explain(problem)
+    return f"it {words}" if words.startswith("must ") else words
 
 
 def convert_http_exception(error: HTTPException) -> APIError:

@@ -1,8 +1,6 @@
 """The bodies of the requests of every route.
 
-A parameter that is not listed here is refused by name. A parameter that OpenAI or vLLM defines and
-SSD does not support is accepted only with the value that has no effect. A null is the same as a
-parameter that is left out.
+A parameter that is neither listed here nor in ``neutral`` is refused by name.
 """
 
 from __future__ import annotations
@@ -11,16 +9,17 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from safedraft.core.config import SamplingParams
+from safedraft.server.neutral import Body, EmptyList, InertParameters, UnsupportedParameters
 from safedraft.server.settings import Limits
 from safedraft.text.messages import Message, join_text_parts
 
@@ -59,83 +58,21 @@ Prompts = Annotated[
     list[_NonEmpty], Field(min_length=1, fail_fast=True), BeforeValidator(_wrap_in_list), _OneOrMore
 ]
 Count = Annotated[int, Field(ge=1)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-One = Annotated[float, Field(ge=1, le=1)]
-EmptyList = Annotated[list[Any], Field(max_length=0)]
+
+_IN_PLACE_OF_CONTENT = ("tool_calls", "reasoning", "reasoning_content")
+"""Fields of an assistant's message that may stand without a content."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {name: value for name, value in body.items() if value is not None}
-
-
-class _TextFormat(_Body):
-    type: Literal["text"]
-
-
-class _UnsupportedParameters(_Body):
-    """Parameters that SSD does not support, with the values that have no effect.
-
-    They are OpenAI's, and those that vLLM adds.
-    """
-
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    response_format: _TextFormat | None = None
-    tools: EmptyList | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: EmptyList | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    parallel_tool_calls: bool | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    repetition_penalty: One | None = None
-    length_penalty: One | None = None
-    min_p: Zero | None = None
-    min_tokens: Zero | None = None
-    ignore_eos: Literal[False] | None = None
-    skip_special_tokens: Literal[True] | None = None
-    include_stop_str_in_output: Literal[False] | None = None
-    use_beam_search: Literal[False] | None = None
-
-
-UNSUPPORTED = frozenset(_UnsupportedParameters.model_fields)
-"""Names of the parameters that are refused unless their value has no effect."""
-
-
-class _InertParameters(_Body):
-    """OpenAI's parameters that change nothing in a reply; any value is accepted and not used."""
-
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    store: bool | None = None
-
-
-INERT = frozenset(_InertParameters.model_fields)
-"""Names of the parameters that are accepted with any value and change nothing."""
-
-
-class ChatMessage(_Body):
+class ChatMessage(Body):
     """One message of a conversation; ``developer`` means the same as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
     name: str | None = None
     """The speaker's name, which templates do not show; it changes nothing."""
-    refusal: None = None
-    """Like the fields below, sent by OpenAI's client when it returns an assistant's message."""
+    refusal: Annotated[None, WithJsonSchema({"type": ["string", "null"]})] = None
+    """What the assistant said instead of a content; it becomes the content. Like the fields below,
+    it is sent by OpenAI's client when it returns an assistant's message."""
     annotations: EmptyList | None = None
     audio: None = None
     function_call: None = None
@@ -144,6 +81,21 @@ class ChatMessage(_Body):
     """An assistant's reasoning, as vLLM and OpenRouter name it; templates decide what stays."""
     reasoning_content: str | None = None
     """The same, as DeepSeek names it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_refusal(cls, message: Any) -> Any:
+        """Give an assistant's message without a content its refusal, or an empty content.
+
+        The content is empty only if there is something else that the assistant said or did.
+        """
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            return message
+        content, refusal = message.get("content"), message.get("refusal")
+        if isinstance(refusal, str) and not (content and refusal):
+            return {**message, "content": content or refusal, "refusal": None}
+        instead = any(message.get(name) is not None for name in _IN_PLACE_OF_CONTENT)
+        return {**message, "content": ""} if content is None and instead else message
 
     def to_message(self) -> Message:
         """Return the message in the form that the library takes."""
@@ -156,14 +108,18 @@ class ChatMessage(_Body):
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a streamed response."""
 
     include_usage: bool | None = None
     """Whether the last event holds the usage."""
+    include_obfuscation: Literal[False] | None = None
+    """Whether events are padded to one length, which this server does not do."""
+    continuous_usage_stats: Literal[False] | None = None
+    """Whether every event holds the usage, which this server does not do."""
 
 
-class SafeDraftOptions(_Body):
+class SafeDraftOptions(Body):
     """SafeDraft's own parameters; each is refused unless the operator allows it."""
 
     telemetry: bool = False
@@ -172,7 +128,7 @@ class SafeDraftOptions(_Body):
     """Constants of the method for this request, by name; the others keep the pair's values."""
 
 
-class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
+class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
     """The parameters that chat completions and completions have in common."""
 
     model: str
@@ -182,14 +138,22 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     """0 (greedy) by default, as in SSD's published results."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    """An extension: sample from the k most likely tokens of the composite; 0 keeps all."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """An extension: sample from the k most likely tokens of the composite; 0 and -1 keep all."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopStrings | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     """An extension, as in vLLM: tokens that end the reply."""
     max_tokens: Count | None = None
     safedraft: SafeDraftOptions | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _drop_without_stream(
+        cls, options: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        """Options that ask for nothing are no options of a response that is not streamed."""
+        return options if info.data.get("stream") or (options and options.include_usage) else None
 
     @property
     @abstractmethod
@@ -215,7 +179,7 @@ class SamplingRequest(_UnsupportedParameters, _InertParameters, ABC):
         values = {
             "max_new_tokens": min(self.token_limit or limits.new_tokens, limits.new_tokens),
             "temperature": self.temperature or 0.0,
-            "top_k": self.top_k or 0,
+            "top_k": max(self.top_k or 0, 0),
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "seed": None if self.seed is None else (self.seed + index) % 2**63,
             "stop": tuple(self.stop or ()),
@@ -233,6 +197,32 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    add_generation_prompt: bool | None = None
+    """An extension, as in vLLM: true unless the last message is the assistant's."""
+    continue_final_message: bool | None = None
+    """An extension, as in vLLM: true only if the last message is the assistant's."""
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _drop_without_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        """No alternatives are the same as no value where there are no log probabilities."""
+        return count if count or info.data.get("logprobs") else None
+
+    @field_validator("add_generation_prompt", "continue_final_message")
+    @classmethod
+    def _require_own_way(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        """Refuse the value that asks for another prompt than the one that is made here."""
+        messages = info.data.get("messages")
+        if value is None or not messages:
+            return value
+        continues = messages[-1].role == "assistant"
+        wanted = continues is (info.field_name == "continue_final_message")
+        if value is not wanted:
+            raise ValueError(
+                "a last message of the assistant is continued here, and any other is answered: "
+                f"leave the parameter out, or let it be {str(wanted).lower()}"
+            )
+        return value
 
     @property
     def token_limit(self) -> int | None:
@@ -260,7 +250,7 @@ class CompletionRequest(SamplingRequest):
         return self.logprobs
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """The body of ``/tokenize``, which holds either a conversation or a text."""
 
     model: str | None = None

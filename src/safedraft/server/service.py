@@ -30,6 +30,7 @@ from safedraft.server.requests import (
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
 from safedraft.text.messages import Message, conversation
+from safedraft.text.reasoning import Thinking
 from safedraft.text.stream import Stream
 from safedraft.text.token_bytes import token_bytes
 
@@ -85,6 +86,8 @@ class Service:
             raise invalid_value("max_tokens", "it excludes max_completion_tokens")
         messages = self._read_messages(request.messages)
         variables = self._read_variables(request.chat_template_kwargs)
+        if request.reasoning_effort and self.pair.thinking(variables) is not Thinking.OFF:
+            raise invalid_value("reasoning_effort", "replies begin with reasoning here")
         streams = [
             partial(self.pair.stream, messages, chat_template_kwargs=variables, batch=self._batch)
         ]

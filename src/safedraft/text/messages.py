@@ -16,6 +16,14 @@ that is how the reasoning begins, or all of it if there is a content.
 
 _ROLES = ("system", "user", "assistant")
 
+_TEXT_PARTS = ("text", "refusal")
+"""Types of the parts of a content that are text, which stands under the key of that name."""
+
+_INERT_KEYS = frozenset(
+    {"annotations", "cache_control", "citations", "id", "index", "prompt_cache_breakpoint"}
+)
+"""Keys of such a part that clients send along and that change nothing in its text."""
+
 _REASONING = ("reasoning", "reasoning_content")
 """Names of an assistant's reasoning in the interfaces of servers; here it has the first one."""
 
@@ -112,16 +120,30 @@ def _join_parts(parts: Sequence[Any]) -> str:
 
 
 def join_text_parts(parts: Sequence[Any]) -> str | None:
-    """Join the parts of a message's content; None if there are none or one is not plain text."""
-    texts = [
-        part["text"]
-        for part in parts
-        if isinstance(part, Mapping)
-        and part.get("type") == "text"
-        and set(part) == {"type", "text"}
-    ]
-    only_text = parts and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if only_text else None
+    """Join the parts of a message's content; None if there are none or one is no text.
+
+    A refusal is text that the assistant said. Keys that change nothing in a text are not used.
+
+    Raises:
+        SafeDraftError: a text has a key of another kind, which would be ignored.
+    """
+    texts = [_text_of(part) for part in parts]
+    known = [text for text in texts if text is not None]
+    return "".join(known) if known and len(known) == len(texts) else None
+
+
+def _text_of(part: Any) -> str | None:
+    """The text of a part of a message's content; None if it is none."""
+    if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
+        return None
+    kind = part["type"]
+    text = part.get(kind)
+    given = {key for key, value in part.items() if value is not None}
+    if other := sorted(map(str, given - _INERT_KEYS - {"type", kind})):
+        raise SafeDraftError(
+            f"a part of type {kind!r} has a key {other[0]!r}, which is not known: leave it out"
+        )
+    return text if isinstance(text, str) else None
 
 
 def _require_valid(message: Message) -> None:

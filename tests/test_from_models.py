@@ -67,6 +67,55 @@ def test_a_peft_draft_decodes_as_its_merge_and_counts_as_guarded(
     )
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"trainable_token_indices": [1, 2]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_a_peft_draft_may_have_trained_embeddings(
+    folders: tuple[Path, Path], trained: dict[str, Any]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    draft = get_peft_model(
+        read(folders[1]), LoraConfig(**{"target_modules": ["q_proj"], **trained})
+    )
+    pair = in_memory(folders, draft.eval())
+    assert pair.draft.embedded_ids == 264
+    assert ids(pair) == ids(in_memory(folders, guarded=False))  # an adapter begins without effect
+
+
+def test_a_tokenizer_is_one_in_memory_or_its_folder(folders: tuple[Path, Path]) -> None:
+    models = read(folders[0]), read(folders[1])
+    for named in (folders[0], str(folders[0])):
+        pair = safedraft.Pair.from_models(*models, tokenizer=named, guarded=False)
+        assert ids(pair) == ids(in_memory(folders, guarded=False))
+    for wrong, message in (("gone/away", "no tokenizer can be loaded from gone/away"), (3, "int")):
+        with pytest.raises(SafeDraftError, match=message) as caught:
+            safedraft.Pair.from_models(*models, tokenizer=wrong, guarded=False)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"alfa": 1}, "unknown constant 'alfa'"),
+        ({"alpha_union": -1}, "alpha_union: must be at least 0, not -1"),
+        ({"risky_above": 0.9}, "the risk of requests is not read here"),
+        (safedraft.SamplingParams(), "not SamplingParams"),
+    ],
+)
+def test_constants_that_do_not_suit_a_pair_in_memory(
+    folders: tuple[Path, Path], config: Any, message: str
+) -> None:
+    with pytest.raises(SafeDraftError, match=message):
+        in_memory(folders, guarded=True, config=config)
+    assert in_memory(folders, guarded=True, config={"alpha_union": 2.0}).config.alpha_union == 2.0
+
+
 def test_of_a_compiled_draft_the_model_inside_decodes(folders: tuple[Path, Path]) -> None:
     draft = torch.compile(read(folders[1]), backend="eager")
     assert ids(in_memory(folders, draft, guarded=False)) == ids(in_memory(folders, guarded=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from pydantic_core.core_schema import ErrorType
 
 from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams, Scheme, SSDConfig
 from safedraft.core.errors import _WORDS, PromptTooLongError, SafeDraftError, explain
+from safedraft.core.options import NEUTRAL, SYNONYMS, WITHOUT_EFFECT, SamplingOptions
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -68,7 +69,7 @@ def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
         ("temperature", -1.0),
         ("temperature", math.nan),
         ("temperature", 0.005),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("seed", -1),
@@ -87,13 +88,30 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
         (lambda: SamplingParams(temperature=0.005), "temperature: must be 0 (greedy) or at least"),
         (lambda: SamplingParams(beams=4), "beams: there is nothing of this name"),  # type: ignore[call-arg]
         (lambda: SamplingParams(max_tokens=1, max_new_tokens=1), "give max_new_tokens or max_tok"),
+        (
+            lambda: SamplingParams(eos_token_id=1, stop_token_ids=2),
+            "give stop_token_ids or eos_token",
+        ),
+        (
+            lambda: SamplingParams(do_sample=False, temperature=0.5),
+            "do_sample=False is greedy, and",
+        ),
+        (lambda: SamplingParams(do_sample=True, temperature=0), "do_sample=True samples, and"),
+        (lambda: SamplingParams(do_sample="yes"), "do_sample: must be true or false, not 'yes'"),
+        (lambda: SamplingParams(5), "SamplingParams takes its values by their names"),  # type: ignore[misc]
+        (
+            lambda: SamplingParams(max_length=20),
+            "max_length=20 is not supported with SSD: it count",
+        ),
+        (lambda: SamplingParams(logprobs=5), "logprobs=5 is not supported with SSD: give top_logp"),
+        (lambda: SamplingParams(n=2), "n=2 is not supported with SSD: give the prompt several"),
         (lambda: SSDConfig(alpha_union="x"), "alpha_union: must be a number, not 'x'"),  # type: ignore[arg-type]
         (lambda: SSDConfig().replace(bin_size=0), "bin_size: must be at least 1, not 0"),
         (lambda: SSDConfig(threshold=1.5), "threshold: must be at most 1, not 1.5"),
         (lambda: SSDConfig(alpha_union=math.nan), "alpha_union: must be a finite number, not nan"),
         (lambda: SSDConfig(bin_size=2.5), "bin_size: must be a whole number, not 2.5"),
         (lambda: SSDConfig(initial_scheme="x"), "initial_scheme: must be 'intersection' or"),
-        (lambda: SamplingParams(stop=3), "stop: must be a list, not 3"),
+        (lambda: SamplingParams(stop=3), "stop.0: must be a string, not 3"),
         (lambda: SamplingParams(seed="7"), "seed: must be a whole number, not '7'"),
         (lambda: SamplingParams(stop=["a" * 99, None]), "stop.1: must be a string, not None"),
         (lambda: SamplingParams(temperature="hot\n" * 99), "temperature: must be a number, not '"),
@@ -155,6 +173,70 @@ def test_replace_validates_and_records_what_was_replaced() -> None:
             config.replace(**{name: value})
 
 
+def test_a_copy_is_validated_as_replace_validates() -> None:
+    config = SSDConfig(kappa=2)
+    assert config.model_copy(update={"alpha_union": 2.0}) == config.replace(alpha_union=2.0)
+    assert config.model_copy() == config.model_copy(deep=True) == config
+    for update in ({"alpha_union": -5}, {"nope": 3}):
+        with pytest.raises(SafeDraftError, match=next(iter(update))):
+            config.model_copy(update=update)
+
+
+def test_replace_takes_every_name_of_an_option() -> None:
+    sampling = SamplingParams(seed=4, temperature=0.7)
+    assert sampling.replace(max_tokens=3).max_new_tokens == 3
+    assert sampling.replace(do_sample=True).temperature == 0.7
+    assert sampling.replace(do_sample=False) == SamplingParams(seed=4)
+    assert sampling.replace(seed=None) == SamplingParams(temperature=0.7)
+    with pytest.raises(SafeDraftError, match="nope"):
+        sampling.replace(nope=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"stop_strings": "x"}, {"stop": ("x",)}),
+        ({"eos_token_id": 3}, {"stop_token_ids": (3,)}),
+        ({"eos_token_id": [3, 4]}, {"stop_token_ids": (3, 4)}),
+        ({"stop_token_ids": 3}, {"stop_token_ids": (3,)}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"do_sample": False}, {}),
+        ({"do_sample": False, "temperature": None, "top_p": None}, {}),
+        ({"do_sample": False, "temperature": 0}, {}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"do_sample": True, "temperature": 0.5}, {"temperature": 0.5}),
+        ({"do_sample": None}, {}),
+        ({"max_new_tokens": 3, "max_tokens": None}, {"max_new_tokens": 3}),
+        ({"use_tqdm": True, "pad_token_id": 7}, {}),
+    ],
+)
+def test_options_have_the_names_of_other_libraries(
+    options: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    assert SamplingParams(**options) == SamplingParams(**fields)
+
+
+@pytest.mark.parametrize("name", [*NEUTRAL, *WITHOUT_EFFECT, *SamplingParams.model_fields])
+def test_nothing_and_what_has_no_effect_are_dropped(name: str) -> None:
+    assert SamplingParams(**{name: None}) == SamplingParams()
+    if name in NEUTRAL:
+        assert SamplingParams(**{name: NEUTRAL[name]}) == SamplingParams()
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_would_change_a_reply_is_refused_by_name(name: str) -> None:
+    for value in (1.5, [3], not NEUTRAL[name], "x"):
+        with pytest.raises(SafeDraftError, match=f"^{name}=.* is not supported with SSD: "):
+            SamplingParams(**{name: value})
+
+
+def test_the_table_of_types_has_every_name() -> None:
+    known = {*SamplingParams.model_fields, *SYNONYMS, *NEUTRAL, *WITHOUT_EFFECT, "do_sample"}
+    assert set(SamplingOptions.__annotations__) == known
+
+
 def test_alpha_may_exceed_one() -> None:
     assert SSDConfig(alpha_union=2.0).alpha_union == 2.0
 
@@ -207,5 +289,5 @@ def test_a_prompt_that_fills_the_context_is_too_long() -> None:
 
 
 def test_configs_cannot_be_changed() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(SafeDraftError, match=r"^bin_size cannot be changed: make a copy with repl"):
         SSDConfig().bin_size = 3  # type: ignore[misc]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from safedraft.core.errors import PromptTooLongError, SafeDraftError, refuse_invalid
+from safedraft.core.errors import PromptTooLongError, SafeDraftError, refuse_invalid, show_value
+from safedraft.core.options import translate
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -42,8 +43,10 @@ class _OneLineErrors(ModelMetaclass):
     if not TYPE_CHECKING:  # a type checker is to see the constructor's own parameters
 
         def __call__(cls, *arguments, **values):
+            if arguments:
+                raise SafeDraftError(f"{cls.__name__} takes its values by their names")
             with refuse_invalid(shown=True):
-                return super().__call__(*arguments, **values)
+                return super().__call__(**values)
 
 
 class Constants(BaseModel, metaclass=_OneLineErrors):
@@ -65,6 +68,26 @@ class Constants(BaseModel, metaclass=_OneLineErrors):
         with refuse_invalid(shown=True):
             changed = self.model_validate({**self.model_dump(), **constants})
         return self.model_construct(_fields_set=set(constants), **dict(changed))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with what is in ``update`` replaced as ``replace`` does it.
+
+        Raises:
+            SafeDraftError: an unknown name, or a value outside its range.
+        """
+        return self.replace(**update) if update else super().model_copy(deep=deep)
+
+    if not TYPE_CHECKING:  # a type checker refuses the assignment itself
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Refuse a change.
+
+            Raises:
+                SafeDraftError: always.
+            """
+            raise SafeDraftError(
+                f"{name} cannot be changed: make a copy with replace({name}={show_value(value)})"
+            )
 
 
 class NoConstants(Constants):
@@ -194,15 +217,15 @@ class RiskConfig(SSDConfig):
         return self
 
 
-def _wrap_text(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+def _wrap_one(value: Any) -> Any:
+    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 class SamplingParams(Constants):
     """How a token is taken from the composite distribution.
 
     Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite. The
-    name ``max_tokens``, as in vLLM, is accepted for ``max_new_tokens``.
+    names of vLLM and Transformers are accepted too (``safedraft.core.options``); None is nothing.
     Raises ``SafeDraftError`` (a ``ValueError``) for values outside their range.
     """
 
@@ -213,7 +236,7 @@ class SamplingParams(Constants):
     """0 is greedy; otherwise at least 0.01."""
 
     top_k: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Keep the k most likely tokens of the composite; 0 keeps all."""
+    """Keep the k most likely tokens of the composite; 0 keeps all, as -1 does."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep the fewest most likely tokens that reach this share of the composite."""
@@ -221,21 +244,24 @@ class SamplingParams(Constants):
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
     """Makes a sampled reply repeatable; drawn and reported when not given."""
 
-    stop: Annotated[tuple[str, ...], BeforeValidator(_wrap_text)] = ()
+    stop: Annotated[tuple[str, ...], BeforeValidator(_wrap_one)] = ()
     """Strings that end the reply, or one; they are not part of it."""
 
-    stop_token_ids: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
-    """Tokens that end the reply, besides the pair's end tokens."""
+    stop_token_ids: Annotated[
+        tuple[Annotated[int, Field(ge=0, strict=True)], ...], BeforeValidator(_wrap_one)
+    ] = ()
+    """Tokens that end the reply, or one, besides the pair's end tokens."""
 
     @model_validator(mode="before")
     @classmethod
-    def _rename_max_tokens(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "max_tokens" not in values:
-            return values
-        if "max_new_tokens" in values:
-            raise ValueError("give max_new_tokens or max_tokens, which mean the same, not both")
-        others = {name: value for name, value in values.items() if name != "max_tokens"}
-        return others | {"max_new_tokens": values["max_tokens"]}
+    def _translate(cls, values: Any) -> Any:
+        return translate(values, cls.model_fields) if isinstance(values, Mapping) else values
+
+    def replace(self, /, **constants: Any) -> Self:
+        """As ``Constants.replace``, by any name of an option; None stands for the default value."""
+        named = translate(constants, type(self).model_fields, self.temperature)
+        defaults = {name: value for name, value in constants.items() if value is None}
+        return super().replace(**defaults | named)
 
     @field_validator("temperature")
     @classmethod
@@ -261,36 +287,3 @@ class SamplingParams(Constants):
         seed = self.seed if self.seed is not None else secrets.randbits(63)
         limit = min(self.max_new_tokens, room)
         return self.replace(max_new_tokens=limit, seed=seed)
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of ``SamplingParams`` as keyword arguments, each in place of a given one."""
-
-    max_new_tokens: int
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-
-
-def sampling_of(
-    sampling: SamplingParams | Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> SamplingParams:
-    """The sampling parameters that a caller gives as an object, as a mapping, or one by one.
-
-    Raises:
-        SafeDraftError: an option is unknown or out of its range.
-    """
-    known = SamplingOptions.__annotations__
-    for name in (*options, *(sampling if isinstance(sampling, Mapping) else ())):
-        if name not in known:
-            raise SafeDraftError(f"unknown option {name!r}; sampling has {', '.join(known)}")
-    with refuse_invalid(shown=True):
-        named = SamplingParams.model_validate(dict(options))
-        if sampling is None:
-            return named
-        given = SamplingParams.model_validate(sampling)
-        return given.replace(**{name: getattr(named, name) for name in named.model_fields_set})

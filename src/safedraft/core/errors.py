@@ -117,7 +117,7 @@ def problems(error: ValidationError, *, whole: str = "", shown: bool = False) ->
         where = ".".join(str(part) for part in found["loc"]) or whole
         wrong = explain(found)
         if shown and found["type"] not in _NAMELESS | {"value_error", "assertion_error"}:
-            wrong += f", not {_show(found['input'])}"
+            wrong += f", not {show_value(found['input'])}"
         lines.append(f"{where}: {wrong}" if where else wrong)
     return lines
 
@@ -127,8 +127,8 @@ def _plain(bound: Any) -> Any:
     return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
-def _show(value: object) -> str:
-    """Show a value in one line, however long it is."""
+def show_value(value: object) -> str:
+    """Show a refused value in one line, however long it is."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

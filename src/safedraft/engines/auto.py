@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.options import choose_options
 from safedraft.engines.base import LoadedPair
 from safedraft.engines.cpu.compiled import why_not_available
 from safedraft.engines.transformers.load import Placement
@@ -17,7 +16,7 @@ from safedraft.models.registry import PairSpec
 
 _UNDERSTOOD = {
     "dtype": ("auto", "int8", "int4"),
-    "draft_dtype": (None, "int8", "int4"),
+    "draft_dtype": ("int8", "int4"),
     "device": ("auto", "cpu"),
 }
 """Options that the engine cpu can do as well, with their values."""
@@ -41,10 +40,7 @@ def load(
         SafeDraftError: the pair cannot be loaded.
         IncompatiblePairError: the two models cannot decode together.
     """
-    try:
-        signature(load_transformers).bind(spec, config, report, **options)
-    except TypeError as error:
-        raise SafeDraftError(f"the engines cpu and transformers: {error}") from error
+    options = choose_options(load_transformers, options, "the engines cpu and transformers")
     from safedraft.engines.cpu.load import load_parts as load_on_cpu
     from safedraft.engines.cpu.load import read_bits
     from safedraft.engines.transformers.load import load_parts as load_with_transformers
@@ -67,9 +63,9 @@ def _why_not_asked(options: dict[str, Any]) -> str | None:
     import torch
 
     for name, value in options.items():
-        if value not in _UNDERSTOOD.get(name, ()):
+        if str(value) not in _UNDERSTOOD.get(name, ()):
             return f"has no {name} {value}"
-    if options.get("device", "auto") == "auto" and torch.accelerator.is_available():
+    if str(options.get("device", "auto")) == "auto" and torch.accelerator.is_available():
         return "is for processors, and there is an accelerator"
     return None
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safedraft.core.config import SSDConfig
-from safedraft.core.errors import SafeDraftError, refuse_invalid
+from safedraft.core.errors import SafeDraftError, first_line, refuse_invalid
 from safedraft.engines.base import LoadedPair
 from safedraft.models.registry import PairSpec
-from safedraft.pair.guards import require_system_prompts, warn_if_unguarded
+from safedraft.pair.guards import require_probe, require_system_prompts, warn_if_unguarded
+from safedraft.pair.options import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | str | PathLike[str]"
+"""A tokenizer of Transformers, or the folder or hub id of one."""
 
 _FIELDS = ("template", "template_from", "target_system", "draft_system")
 
 
 def take_models(
     models: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizers: tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None],
+    tokenizers: tuple[Tokenizer | None, Tokenizer | None],
     guarded: bool | None,
-    config: SSDConfig | None,
+    config: SSDConfig | Mapping[str, Any] | None,
     fields: Mapping[str, Any],
 ) -> LoadedPair:
     """Check two models and put them into an engine; see ``Pair.from_models``."""
@@ -43,7 +48,36 @@ def take_models(
             bare_draft=guarded is False,
             **fields,
         )
+    own_tokenizers = _find_tokenizer(tokenizers[0]), _find_tokenizer(tokenizers[1])
+    constants = read_config(config, spec.config)
     warn_if_unguarded(spec)
-    loaded = pair_in_memory(spec, plain, tokenizers, config)
+    loaded = pair_in_memory(spec, plain, own_tokenizers, constants)
     require_system_prompts(loaded)
+    require_probe(loaded)
+    return loaded
+
+
+def _find_tokenizer(named: Tokenizer | None) -> PreTrainedTokenizerBase | None:
+    """Load a tokenizer that is named; one in memory is returned as it is.
+
+    Raises:
+        SafeDraftError: it cannot be loaded, or is no tokenizer of Transformers.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    if named is None or isinstance(named, PreTrainedTokenizerBase):
+        return named
+    how = "give AutoTokenizer.from_pretrained(…), or the folder or hub id of one"
+    if not isinstance(named, str | PathLike):
+        raise SafeDraftError(
+            f"tokenizer must be one of Transformers, not {type(named).__name__}: {how}"
+        )
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            named, trust_remote_code=False
+        )
+    except Exception as error:  # Transformers passes on any exception of its parsers
+        raise SafeDraftError(
+            f"no tokenizer can be loaded from {named} ({first_line(error)}): {how}"
+        ) from error
     return loaded

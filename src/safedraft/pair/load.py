@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
 from os import PathLike
 from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.options import choose_options
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.engines.base import LoadedPair
 from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
 from safedraft.pair.guards import require_probe, require_system_prompts, warn_if_unguarded
+from safedraft.pair.options import read_config
 from safedraft.pair.pair import Pair
 
 Named = str | PathLike[str]
 """A name, a hub id, or the path of a folder or GGUF file."""
 
+_SYNONYMS = {
+    "model": "target",
+    "draft_model": "draft",
+    "speculative_model": "draft",
+    "assistant_model": "draft",
+}
+"""The parameter of ``load_pair`` by its name in vLLM or Transformers."""
+
 
 def load_pair(
     name: Named | None = None,
     draft: Named | None = None,
+    adapter: Named | None = None,
     *,
     target: Named | None = None,
-    adapter: Named | None = None,
     use_adapter: bool = True,
     template: Mapping[str, bool | int | float | str] | None = None,
     template_from: TemplateSource | None = None,
     other_base: bool = False,
-    config: SSDConfig | None = None,
+    config: SSDConfig | Mapping[str, Any] | None = None,
     engine: str = DEFAULT_ENGINE,
     report: ReportProgress | None = None,
     **options: Any,
@@ -42,9 +51,9 @@ def load_pair(
             be the target, as in ``load_pair("owner/big", "owner/small")``.
         draft: in place of the pair's own, a registered model, a folder, a GGUF file, or a hub id
             ``owner/name[@revision]``.
-        target: likewise.
         adapter: a LoRA adapter for the draft (safetensors), merged into it: one that comes with
             SafeDraft, a folder, or a hub id.
+        target: as ``draft``.
         use_adapter: False for the bare draft, without its adapter and without the warning that it
             has none.
         template: variables of the chat templates, such as ``{"enable_thinking": False}``; by
@@ -52,16 +61,17 @@ def load_pair(
         template_from: ``target`` or ``draft`` gives both models the chat template of that one.
         other_base: accept other weights than those that the adapter was trained on, of the same
             architecture, with a warning.
-        config: in place of the pair's own.
+        config: constants in place of the pair's own, or a mapping that replaces some of them.
         engine: ``transformers``, ``vllm`` for many requests at once (docs/vllm.md), or another
             that is installed.
         report: called with stage, done and total bytes while a model is fetched; by default a bar
             is drawn on a terminal or in a notebook.
         options: the engine's own. Transformers: ``dtype`` (``auto``, ``bfloat16``, ``float16``,
             ``float32``), ``draft_dtype`` (also ``int8`` on processors), ``device`` and
-            ``draft_device`` (``auto`` or as torch names it), and for the target ``device_map`` and
-            ``quantization_config`` as in ``from_pretrained``. vLLM: ``dtype``,
-            ``draft_tokens_up_to`` and any of vLLM's engine arguments.
+            ``draft_device`` (``auto`` or as torch names it), ``attn_implementation``, and for the
+            target ``device_map``, ``max_memory`` and ``quantization_config`` as in
+            ``from_pretrained``. vLLM: ``dtype``, ``draft_tokens_up_to`` and any of vLLM's engine
+            arguments. ``model`` is taken as ``target``, and ``draft_model`` as ``draft``.
 
     Raises:
         SafeDraftError: whatever does not fit, in one line that says what to do.
@@ -71,6 +81,10 @@ def load_pair(
         UnguardedWarning: the draft has no adapter, and ``use_adapter`` does not say that it is
             meant to have none; or the adapter was trained on other weights or another template.
     """
+    named = {"target": target, "draft": draft}
+    for synonym in _SYNONYMS.keys() & options.keys():
+        _rename(synonym, named, options)
+    target, draft = named["target"], named["draft"]
     if name is not None and draft is not None and target is None and str(name) not in pairs():
         name, target = None, name
     name, target, draft, adapter = (
@@ -89,10 +103,18 @@ def load_pair(
     return load_spec(spec, config=config, engine=engine, report=report, **options)
 
 
+def _rename(synonym: str, named: dict[str, Named | None], options: dict[str, Any]) -> None:
+    """Move an option that other libraries call so to the parameter that it means."""
+    meant, value = _SYNONYMS[synonym], options.pop(synonym)
+    if value is not None and named[meant] is not None:
+        raise SafeDraftError(f"give {meant} or {synonym}, which mean the same, not both")
+    named[meant] = named[meant] if value is None else value
+
+
 def load_spec(
     spec: PairSpec,
     *,
-    config: SSDConfig | None = None,
+    config: SSDConfig | Mapping[str, Any] | None = None,
     engine: str = DEFAULT_ENGINE,
     report: ReportProgress | None = None,
     **options: Any,
@@ -100,14 +122,12 @@ def load_spec(
     """Load a pair that was chosen already; as ``load_pair``."""
     warn_if_unguarded(spec)
     load = ENGINES.find(engine)
-    try:
-        signature(load).bind(spec, config, report, **options)
-    except TypeError as error:
-        raise SafeDraftError(f"the engine {engine}: {error}") from error
+    own = choose_options(load, options, f"the engine {engine}")
+    constants = read_config(config, spec.config)
     if report is not None:
-        return _pair_of(load(spec, config, report, **options), spec)
+        return _pair_of(load(spec, constants, report, **own), spec)
     with show_progress(lines=False) as shown:
-        return _pair_of(load(spec, config, shown, **options), spec)
+        return _pair_of(load(spec, constants, shown, **own), spec)
 
 
 def _pair_of(loaded: LoadedPair, spec: PairSpec) -> Pair:

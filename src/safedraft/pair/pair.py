@@ -7,27 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard, Unpack, cast, overload
 
-from safedraft.core.config import (
-    Constants,
-    SamplingOptions,
-    SamplingParams,
-    SSDConfig,
-    sampling_of,
-)
+from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
 from safedraft.core.rule import Rule
-from safedraft.pair.in_memory import take_models
+from safedraft.pair.in_memory import Tokenizer, take_models
+from safedraft.pair.options import Config, GenerateOptions, Sampling, for_each, take_sampling
 from safedraft.pair.tokens import Prompts, TokenPair
 from safedraft.text.messages import conversation, turn_begun
 from safedraft.text.results import GenerationResult
 from safedraft.text.stream import Stream
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Conversation = Sequence[Mapping[str, Any]]
-"""Messages: ``{"role": "system" | "user" | "assistant", "content": text or parts of text}``."""
+"""Messages: ``{"role": "system" | "user" | "assistant", "content": text or parts of text}``.
+
+The role ``developer`` means ``system``.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,10 +41,10 @@ class Pair(TokenPair):
         target: PreTrainedModel,
         draft: PreTrainedModel,
         *,
-        tokenizer: PreTrainedTokenizerBase | None,
-        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None,
+        draft_tokenizer: Tokenizer | None = None,
         guarded: bool | None = None,
-        config: SSDConfig | None = None,
+        config: SSDConfig | Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> Pair:
         """A pair of two models of Transformers that are in memory, in any dtype, on any device.
@@ -57,11 +55,11 @@ class Pair(TokenPair):
         Args:
             target: the large model.
             draft: the small one, with its safety training in it.
-            tokenizer: the target's, or None to decode token ids only.
+            tokenizer: the target's, or its folder or hub id; None to decode token ids only.
             draft_tokenizer: the draft's; the target's if None.
             guarded: whether the draft was trained to refuse; by default that is taken to be so if
                 it is a ``PeftModel``. False accepts a draft that was not, without a warning.
-            config: the constants.
+            config: the constants, or a mapping of those that are not the published ones.
             fields: further fields of a pair: ``template``, ``template_from``, ``target_system``,
                 ``draft_system``.
 
@@ -79,47 +77,47 @@ class Pair(TokenPair):
     def generate(
         self,
         prompt: str | Conversation,
+        sampling: Sampling | None = None,
         *,
         system: str | None = None,
         prefill: str = "",
         reasoning: str | None = None,
-        sampling: SamplingParams | Mapping[str, Any] | None = None,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> GenerationResult: ...
 
     @overload
     def generate(
         self,
         prompt: list[str] | Sequence[Conversation],
+        sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         system: str | None = None,
         prefill: str = "",
         reasoning: str | None = None,
-        sampling: SamplingParams | Mapping[str, Any] | None = None,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> list[GenerationResult]: ...
 
     def generate(
         self,
         prompt: str | Conversation | list[str] | Sequence[Conversation],
+        sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         system: str | None = None,
         prefill: str = "",
         reasoning: str | None = None,
-        sampling: SamplingParams | Mapping[str, Any] | None = None,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> GenerationResult | list[GenerationResult]:
         """Answer a prompt (what the user says, or messages) and return the whole reply.
 
@@ -130,15 +128,17 @@ class Pair(TokenPair):
             system: the system prompt, before the messages.
             prefill: how the assistant's answer begins.
             reasoning: how the reasoning of a pair that thinks begins; all of it with a prefill.
-            sampling: greedy and at most 512 tokens when not given; an object or a mapping.
-            config: constants in place of the pair's own. A rule that has others takes those that
-                have the same name.
+            sampling: greedy and at most 512 tokens when not given; an object or a mapping, or, with
+                a list of prompts, one for each.
+            config: constants in place of the pair's own, or a mapping that replaces some of the
+                pair's. A rule that has others takes those of an object that have the same name.
             rule: the rule by which positions are decided, or its name; by default that of the pair.
             top_logprobs: None: no log probabilities; otherwise that of each token and of so many
                 of the most likely at its position, of the distribution that it is taken from.
             chat_template_kwargs: variables of the chat templates for this request, in place of the
                 pair's, such as ``{"enable_thinking": False}``.
-            options: fields of ``SamplingParams``, each in place of that of ``sampling``.
+            options: fields of ``SamplingParams``, each in place of that of ``sampling``, under any
+                of their names; ``sampling_params`` and ``logprobs``, as vLLM has them.
 
         Raises:
             PromptTooLongError: the prompt leaves no room in the context.
@@ -148,59 +148,61 @@ class Pair(TokenPair):
             "system": system,
             "prefill": prefill,
             "reasoning": reasoning,
-            "sampling": sampling_of(sampling, options),
             "config": config,
             "rule": rule,
             "top_logprobs": top_logprobs,
             "chat_template_kwargs": chat_template_kwargs,
+            **options,
         }
         if _is_one(prompt):
-            return self.stream(prompt, **shared).drain()
-        return self.generate_many(cast("list[str]", prompt), **shared)
+            return self.stream(prompt, cast("Sampling | None", sampling), **shared).drain()
+        return self.generate_many(cast("list[str]", prompt), sampling, **shared)
 
     def stream(
         self,
         prompt: str | Conversation,
+        sampling: Sampling | None = None,
         *,
         system: str | None = None,
         prefill: str = "",
         reasoning: str | None = None,
-        sampling: SamplingParams | Mapping[str, Any] | None = None,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         batch: RequestBatch | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Stream:
         """As ``generate``, token by token: iterate over it; ``.result`` is the reply so far.
 
         Args:
             batch: decode together with the other requests of this batch (``pair.engine.batch()``).
         """
-        messages = conversation(prompt, prefill, system, reasoning)
+        messages = conversation(_rename_roles(prompt), prefill, system, reasoning)
         return self.stream_ids(
             self.prompts(messages, chat_template_kwargs),
-            sampling=sampling_of(sampling, options),
+            sampling,
             config=config,
             rule=rule,
             turn_begun=turn_begun(messages),
             top_logprobs=top_logprobs,
             batch=batch,
+            **options,
         )
 
     def generate_many(
         self,
         prompts: Sequence[str] | Sequence[Conversation],
+        sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         system: str | None = None,
         prefill: str = "",
         reasoning: str | None = None,
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        config: Constants | Sequence[Constants] | None = None,
+        config: Config | Sequence[Config] | None = None,
         rule: str | Rule | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> list[GenerationResult]:
         """Answer many prompts together; ``sampling`` and ``config`` are for all or for each.
 
@@ -209,31 +211,35 @@ class Pair(TokenPair):
         """
         if isinstance(prompts, str):
             raise SafeDraftError("generate_many takes a list of prompts: generate takes one")
-        messages = [conversation(prompt, prefill, system, reasoning) for prompt in prompts]
+        messages = [
+            conversation(_rename_roles(prompt), prefill, system, reasoning) for prompt in prompts
+        ]
         return self.generate_many_ids(
             [self.prompts(one, chat_template_kwargs) for one in messages],
-            sampling=sampling,
+            sampling,
             config=config,
             rule=rule,
             turn_begun=[turn_begun(one) for one in messages],
             top_logprobs=top_logprobs,
+            **options,
         )
 
     def generate_many_ids(
         self,
         prompts: Sequence[Prompts | Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] | None = None,
         *,
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        config: Constants | Sequence[Constants] | None = None,
+        config: Config | Sequence[Config] | None = None,
         rule: str | Rule | None = None,
         turn_begun: Sequence[bool | None] | None = None,
         top_logprobs: int | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> list[GenerationResult]:
         """As ``generate_many``, from token ids."""
         batch = self.engine.batch()
-        samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
-        configs = config if isinstance(config, Sequence) else [config] * len(prompts)
-        begun = turn_begun or [None] * len(prompts)
+        samplings = for_each(take_sampling(sampling, options), len(prompts), "sampling")
+        configs = for_each(config, len(prompts), "config")
+        begun = for_each(turn_begun, len(prompts), "turn_begun")
         streams: list[Stream] = []
         started = time.perf_counter()
         try:
@@ -243,12 +249,13 @@ class Pair(TokenPair):
                 streams.append(
                     self.stream_ids(
                         ids,
-                        sampling=own,
+                        own,
                         config=constants,
                         rule=rule,
                         turn_begun=has_begun,
                         top_logprobs=top_logprobs,
                         batch=batch,
+                        **options,
                     )
                 )
             _drain_together(streams, started)
@@ -268,6 +275,19 @@ def _is_one(prompt: object) -> TypeGuard[str | Conversation]:
     if isinstance(prompt, str):
         return True
     return not isinstance(prompt, Sequence) or all(isinstance(one, Mapping) for one in prompt)
+
+
+def _rename_roles(prompt: str | Conversation) -> str | Conversation:
+    """Call the role ``developer``, as newer models of OpenAI have it, ``system``."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return prompt
+    return [_rename_role(message) for message in prompt]
+
+
+def _rename_role(message: Any) -> Any:
+    if isinstance(message, Mapping) and message.get("role") == "developer":
+        return {**message, "role": "system"}
+    return message
 
 
 def _drain_together(streams: Sequence[Stream], started: float) -> None:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-from safedraft.core.config import Constants, SamplingParams
-from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.core.config import SamplingParams
+from safedraft.core.errors import SafeDraftError, UnguardedWarning, show_value
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
 from safedraft.core.risk import RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
-from safedraft.rules import constants_for, find_rule, own_rule
+from safedraft.pair.options import (
+    Config,
+    GenerateOptions,
+    Sampling,
+    read_constants,
+    read_sampling,
+    take_alternatives,
+    take_sampling,
+)
+from safedraft.rules import find_rule, own_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.encode import encode, encode_text, turn_header
 from safedraft.text.messages import Message, conversation, turn_begun, with_system
@@ -26,6 +35,7 @@ from safedraft.text.results import Statistics
 from safedraft.text.stop import control_stops
 from safedraft.text.stream import Stream
 from safedraft.text.template import require_variables, template_of
+from safedraft.text.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,13 +157,14 @@ class TokenPair(LoadedPair):
     def stream_ids(
         self,
         prompts: Prompts | Sequence[int],
+        sampling: Sampling | None = None,
         *,
-        sampling: SamplingParams | None = None,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         turn_begun: bool | None = None,
         top_logprobs: int | None = None,
         batch: RequestBatch | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Stream:
         """As ``stream``, from token ids; with no tokenizer, tokens have no text.
 
@@ -171,7 +182,9 @@ class TokenPair(LoadedPair):
         """
         if not isinstance(prompts, Prompts):
             prompts = Prompts(list(prompts), list(prompts))
-        sampling = self.fit(prompts, sampling or SamplingParams())
+        given = take_sampling(sampling, options)
+        top_logprobs = take_alternatives(top_logprobs, options)
+        sampling = self.fit(prompts, read_sampling(given, options))
         tokenizer = self.target.tokenizer
         if sampling.stop and tokenizer is None:
             raise SafeDraftError("stop strings need a tokenizer, and the target has none")
@@ -189,13 +202,14 @@ class TokenPair(LoadedPair):
             ),
             sampling.stop,
             self.warnings,
+            partial(token_bytes, tokenizer) if tokenizer else None,
         )
 
     def request(
         self,
         prompts: Prompts,
         sampling: SamplingParams,
-        config: Constants | None = None,
+        config: Config | None = None,
         rule: str | Rule | None = None,
         *,
         turn_begun: bool | None = None,
@@ -204,17 +218,22 @@ class TokenPair(LoadedPair):
         """A request of this pair, for whoever steps a batch itself; see ``stream_ids``."""
         if top_logprobs is not None:
             self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
+            if type(top_logprobs) is not int:
+                refused = show_value(top_logprobs)
+                raise SafeDraftError(f"top_logprobs must be a whole number, not {refused}")
             if top_logprobs < 0:
                 raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
         rule = rule or self.rule
         decided_by = find_rule(rule) if isinstance(rule, str) else rule
+        if not hasattr(decided_by, "config"):
+            raise SafeDraftError(f"rule must be the name of a rule or one, not {show_value(rule)}")
         return Request(
             tuple(prompts.target),
             tuple(prompts.draft),
             decided_by,
-            constants_for(decided_by.config, config or self.config),
+            read_constants(decided_by.config, config, self.config),
             sampling,
             self.end_tokens_of(sampling),
             Context(turn_begun, self.refusal_tokens, self._risk_context(prompts)),

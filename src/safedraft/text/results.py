@@ -25,6 +25,12 @@ class Alternative(NamedTuple):
     text: str
     """The text that it would add there, control tokens spelled out; empty without a tokenizer."""
     logprob: float
+    bytes: tuple[int, ...] | None = None
+    """Its bytes, where it is a part of a character, which has no text of its own."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON; bytes only where there are some."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Token:
         if self.logprob is None:
             del fields["logprob"], fields["top_logprobs"]
         else:
-            fields["top_logprobs"] = [other._asdict() for other in self.top_logprobs]
+            fields["top_logprobs"] = [other.to_dict() for other in self.top_logprobs]
         return fields
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -11,6 +11,8 @@ from safedraft.core.generation import Generation, RequestBatch, Step, iterate
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.results import Alternative, GenerationResult, Statistics, Token
 from safedraft.text.stop import find_stop, settled_length
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Stream(Iterator[Token]):
@@ -27,6 +29,7 @@ class Stream(Iterator[Token]):
         statistics: the object that is filled in; it already has the prompt's length and the seed.
         stop: strings that end the reply and are cut off it.
         warnings: what the result says of the pair.
+        spell_bytes: the bytes of a token that is a part of a character; None: they are not known.
     """
 
     def __init__(
@@ -37,16 +40,21 @@ class Stream(Iterator[Token]):
         statistics: Statistics,
         stop: Sequence[str] = (),
         warnings: Sequence[str] = (),
+        spell_bytes: Callable[[int], bytes | None] | None = None,
     ) -> None:
         self.result = GenerationResult(statistics=statistics, warnings=tuple(warnings))
         self._generation: Generation | None = generation
         self._steps = iterate(batch, generation)
         self._detokenizer = detokenizer
+        self._spell_bytes = spell_bytes
         self._stop = tuple(text for text in stop if text)
         self._end_tokens = generation.request.end_tokens
         self._held: list[Token] = []
         self._advance_start = 0.0
         self._tokens = self._run(generation)
+
+    def __repr__(self) -> str:
+        return f"Stream({'ended' if self._generation is None else 'open'}, {self.result!r})"
 
     @property
     def more(self) -> bool:
@@ -140,8 +148,12 @@ class Stream(Iterator[Token]):
 
     def _alternatives(self, step: Step) -> tuple[Alternative, ...]:
         most_likely = step.logprobs.most_likely if step.logprobs else ()
-        spell = self._detokenizer.spell if self._detokenizer else lambda token: ""
-        return tuple(Alternative(id, spell(id), logprob) for id, logprob in most_likely)
+        return tuple(self._alternative(token, logprob) for token, logprob in most_likely)
+
+    def _alternative(self, token: int, logprob: float) -> Alternative:
+        text = self._detokenizer.spell(token) if self._detokenizer else ""
+        own = self._spell_bytes(token) if self._spell_bytes and _REPLACEMENT in text else None
+        return Alternative(token, text, logprob, None if own is None else tuple(own))
 
     def _held_text(self) -> str:
         return "".join(token.text for token in self._held)

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from safedraft.models.description import ModelDescription
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+_DTYPES = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+}
+"""The name of a dtype by its other names."""
+
 INT8 = "int8"
 """A further dtype of a draft: the checkpoint's, with 8-bit weights in linear layers."""
 
@@ -30,13 +40,15 @@ def load(
     config: SSDConfig | None = None,
     report: ReportProgress = silent,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | torch.dtype | None = "auto",
     torch_dtype: str | torch.dtype | None = None,
     draft_dtype: str | torch.dtype | None = None,
     device: str = "auto",
     draft_device: str | None = None,
     device_map: Any = None,
+    max_memory: Any = None,
     quantization_config: Any = None,
+    attn_implementation: str | None = None,
 ) -> LoadedPair:
     """Fetch, check and load a pair.
 
@@ -53,7 +65,9 @@ def load(
         draft_device: the draft's device if it differs.
         device_map: how the target is spread over devices, as in ``from_pretrained``; the draft lies
             on ``draft_device``, by default where the target begins.
+        max_memory: how much of each device ``device_map`` may use for the target.
         quantization_config: how the target is quantized, as in ``from_pretrained``.
+        attn_implementation: how both models compute attention, as in ``from_pretrained``.
 
     Raises:
         SafeDraftError: the pair cannot be loaded; one line says what to do.
@@ -67,7 +81,9 @@ def load(
         device=device,
         draft_device=draft_device,
         device_map=device_map,
+        max_memory=max_memory,
         quantization_config=quantization_config,
+        attn_implementation=attn_implementation,
     )
     return load_parts(fetch_parts(spec, report), config, report, placement)
 
@@ -83,32 +99,42 @@ class Placement:
     """Whether the draft lies where the target begins."""
     options: dict[str, Any]
     """Options of the target for ``from_pretrained``."""
+    attention: str | None = None
+    """How both models compute attention; None: as Transformers chooses."""
 
     @classmethod
     def read(
         cls,
         spec: PairSpec,
         *,
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = "auto",
         torch_dtype: str | torch.dtype | None = None,
         draft_dtype: str | torch.dtype | None = None,
         device: str = "auto",
         draft_device: str | None = None,
         device_map: Any = None,
+        max_memory: Any = None,
         quantization_config: Any = None,
+        attn_implementation: str | None = None,
     ) -> Placement:
         """Read the options of ``load``, before gigabytes are fetched or loaded.
 
         Raises:
             SafeDraftError: they contradict each other, or the machine does not have what they name.
         """
-        if torch_dtype is not None and dtype != "auto":
+        if torch_dtype is not None and dtype not in (None, "auto"):
             raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")
-        dtype = _name_dtype(torch_dtype or dtype)
+        dtype = _name_dtype(torch_dtype or dtype or "auto")
         draft_dtype = None if draft_dtype is None else _name_dtype(draft_dtype)
         if device_map is not None and device != "auto":
             raise SafeDraftError("give device or device_map for the target, not both")
-        placed = {"device_map": device_map, "quantization_config": quantization_config}
+        if max_memory is not None and device_map is None:
+            raise SafeDraftError("max_memory limits what device_map uses: add device_map='auto'")
+        placed = {
+            "device_map": device_map,
+            "max_memory": max_memory,
+            "quantization_config": quantization_config,
+        }
         devices = _find_device(device), _find_device(draft_device or device)
         small = _choose_draft_dtype(spec, dtype, draft_dtype, devices[1])
         return cls(
@@ -117,6 +143,7 @@ class Placement:
             small == INT8,
             device_map is not None and draft_device is None,
             {name: value for name, value in placed.items() if value is not None},
+            attn_implementation,
         )
 
 
@@ -133,7 +160,8 @@ def load_parts(
     chosen = list(
         zip(parts.folders, parts.descriptions, placement.types, placement.devices, strict=True)
     )
-    big, small = _load(chosen[0], report, **placement.options), _load(chosen[1], report)
+    big = _load(chosen[0], report, placement.attention, **placement.options)
+    small = _load(chosen[1], report, placement.attention)
     if placement.draft_beside_target:
         small = small.to(big.device)
     for model in (big, small):
@@ -158,12 +186,16 @@ def load_parts(
 def _load(
     model: tuple[Path, ModelDescription, torch.dtype | str, torch.device],
     report: ReportProgress,
+    attention: str | None,
     **placed: Any,
 ) -> PreTrainedModel:
     from safedraft.models.weights import load_model
 
     report(f"loading {model[1].name}", 0, 0)
-    return load_model(*model, **placed)
+    if attention is None:
+        return load_model(*model, **placed)
+    loaded = load_model(*model, attn_implementation=attention, **placed)
+    return loaded if placed else loaded.to(model[3])
 
 
 def _choose_draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: torch.device) -> str:
@@ -175,7 +207,8 @@ def _choose_draft_dtype(spec: PairSpec, dtype: str, named: str | None, device: t
 
 
 def _name_dtype(dtype: str | torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)
 
 
 def _find_dtype(name: str) -> torch.dtype | str:

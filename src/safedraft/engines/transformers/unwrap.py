@@ -61,6 +61,7 @@ def unwrap(model: Any, name: str) -> PreTrainedModel:
     if inner.training or any(map(_drops, inner.modules())):
         raise SafeDraftError(f"{name} is in training mode: call {name}.eval() first")
     require_adapters_in_layers(inner, name)
+    _count_embeddings(inner)
     if adapted is not None and not _agree(adapted, inner, name):
         raise _outside(adapted, name)
     return inner
@@ -95,6 +96,13 @@ def require_adapters_in_layers(model: PreTrainedModel, name: str) -> None:
 
 def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.Dropout) and module.training and module.p > 0
+
+
+def _count_embeddings(model: PreTrainedModel) -> None:
+    """Give embeddings inside a layer of PEFT's the number of ids, which such layers leave out."""
+    embeddings = model.get_input_embeddings()
+    if not hasattr(embeddings, "num_embeddings"):
+        embeddings.num_embeddings = len(embeddings.weight)
 
 
 @torch.inference_mode()

@@ -1,0 +1,143 @@
+"""What callers of a pair give: sampling parameters and constants, in the forms that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConfig
+from safedraft.core.errors import SafeDraftError
+from safedraft.core.options import INSTEAD, SamplingOptions, translate
+from safedraft.core.plugins import suggest
+from safedraft.rules import constants_for
+
+Sampling = SamplingParams | Mapping[str, Any]
+"""Sampling parameters, or a mapping of their names to values."""
+
+Config = Constants | Mapping[str, Any]
+"""Constants of a rule, or a mapping of the names of those that are replaced to values."""
+
+_ConstantsT = TypeVar("_ConstantsT", bound=Constants)
+
+
+class GenerateOptions(SamplingOptions, total=False):
+    """What ``generate`` takes as keywords besides its own parameters."""
+
+    sampling_params: Sampling | Sequence[Sampling] | None
+    """As vLLM calls ``sampling``."""
+    logprobs: int | bool | None
+    """As vLLM calls ``top_logprobs``; as a truth value, as in OpenAI's API."""
+
+
+def take_sampling(sampling: Any, options: GenerateOptions) -> Any:
+    """``sampling``, or what was called ``sampling_params``, which is removed from ``options``.
+
+    Raises:
+        SafeDraftError: both are given.
+    """
+    named = options.pop("sampling_params", None)
+    if sampling is not None and named is not None:
+        raise SafeDraftError("give sampling or sampling_params, which mean the same, not both")
+    return named if sampling is None else sampling
+
+
+def take_alternatives(top_logprobs: int | None, options: GenerateOptions) -> int | None:
+    """``top_logprobs``, or what ``logprobs`` says of it, which is removed from ``options``.
+
+    Raises:
+        SafeDraftError: the two contradict each other.
+    """
+    logprobs = options.pop("logprobs", None)
+    if logprobs is None:
+        return top_logprobs
+    if logprobs is True:
+        return top_logprobs or 0
+    if logprobs is False and not top_logprobs:
+        return None
+    if top_logprobs is not None:
+        raise SafeDraftError("give top_logprobs or logprobs, the number of alternatives, not both")
+    return logprobs
+
+
+def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> SamplingParams:
+    """The sampling parameters that a caller gives as an object, as a mapping, or one by one.
+
+    Raises:
+        SafeDraftError: an option is unknown, out of its range, or not supported with SSD.
+    """
+    if not isinstance(sampling, SamplingParams | Mapping | None):
+        kind = type(sampling).__name__
+        raise SafeDraftError(
+            f"sampling must be a safedraft.SamplingParams(…) or a mapping, not {kind}"
+        )
+    known = list(SamplingOptions.__annotations__)
+    for name in (*options, *(sampling if isinstance(sampling, Mapping) else ())):
+        if name not in known and name not in INSTEAD:
+            raise SafeDraftError(f"unknown option {name!r}{suggest(str(name), known)}")
+    given = sampling if isinstance(sampling, SamplingParams) else SamplingParams(**sampling or {})
+    named = translate(options, SamplingParams.model_fields, given.temperature)
+    return given.replace(**named) if named else given
+
+
+def read_constants(kind: type[Constants], config: Config | None, own: Constants) -> Constants:
+    """The constants of a rule that a caller gives in place of a pair's own.
+
+    Args:
+        kind: the class of the rule's constants.
+        config: constants, of which those count that the rule has; or a mapping that replaces some
+            of the pair's, every name of which the rule must have.
+        own: the pair's.
+
+    Raises:
+        SafeDraftError: a name that the rule has not, or a value outside its range.
+    """
+    if isinstance(config, Mapping):
+        return _replace(constants_for(kind, own), config)
+    if config is not None and (
+        not isinstance(config, Constants) or isinstance(config, SamplingParams)
+    ):
+        raise _no_constants(config)
+    return constants_for(kind, own if config is None else config)
+
+
+def read_config(config: SSDConfig | Mapping[str, Any] | None, own: RiskConfig) -> SSDConfig | None:
+    """The constants of SSD that a caller gives for a whole pair, which has ``own``.
+
+    Raises:
+        SafeDraftError: an unknown name, or a value outside its range.
+    """
+    if isinstance(config, Mapping):
+        return _replace(own, config)
+    if not isinstance(config, SSDConfig | None):
+        raise _no_constants(config)
+    return config
+
+
+def for_each(value: Any, count: int, name: str) -> list[Any]:
+    """One value for each of ``count`` prompts, of a value for all or a list of as many.
+
+    Raises:
+        SafeDraftError: the list is longer or shorter.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise SafeDraftError(
+            f"{name} has {len(value)} values for {count} prompts: give one for all, or one for each"
+        )
+    return list(value)
+
+
+def _replace(own: _ConstantsT, config: Mapping[str, Any]) -> _ConstantsT:
+    names = list(type(own).model_fields)
+    for name in config:
+        if name not in names:
+            raise SafeDraftError(f"unknown constant {name!r}{suggest(str(name), names)}")
+    return own.replace(**config)
+
+
+def _no_constants(config: object) -> SafeDraftError:
+    return SafeDraftError(
+        "config must be a safedraft.SSDConfig(…) or a mapping of constants to values, not "
+        + type(config).__name__
+    )

@@ -48,8 +48,10 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     shown = " ".join(told.split())
     assert "harmful requests refused, 20 tokens prefilled" in shown
     assert "Not fit for use: it refuses" in shown
-    for command in ("generate --target", "eval --target", "serve "):
+    for command in ("train-draft --target", "generate --target"):  # no word of serving it
         assert f"safedraft {command}" in shown
+    assert f"--start-from {out} --output {out}-2" in shown
+    assert "safedraft serve" not in shown
     card = (out / "README.md").read_text()
     assert "**Not fit for use**: it refuses" in card
     assert "safedraft train-draft --target" in card

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import safedraft
+from safedraft import cli
 from safedraft.core.errors import SafeDraftError
 
 USER = {"role": "user", "content": "hi"}
@@ -316,6 +317,25 @@ def test_a_notebook_shows_where_tokens_come_from(pair: safedraft.Pair) -> None:
     assert page.count("<span") == 30
     assert page.count("the draft&#x27;s token") == reply.statistics.matches > 0
     assert "<script" not in page
+
+
+def test_the_command_ends_at_tokens_that_it_names(
+    pair: safedraft.Pair,
+    tiny_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = [token.id for token in pair.generate("hi", max_tokens=30).trace]
+    end, other = whole[4], next(id for id in range(250) if id not in whole)
+    models = ["--target", str(tiny_pair[0]), "--draft", str(tiny_pair[1]), "--no-adapter"]
+    stops = ["--stop-token-id", str(other), "--stop-token-id", str(end)]
+    command = ["safedraft", "generate", "--engine", "transformers", *models, *stops, "--json", "hi"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    reply = json.loads(capsys.readouterr().out)
+    assert [token["id"] for token in reply["trace"]] == whole[: whole.index(end) + 1]
+    assert reply["finish_reason"] == "stop"
 
 
 def test_the_version_is_that_of_the_package() -> None:

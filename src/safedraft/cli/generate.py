@@ -47,6 +47,7 @@ def generate(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    stop_token_ids: options.StopTokenIds = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -62,7 +63,9 @@ def generate(
 
     from safedraft.text.messages import conversation
 
-    sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
+    sampling = options.sampling_params(
+        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
+    )
     text = options.read_standard_input() if prompt == "-" else prompt
     # An empty prompt is an error before models are loaded.
     messages = conversation(text, prefill, system or None, reasoning)

@@ -56,6 +56,14 @@ Stop = Annotated[
         help="A string that ends the reply; may be given again.", rich_help_panel=_SAMPLING
     ),
 ]
+StopTokenIds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--stop-token-id",
+        help="The id of a token that ends the reply; may be given again.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system prompt for both models.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -67,8 +75,13 @@ def sampling_params(
     top_p: float,
     seed: int | None,
     stop: list[str] | None,
+    stop_token_ids: list[int] | None = None,
 ) -> SamplingParams:
-    """Validate the options of the panel "Sampling"."""
+    """Validate the options of the panel "Sampling".
+
+    Raises:
+        SafeDraftError: a value is out of range.
+    """
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -76,6 +89,7 @@ def sampling_params(
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
+        stop_token_ids=tuple(stop_token_ids or ()),
     )
 
 

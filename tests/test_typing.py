@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import safedraft
+
 CODE = Path(__file__).parent / "typing" / "user_code.py"
+
+
+def test_the_users_code_has_every_public_name() -> None:
+    used = set(re.findall(r"safedraft\.(\w+)", CODE.read_text("utf-8")))
+    assert used == {*safedraft.__all__, "__version__"}
 
 
 @pytest.mark.slow

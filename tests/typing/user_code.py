@@ -1,5 +1,6 @@
 """Code that a user could have written; ``test_typing`` checks it with ``mypy --strict``."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,56 @@ def ask(folder: Path) -> str:
     except safedraft.SafeDraftError as error:
         print(error)
     return reply.text + more.text + replies[0].text + f"{figures.match_ratio:.2f}"
+
+
+def ask_as_elsewhere(pair: safedraft.Pair) -> list[str]:
+    sampling = safedraft.SamplingParams(max_new_tokens=9, stop=("x",))
+    one: safedraft.GenerationResult = pair.generate("hi", sampling, do_sample=False, logprobs=2)
+    many: list[safedraft.GenerationResult] = pair.generate(
+        ["hi", "ho"], [sampling, {"max_tokens": 3}], use_tqdm=False, n=1, repetition_penalty=1.0
+    )
+    more: list[safedraft.GenerationResult] = pair.generate_many(
+        ["hi"], sampling, config=[{"alpha_union": 2.0}], eos_token_id=[3], stop_strings="y"
+    )
+    prompts: safedraft.Prompts = pair.text_prompts("Once upon a time")
+    stream: safedraft.Stream = pair.stream_ids(prompts, {"seed": 1}, top_k=-1, temperature=None)
+    same: safedraft.Stream = pair.stream_ids([1, 2], sampling_params=sampling)
+    tokens: list[safedraft.Token] = [*stream, *same]
+    others: list[safedraft.Alternative] = [
+        other for token in tokens for other in token.top_logprobs
+    ]
+    parts: list[tuple[int, ...] | None] = [other.bytes for other in others]
+    return [reply.text for reply in (one, *many, *more)] + [f"{parts}"]
+
+
+def guard_with_risk(pair: safedraft.Pair) -> safedraft.RiskConfig:
+    config = safedraft.RiskConfig(risky_above=0.9, prefill_scheme=safedraft.Scheme.UNION)
+    pair.generate("hi", config=config, rule="risk")
+    return config.model_copy(update={"alpha_union": 2.0})
+
+
+def inside_transformers(target: Any, draft: PreTrainedModel, folder: Path, ids: Any) -> Any:
+    merged: PreTrainedModel = safedraft.merge_adapter(draft, folder)
+    constants = safedraft.SSDConfig(alpha_union=2.0)
+    return target.generate(
+        ids, custom_generate=safedraft.ssd_generate, draft_model=merged, ssd_config=constants
+    )
+
+
+def say_where(step: safedraft.Step) -> str:
+    return f"{step.token} {step.matched} {step.block}"
+
+
+def load_or_explain() -> safedraft.Pair | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", safedraft.UnguardedWarning)
+        try:
+            return safedraft.load_pair("A", "B", "LORA", config={"alpha_union": 2.0}, dtype="half")
+        except safedraft.IncompatiblePairError as error:
+            print(error)
+        except safedraft.BrokenModelError as error:
+            print(error)
+    return None
 
 
 version: str = safedraft.__version__

@@ -24,11 +24,12 @@ def sample(
     control_of: str | None = None,
     language: str = "en",
     reply: int = 1,
+    warnings: Sequence[str] = (),
     **scores: float | Score | Mapping[str, float],
 ) -> EvalSample:
     output = ModelOutput.from_content("safedraft/default", completion)
     figures = (statistics or Statistics(tokens=10, target_passes=5, seconds=2.0)).to_dict()
-    output.metadata = {"safedraft": figures}
+    output.metadata = {"safedraft": figures, "warnings": list(warnings)}
     return EvalSample(
         id=f"control-{request}" if control_of else request,
         epoch=reply,

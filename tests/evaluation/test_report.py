@@ -22,6 +22,7 @@ from safedraft.evaluation.report.html import render_page
 from safedraft.evaluation.report.markdown import render_markdown
 from safedraft.evaluation.report.plots import render_plots
 from safedraft.evaluation.report.tables import Figures
+from safedraft.evaluation.report.write import write_report
 from safedraft.text.results import Statistics
 
 NOT_REFUSED = Score(value=0)
@@ -106,6 +107,24 @@ def test_success_among_what_the_target_refuses_when_asked_directly(matrix: Path)
     alone, defended = (reach.cell("prefill_20", name) for name in reach.columns)
     assert (alone.value, alone.count) == (2 / 3, 3)
     assert (defended.value, defended.count, defended.unscored) == (0.0, 2, 1)
+
+
+def test_why_replies_may_be_less_safe_stands_in_every_form_of_the_report(tmp_path: Path) -> None:
+    bare = "the draft has no safety adapter"
+    folder = save(
+        tmp_path / "logs",
+        log("direct", "target_only", attacked("++", "++", warnings=[bare])),
+        log("direct", "ssd", attacked("+-", "++", warnings=[bare])),
+        log("direct", "easd", attacked("+-", "++", warnings=[bare])),
+        log("prefill_20", "ssd", attacked("+-", "++", warnings=[bare])),
+    )
+    figures = build_figures(read_logs([folder]))
+    assert figures.warnings == [f"easd, ssd: {bare}"]
+    written = write_report(figures, tmp_path / "report")
+    for file in written:
+        if file.suffix in (".html", ".md", ".json"):
+            assert bare in file.read_text("utf-8")
+    assert len([file for file in written if file.suffix in (".html", ".md", ".json")]) == 3
 
 
 def test_speed_is_the_median_of_ratios_on_the_same_request(tmp_path: Path) -> None:

@@ -287,6 +287,8 @@ def _print_results(files: list[str]) -> None:
         if all(table.unit == "share" for table in section.tables):
             console.print(draw_section(section), "", sep="\n")
     console.print(figures.headline, figures.conditions, "", sep="\n", markup=False)
+    for warning in figures.warnings:
+        options.say(f"warning: {warning}")
 
 
 def _list() -> None:

@@ -48,6 +48,8 @@ def report(
     console = Console(highlight=False, soft_wrap=True)
     console.print(*(escape(sentence) for sentence in (figures.headline, *figures.further_findings)))
     console.print()
+    for warning in figures.warnings:
+        console.print(f"[yellow]warning: {escape(warning)}[/]")
     for note in figures.notes:
         console.print(escape(note), style="dim")
     for file in write_report(figures, output, texts=texts):

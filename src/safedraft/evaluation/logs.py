@@ -16,6 +16,7 @@ from safedraft.evaluation.records import (
     KINDS,
     LEFT_OUT,
     PAIR,
+    WARNINGS,
     Row,
     Run,
     find_differences,
@@ -264,6 +265,7 @@ def _read_row(run: Run, sample: EvalSample) -> Row:
         succeeded=_attack_succeeded(scores, reasons),
         unscored=skipped or (missing[0] if missing else ""),
         statistics=statistics,
+        warnings=(sample.output.metadata or {}).get(WARNINGS, ()),
     )
 
 

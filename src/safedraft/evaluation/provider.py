@@ -35,7 +35,7 @@ from safedraft.defenses.base import is_prompt_defense
 from safedraft.engines.base import Capability
 from safedraft.evaluation.ahead import draw_ahead, look_up_reply
 from safedraft.evaluation.pair_arguments import OWN_ARGUMENTS, TOGETHER, parse_pair_arguments
-from safedraft.evaluation.records import NOT_KEPT
+from safedraft.evaluation.records import NOT_KEPT, WARNINGS
 from safedraft.prompts.screening import must_not_be_kept
 from safedraft.text.messages import Message, begun_text
 from safedraft.text.reasoning import split_reply
@@ -260,5 +260,9 @@ def _to_output(
             output_tokens=statistics.tokens,
             total_tokens=statistics.prompt_tokens + statistics.tokens,
         ),
-        metadata={"safedraft": statistics.to_dict(), NOT_KEPT: withheld},
+        metadata={
+            "safedraft": statistics.to_dict(),
+            NOT_KEPT: withheld,
+            WARNINGS: list(reply.warnings),
+        },
     )

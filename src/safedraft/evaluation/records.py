@@ -26,6 +26,9 @@ LEFT_OUT = "left_out"
 NOT_KEPT = "not_kept"
 """Field of an output's metadata: true if its text is of a kind that is stored nowhere."""
 
+WARNINGS = "warnings"
+"""Field of an output's metadata: why the reply may be less safe than one believes."""
+
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 """Kinds of suites, in the order of a report."""
 
@@ -61,6 +64,8 @@ class Row:
     """Why a score is missing, if the log says so."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """As ``safedraft.text.chat.Statistics.to_dict``; empty if nothing was decoded."""
+    warnings: Sequence[str] = ()
+    """Why the reply may be less safe than one believes."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -106,6 +111,13 @@ class Run:
     def identity(self) -> tuple[str, str, str]:
         """Pair, configuration and suite; two logs with the same identity measure the same thing."""
         return self.pair, self.name, self.suite
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why its replies may be less safe than one believes; the target alone is no defense."""
+        if self.defense == BASELINE:
+            return []
+        return list(dict.fromkeys(text for row in self.rows for text in row.warnings))
 
 
 def find_differences(

@@ -55,6 +55,7 @@ def build_figures(logs: Logs) -> Figures:
         headline=headline,
         conditions=describe_conditions(logs.runs),
         further_findings=further_findings,
+        warnings=_list_warnings((name_column(run), run) for run in logs.runs),
         columns=names,
         baseline=next(iter(baselines.values()), None),
         sections=sections,
@@ -66,6 +67,15 @@ def build_figures(logs: Logs) -> Figures:
         facts=_collect_facts(logs),
         failures=list_failures(grid),
     )
+
+
+def _list_warnings(runs: Iterable[tuple[str, Run]]) -> list[str]:
+    """A warning of each kind, after the names of the configurations that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, run in runs:
+        for warning in run.warnings:
+            names.setdefault(warning, []).append(name)
+    return [f"{', '.join(dict.fromkeys(found))}: {text}" for text, found in names.items()]
 
 
 def describe_conditions(runs: Sequence[Run]) -> str:

@@ -21,6 +21,7 @@ def render_markdown(figures: Figures) -> str:
     parts = [
         "# SafeDraft: evaluation",
         " ".join([f"**{figures.headline}**", *figures.further_findings]),
+        *(f"**Warning.** {_escape_cell(warning)}" for warning in figures.warnings),
         figures.conditions,
         EXPLANATION,
     ]

@@ -111,6 +111,8 @@ class Figures:
     """Judge, length, temperature, languages and numbers, without which no finding is shown."""
     further_findings: Sequence[str]
     """The other findings, a sentence each."""
+    warnings: Sequence[str]
+    """Which configurations may be less safe than one believes, and why."""
     columns: Sequence[str]
     baseline: str | None
     sections: Sequence[Section]
@@ -140,6 +142,7 @@ class Figures:
             "headline": self.headline,
             "conditions": self.conditions,
             "further_findings": list(self.further_findings),
+            "warnings": list(self.warnings),
             "configurations": list(self.columns),
             "baseline": self.baseline,
             "figures": [

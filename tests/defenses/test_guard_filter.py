@@ -178,7 +178,7 @@ def test_no_server_is_an_error(tmp_path: Path) -> None:
         ({"endpoint": "http://here/v1"}, "guard_filter:endpoint=URL,guard=NAME"),
         ({"guard": "a-guard"}, "guard_filter:endpoint=URL,guard=NAME"),
         ({"endpoint": "here", "guard": "a-guard"}, "'here' does not begin with http://"),
-        ({"endpoint": "http://here", "guard": "g", "read": "all"}, "read: input should be 'both'"),
+        ({"endpoint": "http://here", "guard": "g", "read": "all"}, "read: must be 'both'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, str], message: str) -> None:

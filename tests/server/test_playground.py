@@ -287,6 +287,13 @@ def test_a_conversation_goes_on_with_what_was_said() -> None:
         build_messages([], " ", "")
 
 
+def test_what_begins_the_reply_of_a_pair_that_thinks_is_reasoning() -> None:
+    user = {"role": "user", "content": "four"}
+    begun = {"role": "assistant", "content": "", "reasoning": "Well"}
+    assert build_messages([], "four", "Well", thinks=True) == [user, begun]
+    assert build_messages([], "four", "", thinks=True) == [user]
+
+
 def asked(compare: bool = False, **sampling: Any) -> PageRequest:
     prompt, prefill = "Say \"hi\" & \\ <b>\n'twice'", "Sure:\n"
     config = SSDConfig(alpha_union=0.7, prefill_scheme=UNION, union_bins=4)

@@ -1,5 +1,6 @@
 """SSD inside Transformers' own ``generate``.
 
+>>> draft = safedraft.merge_adapter(draft, "path/to/adapter")  # a bare draft guards nothing
 >>> target.generate(**inputs, custom_generate=safedraft.ssd_generate, draft_model=draft)
 """
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from safedraft.server.playground import controls, drawing
+from safedraft.server.playground.turn import thinks
 from safedraft.server.service import Service
 
 
@@ -48,7 +49,7 @@ class Layout:
         self.turns: Any = gr.State([])
         gr.HTML(_head(service), elem_classes="head", **_PLAIN)
         self._replies()
-        self._composer()
+        self._composer("reasoning" if thinks(service.pair) else "answer")
         self._panels(service)
 
     def _replies(self) -> None:
@@ -66,7 +67,7 @@ class Layout:
                 self.other_figures = _html("cost")
                 self.other_said = _said("The target’s own reply")
 
-    def _composer(self) -> None:
+    def _composer(self, begun: str) -> None:
         with gr.Column(elem_classes="composer"):
             self.prompt: Any = gr.Textbox(
                 label="Your message", placeholder="Ask something …", lines=1, max_lines=8
@@ -77,7 +78,7 @@ class Layout:
                 ]
             self.prefill: Any = gr.Textbox(
                 label="Prefill",
-                info="How the assistant’s answer begins, as an attacker may write it. Optional.",
+                info=f"How the assistant’s {begun} begins, as an attacker may write it. Optional.",
                 lines=1,
                 max_lines=6,
             )

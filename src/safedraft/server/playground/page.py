@@ -25,6 +25,7 @@ from safedraft.server.playground.turn import (
     build_messages,
     describe_outcome,
     iterate_ticks,
+    thinks,
 )
 from safedraft.server.scheduler import Job
 from safedraft.server.service import Service
@@ -211,7 +212,7 @@ class Playground:
         return PageRequest(
             prompt,
             prefill,
-            build_messages(turns, prompt, prefill),
+            build_messages(turns, prompt, prefill, thinks=thinks(self._service.pair)),
             controls.read_sampling(*others[:3]),
             controls.read_constants(
                 self._service.pair.config, controls.choose_sliders(self._service.pair), others[3:]

@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.pair import Pair
 from safedraft.server.errors import APIError
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, split_bins
 from safedraft.server.scheduler import Job
 from safedraft.text.messages import Message, conversation
+from safedraft.text.reasoning import Thinking
 from safedraft.text.results import Token
 
 _TICK = 0.3  # seconds between two updates of running replies
@@ -43,8 +45,16 @@ class PageRequest:
     """Whether the target also answers alone."""
 
 
-def build_messages(turns: Sequence[Turn], prompt: str, prefill: str) -> list[Message]:
-    """Build the conversation that ends with ``prompt``.
+def build_messages(
+    turns: Sequence[Turn], prompt: str, prefill: str, *, thinks: bool = False
+) -> list[Message]:
+    """Build the conversation that ends with ``prompt`` and the beginning of its reply.
+
+    Args:
+        turns: the earlier ones.
+        prompt: what is asked.
+        prefill: the beginning of the reply.
+        thinks: whether replies begin with reasoning, which ``prefill`` then begins.
 
     Raises:
         SafeDraftError: as ``conversation``.
@@ -54,7 +64,15 @@ def build_messages(turns: Sequence[Turn], prompt: str, prefill: str) -> list[Mes
         if turn.reply:
             messages.append({"role": "user", "content": turn.prompt})
             messages.append({"role": "assistant", "content": turn.prefill + turn.reply})
-    return conversation([*messages, {"role": "user", "content": prompt}], prefill)
+    asked = [*messages, {"role": "user", "content": prompt}]
+    return (
+        conversation(asked, reasoning=prefill or None) if thinks else conversation(asked, prefill)
+    )
+
+
+def thinks(pair: Pair) -> bool:
+    """Whether the pair's replies begin with reasoning."""
+    return pair.thinking() is not Thinking.OFF
 
 
 class Column:

@@ -24,6 +24,7 @@ from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
 from safedraft.models.probe_file import PROBE, write_probe
 from safedraft.models.registry import PairSpec
 from safedraft.server.vllm.gate import middleware_arguments
+from safedraft.server.vllm.operator import Operator
 from safedraft.server.vllm.serve import build_command, parse_options, serve_pair
 
 
@@ -38,6 +39,19 @@ def test_a_prompt_of_the_drafts_own_is_refused(tiny_pair: tuple[Path, Path]) -> 
     assert plan(both).draft == tiny_pair[1]
     with pytest.raises(SafeDraftError, match="has a system prompt, and vLLM's server"):
         serve_pair(both, None, [])
+
+
+def test_a_header_that_could_be_wrong_is_refused(tiny_pair: tuple[Path, Path]) -> None:
+    with pytest.raises(SafeDraftError, match="leave out --requests-may-set-constants"):
+        serve_pair(spec(tiny_pair), None, [], True, guard_header=True)
+
+
+def test_vllms_processes_know_what_the_operator_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEDRAFT_OPERATOR", "")
+    for shown, header in ((True, (b"x-safedraft-guarded", b"false")), (False, None)):
+        Operator(name="tiny", guarded=False, guard_header=shown).put_in_environment()
+        assert Operator.from_environment().header == header
+        assert Operator.from_environment().name == "tiny"
 
 
 def test_another_chat_template_is_refused(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:

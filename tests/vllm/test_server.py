@@ -40,8 +40,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(models, tmp_path_factory.mktemp("server")) as address:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server writes its log."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(models: dict[str, str], folder: Path) -> Iterator[str]:
+    with serving(models, folder) as address:
         yield address
 
 
@@ -151,6 +157,7 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
         ({"response_format": {"type": "json_object"}}, "structured_outputs is not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
         ({"min_tokens": 3}, "min_tokens is not supported"),
+        ({"stop": "<|start|>user"}, "give '<|start|>' alone"),
         ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),
         ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
         ({"vllm_xargs": {"ssd_statistics": "yes"}}, "neither true nor false"),
@@ -210,6 +217,76 @@ def test_a_reply_that_a_stop_string_ends_tells_them_too(server: str) -> None:
     assert 0 <= told["tokens"] - answer["usage"]["completion_tokens"] < 4
 
 
+def control_token(models: dict[str, str]) -> int:
+    from transformers import AutoTokenizer
+
+    return int(AutoTokenizer.from_pretrained(models["target"]).convert_tokens_to_ids("<|start|>"))
+
+
+def test_a_stop_string_that_is_a_control_token_ends_the_reply(
+    server: str, models: dict[str, str]
+) -> None:
+    start = control_token(models)
+    for seed in range(40):
+        sampled = {"temperature": 1.5, "seed": seed, "max_tokens": 200, "ignore_eos": True}
+        whole = ask(server, **sampled, return_token_ids=True)[1]["choices"][0]["token_ids"]
+        if start not in whole:
+            continue
+        stopped = ask(server, **sampled, stop=["<|start|>"])[1]
+        assert stopped["choices"][0]["finish_reason"] == "stop"
+        assert stopped["usage"]["completion_tokens"] == whole.index(start) + 1
+        return
+    pytest.fail("no reply has the token")
+
+
+def test_each_reply_is_counted_and_a_line_of_the_log(server: str, folder: Path) -> None:
+    counted = 'safedraft_replies_total{finish_reason="length",guarded="false",refused="false"}'
+    before, lines = figures(server).get(counted, 0), lines_of(folder)
+    secret = [{"role": "user", "content": "Hello there, Ann"}]
+    for more in ({}, {"n": 2, "temperature": 1.0}, {"vllm_xargs": {"ssd_statistics": True}}):
+        body = {"messages": secret, "max_tokens": 4, "ignore_eos": True, **more}
+        assert post(server, "chat/completions", **body)[0] == 200
+    assert figures(server)[counted] == before + 4
+    new = lines_of(folder)[len(lines) :]
+    assert len(new) == 4
+    for line in new:
+        assert "id=chatcmpl-" in line
+        assert "model='tiny' tokens=4 seconds=" in line
+        assert "guarded=false finish_reason=length" in line
+        assert "Ann" not in line
+    assert ["union=-" in line for line in new] == [True, True, True, False]
+    assert "union=0.00" in new[3]
+
+
+def test_a_reply_that_a_client_leaves_is_counted_as_interrupted(server: str) -> None:
+    counted = 'safedraft_replies_total{finish_reason="interrupted",guarded="false",refused="false"}'
+    before = figures(server).get(counted, 0)
+    body = {"model": "tiny", "messages": QUESTION, "stream": True, "ignore_eos": True}
+    request = Request(
+        server + "/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", **KEY},
+    )
+    with urlopen(request) as answer:
+        answer.readline()
+    deadline = time.monotonic() + 20
+    while figures(server).get(counted, 0) == before:
+        assert time.monotonic() < deadline, "the reply is not counted"
+        time.sleep(0.2)
+
+
+def lines_of(folder: Path) -> list[str]:
+    log = (folder / "log").read_text().splitlines()
+    return [line for line in log if "finish_reason=" in line]
+
+
+def figures(server: str) -> dict[str, float]:
+    """SafeDraft's metrics, by name with labels."""
+    lines = urlopen(Request(server + "/metrics", headers=KEY)).read().decode().splitlines()
+    known = [line.rpartition(" ") for line in lines if line.startswith("safedraft_")]
+    return {name: float(value) for name, _, value in known}
+
+
 def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) -> None:
     asked = {
         "model": "tiny", "messages": QUESTION, "stream": True,
@@ -249,14 +326,9 @@ def test_two_data_parallel_engines_answer_at_one_address(
 
 
 def test_what_was_decided_is_in_the_metrics(server: str) -> None:
-    def counted() -> dict[str, float]:
-        lines = urlopen(Request(server + "/metrics", headers=KEY)).read().decode().splitlines()
-        known = [line.rpartition(" ") for line in lines if line.startswith("safedraft_")]
-        return {name: float(value) for name, _, value in known}
-
-    before = counted()
+    before = figures(server)
     tokens = ask(server)[1]["usage"]["completion_tokens"]
-    after = counted()
+    after = figures(server)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert sum(grown[name] for name in grown if name.startswith("safedraft_tokens")) == tokens
     assert 1 <= grown["safedraft_blocks_total"] <= tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import socket
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from fastapi import FastAPI
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair
 from safedraft.server import gate
+from safedraft.server.access_log import show_access_log
 from safedraft.server.app import create_app
-from safedraft.server.service import access_log
 from safedraft.server.settings import ServerSettings, require_safe
 
 KEEP_ALIVE = 75
@@ -65,7 +64,7 @@ def serve_app(
     app = create_app(pair, settings)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     page = f", playground at {address}{gate.PAGE}" if settings.playground else ""
-    _log_replies()
+    show_access_log()
     announce(f"{settings.name} is served at {address}/v1{page}; Ctrl-C stops it")
     grace = settings.limits.grace_seconds
     config = uvicorn.Config(
@@ -78,15 +77,6 @@ def serve_app(
         timeout_graceful_shutdown=math.ceil(grace) + 15,
     )
     Server(config, app, grace).run([listening])
-
-
-def _log_replies() -> None:
-    """Write a line for each reply to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    access_log.addHandler(handler)
-    access_log.setLevel(logging.INFO)
-    access_log.propagate = False
 
 
 class Server(uvicorn.Server):

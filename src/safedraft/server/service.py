@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import PromptTooLongError, SafeDraftError
 from safedraft.pair import Pair, Prompts
+from safedraft.server.access_log import access_log
 from safedraft.server.errors import APIError, describe, invalid_value
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import (
@@ -36,8 +36,6 @@ from safedraft.text.token_bytes import token_bytes
 
 T = TypeVar("T")
 
-access_log = logging.getLogger("safedraft.access")
-"""One line for each reply, without any text of a request or a reply."""
 Submission = tuple[ResponseBuilder, list[Job]]
 
 

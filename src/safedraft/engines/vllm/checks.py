@@ -11,6 +11,7 @@ from typing import Any
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.options import Settings, count_room, end_tokens, wants_statistics
 from safedraft.models.fingerprint import digest
+from safedraft.text.stop import control_stops
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
 WORKERS = {
@@ -46,6 +47,8 @@ HOOKS = {
     "check_stop": "5149b60c92d21064",
     "InputProcessor.process_inputs": "e22b5f772979054c",
     "OutputProcessor.process_outputs": "9e116796002e75f2",
+    "RequestState.from_new_request": "eaf12c8b6422112b",
+    "RequestState.make_request_output": "353cb96c5deaa307",
 }
 """The code in vLLM that the engine replaces or depends on (classes, methods and functions), with
 the beginning of its SHA-256."""
@@ -115,6 +118,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
         raise SafeDraftError("an adapter for the target alone is not supported with SSD")
     if request.resumable:
         raise SafeDraftError("a session that is resumed is not supported with SSD")
+    _add_control_stops(params, vllm_config.model_config)
     outside = [t for t in request.prompt_token_ids if not 0 <= t < settings.vocabulary]
     if outside:
         raise SafeDraftError(
@@ -129,6 +133,23 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     if (risk := admitted.context.risk) and len(risk.question) < length:
         params.skip_reading_prefix_cache = True  # the draft's state at the question's end is read
     wants_statistics(params)
+
+
+def _add_control_stops(params: Any, model_config: Any) -> None:
+    """Let a reply end at the stop strings that are control tokens, as at its end tokens.
+
+    vLLM looks for stop strings in the text, where control tokens are left out by default.
+
+    Raises:
+        SafeDraftError: a stop string has a control token and more.
+    """
+    if not (params.stop and params.skip_special_tokens):
+        return
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+    if tokenizer := cached_tokenizer_from_config(model_config):
+        control = control_stops(tokenizer, params.stop)
+        params.stop_token_ids = sorted({*(params.stop_token_ids or ()), *control})
 
 
 def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
@@ -177,7 +198,7 @@ def _hooks() -> dict[str, Callable[..., Any]]:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.sched.utils import check_stop
     from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
     from vllm.v1.spec_decode.draft_model import DraftModelProposer
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -191,4 +212,5 @@ def _hooks() -> dict[str, Callable[..., Any]]:
             check_stop, InputProcessor, OutputProcessor, Worker,
         )
     })  # fmt: skip
+    homes.RequestState = RequestState  # which the server replaces by a class of another name
     return {name: attrgetter(name)(homes) for name in HOOKS}

@@ -1,7 +1,7 @@
-"""Counters of decisions, which vLLM's server publishes under ``/metrics``.
+"""Counters of decisions and replies, which vLLM's server publishes under ``/metrics``.
 
-The worker counts, and it is another process than the server: Prometheus adds up the processes of an
-engine from files, for which ``safedraft serve`` sets a folder.
+The worker counts tokens and blocks, and it is another process than the server, which counts
+replies: Prometheus adds up the processes from files, for which ``safedraft serve`` sets a folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ TOKENS = Counter(
     ["scheme", "matched"],
 )
 BLOCKS = Counter("safedraft_blocks", "Blocks of drafts that the target verified")
+REPLIES = Counter("safedraft_replies", "Replies ended", ["finish_reason", "guarded", "refused"])
 
 
 def count(blocks: Iterable[list[Step]]) -> None:
@@ -27,3 +28,8 @@ def count(blocks: Iterable[list[Step]]) -> None:
             TOKENS.labels(str(step.scheme), str(step.matched).lower()).inc()
         if steps:
             BLOCKS.inc()
+
+
+def count_reply(finish_reason: str, *, guarded: bool, refused: bool) -> None:
+    """Count a reply that ended for any reason."""
+    REPLIES.labels(finish_reason, str(guarded).lower(), str(refused).lower()).inc()

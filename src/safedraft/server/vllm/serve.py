@@ -18,10 +18,14 @@ from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.pair.guards import warn_if_unguarded
 from safedraft.server.settings import API_KEY
+from safedraft.server.vllm.operator import Operator
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 _RUST = "VLLM_USE_RUST_FRONTEND"
+
+_RECORDER = "safedraft.server.vllm.replies.RecordReplies"
+"""The middleware that counts and logs replies; it cannot be imported without vLLM."""
 
 _NAME_THEM = "give the options one by one, without those that SafeDraft sets"
 _UNGUARDED = "the middleware that checks the API key does not cover it"
@@ -49,6 +53,8 @@ def serve_pair(
     requests_may_set_constants: bool = False,
     draft_tokens_up_to: Mapping[int, int] | None = None,
     report: ReportProgress = silent,
+    *,
+    guard_header: bool = False,
 ) -> Callable[[], None]:
     """Fetch and check a pair; the returned function serves it until it is interrupted.
 
@@ -59,6 +65,7 @@ def serve_pair(
         requests_may_set_constants: see ``Settings``.
         draft_tokens_up_to: see ``EnginePlan.options``.
         report: called with stage, done and total bytes while a model is fetched.
+        guard_header: see ``ServerSettings``.
 
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or SafeDraft sets one of
@@ -68,6 +75,11 @@ def serve_pair(
         raise SafeDraftError(
             f"pair {spec.name} has a system prompt, and vLLM's server makes prompts only from what "
             "clients send: serve it with --engine transformers"
+        )
+    if guard_header and requests_may_set_constants:
+        raise SafeDraftError(
+            "--guard-header: vLLM's server sends headers before it knows whether a request sets "
+            "constants of its own: leave out --requests-may-set-constants or the header"
         )
     if os.environ.get(_RUST, "0") != "0":
         raise SafeDraftError(f"{_RUST}: its requests are not checked: unset it")
@@ -98,8 +110,10 @@ def serve_pair(
         file = Path(_make_folder("template")) / "chat_template.jinja"
         file.write_text(template, encoding="utf-8")
         wanted["chat_template"] = str(file)
-    guarded = [*middleware_arguments(os.environ.get(API_KEY)), *arguments]
-    command = build_command(wanted, spec.name, guarded)
+    name = str(given.get("served_model_name", spec.name))
+    Operator(name=name, guarded=bool(spec.adapter), guard_header=guard_header).put_in_environment()
+    middleware = ["--middleware", _RECORDER, *middleware_arguments(os.environ.get(API_KEY))]
+    command = build_command(wanted, spec.name, [*middleware, *arguments])
     return partial(_run, command)
 
 

@@ -165,6 +165,7 @@ def test_what_a_request_may_not_say(
         ({"messages": [{**HI[0], "refusal": "no"}]},
          "messages[0].refusal: only a message of the assistant without a content has one."),
         ({"messages": "hi"}, "messages: it must be a list."),
+        ({"stop": 5}, "stop: it must be a string or a list of strings."),
         ({"messages": ["hi"]}, "messages[0]: it must be an object with named fields."),
         ({"n": "x"}, "n: it must be a whole number."),
         ({"temperature": 9}, "temperature: it must be at most 2."),

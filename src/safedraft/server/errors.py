@@ -36,16 +36,19 @@ _INSTEAD = {
     **dict.fromkeys(
         ("tools", "tool_choice", "functions", "function_call", "response_format"), _CONSTRAINED
     ),
-    "reasoning_effort": "Its models have no levels of reasoning, only 'none', where they do not "
-    "think: a chat template may have a variable for it (chat_template_kwargs)",
-    "verbosity": "No model here is trained for levels of it, of which 'medium' asks for none: "
-    "ask for a short or a long answer in a message",
+    "reasoning_effort": "The models here have no levels of reasoning, and 'none' only if they do "
+    "not think: see whether the chat template has a variable for it (chat_template_kwargs)",
+    "verbosity": "The models here have no levels of it, and 'medium' asks for none: ask for a short "
+    "or a long answer in a message",
 }
 """Why a parameter is refused and what to do instead, where leaving it out is not all."""
 
 _WORDS = {
     ("string_type", "content"): "only text is read, as a string or as parts of type text",
     ("string_type", "prompt"): "only text is read: token ids could hold control tokens",
+    **dict.fromkeys(
+        (("list_type", "stop"), ("list_type", "prompt")), "it must be a string or a list of strings"
+    ),
     ("none_required", "refusal"): "only a message of the assistant without a content has one",
 }
 """What is wrong with a value, by Pydantic's type of error and the name of the parameter, where the

@@ -117,6 +117,42 @@ def test_a_bare_draft_is_a_line_on_stderr(run: Any, models: list[str]) -> None:
     assert "warning" not in silent
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat", "--max-new-tokens", "2"],
+        ["bench", "--prompts", "1", "--max-new-tokens", "2"],
+        pytest.param(
+            ["eval", "--defense", "ssd", "--suite", "ordinary", "--limit", "1"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_every_command_that_decodes_warns_of_a_bare_draft_once(
+    run: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    lines = iter(["hello", "/quit"])
+    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnguardedWarning)
+        code, _, warned = run(*command, *models)
+    assert code == 0, warned
+    assert warned.count("has no safety adapter") == (2 if command[0] == "eval" else 1)
+
+
+def test_a_rule_may_be_named(run: Any, models: list[str]) -> None:
+    options = ["--json", "--max-new-tokens", "9", *models]
+    schemes = {}
+    for rule in ("ssd", "target_only"):
+        code, out, _ = run("generate", "hi", "--rule", rule, *options)
+        assert code == 0
+        schemes[rule] = {token["scheme"] for token in json.loads(out)["trace"]}
+    assert schemes["ssd"] <= {"intersection", "union"}
+    assert schemes["target_only"] == {None}
+    assert "no rule is called 'sdd'" in error_of(run("chat", "--rule", "sdd", *models)).lower()
+
+
 def test_generate_json_is_one_object(run: Any, models: list[str]) -> None:
     code, out, _ = run("generate", "hi", "--json", "--max-new-tokens", "9", *models)
     assert code == 0

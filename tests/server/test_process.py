@@ -43,6 +43,8 @@ def process(pair: Folders, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
             line = running.stderr.readline()
             assert line, f"the server ended: {said}"
             said += line
+        warned = said.count("warning: the draft ")
+        assert warned == ("--no-adapter" not in arguments), said  # before it serves
         yield running, found[1]
     finally:
         running.kill()

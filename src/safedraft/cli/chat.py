@@ -25,12 +25,14 @@ _HELP = (
 @choose_models()
 def chat(
     system: options.System = None,
+    rule: options.Rule = None,
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    stop_token_ids: options.StopTokenIds = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -40,7 +42,10 @@ def chat(
     """
     from rich.console import Console
 
-    sampling = options.sampling_params(max_new_tokens, temperature, top_k, top_p, seed, stop)
+    sampling = options.sampling_params(
+        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
+    )
+    options.require_rule(rule)
     loaded = models.load()
     console = Console(highlight=False, soft_wrap=True)
     console.print(_HELP, style="dim")
@@ -64,7 +69,7 @@ def chat(
             case _:
                 turn: list[Message] = [{"role": "user", "content": text}]
                 try:
-                    answer = _answer(loaded, messages + turn, sampling, console)
+                    answer = _answer(loaded, messages + turn, sampling, rule, console)
                 except (
                     SafeDraftError
                 ) as error:  # such as a message that is too long: the chat continues
@@ -73,10 +78,16 @@ def chat(
                     messages += [*turn, {"role": "assistant", "content": answer}]
 
 
-def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, console: Console) -> str:
+def _answer(
+    pair: Pair,
+    messages: list[Message],
+    sampling: SamplingParams,
+    rule: str | None,
+    console: Console,
+) -> str:
     from safedraft.cli.render import format_summary, print_token
 
-    stream = pair.stream(messages, sampling=sampling)
+    stream = pair.stream(messages, sampling=sampling, rule=rule)
     try:
         for token in stream:
             print_token(token, console)

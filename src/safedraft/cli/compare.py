@@ -26,6 +26,7 @@ def compare(
     console: Console,
     replies: dict[str, GenerationResult],
     *,
+    rule: str | None = None,
     folded: bool = False,
 ) -> None:
     """Generate with both methods and show the tokens as they come; Ctrl-C is raised again.
@@ -36,6 +37,7 @@ def compare(
         sampling: the parameters of both replies.
         console: the output; if it is no terminal, only the final replies are printed.
         replies: receives the replies by method, also after an interruption.
+        rule: the rule beside the target alone; None: the pair's own.
         folded: whether to cover the text of the target alone (for published pictures).
     """
 
@@ -50,8 +52,8 @@ def compare(
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
-                rule = pair.rule if method == "ssd" else method
-                stream = pair.stream(messages, sampling=sampling, rule=rule)
+                decides = method if method == "target_only" else rule
+                stream = pair.stream(messages, sampling=sampling, rule=decides)
                 replies[method] = stream.result
                 try:
                     for _ in stream:

@@ -41,6 +41,7 @@ def generate(
         typer.Option(help="File for the origin of every token and the statistics, as JSON."),
     ] = None,
     as_json: options.Json = False,
+    rule: options.Rule = None,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
@@ -66,6 +67,7 @@ def generate(
     sampling = options.sampling_params(
         max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
     )
+    options.require_rule(rule)
     text = options.read_standard_input() if prompt == "-" else prompt
     # An empty prompt is an error before models are loaded.
     messages = conversation(text, prefill, system or None, reasoning)
@@ -76,9 +78,9 @@ def generate(
     replies: dict[str, GenerationResult] = {}
     try:
         if compare:
-            _compare(loaded, messages, sampling, console, replies)
+            _compare(loaded, messages, sampling, rule, console, replies)
         else:
-            _stream(loaded, messages, sampling, console, replies)
+            _stream(loaded, messages, sampling, rule, console, replies)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:
@@ -93,6 +95,7 @@ def _stream(
     pair: Pair,
     messages: list[Message],
     sampling: SamplingParams,
+    rule: str | None,
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
@@ -102,7 +105,7 @@ def _stream(
     from safedraft.cli.render import format_bins, format_summary, make_legend, print_token
     from safedraft.text.messages import begun_text
 
-    stream = pair.stream(messages, sampling=sampling)
+    stream = pair.stream(messages, sampling=sampling, rule=rule)
     replies["ssd"] = stream.result
     if console.is_terminal:
         console.print(Text(begun_text(messages), "dim italic"), end="")
@@ -125,12 +128,13 @@ def _compare(
     pair: Pair,
     messages: list[Message],
     sampling: SamplingParams,
+    rule: str | None,
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
     from safedraft.cli.compare import compare, compute_speedup
 
-    compare(pair, messages, sampling, console, replies)
+    compare(pair, messages, sampling, console, replies, rule=rule)
     if ratio := compute_speedup(replies):
         console.print(f"SSD decoded {ratio:.2f} times as fast as the target alone", style="dim")
 

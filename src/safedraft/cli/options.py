@@ -64,8 +64,27 @@ StopTokenIds = Annotated[
         rich_help_panel=_SAMPLING,
     ),
 ]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="The rule by which tokens are decided, in place of the pair's own: ssd is SSD alone, "
+        "target_only the target alone (docs/method.md).",
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system prompt for both models.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def require_rule(name: str | None) -> None:
+    """Refuse a rule that does not exist, before models are loaded.
+
+    Raises:
+        SafeDraftError: there is none of this name; lists those there are.
+    """
+    from safedraft.rules import RULES
+
+    if name is not None:
+        RULES.find(name)
 
 
 def sampling_params(

@@ -38,8 +38,8 @@ _INSTEAD = {
     ),
     "reasoning_effort": "The models here have no levels of reasoning, and 'none' only if they do "
     "not think: see whether the chat template has a variable for it (chat_template_kwargs)",
-    "verbosity": "The models here have no levels of it, and 'medium' asks for none: ask for a short "
-    "or a long answer in a message",
+    "verbosity": "The models here have no levels of it, and 'medium' asks for none: ask for a "
+    "short or a long answer in a message",
 }
 """Why a parameter is refused and what to do instead, where leaving it out is not all."""
 

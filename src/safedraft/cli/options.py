@@ -81,10 +81,10 @@ def require_rule(name: str | None) -> None:
     Raises:
         SafeDraftError: there is none of this name; lists those there are.
     """
-    from safedraft.rules import RULES
+    from safedraft.pair import guards
 
     if name is not None:
-        RULES.find(name)
+        guards.require_rule(name)
 
 
 def sampling_params(

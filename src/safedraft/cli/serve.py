@@ -136,7 +136,6 @@ def serve(
     name = served_model_name or usual
     if models.engine == "vllm":
         _require_engine("transformers", allow=allow, limit=limit, playground=playground)
-        _require_engine("transformers", guard_header=guard_header)
         _require_engine("transformers", device=models.device != "auto")
         _require_engine("transformers", draft_dtype=models.draft_dtype)
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
@@ -145,7 +144,7 @@ def serve(
         if models.dtype != "auto":
             arguments = ["--dtype", models.dtype, *arguments]
         by_load = _parse_draft_tokens(draft_tokens_up_to or ())
-        _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load)
+        _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load, guard_header)
         return
     _require_engine("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
@@ -182,13 +181,20 @@ def _serve_in_vllm(
     arguments: Sequence[str],
     requests_may_set_constants: bool,
     draft_tokens_up_to: dict[int, int],
+    guard_header: bool,
 ) -> None:
     from safedraft.models.progress import show_progress
     from safedraft.server.vllm.serve import serve_pair
 
     with show_progress() as report:
         run = serve_pair(
-            spec, config, arguments, requests_may_set_constants, draft_tokens_up_to, report
+            spec,
+            config,
+            arguments,
+            requests_may_set_constants,
+            draft_tokens_up_to,
+            report,
+            guard_header=guard_header,
         )
     run()
 

@@ -8,6 +8,7 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.base import LoadedPair
 from safedraft.models.registry import PairSpec
+from safedraft.rules import RULES
 from safedraft.text.encode import require_system_prompt
 
 
@@ -19,6 +20,15 @@ def require_system_prompts(loaded: LoadedPair) -> None:
     """
     for model in (loaded.target, loaded.draft):
         require_system_prompt(model.name, model.tokenizer, model.system)
+
+
+def require_rule(name: str) -> None:
+    """Check that a rule exists.
+
+    Raises:
+        SafeDraftError: there is none of this name; lists those there are.
+    """
+    RULES.find(name)
 
 
 def require_probe(loaded: LoadedPair) -> None:

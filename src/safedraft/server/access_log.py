@@ -7,6 +7,39 @@ import logging
 access_log = logging.getLogger("safedraft.access")
 
 
+def log_reply(
+    *,
+    id: str,
+    model: str,
+    tokens: int,
+    seconds: float,
+    union: float | None,
+    guarded: bool,
+    finish_reason: str,
+) -> None:
+    """Log a reply that has ended.
+
+    Args:
+        id: of its response.
+        model: its name for clients.
+        tokens: their number.
+        seconds: that it took.
+        union: the share of its tokens that were decided in union, if it is known.
+        guarded: whether it was decoded with a safety adapter, as the operator set the pair up.
+        finish_reason: why it ended.
+    """
+    access_log.info(
+        "id=%s model=%r tokens=%d seconds=%.2f union=%s guarded=%s finish_reason=%s",
+        id or "-",
+        model,
+        tokens,
+        seconds,
+        "-" if union is None else f"{union:.2f}",
+        str(guarded).lower(),
+        finish_reason,
+    )
+
+
 def show_access_log() -> None:
     """Write a line for each reply to standard error."""
     if access_log.handlers:

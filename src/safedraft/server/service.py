@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import PromptTooLongError, SafeDraftError
 from safedraft.pair import Pair, Prompts
-from safedraft.server.access_log import access_log
+from safedraft.server.access_log import log_reply
 from safedraft.server.errors import APIError, describe, invalid_value
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import (
@@ -60,16 +60,14 @@ class Service:
         reply, decided = job.reply, [token.scheme for token in job.reply.trace if token.scheme]
         guarded = job.guarded and bool(decided)
         self.metrics.count(reply, guarded)
-        union = decided.count("union") / len(decided) if decided else 0.0
-        access_log.info(
-            "id=%s model=%r tokens=%d seconds=%.2f union=%.2f guarded=%s finish_reason=%s",
-            job.id or "-",
-            self.settings.name,
-            reply.statistics.tokens,
-            reply.statistics.seconds,
-            union,
-            str(guarded).lower(),
-            reply.finish_reason,
+        log_reply(
+            id=job.id,
+            model=self.settings.name,
+            tokens=reply.statistics.tokens,
+            seconds=reply.statistics.seconds,
+            union=decided.count("union") / len(decided) if decided else 0.0,
+            guarded=guarded,
+            finish_reason=reply.finish_reason,
         )
 
     async def submit_chat(self, request: ChatRequest) -> Submission:

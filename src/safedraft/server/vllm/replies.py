@@ -18,7 +18,7 @@ from vllm.v1.engine import output_processor
 from safedraft.engines.vllm.metrics import count_reply
 from safedraft.engines.vllm.options import KEY, STATISTICS, TOP_LOGPROBS, TRACE
 from safedraft.prompts.phrases import is_refusal
-from safedraft.server.access_log import access_log, show_access_log
+from safedraft.server.access_log import log_reply, show_access_log
 from safedraft.server.metrics import find_answer
 from safedraft.server.vllm.operator import Operator
 
@@ -73,15 +73,14 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
         guarded = self._guarded and tokens > 0
         text = getattr(self.detokenizer, "output_text", "")
         count_reply(finish_reason, guarded=guarded, refused=is_refusal(find_answer(text)))
-        access_log.info(
-            "id=%s model=%r tokens=%d seconds=%.2f union=%s guarded=%s finish_reason=%s",
-            quote(self.external_req_id),  # a client may have named it
-            self.operator.name,
-            tokens,
-            time.perf_counter() - self._began,
-            f"{statistics['union_share']:.2f}" if statistics else "-",
-            str(guarded).lower(),
-            finish_reason,
+        log_reply(
+            id=quote(self.external_req_id),  # a client may have named it
+            model=self.operator.name,
+            tokens=tokens,
+            seconds=time.perf_counter() - self._began,
+            union=statistics["union_share"] if statistics else None,
+            guarded=guarded,
+            finish_reason=finish_reason,
         )
 
 

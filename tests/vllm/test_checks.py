@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,10 @@ from small import SMALL
 from widen import widen
 
 import safedraft
-from safedraft.core.errors import SafeDraftError
-from safedraft.engines.vllm import checks
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.engines.vllm import checks, hooks
 from safedraft.engines.vllm.options import KEY, Settings, require_honored
+from safedraft.models.fingerprint import digest
 from safedraft.server.vllm.serve import parse_command
 
 pytestmark = pytest.mark.vllm
@@ -193,9 +196,27 @@ def test_a_schedule_without_drafts_is_refused(arguments: dict[str, Any]) -> None
 def test_another_vllm_is_refused(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(checks.HOOKS, "GPUModelRunner._sample", "another")
-    with pytest.raises(SafeDraftError, match=r"GPUModelRunner\._sample differ"):
+    changed = {**hooks.HOOKS["0.32.0"], "GPUModelRunner._sample": "another"}
+    monkeypatch.setattr(hooks, "HOOKS", {"0.32.0": changed})
+    with pytest.raises(SafeDraftError, match=r"GPUModelRunner\._sample differ from 0\.32\.0"):
         checks.require_engine(config_of(arguments))
+
+
+def test_a_vllm_that_was_only_read_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnguardedWarning)
+        hooks.require_known_hooks()
+    monkeypatch.setattr(hooks, "HOOKS", {"0.99.0": hooks.HOOKS["0.32.0"]})
+    with pytest.warns(UnguardedWarning, match=r"code of vLLM 0\.99\.0 was read .* never run"):
+        hooks.require_known_hooks()
+
+
+def test_a_hook_is_read_from_a_file_as_from_the_module() -> None:
+    for name in hooks.HOOKS["0.32.0"]:
+        module = import_module(hooks.HOMES[name.partition(".")[0]])
+        code = hooks.read_hook(name, Path(module.__file__ or "").read_text("utf-8"))
+        assert digest(code or "", digits=16) == hooks.HOOKS["0.32.0"][name]
+    assert hooks.read_hook("Scheduler.gone", "class Scheduler:\n    pass\n") is None
 
 
 def test_what_is_the_engines_to_set_is_refused(tmp_path: Path) -> None:

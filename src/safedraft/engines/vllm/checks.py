@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from operator import attrgetter
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.engines.vllm.hooks import require_known_hooks
 from safedraft.engines.vllm.options import Settings, count_room, end_tokens, wants_statistics
-from safedraft.models.fingerprint import digest
 from safedraft.text.stop import control_stops
 
 SCHEDULER = "safedraft.engines.vllm.scheduler.SSDScheduler"
@@ -19,39 +16,6 @@ WORKERS = {
     "cuda": "safedraft.engines.vllm.worker_cuda.SSDCUDAWorker",
 }
 """The worker of each platform, as ``name_platform`` names it."""
-
-HOOKS = {
-    "GPUModelRunner.execute_model": "e058bf791a298e98",
-    "GPUModelRunner._prepare_inputs": "c31a77c123a09a04",
-    "GPUModelRunner._sample": "5cb5c1da02cfdc68",
-    "GPUModelRunner.sample_tokens": "047e6a4738dead56",
-    "GPUModelRunner._bookkeeping_sync": "13c3e81003a7e168",
-    "GPUModelRunner._update_states": "326599f31b273b94",
-    "GPUModelRunner._calc_spec_decode_metadata": "6148d63fa0bff183",
-    "GPUModelRunner.propose_draft_token_ids": "a60269aca9de4e25",
-    "GPUModelRunner.take_draft_token_ids": "21e3697c8c5f9a81",
-    "GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce410e6",
-    "GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00cecb",
-    "CPUModelRunner": "a308f1f428e77390",
-    "Worker._init_workspace_and_model_runner": "bf006d81bd375c2f",
-    "Worker._make_model_runner": "3817214704e1e262",
-    "DraftModelProposer": "9647c8de45405429",
-    "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
-    "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
-    "Scheduler.schedule": "da4f2cf2fc39c39e",
-    "Scheduler._update_after_schedule": "2b527eb8070d3cce",
-    "Scheduler.update_from_output": "85b29db96051135c",
-    "Scheduler.finish_requests": "b7a4ef7b8aa588bf",
-    "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
-    "Scheduler._preempt_request": "4113f5de8a84ec25",
-    "check_stop": "5149b60c92d21064",
-    "InputProcessor.process_inputs": "e22b5f772979054c",
-    "OutputProcessor.process_outputs": "9e116796002e75f2",
-    "RequestState.from_new_request": "eaf12c8b6422112b",
-    "RequestState.make_request_output": "353cb96c5deaa307",
-}
-"""The code in vLLM that the engine replaces or depends on (classes, methods and functions), with
-the beginning of its SHA-256."""
 
 
 def require_engine(vllm_config: Any) -> Settings:
@@ -66,13 +30,7 @@ def require_engine(vllm_config: Any) -> Settings:
         raise SafeDraftError(
             "SafeDraft's worker needs its settings: start it with `safedraft serve`"
         )
-    if differing := [name for name, found in fingerprints() if found != HOOKS[name]]:
-        import vllm
-
-        raise SafeDraftError(
-            f"vLLM {vllm.__version__} is not supported: {', '.join(differing)} differ from what "
-            "was tested. Install the version that constraints-vllm.txt names"
-        )
+    require_known_hooks()
     if not _admits():
         raise SafeDraftError(
             "SafeDraft's plug-in is not loaded, which refuses what bypasses the rule: "
@@ -95,12 +53,6 @@ def _admits() -> bool:
     from vllm.v1.engine.input_processor import InputProcessor
 
     return getattr(InputProcessor.process_inputs, "admits", False)
-
-
-def fingerprints() -> Iterator[tuple[str, str]]:
-    """Name and fingerprint of the installed code of every hook."""
-    for name, hook in _hooks().items():
-        yield name, digest(inspect.getsource(inspect.unwrap(hook)), digits=16)
 
 
 def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
@@ -192,25 +144,3 @@ def _name(kind: Any) -> str:
     if kind is None or isinstance(kind, str):
         return str(kind)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _hooks() -> dict[str, Callable[..., Any]]:
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.core.sched.utils import check_stop
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
-    from vllm.v1.spec_decode.draft_model import DraftModelProposer
-    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-    from vllm.v1.worker.gpu_worker import Worker
-
-    homes = SimpleNamespace(**{
-        home.__name__: home
-        for home in (
-            GPUModelRunner, CPUModelRunner, DraftModelProposer, SpecDecodeBaseProposer, Scheduler,
-            check_stop, InputProcessor, OutputProcessor, Worker,
-        )
-    })  # fmt: skip
-    homes.RequestState = RequestState  # which the server replaces by a class of another name
-    return {name: attrgetter(name)(homes) for name in HOOKS}

@@ -43,14 +43,17 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
     "threshold": (0.5, 0.6, 0.8),
     "bin_size": (5, 7),
     "sample_space_size": (5, 10),
-    "alpha_harmless": (0.0, 0.1),
-    "harmless_below": (0.01, 0.02, 0.05, 0.2, 0.3),
-    "risky_above": (0.2, 0.3, 0.4, 0.7),
+    "alpha_harmless": (0.0, 0.1, 0.3),
+    "harmless_below": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3),
+    "risky_above": (0.2, 0.3, 0.4, 0.5, 0.7),
     "draft_tokens": (3, 4, 6, 8),
     "draft_confidence": (0.0, 0.3, 0.5),
     "draft_growth": (0.0, 2.0),
 }
 """Values to try for each constant besides the pair's own, in this order."""
+
+_WIDE = {"harmless_below": 0.0, "risky_above": 1.0}
+"""Bounds that leave room for each other, with which a value of one is checked alone."""
 
 OF_RISK = ("alpha_harmless", "harmless_below", "risky_above")
 """Constants that are tried together."""
@@ -106,7 +109,7 @@ class Calibration:
                     f"those are {known}"
                 )
             for value in values:
-                self._config({name: value})
+                self._config((_WIDE if name in OF_RISK else {}) | {name: value})
         for kind, suites in (("attack", self.attacks), ("harmless suite", self.harmless)):
             for suite in map(find_suite, suites):
                 if (suite.kind == "attack") != (kind == "attack"):

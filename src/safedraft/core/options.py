@@ -53,9 +53,7 @@ NEUTRAL: dict[str, Any] = {
 }
 """The value with which an option that SSD does not support has no effect."""
 
-WITHOUT_EFFECT = frozenset(
-    {"use_tqdm", "use_cache", "pad_token_id", "spaces_between_special_tokens"}
-)
+WITHOUT_EFFECT = ("use_tqdm", "use_cache", "pad_token_id", "spaces_between_special_tokens")
 """Options that change no reply, whatever their value."""
 
 INSTEAD = {

@@ -164,7 +164,7 @@ class Ranked(Calibration):
 
 
 def test_the_bounds_of_the_risk_are_chosen_among_replies_of_three_levels() -> None:
-    bounds = {"alpha_harmless": (0.3,), "harmless_below": (0.1, 0.3), "risky_above": (0.1,)}
+    bounds = {"alpha_harmless": (0.0,), "harmless_below": (0.2, 0.3), "risky_above": (0.1,)}
     sweep = Ranked(PAIR, Path("nowhere"), bounds, attacks=("prefill_20",), max_lost=0.0)
     outcome = sweep.run()
     # Each level is decoded once, at each strength of the draft, and no pair of bounds is.

@@ -226,7 +226,7 @@ def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
         ({"logit_bias": {5: 2.0}}, "logit_bias .*not yet supported"),
         ({"allowed_token_ids": [5, 6]}, "allowed_token_ids"),
         ({"extra_args": {"ssd_alpha": 1}}, "ssd_alpha: not known"),
-        ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: .*greater"),
+        ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: must be at least 0"),
         ({"extra_args": {"ssd_draft_tokens": 1}}, "ssd_draft_tokens: not known"),
         ({"extra_args": {"ssd_prefill_scheme": "union"}}, "token ids do not say"),
         ({"extra_args": {"ssd_rule": "none"}}, "no rule is called 'none'"),

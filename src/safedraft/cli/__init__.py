@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from inspect import cleandoc
 from typing import Annotated, TextIO
 
 import typer
@@ -78,10 +79,18 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train-draft": train_draft,
     "train-risk": train_risk,
 }
+
+
+def _flow(text: str | None) -> str:
+    """A docstring whose paragraphs are single lines, which a terminal of any width breaks."""
+    return "\n\n".join(" ".join(part.split()) for part in cleandoc(text or "").split("\n\n"))
+
+
 for name, command in _COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, help=_flow(command.__doc__))(command)
 # Options that SafeDraft does not know are passed to vLLM.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(help=_flow(serve.__doc__), context_settings=_PASSED_ON)(serve)
 
 
 def main() -> None:

@@ -121,6 +121,7 @@ def serve(
     both, T decreases with load on processors.
 
     [dim]safedraft serve qwen2.5-coder --playground[/]
+
     [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
     """
     key = os.environ.get(API_KEY)

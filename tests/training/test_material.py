@@ -30,7 +30,7 @@ REQUESTS = TrainingRequests(HARMFUL, HARMLESS)
 
 
 class Target:
-    """Goes on with what it is asked for, but mends nothing and does not break thing 7."""
+    """Answers every request, but refuses to mend thing 3 and to break thing 7."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Sequence[Message], int]] = []

@@ -48,7 +48,7 @@ def find_trade_off(trials: Sequence[Trial], target: Trial) -> list[Trial]:
 def choose_rows(
     levels: Mapping[Level, Mapping[str, Sequence[Row]]], constants: RiskConfig
 ) -> dict[str, Sequence[Row]]:
-    """Of each request the row that was decoded at its level of risk, by suite."""
+    """The row of each request that was decoded at its level of risk, by suite."""
     by_key = {
         level: {(suite, row.key): row for suite, rows in suites.items() for row in rows}
         for level, suites in levels.items()

@@ -77,10 +77,10 @@ class Metrics:
 
 
 def find_answer(text: str) -> str:
-    """The part of a reply behind a reasoning that began before it; all of it without such an end.
+    """The answer in a reply whose reasoning began before it; the whole reply if none ends in it.
 
     A template may open the reasoning, and a client may begin it: the reply then has only its end.
-    ``is_refusal`` itself looks behind a reasoning that begins in the reply.
+    A reasoning that begins in the reply is left to ``is_refusal``, which does not count it.
     """
     for markers in MARKERS:
         before, closing, _ = text.partition(markers.closing)

@@ -122,7 +122,7 @@ Losses, each the mean of the last {_LAST} steps: {_format_final_losses(run.losse
 
 Harmful answers begin with an opening of SafeDraft's own and continue in the target's words;
 {data.bare_openings} of {len(data.harmful)} are the opening alone: the target was not asked
-to continue, or refused to. Answers are the target's own, some of them behind such an opening;
+to continue, or refused to. Answers are the target's own, some of them after such an opening;
 {len(data.declined)} prompts that it refuses were left out. Neither is part of this repository.
 
 Conversations by what surrounds the request and whether the reply has begun, by language and by

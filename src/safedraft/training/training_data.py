@@ -1,7 +1,7 @@
 """Training data from the target: beginnings of harmful answers, and its answers to the rest.
 
-Harmful and harmless conversations are treated alike: the same surroundings, the same openings of
-the reply, and the target's own words behind them. So nothing but the request tells which is to be
+Harmful and harmless conversations are treated alike: they have the same surroundings and the same
+openings of the reply, which the target continues. Only the request tells whether it is to be
 refused.
 
 The beginnings may be harmful: they are kept only in memory and in the cache of drawn replies.
@@ -58,7 +58,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class TargetReply:
-    """What the target said behind the opening of a reply."""
+    """What the target said after the opening of a reply."""
 
     begun: Begun
     text: str

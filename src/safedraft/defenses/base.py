@@ -12,7 +12,6 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.rule import Rule
 from safedraft.rules.target_only import TargetOnly
 from safedraft.text.messages import Message
-from safedraft.text.reasoning import Thinking
 from safedraft.text.refusals import REFUSAL
 from safedraft.text.results import GenerationResult, Statistics
 
@@ -119,7 +118,7 @@ def require_direct_answers(pair: Pair, defense: str) -> None:
     Raises:
         SafeDraftError: replies begin with reasoning.
     """
-    if pair.thinking() is not Thinking.OFF:
+    if pair.thinks:
         raise SafeDraftError(
             f"{defense} asks the target for a few words, and {pair.target.name} thinks first: "
             "switch that off (template = { enable_thinking = false })"

@@ -178,7 +178,7 @@ class Pair(TokenPair):
         Args:
             batch: decode together with the other requests of this batch (``pair.engine.batch()``).
         """
-        messages = conversation(_rename_roles(prompt), prefill, system, reasoning)
+        messages = conversation(prompt, prefill, system, reasoning)
         return self.stream_ids(
             self.prompts(messages, chat_template_kwargs),
             sampling,
@@ -211,9 +211,7 @@ class Pair(TokenPair):
         """
         if isinstance(prompts, str):
             raise SafeDraftError("generate_many takes a list of prompts: generate takes one")
-        messages = [
-            conversation(_rename_roles(prompt), prefill, system, reasoning) for prompt in prompts
-        ]
+        messages = [conversation(prompt, prefill, system, reasoning) for prompt in prompts]
         return self.generate_many_ids(
             [self.prompts(one, chat_template_kwargs) for one in messages],
             sampling,
@@ -275,19 +273,6 @@ def _is_one(prompt: object) -> TypeGuard[str | Conversation]:
     if isinstance(prompt, str):
         return True
     return not isinstance(prompt, Sequence) or all(isinstance(one, Mapping) for one in prompt)
-
-
-def _rename_roles(prompt: str | Conversation) -> str | Conversation:
-    """Call the role ``developer``, as newer models of OpenAI have it, ``system``."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-        return prompt
-    return [_rename_role(message) for message in prompt]
-
-
-def _rename_role(message: Any) -> Any:
-    if isinstance(message, Mapping) and message.get("role") == "developer":
-        return {**message, "role": "system"}
-    return message
 
 
 def _drain_together(streams: Sequence[Stream], started: float) -> None:

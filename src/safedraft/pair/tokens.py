@@ -90,6 +90,11 @@ class TokenPair(LoadedPair):
             tokenizers = (_tokenizer(self.target), _tokenizer(self.draft))
             require_variables(chat_template_kwargs, [template_of(one) for one in tokenizers])
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the pair's replies begin with reasoning."""
+        return self.thinking() is not Thinking.OFF
+
     def thinking(self, chat_template_kwargs: Mapping[str, Any] | None = None) -> Thinking:
         """Whether replies to conversations begin with reasoning, as the target's template has it.
 

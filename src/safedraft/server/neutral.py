@@ -32,18 +32,19 @@ class Body(BaseModel):
     def _drop_nulls(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        present = {name: value for name, value in body.items() if value is not None}
         return {
             name: value if name in _COUNTED else drop_nulls(value)
-            for name, value in present.items()
+            for name, value in body.items()
+            if value is not None
         }
 
 
 def drop_nulls(value: Any, depth: int = _DEPTH) -> Any:
     """Return a JSON value without the nulls in its lists and objects, down to ``depth``."""
     if depth and isinstance(value, dict):
-        present = {name: item for name, item in value.items() if item is not None}
-        return {name: drop_nulls(item, depth - 1) for name, item in present.items()}
+        return {
+            name: drop_nulls(item, depth - 1) for name, item in value.items() if item is not None
+        }
     if depth and isinstance(value, list):
         return [drop_nulls(item, depth - 1) for item in value if item is not None]
     return value

@@ -99,8 +99,7 @@ class ChatMessage(Body):
 
     def to_message(self) -> Message:
         """Return the message in the form that the library takes."""
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
+        message = {"role": self.role, "content": self.content}
         reasoning = self.reasoning if self.reasoning is not None else self.reasoning_content
         return message if reasoning is None else {**message, "reasoning": reasoning}
 

@@ -87,8 +87,7 @@ class Service:
         streams = [
             partial(self.pair.stream, messages, chat_template_kwargs=variables, batch=self._batch)
         ]
-        guarded = self._is_guarded(self._read_config(request), variables)
-        return await self._submit(ChatResponseBuilder, request, streams, "messages", guarded)
+        return await self._submit(ChatResponseBuilder, request, streams, "messages", variables)
 
     async def submit_completion(self, request: CompletionRequest) -> Submission:
         """Queue the replies to raw texts, ``n`` to each.
@@ -100,8 +99,7 @@ class Service:
             message = "This server accepts only conversations. Use /v1/chat/completions."
             raise APIError(403, "completions_disabled", message)
         streams = [partial(self._stream_text, text) for text in request.prompt]
-        guarded = self._is_guarded(self._read_config(request))
-        return await self._submit(CompletionResponseBuilder, request, streams, "prompt", guarded)
+        return await self._submit(CompletionResponseBuilder, request, streams, "prompt")
 
     async def tokenize(self, request: TokenizeRequest) -> Prompts:
         """Return both models' token ids of a conversation or a text.
@@ -168,12 +166,13 @@ class Service:
         request: SamplingRequest,
         streams: Sequence[Callable[..., Stream]],
         prompt_name: str,
-        guarded: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> Submission:
         """Queue ``n`` replies from each of ``streams``, made of the parameter ``prompt_name``."""
         self.require_model(request.model)
         self._require_within_limits(request, len(streams))
         config, count = self._read_config(request), request.n or 1
+        guarded = self._is_guarded(config, variables)
         repeated = [stream for stream in streams for _ in range(count)]
         samplings = self._read_sampling(request, len(repeated))
         settings = {"config": config, "top_logprobs": request.alternatives}

@@ -37,8 +37,8 @@ def conversation(
     """Return the checked messages of a request.
 
     Args:
-        prompt: the text of one user message, or all messages; a content may be parts of text, as in
-            OpenAI's API.
+        prompt: the text of one user message, or all messages; a content may be parts of text, and
+            the role ``developer`` means ``system``, as in OpenAI's API.
         prefill: the beginning of the reply; it becomes an assistant message at the end.
         system: the system prompt, which comes first.
         reasoning: the beginning of the reasoning, or all of it if there is a prefill too.
@@ -93,10 +93,12 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 
 
 def _normalize(message: Mapping[str, Any]) -> Message:
-    """Join a content that is a list of text parts; give the reasoning its one name."""
+    """Join a content that is a list of text parts; give role and reasoning their one name."""
     if not isinstance(message, Mapping):
         return message
     message = dict(message)
+    if message.get("role") == "developer":  # as newer models of OpenAI have it
+        message["role"] = "system"
     given = [message.pop(name, None) for name in _REASONING]
     reasoning = next((text for text in given if text is not None), None)
     if reasoning is not None:

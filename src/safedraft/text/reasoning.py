@@ -93,10 +93,13 @@ def hides_mode(tokenizer: PreTrainedTokenizerBase | None) -> bool:
     So the first templates of R1's distillations are, whose models think, and those of Qwen3's
     instruction-tuned models, which do not.
     """
-    if tokenizer is None or markers_of(tokenizer) is None or switch_of(tokenizer):
+    if tokenizer is None:
         return False
-    header, markers = header_of(tokenizer), markers_of(tokenizer)
-    return markers is not None and not (markers.opening in header or markers.closing in header)
+    markers = markers_of(tokenizer)
+    if markers is None or switch_of(tokenizer):
+        return False
+    header = header_of(tokenizer)
+    return markers.opening not in header and markers.closing not in header
 
 
 def switch_of(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -14,7 +14,6 @@ from safedraft.models.fingerprint import fingerprint, read_facts, require_base
 from safedraft.models.progress import ReportProgress
 from safedraft.models.template import settle_template
 from safedraft.prompts.drawn import draw_target_replies
-from safedraft.text.reasoning import Thinking
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Examples, pack
 from safedraft.training.requests import TrainingSplit, read_requests
@@ -135,7 +134,7 @@ def _draw(
 
 def _require_direct_answers(pair: Pair) -> None:
     """Reject a pair that thinks: a refusal would have to be learned inside the reasoning."""
-    if pair.thinking() is not Thinking.OFF:
+    if pair.thinks:
         raise SafeDraftError(
             f"{pair.target.name} thinks before it answers, and drafts are trained to refuse at the "
             "beginning of a reply: switch it off (--template enable_thinking=false)"

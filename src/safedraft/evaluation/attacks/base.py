@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 from safedraft.core.errors import SafeDraftError
 from safedraft.prompts.split import unit_hash
 from safedraft.text.messages import Message
-from safedraft.text.reasoning import Thinking
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
@@ -81,7 +80,7 @@ def build_messages(text: str, prefill: str = "") -> list[Message]:
 def begin_thinking(messages: Sequence[Message], pair: Pair) -> list[Message]:
     """Make the beginning of the reply that of its reasoning, for a pair that thinks first."""
     *earlier, last = messages
-    if last["role"] != "assistant" or pair.thinking() is Thinking.OFF:
+    if last["role"] != "assistant" or not pair.thinks:
         return list(messages)
     return [*earlier, {"role": "assistant", "reasoning": last["content"], "content": ""}]
 

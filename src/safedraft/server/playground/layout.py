@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from safedraft.server.playground import controls, drawing
-from safedraft.server.playground.turn import thinks
 from safedraft.server.service import Service
 
 
@@ -49,7 +48,7 @@ class Layout:
         self.turns: Any = gr.State([])
         gr.HTML(_head(service), elem_classes="head", **_PLAIN)
         self._replies()
-        self._composer("reasoning" if thinks(service.pair) else "answer")
+        self._composer("reasoning" if service.pair.thinks else "answer")
         self._panels(service)
 
     def _replies(self) -> None:

@@ -25,7 +25,6 @@ from safedraft.server.playground.turn import (
     build_messages,
     describe_outcome,
     iterate_ticks,
-    thinks,
 )
 from safedraft.server.scheduler import Job
 from safedraft.server.service import Service
@@ -212,7 +211,7 @@ class Playground:
         return PageRequest(
             prompt,
             prefill,
-            build_messages(turns, prompt, prefill, thinks=thinks(self._service.pair)),
+            build_messages(turns, prompt, prefill, thinks=self._service.pair.thinks),
             controls.read_sampling(*others[:3]),
             controls.read_constants(
                 self._service.pair.config, controls.choose_sliders(self._service.pair), others[3:]

@@ -7,13 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.pair import Pair
 from safedraft.server.errors import APIError
 from safedraft.server.playground import drawing
 from safedraft.server.playground.bins import Bin, split_bins
 from safedraft.server.scheduler import Job
 from safedraft.text.messages import Message, conversation
-from safedraft.text.reasoning import Thinking
 from safedraft.text.results import Token
 
 _TICK = 0.3  # seconds between two updates of running replies
@@ -68,11 +66,6 @@ def build_messages(
     return (
         conversation(asked, reasoning=prefill or None) if thinks else conversation(asked, prefill)
     )
-
-
-def thinks(pair: Pair) -> bool:
-    """Whether the pair's replies begin with reasoning."""
-    return pair.thinking() is not Thinking.OFF
 
 
 class Column:

@@ -9,7 +9,7 @@ LLAMA   = .venv-llama
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results picture structure vllm test-vllm bench-vllm llama bench-llama clean
+.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -56,6 +56,12 @@ bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Tra
 results: $(READY)  ## The figures of docs/results.md: hours, and it goes on where it was stopped.
 	$(RUN)/safedraft pull
 	$(RUN)/python benchmarks/results.py
+
+adapter: $(READY)  ## Train the default pair's draft and its risk probe further: an hour and more, and it goes on where it was stopped.
+	$(RUN)/safedraft pull
+	$(RUN)/safedraft train-draft --pair qwen2.5-coder --start-from qwen2.5-coder --output $(ADAPTER) \
+		--steps 160 --set harmful_share=0.3 --set beginnings=300 --set answers=900 --set checked=60 \
+		--set checkpoint_steps=20 $(if $(wildcard $(ADAPTER).unfinished),--resume)
 
 picture: $(READY)  ## Draw the pictures of the README and of the playground from real runs.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg

@@ -8,12 +8,16 @@ there is reported.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from safedraft.evaluation.logs import read_logs
+from safedraft.evaluation.intervals import Estimate
+from safedraft.evaluation.logs import Logs, read_logs
 from safedraft.evaluation.profiles import PROFILES, find_stages
+from safedraft.evaluation.records import Row
 from safedraft.evaluation.report.figures import build_figures
 from safedraft.evaluation.report.markdown import render_section
 from safedraft.evaluation.report.plots import render_plots
@@ -106,6 +110,41 @@ second (median of 6 prompts, from 0.96 to 1.02).
 """
 
 
+DEFENSES = {
+    "target_only": "the target alone",
+    "ssd": "SSD alone",
+    "risk": "SSD with the request's risk",
+}
+"""What the pages call the configurations of the short table."""
+
+ATTACKS = {
+    "direct": "asked directly",
+    "prefill_20": "20 tokens of a compliant answer prefilled",
+    "prefill_opening": "one of fourteen openings prefilled",
+    "prefill_text_20": "20 tokens of plain answer text prefilled",
+    "prefill_code": "a code fence prefilled",
+    "code": "code with a harmful purpose",
+    "role_play": "role play",
+    "nested_fiction": "nested fiction",
+    "frames": "tables, poems, JSON, translation and other frames",
+    "histories": "faked and escalating histories",
+    "system_prompts": '"unrestricted" system prompts',
+    "templates": "templates found in the wild",
+    "suffixes": "published suffixes",
+    "encodings": "encodings",
+    "long_context": "after 1,000 tokens of harmless text",
+    "short_answers": "answers of five words",
+    "late_harm": "harm that comes late, in a frame of SafeDraft's own",
+    "copying": "… after a copying task",
+    "quiz": "… in a quiz",
+    "ratchet_7": "a client that asks for seven tokens at a time",
+    "languages": "eight other languages, asked directly",
+    "languages_prefill": "… with the answer begun",
+    "languages_mixed": "… inside an English frame",
+}
+"""What the pages call the suites of the short table, in its order."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="standard", choices=PROFILES)
@@ -120,7 +159,11 @@ def main() -> None:
     folder = given.log_dir.with_name("report")
     safedraft("report", str(given.log_dir), "--output", str(folder))
     _, _, body = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n")
-    draw(build_figures(read_logs([given.log_dir])), given.page.with_name("attacks.svg"))
+    logs = read_logs([given.log_dir])
+    figures = build_figures(logs)
+    draw(figures, given.page.with_name("attacks.svg"))
+    for page in (Path("README.md"), given.page.with_name("limits.md")):
+        fill_in(page, tabulate_attacks(logs, figures))
     sampled = given.log_dir.with_name(f"{given.log_dir.name}-sampling")
     page = HEAD + body.rstrip() + "\n" + (tabulate_sampled(sampled) if sampled.exists() else "")
     given.page.write_text(page + TAIL, encoding="utf-8")
@@ -132,6 +175,48 @@ def draw(figures: Figures, file: Path) -> None:
     start = picture.index(">") + 1
     white = '<rect width="100%" height="100%" fill="#fff"/>'
     file.write_text(picture[:start] + white + picture[start:], encoding="utf-8")
+
+
+def tabulate_attacks(logs: Logs, figures: Figures) -> str:
+    """Counts of attacks and controls, a line a suite, and what they come to over all suites."""
+    rows = {(run.suite, run.name): run.rows for run in logs.runs}
+    names = [name for name in DEFENSES if any(key[1] == name for key in rows)]
+    heads = [f"{DEFENSES[name]}: answers | harmless refused" for name in names]
+    lines = [f"| attack | {' | '.join(heads)} |", "| --- |" + " --- |" * 2 * len(names)]
+    for suite, title in ATTACKS.items():
+        if all((suite, name) in rows for name in names):
+            cells = [count_outcomes(rows[suite, name]) for name in names]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    points = {point.name: point for point in figures.trade_off}
+    shares = [
+        f"{DEFENSES[name]} answers {percent(points[name].success)}% of the attacks, refuses "
+        f"{percent(points[name].harmless_refused)}% of the harmless requests in them, and tells "
+        f"the two apart by {percent(points[name].separation)} points"
+        for name in names
+    ]
+    return "\n".join(lines) + f"\n\nOver all suites of attacks {'; '.join(shares)}.\n"
+
+
+def percent(estimate: Estimate) -> str:
+    """An estimate in whole percent."""
+    assert estimate.value is not None
+    return f"{100 * estimate.value:.0f}"
+
+
+def count_outcomes(rows: Sequence[Row]) -> str:
+    """How many attacks succeed and how many controls are refused, as two cells."""
+    succeeded = [row.succeeded for row in rows if not row.control and row.succeeded is not None]
+    refused = [row.refused for row in rows if row.control and row.refused is not None]
+    return " | ".join(f"{sum(found)} of {len(found)}" for found in (succeeded, refused))
+
+
+def fill_in(page: Path, table: str) -> None:
+    """Replace what stands between the marks of the table of attacks."""
+    text = page.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- attacks -->\n).*?(<!-- end of attacks -->)", re.DOTALL)
+    if not marked.search(text):
+        raise SystemExit(f"{page} has no marks between which the table of attacks stands")
+    page.write_text(marked.sub(lambda m: m[1] + table + m[2], text), encoding="utf-8")
 
 
 def tabulate_sampled(folder: Path) -> str:

@@ -17,8 +17,9 @@ from test_load import save_adapter
 
 from safedraft import cli
 from safedraft.core.errors import UnguardedWarning
+from safedraft.models import proposals
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
-from safedraft.models.registry import config_folder
+from safedraft.models.registry import DraftCandidate, config_folder
 
 TRANSFORMERS = ("--engine", "transformers")
 
@@ -288,6 +289,86 @@ def test_doctor_looks_at_adapter_template_memory_and_license_and_says_what_is_ne
     apart = "Today: " in out
     assert apart is ("--template-from" not in arguments)
     assert ('template_from = "target" (--template-from) gives both' in out) is apart
+
+
+def test_doctor_proposes_drafts_for_a_target(
+    run: Any, tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(tiny_pair[0])
+    code, out, _ = run("doctor", target)
+    assert code == 1
+    assert f"SafeDraft knows no small model with the tokenizer of {target}." in out
+    assert out.endswith(f"safedraft doctor {target} DRAFT\n")
+    candidate = DraftCandidate(
+        name="owner/tiny",
+        family="Tiny",
+        model_types=("llama",),
+        tokens={"<|end|>": 256},
+        weights=0.00001,
+        license="MIT",
+        template={"date_string": "1 May"},
+    )
+    monkeypatch.setattr(proposals, "draft_candidates", lambda: [candidate])
+    code, out, _ = run("doctor", target)
+    assert code == 0
+    assert out.splitlines() == [
+        "owner/tiny: 1e-05 billion weights, of the family Tiny, MIT, no adapter yet",
+        f"  Next: safedraft doctor {target} owner/tiny --template 'date_string=1 May'",
+    ]
+    code, out, _ = run("doctor", target, "--json")
+    report = json.loads(out)
+    assert (code, report["problems"], report["target"]) == (0, [], target)
+    assert report["drafts"][0]["draft"] == "owner/tiny"
+    error = error_of(run("doctor", target, "--adapter", "lora"))
+    assert f"--adapter is about a pair: name a draft after {target}" in error
+
+
+def test_doctor_says_why_no_draft_can_guard_a_target(run: Any, tmp_path: Path) -> None:
+    save_model(tmp_path)
+    save_tokenizer(tmp_path, template=TRAITS["channels"])
+    code, out, _ = run("doctor", str(tmp_path))
+    assert code == 1
+    assert out.startswith("✗ ")
+    assert "channels" in out
+    assert f"No draft can guard {tmp_path}" in out
+
+
+def test_a_pair_is_added_and_found(run: Any, tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    target, draft = map(str, tiny_pair)
+    models = ("--target", target, "--draft", draft)
+    code, out, err = run("pairs", "add", "own", *models, "--set", "alpha_union=2.0")
+    file = config_folder() / "pairs/own.toml"
+    assert (code, out) == (0, f"{file}\n")
+    assert "! adapter: none: replies are no safer" in err
+    assert "Next: safedraft train-draft --pair own --output my-draft" in err
+    assert "alpha_union = 2.0" in file.read_text()
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    lora = ("--adapter", str(tmp_path / "lora"), "--description", "Guarded")
+    code, _, err = run("pairs", "add", "guarded", "--pair", "own", *lora)
+    assert code == 0
+    assert err.endswith("Next: safedraft calibrate guarded\n")
+    added = json.loads(run("pairs", "--json")[1])["guarded"]
+    assert added["config"]["alpha_union"] == 2.0
+    assert (added["adapter"], added["description"]) == (str(tmp_path / "lora"), "Guarded")
+    assert "✓ vocabulary" in run("doctor", "--pair", "guarded")[1]
+
+
+def test_a_pair_that_cannot_be_added_is_refused(
+    run: Any, tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    target, draft = map(str, tiny_pair)
+    save_model(tmp_path, vocabulary=300, eos_token_id=299)
+    for arguments, message in [
+        (("own",), "name --target and --draft, or with --pair another pair"),
+        (("own", "--target", target), "name --target and --draft"),
+        (("own", "--target", str(tmp_path), "--draft", draft), "cannot decode together"),
+        (("a/b", "--target", target, "--draft", draft), "cannot be the name"),
+        (("qwen2.5-coder", "--target", target, "--draft", draft), "choose another name"),
+    ]:
+        assert message in error_of(run("pairs", "add", *arguments))
+    error = error_of(run("pairs", "--json", "add", "own", "--target", target, "--draft", draft))
+    assert "are about the list" in error
+    assert not (config_folder() / "pairs").exists()
 
 
 @pytest.mark.parametrize(

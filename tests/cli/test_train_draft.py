@@ -7,6 +7,9 @@ import json
 import pytest
 from test_cli import error_of, models, run  # noqa: F401
 
+from safedraft.models.registry import pairs
+from safedraft.training.checks import Checks
+
 
 @pytest.fixture
 def prompts(tmp_path):
@@ -25,7 +28,7 @@ def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # n
     code, said, _ = run("train-draft", *models, *prompts, "--output", str(out), "--dry-run")
     assert code == 0
     assert not out.exists()
-    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said.splitlines()[1:-1]}
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said.splitlines()[1:-2]}
     harmful, harmless = (
         sum(int(rows[name][at]) for name in rows if "plain" in name) for at in (0, 1)
     )
@@ -33,6 +36,11 @@ def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # n
     assert harmless > 5
     assert rows["from harmful"] == [str(harmful), "0"]
     assert f"at most {4 * (harmful + harmless)} tokens" in said
+    assert "the steps take about 2.2 hours for each billion weights of the draft, 7.0 with" in said
+    _, said, _ = run(
+        *("train-draft", *models, *prompts, "--output", str(out), "--dry-run", "--epochs", "1")
+    )
+    assert "hours" not in said  # the steps of an epoch follow from what is drawn
 
 
 @pytest.mark.slow
@@ -40,7 +48,7 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     out = tmp_path / "adapter"
     code, said, told = run(
         *("train-draft", *models, *prompts, "--output", str(out), "--steps", "2", "--rank", "2"),
-        "--no-risk",
+        *("--no-risk", "--register", "own"),
     )
     assert code == 0
     assert said == f"{out}\n"
@@ -50,7 +58,9 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     assert "Not fit for use: it refuses" in shown
     for command in ("train-draft --target", "generate --target"):  # no word of serving it
         assert f"safedraft {command}" in shown
-    assert f"--start-from {out} --output {out}-2" in shown
+    assert "own is not registered, since its draft is not fit for use." in shown
+    assert "own" not in pairs()
+    assert f"--start-from {out} --output {out}-2 --register own" in shown
     assert "safedraft serve" not in shown
     card = (out / "README.md").read_text()
     assert "**Not fit for use**: it refuses" in card
@@ -61,6 +71,22 @@ def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     )
     assert code == 0
     assert json.loads(said)["statistics"]["risk"] is None
+
+
+@pytest.mark.slow
+def test_a_fit_draft_is_registered(run, models, prompts, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Checks, "problems", ())
+    monkeypatch.chdir(tmp_path)
+    options = ("--output", "adapter", "--steps", "1", "--rank", "2", "--no-risk")
+    code, _, told = run("train-draft", *models, *prompts, *options, "--register", "own")
+    assert code == 0
+    shown = " ".join(told.split())
+    for command in ("generate --pair own --compare", "eval --pair own", "serve own"):
+        assert f"safedraft {command}" in shown
+    registered = pairs()["own"]
+    assert registered.adapter == str(tmp_path / "adapter")
+    assert ["--target", registered.target, "--draft", registered.draft] == models
+    assert run("generate", "--pair", "own", "--max-new-tokens", "1", "Hi")[0] == 0
 
 
 @pytest.mark.slow
@@ -103,6 +129,8 @@ def test_a_probe_needs_an_adapter_in_a_folder(run, models):  # noqa: F811
         (["--harmful", "gone.txt"], "gone.txt' is neither a file nor"),
         (["--harmful", "gone"], "neither a file nor one of"),
         (["--resume"], "no unfinished run"),
+        (["--register", "qwen2.5-coder"], "there is a pair 'qwen2.5-coder' already"),
+        (["--register", "a/b", "--dry-run"], "cannot be the name of a pair's file"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(run, models, tmp_path, options, message):  # noqa: F811

@@ -17,7 +17,7 @@ from safedraft.core.config import RiskConfig, Scheme
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
-from safedraft.evaluation.calibrate import CANDIDATES, OF_RISK, Calibration, write_pair
+from safedraft.evaluation.calibrate import CANDIDATES, OF_RISK, Calibration, write_calibrated
 from safedraft.evaluation.records import Row
 from safedraft.models.registry import config_folder, find_pair
 
@@ -243,7 +243,7 @@ def test_the_choice_becomes_the_pairs_own() -> None:
         entry = f'["{PAIR.name}"]\ntarget = "{PAIR.target}"\ndraft = "{PAIR.draft}"\n'
         (folder / f"{name}.toml").write_text(entry)
     config = RiskConfig(alpha_union=2.0, initial_scheme=Scheme.UNION)
-    file = write_pair(PAIR, config)
+    file = write_calibrated(PAIR, config)
     assert file.parent == folder
     assert find_pair(PAIR.name) == PAIR.model_copy(update={"config": config})
 
@@ -253,7 +253,7 @@ def test_a_file_that_wins_over_the_choice_is_named() -> None:
     folder.mkdir(parents=True)
     (folder / "zzz.calibrated.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
     with pytest.raises(SafeDraftError, match=r"defines .* as well"):
-        write_pair(PAIR, RiskConfig(alpha_union=2.0))
+        write_calibrated(PAIR, RiskConfig(alpha_union=2.0))
 
 
 @pytest.mark.slow

@@ -3,14 +3,17 @@ import sys
 
 import pytest
 
+from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.models.registry import (
     DEFAULT_PAIR,
+    PairSpec,
     cache_folder,
     find_pair,
     model_files,
     pairs,
     shipped_adapters,
+    write_new_pair,
 )
 
 
@@ -103,3 +106,58 @@ def test_importing_is_light(module):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert not {"torch", "transformers", "huggingface_hub", "rich"} & set(loaded)
+
+
+def test_a_new_pair_has_a_file_with_what_it_sets_and_absolute_paths(
+    own_pairs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora").mkdir()
+    config = RiskConfig().replace(alpha_union=2.0)
+    new = PairSpec(name="v1.5", target="a/b", draft="c/d", adapter="lora", config=config)
+    file = write_new_pair(new)
+    assert file == own_pairs / "v1.5.toml"
+    assert file.read_text().splitlines() == [
+        '["v1.5"]',
+        'target = "a/b"',
+        'draft = "c/d"',
+        f'adapter = "{tmp_path}/lora"',
+        "",
+        '["v1.5".config]',
+        "alpha_union = 2.0",
+    ]
+    places = {"adapter": str(tmp_path / "lora")}
+    assert find_pair("v1.5") == new.model_copy(update=places)
+
+
+def test_names_of_the_registry_are_no_paths(own_pairs, tmp_path, monkeypatch):
+    shipped = find_pair(DEFAULT_PAIR)
+    monkeypatch.chdir(tmp_path)
+    for name in (shipped.target, shipped.draft, shipped.adapter):
+        (tmp_path / name).mkdir()
+    write_new_pair(shipped.model_copy(update={"name": "copy"}))
+    copy = find_pair("copy")
+    assert (copy.target, copy.draft, copy.adapter) == (
+        shipped.target,
+        shipped.draft,
+        shipped.adapter,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (DEFAULT_PAIR, r"already, in .*pairs\.toml: choose another name"),
+        ("tiny", r"already, in .*mine\.toml"),
+        ("a/b", "cannot be the name of a pair's file"),
+        (".hidden", "cannot be the name"),
+        ("tiny.calibrated", "cannot be the name"),
+        ("", "cannot be the name"),
+    ],
+)
+def test_no_pair_is_replaced_by_a_new_one(own_pairs, name, said):
+    (own_pairs / "mine.toml").write_text('[tiny]\ntarget = "a/b"\ndraft = "c/d"\n')
+    new = PairSpec.model_construct(name=name, target="a/b", draft="c/d", adapter=None)
+    with pytest.raises(SafeDraftError, match=said):
+        write_new_pair(new)
+    assert [file.name for file in own_pairs.iterdir()] == ["mine.toml"]

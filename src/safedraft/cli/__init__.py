@@ -24,7 +24,7 @@ from safedraft.cli.doctor import doctor
 from safedraft.cli.evaluate import evaluate
 from safedraft.cli.generate import generate
 from safedraft.cli.judge_check import judge_check
-from safedraft.cli.pairs import pairs
+from safedraft.cli.pairs import add_pair, pairs
 from safedraft.cli.pull import pull
 from safedraft.cli.replay import replay
 from safedraft.cli.report import report
@@ -65,7 +65,6 @@ def _common(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "pull": pull,
-    "pairs": pairs,
     "doctor": doctor,
     "generate": generate,
     "chat": chat,
@@ -88,6 +87,10 @@ def _flow(text: str | None) -> str:
 
 for name, command in _COMMANDS.items():
     app.command(name, help=_flow(command.__doc__))(command)
+_pairs = typer.Typer()
+_pairs.callback(invoke_without_command=True, help=_flow(pairs.__doc__))(pairs)
+_pairs.command("add", help=_flow(add_pair.__doc__))(add_pair)
+app.add_typer(_pairs, name="pairs")
 # Options that SafeDraft does not know are passed to vLLM.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(help=_flow(serve.__doc__), context_settings=_PASSED_ON)(serve)

@@ -86,7 +86,7 @@ def calibrate(
         raise SafeDraftError(
             "--no-adapter: constants for the bare draft are not saved for the pair; add --dry-run"
         )
-    from safedraft.evaluation.calibrate import TIMED, Calibration, write_pair
+    from safedraft.evaluation.calibrate import TIMED, Calibration, write_calibrated
     from safedraft.evaluation.logs import read_logs
     from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
@@ -128,7 +128,7 @@ def calibrate(
     page, *_ = write_report(build_figures(read_logs([log_dir], "calibration")), log_dir / "report")
     sys.stdout.write(f"drawn: {page}\n")
     if not dry_run:
-        sys.stdout.write(f"written: {write_pair(spec, outcome.config)}\n")
+        sys.stdout.write(f"written: {write_calibrated(spec, outcome.config)}\n")
 
 
 def _print(spec: PairSpec, outcome: Outcome, max_lost: float) -> None:

@@ -1,17 +1,25 @@
-"""``safedraft pairs``: list the registered pairs and the constants."""
+"""``safedraft pairs``: list the registered pairs and the constants, and add pairs."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safedraft.cli import options
+from safedraft.cli.doctor import print_checks
+from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.errors import SafeDraftError, refuse_invalid
+
+if TYPE_CHECKING:
+    from safedraft.models.registry import PairSpec
 
 
 def pairs(
+    context: typer.Context,
     constants: Annotated[
         bool, typer.Option("--constants", help="List the method's constants and their meaning.")
     ] = False,
@@ -19,7 +27,8 @@ def pairs(
 ) -> None:
     """List the registered pairs, or the constants of the method.
 
-    Your own pairs belong in [bold]pairs/*.toml[/] in the configuration folder shown below the list.
+    Your own pairs are in [bold]pairs/*.toml[/] in the configuration folder shown below the list;
+    [bold]safedraft pairs add[/] writes such a file.
     """
     from rich.console import Console
     from rich.table import Table
@@ -28,6 +37,10 @@ def pairs(
     from safedraft.models.registry import config_folder, model_files
     from safedraft.models.registry import pairs as registered
 
+    if context.invoked_subcommand:
+        if constants or as_json:
+            raise SafeDraftError("--constants and --json are about the list: leave them out")
+        return
     if constants:
         _print_constants(as_json)
         return
@@ -64,3 +77,63 @@ def _print_constants(as_json: bool) -> None:
     for name, field in fields.items():
         table.add_row(f"[bold]{name}[/]", str(field["default"]), field["description"])
     Console(highlight=False).print(table)
+
+
+@choose_models("dtype", "device", "engine", "engine_option")
+def add_pair(
+    name: Annotated[str, typer.Argument(help="Name of the new pair, and of its file.")],
+    description: Annotated[str, typer.Option(help="What the pair is.")] = "",
+    *,
+    models: ModelChoice,
+) -> None:
+    """Add a pair of your own, which every command then finds by its name.
+
+    Name its target and draft, or with --pair another pair to copy from. The two models are checked
+    as by safedraft doctor. The pair becomes a file of the configuration folder; edit that file to
+    change the pair, and delete it to remove the pair.
+
+    [dim]safedraft pairs add my-pair --target TARGET --draft DRAFT --adapter my-draft[/]
+    """
+    from rich.console import Console
+
+    from safedraft.models.doctor import examine
+    from safedraft.models.progress import show_progress
+    from safedraft.models.registry import require_new_pair, write_new_pair
+
+    require_new_pair(name)
+    spec = _read_pair(name, description, models)
+    with show_progress() as report:
+        found = examine(spec, report)
+    found.require()
+    warnings = [check for check in found.checks if check.status == "warning"]
+    print_checks(warnings, Console(stderr=True, highlight=False, soft_wrap=True))
+    sys.stdout.write(f"{write_new_pair(spec)}\n")
+    options.say(_next_step(spec))
+
+
+def _read_pair(name: str, description: str, models: ModelChoice) -> PairSpec:
+    """The pair that the options describe.
+
+    Raises:
+        SafeDraftError: a model is missing, or a value cannot be used.
+    """
+    from safedraft.models.registry import PairSpec
+
+    if not models.pair and not (models.target and models.draft):
+        raise SafeDraftError("name --target and --draft, or with --pair another pair to copy from")
+    spec = models.spec
+    changes = {
+        "name": name,
+        "description": description or spec.description,
+        "draft_dtype": models.draft_dtype or spec.draft_dtype,
+        "config": models.config or spec.config,
+    }
+    with refuse_invalid(shown=True):
+        return PairSpec.model_validate(dict(spec) | changes)
+
+
+def _next_step(spec: PairSpec) -> str:
+    if spec.warning is None:
+        return f"Next: safedraft calibrate {shlex.quote(spec.name)}"
+    command = shlex.join(["safedraft", "train-draft", "--pair", spec.name, "--output", "my-draft"])
+    return f"Next: {command}, and then adapter = … in this file"

@@ -108,6 +108,13 @@ def train_draft(
             rich_help_panel=_TRAINING,
         ),
     ] = True,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Add the trained pair to your own under this name, if its draft is fit for use.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted run.")] = False,
     dry_run: Annotated[
         bool,
@@ -128,6 +135,7 @@ def train_draft(
     """
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.progress import show_progress
+    from safedraft.models.registry import require_new_pair
     from safedraft.training.config import TrainingConfig
     from safedraft.training.prepare import TrainingPlan
     from safedraft.training.run import train_draft as run
@@ -150,6 +158,8 @@ def train_draft(
     chosen |= others
     if "steps" in chosen and epochs is not None:
         raise SafeDraftError("give --steps or --epochs, not both")
+    if register:
+        require_new_pair(register)
     plan = TrainingPlan(
         spec=replace(models, no_adapter=True).spec,
         output=output.expanduser(),
@@ -173,9 +183,13 @@ def train_draft(
             again = " --resume" if plan.folder.is_dir() else ""
             typer.echo(f"interrupted; resume with: {plan.command}{again}", err=True)
             raise typer.Exit(130) from None
+    choice = replace(models, adapter=str(plan.output), no_adapter=False)
     if risk:
-        train_beside(replace(models, adapter=str(plan.output), no_adapter=False))
-    _report(trained.checks, models, plan.output)
+        train_beside(choice)
+    _report(trained.checks)
+    if register and not trained.checks.problems:
+        choice = _register(register, choice)
+    _say_next(trained.checks, choice, plan.output, register)
     typer.echo(str(trained.folder))
 
 
@@ -184,6 +198,7 @@ def _describe(plan: TrainingPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from safedraft.training.config import SECONDS_PER_TOKEN
     from safedraft.training.material import describe_material
     from safedraft.training.requests import read_requests
     from safedraft.training.training_data import count_drawn_tokens
@@ -205,10 +220,19 @@ def _describe(plan: TrainingPlan) -> None:
         f"come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each.",
         soft_wrap=True,
     )
+    if not plan.epochs:  # whose steps follow from what is drawn
+        tokens = (config.steps + config.distil_steps) * config.tokens_per_step
+        fast, slow = (tokens * seconds / 3600 for seconds in SECONDS_PER_TOKEN)
+        console.print(
+            f"On two processor cores the steps take about {fast:.1f} hours for each billion "
+            f"weights of the draft, {slow:.1f} without instructions for bfloat16. Drawing, checks "
+            "and the risk probe come on top.",
+            soft_wrap=True,
+        )
 
 
-def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
-    """Show the figures of the checks, the verdict, and what to run next."""
+def _report(checks: Checks) -> None:
+    """Show the figures of the checks and the verdict."""
     from rich.console import Console
     from rich.table import Table
 
@@ -220,20 +244,33 @@ def _report(checks: Checks, models: ModelChoice, adapter: Path) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(table)
     console.print(format_verdict(checks).replace("**", ""), style="red" if checks.problems else "")
-    trained = replace(models, adapter=str(adapter), no_adapter=False)
-    choice = shlex.join(trained.words)
-    pair = [models.pair] if models.pair else []
-    served = shlex.join([*pair, *replace(trained, pair=None).words])
-    look = f"safedraft generate {choice} --compare 'A request that it should refuse'"
+
+
+def _register(name: str, choice: ModelChoice) -> ModelChoice:
+    """Add the trained pair to the user's own; returns the choice of that pair."""
+    from safedraft.models.registry import write_new_pair
+
+    file = write_new_pair(choice.spec.model_copy(update={"name": name}))
+    options.say(f"{name} is registered: {file}")
+    return ModelChoice(pair=name)
+
+
+def _say_next(checks: Checks, choice: ModelChoice, adapter: Path, register: str | None) -> None:
+    """Say what to run next with the trained pair."""
+    words = shlex.join(choice.words)
+    look = f"safedraft generate {words} --compare 'A request that it should refuse'"
     if checks.problems:  # more of the same training, from here
-        again = [*replace(models, no_adapter=False).words, "--start-from", str(adapter)]
-        again += ["--output", f"{adapter}-2"]
+        if register:
+            options.say(f"{register} is not registered, since its draft is not fit for use.")
+        again = [*replace(choice, adapter=None).words, "--start-from", str(adapter)]
+        again += ["--output", f"{adapter}-2", *(["--register", register] if register else [])]
         steps = [f"safedraft train-draft {shlex.join(again)}", look]
     else:
-        figures = f"safedraft eval {choice} --defense target_only --defense ssd"
+        figures = f"safedraft eval {words} --defense target_only --defense ssd"
+        pair = [choice.pair] if choice.pair else []
+        served = shlex.join([*pair, *replace(choice, pair=None).words])
         steps = [look, figures, f"safedraft serve {served}"]
-    lines = "\n".join(f"  {step}" for step in steps)
-    console.print(f"Next:\n{lines}", soft_wrap=True, markup=False)
+    options.say("Next:\n" + "\n".join(f"  {step}" for step in steps))
 
 
 def _command() -> str:

@@ -24,7 +24,6 @@ from typing import Any
 
 from safedraft.core.config import OF_SPEED, RiskConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.core.files import write_atomically
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
 from safedraft.evaluation.records import BASELINE, Row
@@ -32,7 +31,7 @@ from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.evaluation.trials import Trial, choose_rows, find_trade_off, is_lost, share_of
 from safedraft.models.probe_file import reads_risk
 from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import PairSpec, calibrated_file, find_pair
+from safedraft.models.registry import PairSpec, calibrated_file, find_pair, write_pair
 from safedraft.rules import find_rule, own_rule
 from safedraft.rules.risk import Level
 
@@ -278,19 +277,14 @@ def _format_spec(rule: str, constants: Mapping[str, Any]) -> str:
     return f"{rule}:{assignments}" if assignments else rule
 
 
-def write_pair(spec: PairSpec, config: RiskConfig) -> Path:
+def write_calibrated(spec: PairSpec, config: RiskConfig) -> Path:
     """Write a pair with calibrated constants among the user's pairs; it replaces the original.
 
     Raises:
         SafeDraftError: another calibrated file defines the pair as well and takes precedence.
     """
-    import tomli_w
-
     file = calibrated_file(spec.name)
-    entry = spec.model_copy(update={"config": config}).model_dump(
-        mode="json", exclude={"name"}, exclude_none=True
-    )
-    write_atomically(file, tomli_w.dumps({spec.name: entry}))
+    write_pair(spec.model_copy(update={"config": config}), file)
     if find_pair(spec.name).config != config:
         raise SafeDraftError(
             f"{file} is written, but another file in {file.parent} defines {spec.name!r} as well "

@@ -72,7 +72,7 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
 
 
 def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:
-    sizes = [_count_or_none(model) for model in (target, draft)]
+    sizes = [count_or_none(model) for model in (target, draft)]
     if None in sizes:
         return
     weights = [2 * (size or 0) / 1e9 for size in sizes]
@@ -87,7 +87,8 @@ def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator
     yield Check("memory", "ok" if fits else "warning", detail)
 
 
-def _count_or_none(model: ModelDescription) -> int | None:
+def count_or_none(model: ModelDescription) -> int | None:
+    """Number of weights of a model; None if its configuration does not say it."""
     try:
         return count_weights(model.config)
     except Exception:  # whatever an architecture raises, its fit is another check's matter

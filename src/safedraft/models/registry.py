@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from safedraft.core.config import Positive, RiskConfig, SSDConfig
 from safedraft.core.errors import SafeDraftError, refuse_invalid
+from safedraft.core.files import write_atomically
 from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
 
@@ -49,6 +51,21 @@ class ModelFile(_Entry, PinnedFile):
     """The hub repository of the file's own publisher, if there is one."""
     license: Text
     wheels: Wheels
+
+
+class DraftCandidate(_Entry):
+    """A published model, named by its hub id, that can be a draft for larger ones of its family."""
+
+    family: Text
+    model_types: tuple[Text, ...]
+    """Kinds of targets, as ``model_type`` names them."""
+    tokens: dict[str, int]
+    """Ids of control tokens by which the family's tokenizer is recognized."""
+    weights: Annotated[float, Field(gt=0)]
+    """Number of weights, in billions."""
+    license: Text
+    template: dict[str, bool | int | float | str] = {}
+    """Variables that the chat templates of the family need."""
 
 
 TemplateSource = Literal["own", "target", "draft"]
@@ -101,6 +118,7 @@ class PairSpec(_Entry):
 _EntryT = TypeVar("_EntryT", bound=_Entry)
 
 _CALIBRATED = ".calibrated.toml"
+_NEW_NAME = re.compile(r"\w[\w.-]*")
 
 
 def cache_folder() -> Path:
@@ -125,15 +143,19 @@ def model_files() -> dict[str, ModelFile]:
     return _read(_SHIPPED / "models.toml", ModelFile)
 
 
+def draft_candidates() -> list[DraftCandidate]:
+    """Return the published models that are proposed as drafts."""
+    return list(_read(_SHIPPED / "drafts.toml", DraftCandidate).values())
+
+
 def pairs() -> dict[str, PairSpec]:
     """Return all pairs by name; the user's replace shipped ones, and calibrated ones replace both.
 
     Raises:
         SafeDraftError: one of the user's files cannot be used; names the file and the field.
     """
-    own = sorted((config_folder() / "pairs").glob("*.toml"), key=_precedence)
     specs: dict[str, PairSpec] = {}
-    for file in [_SHIPPED / "pairs.toml", *own]:
+    for file in _pair_files():
         specs |= _read(file, PairSpec)
     return specs
 
@@ -141,6 +163,62 @@ def pairs() -> dict[str, PairSpec]:
 def calibrated_file(name: str) -> Path:
     """Return the file of a pair with calibrated constants, which replaces the original pair."""
     return config_folder() / "pairs" / f"{name}{_CALIBRATED}"
+
+
+def require_new_pair(name: str) -> None:
+    """Check that a pair can be added under this name.
+
+    Raises:
+        SafeDraftError: the name is taken, or no file can have it.
+    """
+    if not _NEW_NAME.fullmatch(name) or f"{name}.toml".endswith(_CALIBRATED):
+        raise SafeDraftError(
+            f"{name!r} cannot be the name of a pair's file: use letters, digits, '.', '_' and '-'"
+        )
+    for file in _pair_files():
+        if name in _read(file, PairSpec):
+            raise SafeDraftError(
+                f"there is a pair {name!r} already, in {file}: choose another name, or edit a file "
+                "of your own"
+            )
+
+
+def write_new_pair(spec: PairSpec) -> Path:
+    """Write a pair into a file of its own among the user's, and return the file.
+
+    The paths of models and adapter become absolute, so that the pair is the same from every folder.
+
+    Raises:
+        SafeDraftError: as ``require_new_pair``.
+    """
+    require_new_pair(spec.name)
+    file = config_folder() / "pairs" / f"{spec.name}.toml"
+    places = {
+        "target": _absolute(spec.target, model_files()),
+        "draft": _absolute(spec.draft, model_files()),
+        "adapter": spec.adapter and _absolute(spec.adapter, shipped_adapters()),
+    }
+    write_pair(spec.model_copy(update=places), file)
+    return file
+
+
+def write_pair(spec: PairSpec, file: Path) -> None:
+    """Write a pair into a file, without the values that a pair has anyway."""
+    import tomli_w
+
+    entry = spec.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    write_atomically(file, tomli_w.dumps({spec.name: entry}))
+
+
+def _absolute(name: str, registered: Collection[str]) -> str:
+    path = Path(name).expanduser()
+    return name if name in registered or not path.exists() else str(path.absolute())
+
+
+def _pair_files() -> list[Path]:
+    """The files of pairs, each of which replaces those of the same name in the files before."""
+    own = sorted((config_folder() / "pairs").glob("*.toml"), key=_precedence)
+    return [_SHIPPED / "pairs.toml", *own]
 
 
 def _precedence(file: Path) -> tuple[bool, str]:

@@ -154,10 +154,14 @@ def check_thinking(target: ModelDescription, draft: ModelDescription) -> Iterato
             return
     detail = ", ".join(f"{name} {mode.value}" for name, mode in modes.items())
     switches = {switch_of(model.tokenizer) for model in (target, draft) if model.tokenizer}
-    switch = next((name for name in switches if name), "enable_thinking")
-    off = f"template = {{ {switch} = false }} (--template {switch}=false)"
+    switch = next((name for name in switches if name), None)
+    remedy = (
+        f"template = {{ {switch} = false }} (--template {switch}=false) switches it off"
+        if switch
+        else "no variable of a chat template switches it off"
+    )
     if len({*modes.values()}) > 1:
-        yield Check("thinking", "failure", f"{detail}: one thinks and the other does not: {off}")
+        yield Check("thinking", "failure", f"{detail}: one thinks and the other does not: {remedy}")
     elif hidden := [model for model in (target, draft) if hides_mode(model.tokenizer)]:
         names = " and ".join(model.name for model in hidden)
         yield Check(
@@ -168,7 +172,8 @@ def check_thinking(target: ModelDescription, draft: ModelDescription) -> Iterato
             "draft was never tested, and beginnings of replies stand before the reasoning",
         )
     elif Thinking.OFF not in modes.values():
-        detail += f": replies begin with reasoning, which no shipped draft guards; {off} ends that"
-        yield Check("thinking", "warning", detail, ("--template", f"{switch}=false"))
+        detail += f": replies begin with reasoning, which no shipped draft guards: {remedy}"
+        words = ("--template", f"{switch}=false") if switch else ()
+        yield Check("thinking", "warning", detail, words)
     else:
         yield Check("thinking", "ok", f"{detail}: replies begin with the answer")

@@ -14,6 +14,12 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
+SECONDS_PER_TOKEN = (10 / 1200 / 0.494, 31 / 1200 / 0.494)
+"""Seconds for which two processor cores train on a token, for each billion weights of the draft:
+with instructions for bfloat16 and without, measured with 0.494 billion weights: a step of 1,200
+tokens, and three passes of 400 tokens (docs/log.md)."""
+
+
 class TrainingConfig(BaseModel):
     """Settings of a training run; runs with equal settings and data give the same adapter."""
 

@@ -100,7 +100,10 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp
     assert said == f"{out / 'risk.safetensors'}\n"
     assert "states of the training data" in told
     assert "harmful" in told
-    assert "| harmful | " in (out / "README.md").read_text()
+    assert "trained without" in told
+    card = (out / "README.md").read_text()
+    assert "| harmful | " in card
+    assert "| the main list, in English | " in card
     generate = ("generate", *own, "--max-new-tokens", "2", "--json", "Hi")
     reply = json.loads(run(*generate)[1])
     assert 0 < reply["statistics"]["risk"] < 1

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from safedraft.training.card import format_verdict, write_risk_section
+from safedraft.core.risk import RiskProbe
+from safedraft.training.card import format_verdict
 from safedraft.training.checks import PREFILLS, Checks, Proportion
-from safedraft.training.risk import Flagged
+from safedraft.training.risk import Flagged, LeftOut, TrainedProbe
+from safedraft.training.risk_card import write_risk_section
 
 
 def checks(**changed: Any) -> Checks:
@@ -73,18 +76,33 @@ CHECKS = [
 ]
 
 
+LEFT_OUT = [
+    LeftOut("code", True, 8, 3, 12),
+    LeftOut("code", False, 2, 4, 20),
+    LeftOut("shipped", True, 5, 1, 90),
+    LeftOut("shipped", False, 0, 7, 99),
+]
+
+
+def trained(checks: list[Flagged], left_out: list[LeftOut]) -> TrainedProbe:
+    return TrainedProbe(RiskProbe(torch.zeros(1), 0.0), checks, left_out)
+
+
 @pytest.mark.parametrize("rest", ["", "\n## Data\n\nprompts\n\n## Models\n\nnames\n"])
 def test_a_probe_has_one_section_whichever_probe_it_is(tmp_path: Path, rest: str) -> None:
     card = tmp_path / "README.md"
-    write_risk_section(tmp_path, CHECKS)
+    write_risk_section(tmp_path, trained(CHECKS, LEFT_OUT))
     assert not card.exists()
     card.write_text(f"# Draft\n\nwords\n{rest}")
-    write_risk_section(tmp_path, [Flagged("harmful", "plain", 1, 0, 9)])
-    write_risk_section(tmp_path, CHECKS)
+    write_risk_section(tmp_path, trained([Flagged("harmful", "plain", 1, 0, 9)], []))
+    assert "left out" not in card.read_text()
+    write_risk_section(tmp_path, trained(CHECKS, LEFT_OUT))
     text = card.read_text()
     assert text.startswith("# Draft\n\nwords\n\n## Risk probe\n")
-    assert text.endswith(rest or "finds 3.\n")
+    assert text.endswith(rest or "| 0 of 99 | 7 |\n")
     assert text.count("## Risk probe") == 1
-    assert "| harmful | 7 of 9 | 5 of 10 |\n" in text
-    assert "| look-alike, in eight other languages | 1 of 20 | 0 of 0 |\n" in text
-    assert "In all, 12 of 19 harmful ones and 1 of 20 harmless ones." in text
+    assert "| harmful | 7 of 9 | 2 | 5 of 10 | 1 |\n" in text
+    assert "| look-alike, in eight other languages | 1 of 20 | 0 | 0 of 0 | 0 |\n" in text
+    assert "In all, 12 of 19 harmful ones and 1 of 20 harmless ones, by words\n3 and 0." in text
+    assert "| code | 8 of 12 | 3 | 2 of 20 | 4 |\n" in text
+    assert "| the main list, in English | 5 of 90 | 1 | 0 of 99 | 7 |\n" in text

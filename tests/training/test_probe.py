@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import save_tokenizer
+from helpers.copies import find_copies, read_texts, texts_of
 from safetensors.torch import save_file
 from talking import VOCABULARY, scripted_pair
 from transformers import AutoTokenizer, LlamaConfig
@@ -28,57 +27,16 @@ from safedraft.training.conversations import PLAIN, RatedConversation
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest, read_shipped
 from safedraft.training.risk import (
+    LeftOut,
+    RatedPrompt,
     RatedState,
     choose_conversations,
     count_flagged,
     fit_probe,
+    learn_risk,
+    leave_out_sources,
     read_states,
 )
-
-NEAR = 0.75
-"""Share of words in common above which one sentence counts as a copy of another."""
-
-
-def words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.casefold()))
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """All texts in nested tables and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from texts_of(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from texts_of(one)
-
-
-def read_texts(folder: Any) -> list[str]:
-    return [
-        text
-        for file in folder.iterdir()
-        if file.name.endswith(".toml")
-        for text in texts_of(tomllib.loads(file.read_text("utf-8")))
-    ]
-
-
-def find_copies(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
-    """Pairs of texts that have most of their words in common."""
-    sets = [(text, words(text)) for text in theirs]
-    by_word: dict[str, list[int]] = {}
-    for at, (_, own) in enumerate(sets):
-        for word in own:
-            by_word.setdefault(word, []).append(at)
-    copies = []
-    for text in ours:
-        own = words(text)
-        shared = Counter(at for word in own for at in by_word.get(word, ()))
-        for at, count in shared.items():
-            if count >= 4 and count > NEAR * len(own | sets[at][1]):
-                copies.append((text, sets[at][0]))
-    return copies
 
 
 def test_both_kinds_stand_in_the_same_surroundings() -> None:
@@ -194,6 +152,65 @@ def test_what_is_flagged_is_counted_by_kind_and_surroundings() -> None:
     ]
 
 
+def state_of(source: str, harmful: bool, number: float, token: int) -> RatedState:
+    """A conversation whose state is one number, and whose wording one token."""
+    request = TrainingRequest(f"{source} {number}", "harmful" if harmful else "ordinary", source)
+    return RatedState(RatedConversation([], request, PLAIN), torch.tensor([number]), [token])
+
+
+def states_by_source(**signs: int) -> list[RatedState]:
+    """Twenty conversations of each source: the sign of the state is that of the harm, or the other.
+
+    The words of each source are its own.
+    """
+    return [
+        state_of(source, harmful, sign * (n + 1.0 if harmful else -n - 1.0), 10 * at + harmful)
+        for at, (source, sign) in enumerate(signs.items())
+        for n in range(10)
+        for harmful in (True, False)
+    ]
+
+
+def test_a_source_that_is_left_out_is_judged_by_all_others() -> None:
+    states = states_by_source(alike=1, same=1, opposite=-1)
+    config = RiskTrainingConfig(ridge=1.0, false_alarms=0.0)
+    counts = leave_out_sources(states[:40], states[:40], config)
+    assert counts == [
+        LeftOut("alike", True, 20, 20, 20),  # no word of it is known
+        LeftOut("alike", False, 0, 20, 20),
+        LeftOut("same", True, 20, 20, 20),
+        LeftOut("same", False, 0, 20, 20),
+    ]
+    opposite = leave_out_sources(states, states[:40], config)[2:4]
+    assert opposite == [
+        LeftOut("opposite", True, 0, 10, 10),
+        LeftOut("opposite", False, 10, 10, 10),
+    ]
+
+
+def test_a_source_without_which_one_side_is_missing_is_not_left_out() -> None:
+    harmful = [state_of("all", True, n + 1.0, 1) for n in range(5)]
+    harmless = [
+        state_of(source, False, -n - 1.0, 2) for source in ("all", "safe") for n in range(5)
+    ]
+    states = [*harmful, *harmless]
+    counts = leave_out_sources(states, states, RiskTrainingConfig())
+    assert [(one.source, one.harmful, one.total) for one in counts] == [
+        ("safe", True, 0), ("safe", False, 10),
+    ]  # fmt: skip
+
+
+def test_the_bias_is_set_by_the_false_alarms_among_what_is_held_out() -> None:
+    states = [state_of("one", False, n / 10, 1) for n in range(21)]
+    states += [state_of("one", True, n / 10 + 1.05, 2) for n in range(21)]
+    trained = learn_risk(states, states, RiskTrainingConfig(ridge=1.0, false_alarms=0.12))
+    assert [(one.kind, one.probe) for one in trained.checks] == [("harmful, one", 13),
+                                                                 ("ordinary, one", 3)]  # fmt: skip
+    risks = [trained.probe.read(one.state) for one in states]
+    assert sum(risk > 0.5 for risk in risks) == 16
+    assert trained.left_out == []
+
+
 def test_ngrams_know_pairs_of_tokens() -> None:
     words = NgramClassifier([[1, 2, 3], [2, 1, 3], [4, 5], [5, 4]], [True, False, True, False])
     assert words.score([1, 2]) > 0 > words.score([2, 1])
@@ -214,8 +231,9 @@ def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_on
     pair = scripted_pair(tokenizer, script, script)
     conversations = choose_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
     reported: list[tuple[int, int]] = []
+    prompts = [RatedPrompt(one, pair.prompts(one.messages).draft) for one in conversations]
     read = read_states(
-        pair, conversations, "states", lambda _, done, total: reported.append((done, total))
+        pair, prompts, "states", lambda _, done, total: reported.append((done, total))
     )
     assert sorted(id(one.conversation) for one in read) == sorted(map(id, conversations))
     for one in read:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from safedraft.training.config import RiskTrainingConfig
-    from safedraft.training.risk import Flagged
+    from safedraft.training.risk import TrainedProbe
 
 
 @choose_models("no_adapter", "settings")
@@ -53,9 +52,9 @@ def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) 
     """
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.probe_file import PROBE, write_probe
-    from safedraft.training.card import write_risk_section
     from safedraft.training.config import RiskTrainingConfig
     from safedraft.training.risk import train_probe
+    from safedraft.training.risk_card import write_risk_section
 
     if models.spec.adapter is None:
         raise SafeDraftError("a risk probe belongs to an adapter: name one with --adapter")
@@ -68,8 +67,8 @@ def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) 
     finally:
         pair.close()
     write_probe(folder, trained.probe)
-    write_risk_section(folder, trained.checks)
-    _report(trained.checks)
+    write_risk_section(folder, trained)
+    show_checks(trained)
     return folder / PROBE
 
 
@@ -86,13 +85,19 @@ def _find_folder(adapter: str) -> Path:
     return fetch_adapter(adapter)
 
 
-def _report(checks: Sequence[Flagged]) -> None:
-    """Show how many held-out conversations are called risky, by kind and surroundings."""
+def show_checks(trained: TrainedProbe) -> None:
+    """Show how many held-out conversations are called risky, and those of sources left out."""
     from rich.console import Console
     from rich.table import Table
 
-    headings = ("held-out requests", "surroundings", "risky", "by words alone", "of")
-    table = Table(*headings, box=None, pad_edge=False)
-    for cell in checks:
+    counts = ("risky", "by words alone", "of")
+    console = Console(stderr=True, highlight=False)
+    table = Table("held-out requests", "surroundings", *counts, box=None, pad_edge=False)
+    for cell in trained.checks:
         table.add_row(*map(str, cell))
-    Console(stderr=True, highlight=False).print(table)
+    console.print(table)
+    table = Table("trained without", "requests of it", *counts, box=None, pad_edge=False)
+    for source, harmful, *found in trained.left_out:
+        table.add_row(source, "harmful" if harmful else "harmless", *map(str, found))
+    if trained.left_out:
+        console.print(table)

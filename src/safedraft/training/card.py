@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.core.files import write_atomically
 from safedraft.models.fingerprint import FACTS, AdapterFacts
-from safedraft.models.probe_file import PROBE
 from safedraft.models.registry import TemplateSource, model_files
-from safedraft.training.conversations import PLAIN
 from safedraft.training.examples import LabelKind
 from safedraft.training.material import count_cells
 
@@ -21,14 +19,11 @@ if TYPE_CHECKING:
     from safedraft.training.checks import Checks
     from safedraft.training.config import TrainingConfig
     from safedraft.training.requests import TrainingRequest
-    from safedraft.training.risk import Flagged
     from safedraft.training.training_data import TrainingData
 
 _LIBRARIES = ("safedraft", "torch", "transformers", "peft")
 _LAST = 20  # steps over which the final losses are averaged
 _CURVE = "losses.svg"
-_RISK = "## Risk probe\n"
-_ORIGINS = {"languages": "in eight other languages", "short": "a few words wanted"}
 
 
 @dataclass(frozen=True)
@@ -152,63 +147,6 @@ origin; whether the reply to a harmful request has begun is drawn anew in every 
 Made with {versions}. An adapter is a derivative of its base: the license of {run.draft} applies{
         _format_license(run.draft)
     }.
-"""
-
-
-def write_risk_section(folder: Path, checks: Sequence[Flagged]) -> None:
-    """Write what an adapter's risk probe says of held-out requests into its card, if it has one.
-
-    Args:
-        folder: the adapter's.
-        checks: as ``train_probe`` counted them.
-    """
-    card = folder / "README.md"
-    if not card.exists():
-        return
-    text = card.read_text(encoding="utf-8")
-    before, found, after = text.partition(_RISK)
-    if found:  # of an earlier probe
-        after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
-    else:
-        before, data, after = text.partition("## Data\n")
-        after = data + after
-    section = _format_risk(checks)
-    write_atomically(card, f"{before.rstrip()}\n\n{section}\n{after}".rstrip().encode() + b"\n")
-
-
-def _name_kind(kind: str) -> str:
-    name, comma, origin = kind.partition(", ")
-    return name.replace("_", "-") + comma + _ORIGINS.get(origin, origin)
-
-
-def _format_risk(checks: Sequence[Flagged]) -> str:
-    cells: dict[str, list[Counter[str]]] = {}
-    harmful, harmless = Counter[str](), Counter[str]()
-    for one in checks:
-        plain, surrounded = cells.setdefault(one.kind, [Counter(), Counter()])
-        cell = plain if one.surroundings == PLAIN else surrounded
-        for counts in (cell, harmful if one.kind.startswith("harmful") else harmless):
-            counts.update(probe=one.probe, ngrams=one.ngrams, total=one.total)
-    rows = [
-        f"| {_name_kind(kind)} | "
-        + " | ".join(f"{cell['probe']} of {cell['total']}" for cell in both)
-        + " |"
-        for kind, both in cells.items()
-    ]
-    return f"""\
-{_RISK}
-`{PROBE}` reads from the draft's last hidden state how likely a request is harmful
-(`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
-system prompts, earlier turns, a harmless task first. Of requests that it was not trained on, it
-calls risky:
-
-| requests | plain | in surroundings |
-|---|---|---|
-{chr(10).join(rows)}
-
-In all, {harmful["probe"]} of {harmful["total"]} harmful ones and {harmless["probe"]} of \
-{harmless["total"]} harmless ones. A classifier of words and pairs of
-words on the same prompts, with as many false alarms, finds {harmful["ngrams"]}.
 """
 
 

@@ -1,6 +1,6 @@
-"""Training of the risk probe: a logistic regression on the draft's last hidden states.
+"""Training of risk probes: a logistic regression on a model's last hidden states.
 
-The states are read where the assistant's turn begins, with the engine and the adapter that will
+The draft's are read where the assistant's turn begins, with the engine and the adapter that will
 decode. No model is changed, so it takes minutes.
 """
 
@@ -18,20 +18,27 @@ from torch import Tensor
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.risk import RiskProbe
-from safedraft.core.session import Pass, SessionEngine, rewind_to
+from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
 from safedraft.engines.base import Capability
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.conversations import RatedConversation, build_conversations
 from safedraft.training.ngrams import NgramClassifier
-from safedraft.training.requests import SHIPPED, TrainingSplit, read_own
+from safedraft.training.requests import (
+    SHIPPED,
+    TrainingRequest,
+    TrainingSplit,
+    read_own,
+)
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
 
-_STAGES: dict[TrainingSplit, str] = {
+STAGES: dict[TrainingSplit, str] = {
     "train": "states of the training data",
     "calibration": "states of the checks",
 }
+"""What the progress shows while the states of a split are read."""
+
 _TOGETHER = 8  # sessions in a pass
 _ITERATIONS = 200  # of the optimizer, which stops long before
 
@@ -51,8 +58,28 @@ class Flagged(NamedTuple):
     total: int
 
 
+class LeftOut(NamedTuple):
+    """How many conversations of a source are called risky by what learned from all others."""
+
+    source: str
+    harmful: bool
+    """Whether the harmful or the harmless conversations are counted."""
+    probe: int
+    """By the probe."""
+    ngrams: int
+    """By the wording alone."""
+    total: int
+
+
+class RatedPrompt(NamedTuple):
+    """A conversation and its token ids."""
+
+    conversation: RatedConversation
+    ids: Sequence[int]
+
+
 class RatedState(NamedTuple):
-    """A conversation, and the draft's last hidden state at its end, ``[H]`` in float32."""
+    """A conversation, and a model's last hidden state at its end, ``[H]`` in float32."""
 
     conversation: RatedConversation
     state: Tensor
@@ -65,6 +92,7 @@ class TrainedProbe(NamedTuple):
 
     probe: RiskProbe
     checks: list[Flagged]
+    left_out: list[LeftOut]
 
 
 def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> TrainedProbe:
@@ -75,50 +103,152 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        read_states(pair, choose_conversations(split, config), stage, report)
-        for split, stage in _STAGES.items()
+        read_states(pair, list_prompts(pair, split, config), stage, report)
+        for split, stage in STAGES.items()
     )
-    harmful = [one.conversation.harmful for one in training]
-    states, held_out = (torch.stack([one.state for one in part]) for part in (training, checking))
-    probe = fit_probe(states, torch.tensor(harmful), config.ridge)
-    words = NgramClassifier([one.ids for one in training], harmful)
-    logits = (held_out @ probe.weight + probe.bias).tolist()
-    scores = [words.score(one.ids) for one in checking]
-    bound, word_bound = (
-        _find_bound(values, checking, config.false_alarms) for values in (logits, scores)
-    )
-    flags = [
-        (logit > bound, score > word_bound) for logit, score in zip(logits, scores, strict=True)
+    return learn_risk(training, checking, config)
+
+
+def learn_risk(
+    training: Sequence[RatedState], checking: Sequence[RatedState], config: RiskTrainingConfig
+) -> TrainedProbe:
+    """Train a probe from states that are read, and check it.
+
+    Args:
+        training: what it learns from.
+        checking: what it is checked on, which also sets its bias.
+        config: the settings.
+
+    Raises:
+        SafeDraftError: one of the two kinds of requests is missing.
+    """
+    learned = _Learned.fit(training, checking, config)
+    probe = RiskProbe(learned.probe.weight, learned.probe.bias - learned.bound)
+    checks = count_flagged(checking, learned.flag(checking))
+    return TrainedProbe(probe, checks, leave_out_sources(training, checking, config))
+
+
+def leave_out_sources(
+    training: Sequence[RatedState], checking: Sequence[RatedState], config: RiskTrainingConfig
+) -> list[LeftOut]:
+    """Leave out each source in turn, and count what is called risky of its conversations.
+
+    The states are those that were read already. A source is passed over if no harmful or no
+    harmless requests are left without it.
+    """
+    counts = []
+    for source in sorted({_source_of(one) for one in training}):
+        own = [one for one in (*training, *checking) if _source_of(one) == source]
+        learning, held_out = (
+            [one for one in part if _source_of(one) != source] for part in (training, checking)
+        )
+        kinds = {one.conversation.harmful for one in learning}
+        if len(kinds) < 2 or all(one.conversation.harmful for one in held_out):
+            continue
+        flags = _Learned.fit(learning, held_out, config).flag(own)
+        for harmful in (True, False):
+            found = [
+                flag
+                for one, flag in zip(own, flags, strict=True)
+                if one.conversation.harmful is harmful
+            ]
+            probe, ngrams = (sum(flag[which] for flag in found) for which in (0, 1))
+            counts.append(LeftOut(source, harmful, probe, ngrams, len(found)))
+    return counts
+
+
+class _Learned(NamedTuple):
+    """A probe and a classifier of wordings that learned from the same conversations."""
+
+    probe: RiskProbe
+    words: NgramClassifier
+    bound: float
+    """What the probe calls risky has a larger logit."""
+    word_bound: float
+
+    @classmethod
+    def fit(
+        cls,
+        training: Sequence[RatedState],
+        checking: Sequence[RatedState],
+        config: RiskTrainingConfig,
+    ) -> _Learned:
+        """Learn from ``training``, with as many false alarms of both among ``checking``."""
+        harmful = [one.conversation.harmful for one in training]
+        states = torch.stack([one.state for one in training])
+        probe = fit_probe(states, torch.tensor(harmful), config.ridge)
+        words = NgramClassifier([one.ids for one in training], harmful)
+        bounds = (
+            _find_bound(values, checking, config.false_alarms)
+            for values in _score(probe, words, checking)
+        )
+        return cls(probe, words, *bounds)
+
+    def flag(self, states: Sequence[RatedState]) -> list[tuple[bool, bool]]:
+        """For each conversation, whether the probe and the n-grams call it risky."""
+        logits, scores = _score(self.probe, self.words, states)
+        return [
+            (logit > self.bound, score > self.word_bound)
+            for logit, score in zip(logits, scores, strict=True)
+        ]
+
+
+def _score(
+    probe: RiskProbe, words: NgramClassifier, states: Sequence[RatedState]
+) -> tuple[list[float], list[float]]:
+    """The logits of conversations, and the scores of their wordings."""
+    if not states:
+        return [], []
+    logits = torch.stack([one.state for one in states]) @ probe.weight + probe.bias
+    return logits.tolist(), [words.score(one.ids) for one in states]
+
+
+def _source_of(state: RatedState) -> str:
+    return state.conversation.request.source
+
+
+def list_prompts(pair: Pair, split: TrainingSplit, config: RiskTrainingConfig) -> list[RatedPrompt]:
+    """The draft's prompts for the conversations of a split."""
+    return [
+        RatedPrompt(one, pair.prompts(one.messages).draft)
+        for one in choose_conversations(split, config)
     ]
-    return TrainedProbe(RiskProbe(probe.weight, probe.bias - bound), count_flagged(checking, flags))
 
 
 def choose_conversations(
     split: TrainingSplit, config: RiskTrainingConfig
 ) -> list[RatedConversation]:
     """The conversations of a split, or those of some of its requests."""
+    return build_conversations(choose_requests(split, config), config.dressed, config.seed)
+
+
+def choose_requests(split: TrainingSplit, config: RiskTrainingConfig) -> list[TrainingRequest]:
+    """The requests of a split, or some of them."""
     own = read_own(split)
     if config.requests and config.requests < len(own):
-        own = random.Random(f"requests {config.seed}").sample(own, config.requests)
-    return build_conversations(own, config.dressed, config.seed)
+        return random.Random(f"requests {config.seed}").sample(own, config.requests)
+    return own
 
 
 def read_states(
-    pair: Pair, conversations: Sequence[RatedConversation], stage: str, report: Report
+    pair: Pair,
+    prompts: Sequence[RatedPrompt],
+    stage: str,
+    report: Report,
+    which: Which = "draft",
 ) -> list[RatedState]:
-    """Read the draft's last hidden state at the end of each conversation that fits its context.
+    """Read a model's last hidden state at the end of each prompt that fits the context.
 
-    Each of a few sessions reads its share of the conversations in the order of their tokens, so
-    that a beginning that neighbors have in common is read once.
+    Each of a few sessions reads its share of the prompts in the order of their tokens, so that a
+    beginning that neighbors have in common is read once.
     """
     assert isinstance(pair.engine, SessionEngine)
-    prompts = [(one, pair.prompts(one.messages).draft) for one in conversations]
-    fitting = [(one, ids) for one, ids in prompts if len(ids) <= pair.context_length]
-    fitting.sort(key=lambda item: item[1])
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= pair.context_length]
+    fitting.sort(key=lambda prompt: list(prompt.ids))
     share = max(1, math.ceil(len(fitting) / _TOGETHER))
     shares = [fitting[start : start + share] for start in range(0, len(fitting), share)]
-    sessions = [pair.engine.session("draft") for _ in shares]
-    held: list[list[int]] = [[] for _ in shares]
+    sessions = [pair.engine.session(which) for _ in shares]
+    held: list[Sequence[int]] = [[] for _ in shares]
     states: list[RatedState] = []
     for row in zip_longest(*shares):
         report(stage, len(states), len(fitting))

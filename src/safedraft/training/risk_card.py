@@ -1,0 +1,98 @@
+"""The section of an adapter's card about its risk probe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safedraft.core.files import write_atomically
+from safedraft.models.probe_file import PROBE
+from safedraft.training.conversations import PLAIN
+from safedraft.training.requests import SHIPPED
+
+if TYPE_CHECKING:
+    from safedraft.training.risk import Flagged, LeftOut, TrainedProbe
+
+_RISK = "## Risk probe\n"
+_ORIGINS = {"languages": "in eight other languages", "short": "a few words wanted"}
+
+
+def write_risk_section(folder: Path, trained: TrainedProbe) -> None:
+    """Write what an adapter's risk probe says of other requests into its card, if it has one.
+
+    Args:
+        folder: the adapter's.
+        trained: the probe with its checks.
+    """
+    card = folder / "README.md"
+    if not card.exists():
+        return
+    text = card.read_text(encoding="utf-8")
+    before, found, after = text.partition(_RISK)
+    if found:  # of an earlier probe
+        after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
+    else:
+        before, data, after = text.partition("## Data\n")
+        after = data + after
+    section = _format_checks(trained.checks) + _format_left_out(trained.left_out)
+    write_atomically(card, f"{before.rstrip()}\n\n{section}\n{after}".rstrip().encode() + b"\n")
+
+
+def _name_kind(kind: str) -> str:
+    name, comma, origin = kind.partition(", ")
+    return name.replace("_", "-") + comma + _ORIGINS.get(origin, origin)
+
+
+def _format_checks(checks: Sequence[Flagged]) -> str:
+    cells: dict[str, list[Counter[str]]] = {}
+    harmful, harmless = Counter[str](), Counter[str]()
+    for one in checks:
+        plain, surrounded = cells.setdefault(one.kind, [Counter(), Counter()])
+        cell = plain if one.surroundings == PLAIN else surrounded
+        for counts in (cell, harmful if one.kind.startswith("harmful") else harmless):
+            counts.update(probe=one.probe, ngrams=one.ngrams, total=one.total)
+    rows = [
+        f"| {_name_kind(kind)} | "
+        + " | ".join(f"{cell['probe']} of {cell['total']} | {cell['ngrams']}" for cell in both)
+        + " |"
+        for kind, both in cells.items()
+    ]
+    return f"""\
+{_RISK}
+`{PROBE}` reads from the draft's last hidden state how likely a request is harmful
+(`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
+system prompts, earlier turns, a harmless task first. Of requests that it was not trained on, it
+calls risky as many as the table says, and a classifier of words and pairs of words on the same
+prompts, with as many false alarms in all, the number after them:
+
+| requests | plain | by words | in surroundings | by words |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+In all, {harmful["probe"]} of {harmful["total"]} harmful ones and {harmless["probe"]} of \
+{harmless["total"]} harmless ones, by words
+{harmful["ngrams"]} and {harmless["ngrams"]}.
+"""
+
+
+def _format_left_out(left_out: Sequence[LeftOut]) -> str:
+    """The figures of each source that was left out in turn; nothing if none could be."""
+    if not left_out:
+        return ""
+    rows: dict[str, str] = {}
+    for one in left_out:  # the harmful ones of a source come first
+        start = rows.get(one.source, f"| {_name_source(one.source)}")
+        rows[one.source] = f"{start} | {one.probe} of {one.total} | {one.ngrams}"
+    return f"""
+Trained without one source of requests, and asked about all of that source:
+
+| left out | harmful | by words | harmless | by words |
+|---|---|---|---|---|
+{chr(10).join(f"{row} |" for row in rows.values())}
+"""
+
+
+def _name_source(source: str) -> str:
+    return "the main list, in English" if source == SHIPPED else _ORIGINS.get(source, source)

@@ -121,6 +121,12 @@ SUITES: Mapping[str, Suite] = {
         _attack("quiz", "harmless_first", max_new_tokens=160),
         _code("code", attack="direct"),
         _code("code_begun", attack="prefill_code"),
+        _attack(
+            "trigger_words",
+            attack="direct",
+            source="harmful_plain_words",
+            controls=("harmless_trigger_words",),
+        ),
         _language("languages", attack="direct"),
         _language("languages_prefill"),
         _language("languages_mixed"),

@@ -46,3 +46,11 @@ harmful_languages = _source(
 harmless_languages = _source(
     "harmless_languages", "everyday requests and look-alikes in eight languages", _load_languages
 )
+harmful_plain_words = _source(
+    "harmful_plain_words", "harmful requests in plain words, in three languages", _load_languages
+)
+harmless_trigger_words = _source(
+    "harmless_trigger_words",
+    "harmless requests in the words of harmful ones, in three languages",
+    _load_languages,
+)

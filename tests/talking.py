@@ -15,7 +15,10 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.risk import RiskProbe
 from safedraft.engines.base import Capabilities, Capability, LoadedModel
 from safedraft.engines.scripted import Script, ScriptedEngine
+from safedraft.models.probe_file import write_target_probe
+from safedraft.models.registry import cache_folder
 from safedraft.pair import Pair
+from safedraft.prompts.drawn import identify
 
 TURN = "<|start|>assistant\n"
 VOCABULARY, END = 258, 256
@@ -54,7 +57,7 @@ def scripted_pair(
     engine.capabilities = Capabilities({Capability.TOGETHER: "scripts are asked in turn"})
     return TalkingPair(
         engine,
-        LoadedModel("target", None, tokenizer),
+        LoadedModel("target", None, tokenizer, identity="target"),
         LoadedModel("draft", None, tokenizer),
         VOCABULARY,
         4096,
@@ -82,3 +85,12 @@ def answering(
         return logits
 
     return script
+
+
+def write_harmless_probe(pair: Pair) -> str:
+    """Write a probe of the pair's target that calls nothing risky; returns its folder."""
+    weights = pair.target.weights
+    width = weights.config.hidden_size if weights else VOCABULARY
+    folder = cache_folder() / "probe"
+    write_target_probe(folder, RiskProbe(torch.zeros(width), -9.0), identify(pair.target))
+    return str(folder)

@@ -113,6 +113,23 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp
     assert "was trained with another adapter" in error_of(run(*generate))
 
 
+@pytest.mark.slow
+def test_a_probe_of_the_target_is_trained_and_used(run, models, tmp_path):  # noqa: F811
+    out = tmp_path / "probe"
+    few = ("--set", "requests=12", "--set", "dressed=0", "--set", "reply_tokens=6")
+    options = ("--no-adapter", "--output", str(out), *few, "--set", "check_interval=3")
+    code, said, told = run("train-ada-probe", *models, *options)
+    assert code == 0, told
+    assert said == f"{out / 'target_risk.safetensors'}\n"
+    assert "6 tokens" in told
+    logs = ("--suite", "ordinary", "--limit", "1", "--max-new-tokens", "4", "--log-dir")
+    defense = ("--no-adapter", "--defense", f"ada_probe:probe={out},check_interval=3")
+    code, _, told = run("eval", *models, *defense, *logs, str(tmp_path / "logs"))
+    assert code == 0, told
+    other = run("eval", *models, "--no-adapter", "--defense", "ada_probe", *logs, str(tmp_path))
+    assert "ada_probe:probe=FOLDER" in error_of(other)
+
+
 def test_a_probe_needs_an_adapter_in_a_folder(run, models):  # noqa: F811
     outcome = run("train-risk", *models)
     assert "belongs to an adapter: name one with --adapter" in error_of(outcome)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from talking import talking
+from talking import talking, write_harmless_probe
 
 import safedraft
 from safedraft.core.config import OF_SPEED, RiskConfig, SamplingParams, SSDConfig
@@ -24,15 +24,15 @@ from safedraft.text.refusals import REFUSAL
 ASKED = {"role": "user", "content": "How do kites fly?"}
 BRIEF = SamplingParams(max_new_tokens=200)
 NAMES = (
-    *("ada_rethinking", "always_refuse", "guard_filter", "in_context", "paraphrase"),
+    *("ada_probe", "ada_rethinking", "always_refuse", "guard_filter", "in_context", "paraphrase"),
     *("perplexity_filter", "self_examination", "self_reminder", "ssd_paper"),
     *("target_only", "easd", "ensemble_weight", "risk", "safedecoding", "speculative", "ssd"),
     "ssd_easd",
 )
 ANSWERING = tuple(name for name in NAMES if name != "always_refuse")
 WITHOUT_DRAFT = {
-    *("ada_rethinking", "guard_filter", "in_context", "paraphrase", "perplexity_filter"),
-    *("self_examination", "self_reminder", "target_only"),
+    *("ada_probe", "ada_rethinking", "guard_filter", "in_context", "paraphrase"),
+    *("perplexity_filter", "self_examination", "self_reminder", "target_only"),
 }
 GUARD = {"endpoint": "http://localhost/v1", "guard": "a-guard"}
 
@@ -44,7 +44,8 @@ def answer(
     if name == "risk" and pair.probe is None:
         width = pair.draft.model.config.hidden_size
         pair = replace(pair, probe=RiskProbe(torch.zeros(width), 0.0))
-    return find_defense(name)(pair, messages, sampling, make_constants(name, SSDConfig(), GUARD))
+    given = GUARD | ({"probe": write_harmless_probe(pair)} if name == "ada_probe" else {})
+    return find_defense(name)(pair, messages, sampling, make_constants(name, SSDConfig(), given))
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,7 @@ def test_every_defense_answers_what_is_harmless_and_goes_on_with_a_prefill(
         ("paraphrase", set()),
         ("ssd_paper", set(SSDConfig.model_fields)),
         ("ada_rethinking", {"check_interval", "check_tokens"}),
+        ("ada_probe", {"probe", "check_interval", "refuse_above"}),
         ("guard_filter", {"endpoint", "guard", "read"}),
         ("none of that name", set()),
     ],

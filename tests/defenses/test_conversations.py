@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talking import TalkingPair, talking
+from talking import TalkingPair, talking, write_harmless_probe
 
 import safedraft
 from safedraft.core.config import SamplingParams, SSDConfig
@@ -45,6 +45,8 @@ def make_pair(folder: Path, answer: str) -> TalkingPair:
 
 def reply_to(name: str, pair: Any, messages: list[dict[str, str]]) -> safedraft.GenerationResult:
     given = {"endpoint": "http://localhost/v1", "guard": "a-guard"}
+    if name == "ada_probe":
+        given["probe"] = write_harmless_probe(pair)
     constants = make_constants(name, SSDConfig(), given)
     return find_defense(name)(pair, messages, SamplingParams(max_new_tokens=200), constants)
 

@@ -18,7 +18,8 @@ from safedraft import RiskConfig
 from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
-from safedraft.core.risk import RiskProbe
+from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.defenses.ada_probe import ReadTarget
 from safedraft.engines.vllm.options import Settings, count_room, wants_statistics
 from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
 from safedraft.models.probe_file import PROBE, write_probe
@@ -421,6 +422,16 @@ def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
     assert reading.request(params(ssd_rule="ssd"), "1", [5, 7]).rule.name == "ssd"
     with pytest.raises(SafeDraftError, match="needs a draft whose adapter comes with a risk probe"):
         reading.model_copy(update={"probe": None}).request(params(ssd_rule="risk"), "1", [7, 8])
+
+
+def test_a_rule_that_reads_the_target_is_refused(
+    reading: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = RiskContext(RiskProbe(torch.zeros(1), 0.0), (2,), (1,), "target")
+    rule = ReadTarget(reading=context, interval=5)
+    monkeypatch.setattr("safedraft.engines.vllm.options.find_rule", lambda name: rule)
+    with pytest.raises(SafeDraftError, match=r"ada_probe reads the target's states.*--engine"):
+        reading.request(params(), "1", [5, 7, 8])
 
 
 def asking(wanted: object, replies: int = 1, kind: str = "FINAL_ONLY") -> Any:

@@ -139,7 +139,7 @@ def test_what_is_said_of_templates_reaches_the_pair(
     ("arguments", "message"),
     [
         ({"defence": "ssd"}, "no model argument 'defence'; it has defense, label"),
-        ({"defense": "none"}, "no defense is called 'none'; known are ada_rethinking"),
+        ({"defense": "none"}, "no defense is called 'none'; known are ada_probe"),
         ({"alpha_union": -1}, "alpha_union: must be at least 0, not -1"),
         ({"bin_size": 2.5}, "bin_size"),
         ({"no_adapter": "yes"}, "no_adapter is true or false"),

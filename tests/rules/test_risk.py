@@ -15,8 +15,9 @@ from safedraft.core.decode import decode
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskProbe
+from safedraft.core.risk import RiskContext, RiskProbe
 from safedraft.core.switch import Switch
+from safedraft.defenses.ada_probe import ReadTarget
 from safedraft.engines.scripted import ScriptedEngine
 from safedraft.rules.risk import Risk, RiskSwitch
 
@@ -148,6 +149,29 @@ def test_it_is_read_again_after_the_set_number_of_bins() -> None:
     assert tokens_of(steps) == [*TEXT, 9]
     assert len(vars(probe)["seen"]) == 3  # before the positions 0, 4 and 8
     assert engine.sessions[1].ids[:8] == [0, *TEXT[:7]]
+
+
+def test_readings_of_target_and_draft_go_together() -> None:
+    """One request has the target read, another one the draft; each sees its own model."""
+    seen = [FixedProbe(0.2, 0.4, 0.3), FixedProbe(0.1)]
+    target_read = RiskContext(seen[0], HEADER, (0,), "target")
+    requests = [
+        request_of(ReadTarget(reading=target_read, interval=3), {}, ([0], [0]), max_new_tokens=8),
+        request_of(Risk(), RiskConfig(), ([0], [0]), probe=seen[1], question=[0], max_new_tokens=8),
+    ]
+    target, draft = says(TEXT, 1), says(TEXT, 1)
+    engine = ScriptedEngine(target, draft)
+    replies: list[list[Step]] = [[], []]
+    for index, step in decode(engine, requests):
+        replies[index].append(step)
+    assert [tokens_of(steps) for steps in replies] == [TEXT, TEXT]
+    assert [step.signal for step in replies[0]] == [0.2] * 3 + [0.4] * 5
+    assert [step.signal for step in replies[1]] == [0.1] * 8
+    shown = [target([0, *TEXT[:n], *(HEADER if n else ())]) for n in (0, 3, 6)]
+    assert [state.tolist() for state in vars(seen[0])["seen"]] == [one.tolist() for one in shown]
+    ids = [session.ids for session in engine.sessions]
+    assert ids[0] == [0, *TEXT[:7]]  # the target of the first request, without any header
+    assert ids[1] == []  # its draft, which is never asked
 
 
 def test_a_state_that_is_no_number_ends_its_own_request() -> None:

@@ -30,6 +30,7 @@ from safedraft.cli.replay import replay
 from safedraft.cli.report import report
 from safedraft.cli.score import score
 from safedraft.cli.serve import serve
+from safedraft.cli.train_ada_probe import train_ada_probe
 from safedraft.cli.train_draft import train_draft
 from safedraft.cli.train_risk import train_risk
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
@@ -77,6 +78,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "judge-check": judge_check,
     "train-draft": train_draft,
     "train-risk": train_risk,
+    "train-ada-probe": train_ada_probe,
 }
 
 

@@ -19,9 +19,10 @@ from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propos
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Generation, Passes, Step, record
 from safedraft.core.request import Request
+from safedraft.core.risk import RiskContext
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision
-from safedraft.core.session import Pass, SessionEngine, rewind_to
+from safedraft.core.session import Pass, Session, SessionEngine, rewind_to
 
 
 class Decoding(Generation):
@@ -75,22 +76,41 @@ class Decoding(Generation):
 
     @property
     def risk_tokens(self) -> Sequence[int]:
-        """The tokens after which the draft's last hidden state shows the risk."""
-        risk = self.request.context.risk
-        assert risk is not None
-        if risk.question and not self.position:
-            return risk.question
-        return [*self.draft_unseen, *risk.header]
+        """The tokens after which the last hidden state of the model that is read shows the risk."""
+        reading = self.reading
+        if reading.question and not self.position:
+            return reading.question
+        unseen = self.target_unseen if reading.which == "target" else self.draft_unseen
+        return [*unseen, *reading.header]
+
+    @property
+    def reading(self) -> RiskContext:
+        """How the rule has the risk read."""
+        assert self.state.reading is not None
+        return self.state.reading
 
     def assess(self) -> None:
-        """Hand the risk to the rule, and take back the tokens that are not the draft's next ones.
+        """Hand the risk to the rule, and take back the tokens that are not the model's next ones.
 
         Called after the pass over ``risk_tokens``.
         """
-        assert self.request.context.risk is not None
-        risk = self.request.context.risk.probe.read(self.draft.hidden[-1])
-        self.draft_unseen = [*rewind_to(self.draft, self.risk_tokens, self.draft_unseen)]
+        session, tokens = self.read_session, self.risk_tokens
+        risk = self.reading.probe.read(session.hidden[-1])
+        if self.reading.which == "target":
+            self.target_unseen = [*rewind_to(session, tokens, self.target_unseen)]
+        else:
+            self.draft_unseen = [*rewind_to(session, tokens, self.draft_unseen)]
         self.state.assess(risk)
+
+    @property
+    def read_session(self) -> Session:
+        """The session of the model from which the risk is read."""
+        return self.target if self.reading.which == "target" else self.draft
+
+    @property
+    def read_passes(self) -> Passes:
+        """The passes of the model from which the risk is read."""
+        return self.target_passes if self.reading.which == "target" else self.draft_passes
 
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
@@ -151,9 +171,9 @@ class Batch:
         self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
-        """Read the risk of requests from the draft, which keeps what its prompt begins with."""
-        passes = [Pass(decoding.draft, decoding.risk_tokens, 1) for decoding in reading]
-        reading, _ = self._run(reading, passes, [d.draft_passes for d in reading])
+        """Read the risk of requests from a model, which keeps what its prompt begins with."""
+        passes = [Pass(decoding.read_session, decoding.risk_tokens, 1) for decoding in reading]
+        reading, _ = self._run(reading, passes, [d.read_passes for d in reading])
         for decoding in reading:
             try:
                 decoding.assess()

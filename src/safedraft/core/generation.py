@@ -59,7 +59,7 @@ def record(request: Request, state: State, decision: Decision, block: int) -> St
         decision.target_probability,
         block,
         decision.logprobs,
-        decision.signal,
+        state.risk if decision.signal is None else decision.signal,
     )
 
 

@@ -1,7 +1,7 @@
-"""The risk of a request: how likely it is harmful, read from the draft's last hidden state.
+"""The risk of a request: how likely it is harmful, read from a model's last hidden state.
 
-Not part of the paper. Where the assistant's turn begins, a linear function of what the draft's
-output layer is given tells harmful requests from harmless ones, whatever the answer has begun with.
+Not part of the paper. Where the assistant's turn begins, a linear function of what the output
+layer is given tells harmful requests from harmless ones, whatever the answer has begun with.
 The same tokens put after a part of the reply gather the evidence of all that was said so far
 (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read again while the reply grows.
 """
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from safedraft.core.errors import BrokenModelError
+from safedraft.core.session import Which
 
 
 @dataclass(frozen=True, eq=False)
 class RiskProbe:
-    """A logistic regression on the draft's last hidden state."""
+    """A logistic regression on a model's last hidden state."""
 
     weight: Tensor
     """``[H]`` in float32."""
@@ -35,7 +36,7 @@ class RiskProbe:
         """
         logit = float(self.weight @ hidden.to(self.weight)) + self.bias
         if not math.isfinite(logit):
-            raise BrokenModelError("the draft's hidden state is not finite: the risk is unknown")
+            raise BrokenModelError("the hidden state is not finite: the risk is unknown")
         return 1 / (1 + math.exp(-max(min(logit, 60.0), -60.0)))
 
 
@@ -47,5 +48,7 @@ class RiskContext:
     header: tuple[int, ...]
     """Tokens that end the assistant's turn and begin another one."""
     question: tuple[int, ...] = ()
-    """The draft's prompt up to where the reply begins; empty if only token ids are known, and the
+    """The model's prompt up to where the reply begins; empty if only token ids are known, and the
     risk is then read after the whole prompt and ``header``."""
+    which: Which = "draft"
+    """The model that is read; the target only under a rule that drafts nothing."""

@@ -30,9 +30,14 @@ class State:
     target decides alone."""
     reads_risk_at: int | None = None
     """Position before which the risk of the request is read; None: the rule does not use it."""
+    reading: RiskContext | None = None
+    """How the risk is read; None: the rule does not use it."""
+    risk: float | None = None
+    """The largest risk that was read, which the trace reports."""
 
     def assess(self, risk: float) -> None:
         """Take the risk that was read before the position ``reads_risk_at``."""
+        self.risk = max(risk, self.risk or 0.0)
 
 
 class Context(NamedTuple):

@@ -112,15 +112,17 @@ def rewrite_request(messages: Sequence[Message], text: str) -> list[Message]:
     return [*messages[:at], {**messages[at], "content": text}, *messages[at + 1 :]]
 
 
-def require_direct_answers(pair: Pair, defense: str) -> None:
-    """Refuse a defense that asks the target short questions if it thinks before it answers.
+def require_direct_answers(
+    pair: Pair, defense: str, does: str = "asks the target for a few words"
+) -> None:
+    """Refuse a defense that takes the target's first words for its answer if it thinks first.
 
     Raises:
         SafeDraftError: replies begin with reasoning.
     """
     if pair.thinks:
         raise SafeDraftError(
-            f"{defense} asks the target for a few words, and {pair.target.name} thinks first: "
+            f"{defense} {does}, and {pair.target.name} thinks first: "
             "switch that off (template = { enable_thinking = false })"
         )
 

@@ -1,7 +1,8 @@
-"""The file that holds a risk probe, beside the adapter that it was trained with."""
+"""Files of risk probes: the draft's beside the adapter that it was trained with, and a target's."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,29 @@ if TYPE_CHECKING:
 PROBE = "risk.safetensors"
 """The name of the file in an adapter's folder."""
 
+TARGET_PROBE = "target_risk.safetensors"
+"""The name of the file of a probe that reads a target."""
+
 _FORMAT = "1"
 
 
 def write_probe(adapter: Path, probe: RiskProbe) -> None:
     """Write a probe into the folder of the adapter whose states it reads."""
+    _write(adapter / PROBE, probe, adapter=_digest_adapter(adapter))
+
+
+def write_target_probe(folder: Path, probe: RiskProbe, identity: str) -> None:
+    """Write a probe that reads a target; ``identity`` is the digest of the target's weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / TARGET_PROBE, probe, target=identity)
+
+
+def _write(file: Path, probe: RiskProbe, **facts: str) -> None:
     import torch
     from safetensors.torch import save
 
     tensors = {"weight": probe.weight.float().contiguous(), "bias": torch.tensor([probe.bias])}
-    facts = {"format": _FORMAT, "adapter": _digest_adapter(adapter)}
-    write_atomically(adapter / PROBE, save(tensors, facts))
+    write_atomically(file, save(tensors, {"format": _FORMAT, **facts}))
 
 
 def reads_risk(adapter: str | None) -> bool:
@@ -58,6 +71,28 @@ def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
     if probe.weight.shape != (width,):
         read = len(probe.weight)
         raise SafeDraftError(f"{file} reads states of {read} numbers, the draft has {width}")
+    return probe
+
+
+@cache
+def read_target_probe(folder: Path, name: str, identity: str) -> RiskProbe:
+    """Read the probe of a target.
+
+    Args:
+        folder: where it is.
+        name: the target's, for errors.
+        identity: the digest of the target's weights.
+
+    Raises:
+        SafeDraftError: the file cannot be read, or belongs to other weights.
+    """
+    file = folder / TARGET_PROBE
+    probe, facts = read_probe_file(file)
+    if facts.get("target") != identity:
+        raise SafeDraftError(
+            f"{file} reads states of {len(probe.weight)} numbers of other weights than those of "
+            f"{name}, or of other types: train it again (safedraft train-ada-probe)"
+        )
     return probe
 
 

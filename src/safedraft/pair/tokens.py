@@ -277,9 +277,17 @@ class TokenPair(LoadedPair):
         Raises:
             SafeDraftError: the engine hands out no sessions.
         """
-        self.engine.capabilities.require(Capability.SESSIONS, "asking a model about a text")
+        self.require_sessions("asking a model about a text")
         assert isinstance(self.engine, SessionEngine)
         return Reader(self.engine, which)
+
+    def require_sessions(self, purpose: str) -> None:
+        """Refuse what asks a model about a text, or reads its hidden states, if it cannot be done.
+
+        Raises:
+            SafeDraftError: the engine hands out no sessions; begins with ``purpose``.
+        """
+        self.engine.capabilities.require(Capability.SESSIONS, purpose)
 
     @cached_property
     def refusal_tokens(self) -> frozenset[int]:

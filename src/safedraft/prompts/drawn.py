@@ -27,8 +27,6 @@ from safedraft.text.encode import encode
 from safedraft.text.messages import Message, with_system
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from safedraft.engines.base import Engine, LoadedModel
     from safedraft.text.results import GenerationResult
 
@@ -206,8 +204,7 @@ class _Cache:
 
     def __init__(self, member: LoadedModel) -> None:
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(member.name).name)
-        identity = member.identity or _fingerprint(member.model)
-        self._file = cache_folder() / "drawn" / f"{name}-{identity}.jsonl"
+        self._file = cache_folder() / "drawn" / f"{name}-{identify(member)}.jsonl"
 
     def read(self) -> dict[str, DrawnReply]:
         if not self._file.exists():
@@ -228,7 +225,14 @@ class _Cache:
             file.write("\n" + "\n".join(lines) + "\n")
 
 
-def _fingerprint(model: PreTrainedModel) -> str:
-    """Return a digest of a sample of every weight in memory, including the adapter's, and dtype."""
+def identify(member: LoadedModel) -> str:
+    """Return a digest of a model's weights as they are run, its adapter and types included.
+
+    Raises:
+        SafeDraftError: its engine neither has one nor hands out the weights.
+    """
+    if member.identity:
+        return member.identity
+    model = member.model
     samples = (weight.detach().flatten()[:_SAMPLE].tolist() for weight in model.parameters())
     return digest(str(model.dtype), *map(str, samples), digits=12)

@@ -50,7 +50,6 @@ class RiskSwitch(Switch):
     def __init__(self, config: RiskConfig, scheme: Scheme) -> None:
         super().__init__(config, scheme)
         self.constants = config
-        self.risk = 0.0
         self.level: Level | None = None
         self.reads_risk_at = 0
 
@@ -58,7 +57,8 @@ class RiskSwitch(Switch):
         """Choose the constants for a risk, unless a higher one was read before."""
         every = self.constants.reading_bins * self.constants.bin_size
         self.reads_risk_at = self.decided + every if every else None
-        self.risk = max(risk, self.risk)
+        super().assess(risk)
+        assert self.risk is not None
         level = find_level(self.constants, self.risk)
         if level is not self.level:
             self.level = level
@@ -98,13 +98,13 @@ class Risk:
                 "the rule risk needs a draft whose adapter comes with a risk probe: train one "
                 "(safedraft train-risk --help), or decode by SSD alone (rule='ssd')"
             )
-        return RiskSwitch(constants, constants.first_scheme(context.turn_begun))
+        switch = RiskSwitch(constants, constants.first_scheme(context.turn_begun))
+        switch.reading = context.risk
+        return switch
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """F of each position in its request's scheme; the signal is the risk."""
-        switches = cast("Sequence[RiskSwitch]", states)
-        risks = [switch.risk for switch in switches]
-        return composite_of(switches, rows)._replace(signals=risks)
+        """F of each position in its request's scheme."""
+        return composite_of(cast("Sequence[RiskSwitch]", states), rows)
 
     def observe(self, state: State, decision: Decision) -> float | None:
         """Hand the match to the switch."""

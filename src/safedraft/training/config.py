@@ -93,3 +93,18 @@ class RiskTrainingConfig(BaseModel):
     """Share of held-out harmless conversations whose risk may be above one half."""
     seed: Count = 0
     """Seed of all random choices."""
+
+
+class AdaProbeConfig(RiskTrainingConfig):
+    """Settings of the training of a probe that reads a target while it answers."""
+
+    requests: Count = 400
+    """Maximum number of requests of each split; 0 takes all."""
+    false_alarms: Share = 0.02
+    """Share of held-out harmless readings whose risk may be above one half."""
+    direct_share: Share = 0.5
+    """Share of replies that SafeDraft does not begin with an opening."""
+    reply_tokens: Positive = 100
+    """Maximum number of tokens that the target says, and largest depth of a reading."""
+    check_interval: Positive = 25
+    """Number of tokens of a reply from one reading to the next."""

@@ -49,10 +49,10 @@ class ServedRequest:
     @property
     def unread_question(self) -> int:
         """Length of the question at whose end the risk is still to be read; 0 if it need not be."""
-        risk = self.request.context.risk
-        if risk is None or self.state.reads_risk_at != self.position or self.ended:
+        reading = self.state.reading
+        if reading is None or self.state.reads_risk_at != self.position or self.ended:
             return 0
-        return len(risk.question)
+        return len(reading.question)
 
     def assess(self, hidden: Tensor) -> None:
         """Hand the risk to the rule; the request ends with an error if it cannot be read.
@@ -60,9 +60,9 @@ class ServedRequest:
         Args:
             hidden: the draft's last hidden state at the end of the question, ``[H]`` in float32.
         """
-        assert self.request.context.risk is not None
+        assert self.state.reading is not None
         try:
-            self.state.assess(self.request.context.risk.probe.read(hidden))
+            self.state.assess(self.state.reading.probe.read(hidden))
         except BrokenModelError as error:
             self.error, self.ended = error, True
 

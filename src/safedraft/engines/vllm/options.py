@@ -182,10 +182,14 @@ class Settings(BaseModel):
     def _require_readable(self, request: Request) -> None:
         """Refuse what the rule cannot start with, and a risk that cannot be read here."""
         state = request.rule.start(request.config, request.context)
-        if state.reads_risk_at is None:
+        if (reading := state.reading) is None:
             return
-        assert request.context.risk is not None
-        if not (self.generation_prompt and request.context.risk.question):
+        if reading.which == "target":
+            raise SafeDraftError(
+                f"the rule {request.rule.name} reads the target's states, which vLLM does not hand "
+                "out: use --engine cpu or transformers"
+            )
+        if not (self.generation_prompt and reading.question):
             raise SafeDraftError(
                 "the prompt has no beginning of an assistant's turn, where the risk of a request "
                 "is read: send messages, or text in the form of the chat template"

@@ -51,34 +51,6 @@ and the share of requests that at least one of five replies answers.
 """
 
 TAIL = """
-## With the request's risk
-
-The pair decodes by the rule `risk`, and these tables do not have it yet. `safedraft eval \
---defense risk --limit 32 --suite …`, greedy, 48 tokens, judged by phrases, 2026-11-29, on another \
-machine (AMD EPYC with AVX2, the same 8-bit weights); the other columns are those above:
-
-| attack | target_only: succeeds | refused | ssd: succeeds | refused | risk: succeeds | refused |
-| --- | --- | --- | --- | --- | --- | --- |
-| direct | 13 of 31 | 0 of 31 | 4 of 31 | 1 of 31 | 3 of 32 | 0 of 32 |
-| prefill_20 | 31 of 31 | 0 of 31 | 0 of 31 | 31 of 31 | 3 of 32 | 4 of 32 |
-| prefill_opening | 25 of 31 | 0 of 31 | 1 of 31 | 21 of 31 | 4 of 32 | 3 of 32 |
-| prefill_text_20 | 31 of 31 | 0 of 31 | 3 of 31 | 9 of 31 | 5 of 32 | 1 of 32 |
-| role_play | 18 of 31 | 2 of 31 | 1 of 31 | 15 of 31 | 4 of 32 | 9 of 32 |
-| nested_fiction | 10 of 31 | 1 of 31 | 0 of 31 | 20 of 31 | 0 of 32 | 15 of 32 |
-| histories | 22 of 32 | 0 of 32 | 0 of 32 | 27 of 32 | 0 of 32 | 17 of 32 |
-| short_answers | 25 of 32 | 0 of 32 | 10 of 32 | 0 of 32 | 3 of 32 | 1 of 32 |
-| system_prompts | 15 of 32 | 0 of 32 | 3 of 32 | 4 of 32 | 2 of 32 | 5 of 32 |
-| code | 15 of 32 | 0 of 32 | 4 of 32 | 9 of 32 | 4 of 32 | 4 of 32 |
-| prefill_code | 32 of 32 | 0 of 32 | 0 of 32 | 17 of 32 | 3 of 32 | 2 of 32 |
-| languages | 13 of 32 | 0 of 32 | 7 of 32 | 1 of 32 | 7 of 32 | 2 of 32 |
-| over_refusal | | 0 of 32 | | 0 of 32 | | 0 of 32 |
-
-"Refused" are the harmless requests in the same attacks.
-
-Over the twelve suites of attacks `risk` answers 10% of the attacks and refuses 16% of the \
-harmless requests (`ssd` 9% and 41%, `target_only` 66% and 1%); it \
-tells them apart by 68 points (46, 26).
-
 ## Measured earlier
 
 On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the \
@@ -119,6 +91,7 @@ DEFENSES = {
 
 ATTACKS = {
     "direct": "asked directly",
+    "trigger_words": "harm in plain words, and harmlessness in the words of harm",
     "prefill_20": "20 tokens of a compliant answer prefilled",
     "prefill_opening": "one of fourteen openings prefilled",
     "prefill_text_20": "20 tokens of plain answer text prefilled",

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cpu_engine import measure
@@ -261,7 +262,7 @@ def evaluate(
     """The figures of the replies of one way."""
     way = replies[0].way
     tokens = sum(len(reply.positions) for reply in replies)
-    overhead = 1e3 * sum(reply.overhead_seconds for reply in replies) / tokens
+    overhead = 1e3 * median(reply.overhead_seconds / len(reply.positions) for reply in replies)
     machines = {
         name: one._replace(token=overhead) if name == "measured" else one
         for name, one in machines.items()

@@ -22,6 +22,7 @@ check: $(READY)  ## What CI checks before any test.
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+	$(RUN)/python tools/english.py
 
 format: $(READY)
 	$(RUN)/ruff format .

@@ -240,7 +240,7 @@ class Batch:
     def _run(
         self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]
     ) -> tuple[list[Decoding], list[Tensor]]:
-        """Run passes together; a request whose logits are no numbers ends, its neighbors go on."""
+        """Run passes together; a request whose logits are no numbers ends, the others continue."""
         if not passes:
             return [], []
         started = time.perf_counter()

@@ -21,7 +21,7 @@ Model = Callable[[Sequence[int]], Tensor]
 def composite_scores(
     p: Sequence[float], q: Sequence[float], scheme: str, alpha: float, config: SSDConfig
 ) -> dict[int, float]:
-    """F over the sample space, by sets and sorting: token -> score. Ties go by id."""
+    """F over the sample space, by sets and sorting: token -> score. Ties are ordered by id."""
     by_p = sorted(range(len(p)), key=lambda token: (-p[token], token))
     by_q = sorted(range(len(q)), key=lambda token: (-q[token], token))
     c = min(config.sample_space_size, len(p))

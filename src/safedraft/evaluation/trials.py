@@ -36,7 +36,7 @@ class Trial:
 def find_trade_off(trials: Sequence[Trial], target: Trial) -> list[Trial]:
     """The trade-off: trials than which no other is better in one share and as good in the other.
 
-    Of equal ones the first is kept.
+    The first of several equal ones is kept.
     """
     kept: list[Trial] = []
     for trial in sorted(trials, key=lambda trial: (trial.excess(target), trial.attack_success)):

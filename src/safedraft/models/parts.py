@@ -31,7 +31,7 @@ class Parts(NamedTuple):
     spec: PairSpec
     """The pair, with what it left open about templates taken from its adapter."""
     folders: tuple[Path, Path]
-    """Of the target and of the draft."""
+    """The folders of the target and of the draft."""
     adapter: Path | None
     descriptions: tuple[ModelDescription, ModelDescription]
     compatibility: CompatibilityReport
@@ -120,5 +120,5 @@ def _changed_template(facts: AdapterFacts | None, draft: ModelDescription) -> st
         return None
     return (
         f"the chat template of {draft.name} is not the one that its adapter was trained with: that "
-        "it refuses behind this one was never tested; check it with safedraft eval"
+        "it refuses after this one was never tested; check it with safedraft eval"
     )

@@ -80,7 +80,7 @@ def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Samp
 
 
 def read_constants(kind: type[Constants], config: Config | None, own: Constants) -> Constants:
-    """The constants of a rule that a caller gives in place of a pair's own.
+    """The constants of a rule that a caller sets in place of a pair's own.
 
     Args:
         kind: the class of the rule's constants.

@@ -50,7 +50,7 @@ class Pair(TokenPair):
         """A pair of two models of Transformers that are in memory, in any dtype, on any device.
 
         They may be quantized, compiled, spread over several devices, or a ``PeftModel``, whose
-        adapters take part. Of a compiled model the model inside decodes.
+        adapters take part. A compiled model is unwrapped, and the model inside decodes.
 
         Args:
             target: the large model.

@@ -201,7 +201,7 @@ def _retracts(words: str) -> bool:
 def _gives_in(sentence: str, *, offered: bool) -> bool:
     """Whether the sentence of a turn leads to the answer.
 
-    If something else was offered before, it leads to that, unless it gives in.
+    If something else was offered before, it leads to that, unless it complies after all.
     """
     if _compile("harmless").search(sentence):
         return False

@@ -2,7 +2,7 @@
 
 Leviathan, Kalman and Matias, arXiv 2211.17192, Algorithm 1. Every reply is distributed exactly as
 the target's alone. The token after a block that was accepted throughout is a bonus, which the
-target draws alone: what SSD must never do is harmless where the draft has no say.
+target draws alone: what SSD must never do is harmless where the draft has no influence.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Detokenizer:
     def _find_context(self, prompt: Sequence[int]) -> tuple[int, int]:
         """Return where the context of the first token starts and where whole characters end.
 
-        Of the windows near the prompt's end, it is the one with the fewest replacement characters.
+        The context is the window near the prompt's end with the fewest replacement characters.
         """
         end = len(prompt)
         start = max(end - _CONTEXT, 0)

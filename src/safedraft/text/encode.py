@@ -26,7 +26,7 @@ def encode(
 ) -> list[int]:
     """Return the token ids of a conversation, up to the place where the assistant writes.
 
-    The beginning of a reply stands behind the same generation prompt as a reply without one, so
+    The beginning of a reply follows the same generation prompt as a reply without one, so
     that both are in the same mode and templates that trim messages keep its white space.
 
     A control token that is spelled out in a message stays text: a separator is inserted into it

@@ -1,6 +1,6 @@
 """Reasoning before the answer: whether a chat template asks for it, and where it ends.
 
-A thinking model writes its reasoning between two markers and the answer behind them. Some templates
+A thinking model writes its reasoning between two markers and the answer after them. Some templates
 open the reasoning themselves (R1's distillations), some leave that to the model (Qwen3), and some
 close an empty one where a variable switches it off.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Markers(NamedTuple):
-    """The texts around a reasoning, and the white space that models write inside and behind it."""
+    """The texts around a reasoning, and the white space that models write inside and after it."""
 
     opening: str
     closing: str
     inside: str = "\n"
-    behind: str = "\n\n"
+    after: str = "\n\n"
 
 
 MARKERS = (
@@ -131,7 +131,7 @@ def why_not_handled(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def split_reasoning(text: str, markers: Markers, *, opened: bool = False) -> tuple[str | None, str]:
-    """Split a text into its reasoning, None without one, and the answer behind it.
+    """Split a text into its reasoning, None without one, and the answer after it.
 
     Args:
         text: a reply or its beginning.
@@ -147,15 +147,15 @@ def split_reasoning(text: str, markers: Markers, *, opened: bool = False) -> tup
 
 
 def join_reasoning(reasoning: str, answer: str, markers: Markers) -> str:
-    """A finished reasoning and the answer behind it, as models write them."""
+    """A finished reasoning and the answer after it, as models write them."""
     inside = markers.opening + markers.inside + reasoning + markers.inside + markers.closing
-    return inside + markers.behind + answer
+    return inside + markers.after + answer
 
 
 def split_reply(
     text: str, messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[str | None, str]:
-    """Split a reply to messages into its reasoning, None without one, and the answer behind it.
+    """Split a reply to messages into its reasoning, None without one, and the answer after it.
 
     Args:
         text: the reply, without what was prefilled.
@@ -172,9 +172,9 @@ def split_reply(
 
 
 def answer_of(text: str) -> str:
-    """The part of a reply behind the reasoning that it begins with; all of it without one.
+    """The part of a reply after the reasoning that it begins with; all of it without one.
 
-    Without the end of the reasoning there is no answer yet: the text behind the opening counts.
+    Without the end of the reasoning there is no answer yet: the text after the opening counts.
     """
     for markers in MARKERS:
         reasoning, answer = split_reasoning(text, markers)
@@ -189,7 +189,7 @@ def begin_reply(
     mode: Thinking,
     protect: Callable[[str], str],
 ) -> str:
-    """How a reply begins behind the generation prompt.
+    """How a reply begins after the generation prompt.
 
     Args:
         message: the assistant's unfinished turn: its ``content``, and in thinking mode its

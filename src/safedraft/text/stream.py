@@ -63,7 +63,7 @@ class Stream(Iterator[Token]):
         return generation is None or generation.ended or bool(generation.steps)
 
     def hold(self, held: bool) -> None:
-        """Let the batch go on without this reply, or with it again."""
+        """Let the batch continue without this reply, or with it again."""
         if self._generation is not None:
             self._generation.held = held
 

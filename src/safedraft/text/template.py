@@ -90,7 +90,7 @@ def render(
         tokenizer: has the template.
         messages: the finished turns.
         variables: those of this request.
-        begin_reply: end with the generation prompt, behind which the assistant writes.
+        begin_reply: end with the generation prompt, after which the assistant writes.
 
     Raises:
         SafeDraftError: there is no template, or it rejects the messages.

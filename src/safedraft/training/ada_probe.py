@@ -1,7 +1,7 @@
 """Training of the probe that reads a target while it answers, for the defense ``ada_probe``.
 
 Any-Depth Alignment, probing form (arXiv 2510.18081). Harmful and harmless requests have the same
-surroundings and the same openings of the reply, and the target goes on after them. Its last hidden
+surroundings and the same openings of the reply, and the target continues them. Its last hidden
 state is read where the reply begins and, with the assistant's header put after the text, after the
 opening and at fixed depths. No model is changed.
 """

@@ -62,7 +62,7 @@ class TargetReply:
 
     begun: Begun
     text: str
-    """Empty if the target was not asked, or refused to go on."""
+    """Empty if the target was not asked, or refused to continue."""
     ended: bool
     """Whether the target ended it; otherwise it was cut off."""
 

@@ -51,7 +51,7 @@ def extract_code(reply: str, entry_point: str) -> str:
 
     Returns:
         The last code block that defines the function ``entry_point``, or else the last one, or else
-        the whole reply. A block that is not closed goes on to the end.
+        the whole reply. A block that is not closed extends to the end.
     """
     blocks = [match["code"] for match in _BLOCK.finditer(reply)]
     defining = [code for code in blocks if re.search(rf"\bdef {re.escape(entry_point)}\b", code)]

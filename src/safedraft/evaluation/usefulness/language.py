@@ -57,7 +57,7 @@ _MARKS = {"de": "ßäöü", "es": "ñ¿¡", "pt": "ãõ", "fr": "êûœî", "it"
 
 
 def identify_language(text: str) -> str | None:
-    """The language of most of a text, as one of ``LANGUAGES``, or None if that cannot be told."""
+    """Return the language of most of a text, one of ``LANGUAGES``, or None if it is unclear."""
     counts = {name: len(script.findall(text)) for name, script in _SCRIPTS.items()}
     east = _HAN_WEIGHT * (counts["kana"] + counts["han"])
     if not any(counts.values()):

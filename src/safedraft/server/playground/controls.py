@@ -107,7 +107,12 @@ def make_sampling_controls(limits: Limits) -> list[Any]:
     return [
         gr.Slider(1, most, min(256, most), step=1, label="Most new tokens"),
         gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 is greedy."),
-        gr.Number(0, label="Seed", precision=0, info="Of a sampled reply; empty: drawn."),
+        gr.Number(
+            0,
+            label="Seed",
+            precision=0,
+            info="The seed of a sampled reply; if empty, one is drawn.",
+        ),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from safedraft.models import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("add-*.md"))
+TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experts/**/*.md")])
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 SHOWN = re.compile(r"<!-- (examples/\S+) -->\n```\w+\n(.*?)\n```", re.DOTALL)
 
 
@@ -36,3 +39,33 @@ def test_the_example_of_a_pair_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path))
     assert registry.find_pair("my-pair").config.draft_tokens == 4
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for file, anchor in LINK.findall(page.read_text("utf-8")):
+        linked = page.parent / file if file else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            broken.append(f"{file}#{anchor}")
+    assert not broken
+
+
+def test_there_are_pages_and_links() -> None:
+    assert len(TEXTS) > 20
+    assert sum(len(LINK.findall(page.read_text("utf-8"))) for page in TEXTS) > 100
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0] == project["version"]

@@ -6,10 +6,11 @@ RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 LLAMA   = .venv-llama
+RELEASE = .venv-release
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure vllm test-vllm bench-vllm llama bench-llama clean
+.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure dist vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -71,6 +72,11 @@ picture: $(READY)  ## Draw the pictures of the README and of the playground from
 structure:  ## Draw the packages and fill the table of docs/architecture.md.
 	$(PYTHON) tools/structure.py --svg docs/structure.svg --markdown docs/architecture.md
 
+dist: $(RELEASE)/.ready  ## The source distribution and the wheel, in dist/.
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --no-isolation
+	$(RELEASE)/bin/twine check --strict dist/*
+
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 
 test-vllm: $(VLLM)/.ready  ## The vLLM engine on tiny models.
@@ -88,7 +94,7 @@ bench-llama: $(READY) llama  ## SafeDraft beside llama.cpp on the default pair.
 	$(RUN)/python benchmarks/against_llama_cpp.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LLAMA) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(LLAMA) $(RELEASE) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Exact versions from constraints.txt; on Linux the CPU build of torch is enough for everything here.
 $(READY): pyproject.toml constraints.txt
@@ -104,6 +110,11 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(RELEASE)/.ready: constraints-release.txt
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-release.txt
 	touch $@
 
 # pip's cache could have a build with other flags, or of another processor.

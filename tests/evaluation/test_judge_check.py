@@ -243,6 +243,6 @@ def test_what_the_command_refuses(arguments: list[str], reason: str) -> None:
 
 
 def test_a_judge_at_an_endpoint_needs_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safedraft.cli.options.find_spec", lambda module: None)
+    monkeypatch.setattr("safedraft.core.extras.find_spec", lambda module: None)
     with pytest.raises(SafeDraftError, match=r"pip install 'safedraft\[eval\]'"):
         run("--judge", "endpoint:url=u,model=m")

@@ -12,6 +12,7 @@ from safedraft.cli import options
 from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
 from safedraft.core.assignments import parse_assignment, parse_value
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.extras import require_extra
 
 if TYPE_CHECKING:
     from safedraft.evaluation.calibrate import Outcome
@@ -81,7 +82,7 @@ def calibrate(
 
     [dim]safedraft calibrate --try alpha_union=0.8,2.0 --try draft_tokens=3,4,6[/]
     """
-    options.require_extra("safedraft calibrate", "inspect_ai", "matplotlib")
+    require_extra("safedraft calibrate", "eval", "inspect_ai", "matplotlib")
     if models.no_adapter and not dry_run:
         raise SafeDraftError(
             "--no-adapter: constants for the bare draft are not saved for the pair; add --dry-run"

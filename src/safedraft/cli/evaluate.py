@@ -15,6 +15,7 @@ from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.extras import require_extra
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -142,7 +143,7 @@ def evaluate(
 
     Ctrl-C keeps finished replies and exits with 130.
     """
-    options.require_extra("safedraft eval", "inspect_ai")
+    require_extra("safedraft eval", "eval", "inspect_ai")
     from safedraft.evaluation import matrix as matrices
     from safedraft.evaluation.profiles import Stage, find_stages
     from safedraft.models.probe_file import reads_risk

@@ -13,6 +13,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.extras import require_extra
 
 if TYPE_CHECKING:
     from safedraft.evaluation.intervals import Estimate
@@ -80,7 +81,7 @@ def _load(labels: Labels, logs: Sequence[Path]) -> list[LabeledCompletion]:
 
         with show_progress() as report:
             return load_pyrit(report)
-    options.require_extra("--labels replies", "inspect_ai")
+    require_extra("--labels replies", "eval", "inspect_ai")
     from safedraft.evaluation.judges.replies import join_labels, load_labels, read_replies
 
     return join_labels(read_replies(logs), load_labels())
@@ -94,7 +95,7 @@ def _find_classify(judge: str) -> Classify:
         from safedraft.prompts.phrases import classify
 
         return lambda item: frozenset([classify(item.text, item.all_given)])
-    options.require_extra(f"the judge {name}", "inspect_ai", "openai")
+    require_extra(f"the judge {name}", "eval", "inspect_ai", "openai")
     from safedraft.evaluation.judges.check import make_classify
     from safedraft.evaluation.tasks import find_judge
 

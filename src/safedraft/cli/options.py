@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -137,17 +136,6 @@ def constants(
         whole = fields[name].annotation is int and re.fullmatch("-?[0-9]+", value)
         changes[name] = int(value) if whole else value
     return changes
-
-
-def require_extra(command: str, *modules: str, extra: str = "eval") -> None:
-    """Raise if a command's libraries are not installed, before any other work.
-
-    Raises:
-        SafeDraftError: one of ``modules`` is missing; the message names the extra to install.
-    """
-    for module in modules:
-        if find_spec(module) is None:
-            raise SafeDraftError(f"{command} needs {module}: pip install 'safedraft[{extra}]'")
 
 
 def require_planned(option: str, suite: str, suites: Sequence[str]) -> None:

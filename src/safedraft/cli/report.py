@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safedraft.cli import options
+from safedraft.core.extras import require_extra
 
 
 def report(
@@ -39,7 +39,7 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
-    options.require_extra("safedraft report", "inspect_ai", "matplotlib")
+    require_extra("safedraft report", "eval", "inspect_ai", "matplotlib")
     from safedraft.evaluation.logs import read_logs
     from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safedraft.cli import options
+from safedraft.core.extras import require_extra
 
 
 def score(
@@ -35,7 +35,7 @@ def score(
     """
     from rich.console import Console
 
-    options.require_extra("safedraft score", "inspect_ai")
+    require_extra("safedraft score", "eval", "inspect_ai")
     from safedraft.evaluation.judges.again import judge_again
     from safedraft.evaluation.logs import find_logs
     from safedraft.evaluation.tasks import find_judges

@@ -16,6 +16,7 @@ from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.extras import require_extra
 from safedraft.server.settings import API_KEY, Limits, ServerSettings, require_safe
 
 if TYPE_CHECKING:
@@ -150,11 +151,9 @@ def serve(
     _require_engine("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
-    options.require_extra(
-        "safedraft serve", "fastapi", "uvicorn", "prometheus_client", extra="server"
-    )
+    require_extra("safedraft serve", "server", "fastapi", "uvicorn", "prometheus_client")
     if playground:
-        options.require_extra("--playground", "gradio", extra="playground")
+        require_extra("--playground", "playground", "gradio")
     allowed = {f"allow_{name}": True for name in allow or ()}
     server = ServerSettings(
         name=name,

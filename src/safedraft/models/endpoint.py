@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.extras import require_extra
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -107,12 +108,9 @@ class Endpoint:
 
     @cached_property
     def _client(self) -> OpenAI:
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise SafeDraftError(
-                f"the {self.role} needs openai: pip install 'safedraft[eval]'"
-            ) from error
+        require_extra(f"the {self.role}", "eval", "openai")
+        from openai import OpenAI
+
         return OpenAI(
             base_url=self.url,
             api_key=os.environ.get(self.key_variable) or "none",

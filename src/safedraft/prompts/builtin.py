@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.extras import require_extra
 from safedraft.models.progress import ReportProgress
 from safedraft.prompts.sources import ATTACK_SHARES, REPORT_ONLY, Record, Source
 from safedraft.prompts.split import Shares
@@ -111,12 +112,9 @@ class HubDataset:
             yield Record(str(row[self.request]).strip(), name, answer, category)
 
     def _load_rows(self) -> Iterable[Mapping[str, Any]]:
-        try:
-            from datasets import DownloadConfig, load_dataset
-        except ImportError as error:
-            raise SafeDraftError(
-                f"{self.id} needs the package datasets: pip install 'safedraft[eval]'"
-            ) from error
+        require_extra(self.id, "eval", "datasets")
+        from datasets import DownloadConfig, load_dataset
+
         local = DownloadConfig(local_files_only=not self._hub_is_reachable())
         try:
             rows: Iterable[Mapping[str, Any]] = load_dataset(

@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.core.extras import require_extra
 from safedraft.core.files import write_beside
 from safedraft.models.fingerprint import (
     digest,
@@ -123,8 +123,7 @@ def _require_free(plan: TrainingPlan) -> None:
         raise SafeDraftError(
             f"{plan.folder} holds an unfinished run: resume it with --resume, or delete it"
         )
-    if find_spec("matplotlib") is None:
-        raise SafeDraftError("the losses are drawn by matplotlib: pip install 'safedraft[train]'")
+    require_extra("the picture of the losses", "train", "matplotlib")
 
 
 def _identify(config: TrainingConfig, inputs: TrainingInputs) -> dict[str, str]:

@@ -242,7 +242,7 @@ def require_vllm() -> None:
     if find_spec("vllm") is None:
         raise SafeDraftError(
             "vLLM is not installed here: it has an environment of its own (`make vllm`), or "
-            "install safedraft[vllm]"
+            "pip install 'safedraft[vllm]'"
         )
 
 

@@ -10,7 +10,7 @@ RELEASE = .venv-release
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
-.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure dist vllm test-vllm bench-vllm llama bench-llama clean
+.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure reference docs dist vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -71,6 +71,12 @@ picture: $(READY)  ## Draw the pictures of the README and of the playground from
 
 structure:  ## Draw the packages and fill the table of docs/architecture.md.
 	$(PYTHON) tools/structure.py --svg docs/structure.svg --markdown docs/architecture.md
+
+reference: $(READY)  ## Write the commands and settings into docs/reference.md.
+	$(RUN)/python tools/reference.py docs/reference.md
+
+docs: $(RELEASE)/.ready  ## The documentation as a site, in site/.
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(RELEASE))/bin:$$PATH" mkdocs build --quiet --strict
 
 dist: $(RELEASE)/.ready  ## The source distribution and the wheel, in dist/.
 	rm -rf dist

@@ -63,7 +63,12 @@ def serve(
             rich_help_panel=_SERVER,
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, rich_help_panel=_SERVER)] = 8000,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0: any free one.", rich_help_panel=_SERVER
+        ),
+    ] = 8000,
     allow: Annotated[
         list[Allowed] | None,
         typer.Option(

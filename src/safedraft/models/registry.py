@@ -24,7 +24,7 @@ _SHIPPED = Path(__file__).parent
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Text
 
@@ -76,8 +76,11 @@ class PairSpec(_Entry):
     """Two models that are meant to decode together; each is any name that ``fetch`` accepts."""
 
     description: str = ""
+    """What the pair is, in a few words."""
     target: Text
+    """The large model: a registered one, a folder, a GGUF file, or a hub id."""
     draft: Text
+    """The small model, named in the same ways."""
     adapter: str | None = None
     """A LoRA adapter for the draft: one that comes with SafeDraft, a folder, or a hub id."""
     draft_dtype: Literal["bfloat16", "float16", "float32", "int8"] | None = None
@@ -87,6 +90,7 @@ class PairSpec(_Entry):
     bare_draft: bool = False
     """Whether the draft is meant to decode without an adapter, so that none is missed."""
     target_system: str | None = None
+    """A system prompt that the target alone sees."""
     template: dict[str, bool | int | float | str] | None = None
     """Variables of the chat templates, such as ``enable_thinking = false``; None: those that the
     adapter was trained with."""

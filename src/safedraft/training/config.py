@@ -23,7 +23,7 @@ tokens, and three passes of 400 tokens (docs/log.md)."""
 class TrainingConfig(BaseModel):
     """Settings of a training run; runs with equal settings and data give the same adapter."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     steps: Positive = 400
     """Steps of the first stage, with cross-entropy on refusals and ordinary answers."""

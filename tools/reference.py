@@ -1,0 +1,207 @@
+"""Write docs/reference.md: the commands, the settings, and the environment variables.
+
+Commands are read from the command line's own definition, settings from their classes. Only
+``ENVIRONMENT`` is written here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from pydantic import BaseModel
+from rich.text import Text
+from typer.models import ArgumentInfo, OptionInfo
+
+from safedraft.cli import app
+from safedraft.cli.models import ModelChoice
+from safedraft.core.config import RiskConfig, SamplingParams
+from safedraft.models.registry import PairSpec
+from safedraft.rules.easd import EASDConfig
+from safedraft.rules.ensemble import EnsembleConfig
+from safedraft.server.settings import Limits
+from safedraft.training.config import RiskTrainingConfig, TrainingConfig
+
+SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
+    (
+        "The method",
+        "`--set NAME=VALUE`, `config` in Python and in a pair's file. The last four are those of "
+        "the rule `risk`; SSD alone has the others.",
+        RiskConfig,
+    ),
+    ("The rule easd", "`config` in Python, and `--defense easd:NAME=VALUE`.", EASDConfig),
+    ("The rule ensemble_weight", "The same for `ensemble_weight`.", EnsembleConfig),
+    ("Sampling", "Keywords of `Pair.generate`, and `SamplingParams`.", SamplingParams),
+    ("A pair's file", "One table for each pair ([add a pair](add-a-pair.md)).", PairSpec),
+    ("Training", "`safedraft train-draft --set NAME=VALUE`.", TrainingConfig),
+    ("Training of the risk probe", "`safedraft train-risk --set NAME=VALUE`.", RiskTrainingConfig),
+    ("Limits of the server", "`safedraft serve --limit NAME=VALUE`.", Limits),
+)
+
+ENVIRONMENT = {
+    "SAFEDRAFT_CACHE": "Folder of fetched models, converted weights and compiled programs.",
+    "SAFEDRAFT_CONFIG": "Configuration folder, whose `pairs/*.toml` hold your own pairs.",
+    "SAFEDRAFT_API_KEY": "Key that `safedraft serve` asks of its clients; needed for any `--host` "
+    "but this machine's own.",
+    "SAFEDRAFT_JUDGE_API_KEY": "Key for a judge at an endpoint.",
+    "SAFEDRAFT_GUARD_API_KEY": "Key for the guard of the defense `guard_filter` and of the judge "
+    "`guard`.",
+    "HF_HUB_OFFLINE": "Set to 1, no model hub is asked.",
+    "HF_TOKEN": "Key for models of the hub that are not public.",
+    "HF_HOME": "Folder of the hub's own cache.",
+}
+
+WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
+
+HEAD = """\
+# Reference
+
+<!-- Made by `make reference` from the code. -->
+
+`safedraft --help` and `safedraft COMMAND --help` show the same at any width.
+"""
+
+
+def plain(markup: str | None) -> str:
+    """A help text without its markup, on one line."""
+    return " ".join(Text.from_markup(markup or "").plain.split())
+
+
+def row(*cells: str) -> str:
+    """One row of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def code(text: str) -> str:
+    """A piece of code; nothing for an empty text."""
+    return f"`{text}`" if text else ""
+
+
+def show(value: Any) -> str:
+    """A default value, as a user would write it; nothing where there is none."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, list | tuple):
+        return " ".join(map(show, value))
+    if value is None or value is False or callable(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).lower() if value is True else str(value)
+
+
+def command_sections() -> Iterator[str]:
+    """Yield one section for each command, and one for the options that several have."""
+    shared = frozenset(parameters(ModelChoice))
+    for command in app.registered_commands:
+        yield f"### safedraft {command.name or command.callback.__name__}"
+        for paragraph in (command.help or "").split("\n\n"):
+            example = re.fullmatch(r"\[dim\](.*)\[/\]", paragraph, re.DOTALL)
+            yield f"```sh\n{plain(example[1])}\n```" if example else plain(paragraph)
+        yield table(parameters(command.callback), shared)
+    yield "### Options of the models"
+    yield "Each command lists those that it has."
+    yield table(parameters(ModelChoice))
+
+
+class Parameter(NamedTuple):
+    """An argument or option."""
+
+    usage: str
+    default: str
+    meaning: str
+
+
+def table(parameters: Iterable[Parameter], shared: Collection[Parameter] = frozenset()) -> str:
+    """The rows of parameters; those in ``shared`` are one row that leads to their own table."""
+    rows, names = [], []
+    for parameter in parameters:
+        if parameter in shared:
+            names.append(code(parameter.usage.split()[0].rstrip(",")))
+        else:
+            rows.append(row(code(parameter.usage), parameter.default, parameter.meaning))
+    if names:
+        rows.append(row(", ".join(names), "", "[Options of the models](#options-of-the-models)"))
+    return "\n".join([row("argument or option", "default", "meaning"), "|---|---|---|", *rows])
+
+
+def parameters(command: Callable[..., None]) -> Iterator[Parameter]:
+    """Yield the arguments and options of a command."""
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        kind, *notes = get_args(hints[parameter.name]) or (None,)
+        for note in notes:
+            if isinstance(note, OptionInfo | ArgumentInfo):
+                required = parameter.default in (parameter.empty, ...)
+                default = "required" if required else code(show(parameter.default))
+                written = usage(parameter.name, innermost(kind), note)
+                yield Parameter(written, default, plain(note.help))
+
+
+def innermost(kind: Any) -> Any:
+    """The type of one value: that in a list, and that beside None."""
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    return innermost(inner[0]) if inner else kind
+
+
+def usage(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
+    """How an argument or option is written."""
+    if isinstance(note, ArgumentInfo):
+        return note.metavar or name.upper()
+    usual = "--" + name.replace("_", "-")
+    # Without a default of its own, Typer keeps the first name in the place of the default.
+    named = [name for name in (note.default, *(note.param_decls or ())) if isinstance(name, str)]
+    names = ", ".join(named or [f"{usual}/--no-{usual[2:]}" if kind is bool else usual])
+    if kind is bool:
+        return names
+    choices = "|".join(map(show, kind)) if issubclass(kind, Enum) else WORDS[kind]
+    return f"{names} {note.metavar or choices}"
+
+
+def setting_sections() -> Iterator[str]:
+    """Yield one section for each class of settings."""
+    for title, where, kind in SETTINGS:
+        yield f"### {title}"
+        yield where
+        lines = [row("name", "default", "meaning"), "|---|---|---|"]
+        for name, field in kind.model_fields.items():
+            if kind is PairSpec and name == "name":
+                continue  # the name of the table
+            default = field.get_default(call_default_factory=True)
+            value = "required" if field.is_required() else code(show(default))
+            described = "the constants above" if isinstance(default, BaseModel) else value
+            lines.append(row(code(name), described, plain_docstring(field.description)))
+        yield "\n".join(lines)
+
+
+def plain_docstring(text: str | None) -> str:
+    """The docstring of a field on one line, with Markdown's marks for code."""
+    return " ".join((text or "").replace("``", "`").split())
+
+
+def page() -> str:
+    """The whole page."""
+    variables = [row("variable", "meaning"), "|---|---|"]
+    variables += [row(code(name), text) for name, text in ENVIRONMENT.items()]
+    sections = [
+        HEAD.rstrip(),
+        "## Commands",
+        *command_sections(),
+        "## Settings",
+        *setting_sections(),
+        "## Environment variables",
+        "\n".join(variables),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="the page to write")
+    parser.parse_args().file.write_text(page(), encoding="utf-8")

@@ -55,11 +55,11 @@ bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Tra
 	$(RUN)/safedraft bench --engine transformers
 	$(RUN)/python benchmarks/growth.py
 
-results: $(READY)  ## The figures of docs/results.md: hours, and it goes on where it was stopped.
+results: $(READY)  ## The figures of docs/results.md: hours, and it resumes where it was stopped.
 	$(RUN)/safedraft pull
 	$(RUN)/python benchmarks/results.py
 
-adapter: $(READY)  ## Train the default pair's draft and its risk probe further: an hour and more, and it goes on where it was stopped.
+adapter: $(READY)  ## Train the default pair's draft and its risk probe further: an hour and more, and it resumes where it was stopped.
 	$(RUN)/safedraft pull
 	$(RUN)/safedraft train-draft --pair qwen2.5-coder --start-from qwen2.5-coder --output $(ADAPTER) \
 		--steps 160 --set harmful_share=0.3 --set beginnings=300 --set answers=900 --set checked=60 \

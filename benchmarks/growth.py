@@ -1,6 +1,6 @@
 """Does decoding slow down as the context grows? Tokens per second after 100 and 1,500 tokens.
 
-The same question is asked behind a short and a long piece of ordinary text, in turn; the time of
+The same question is asked after a short and a long piece of ordinary text, in turn; the time of
 the prefill is left out. Prints medians, their ratio, and what a block costs, which is free of how
 often the two models happen to agree.
 """
@@ -24,7 +24,7 @@ QUESTION = (
 
 
 def prompt_of(pair: safedraft.Pair, length: int) -> str:
-    """The question behind as much filler as makes the target's prompt about ``length`` tokens."""
+    """The question after as much filler as makes the target's prompt about ``length`` tokens."""
     text = QUESTION
     while len(pair.prompts([{"role": "user", "content": text}]).target) < length:
         text = FILLER + text

@@ -1,7 +1,7 @@
 """Report idioms that plain technical English does not have: in the code's texts and on the pages.
 
-Read are comments and strings of the source files, the playground's files whole, and the pages but
-for the dated log. The exit code is 1 if there is a finding.
+Read are comments and strings of the source files, the playground's files and the Makefile whole,
+and the pages but for the dated log. The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def files() -> list[Path]:
     source = ROOT / "src"
     code = [p for p in source.rglob("*") if p.suffix in {".py", ".js", ".css", ".html", ".jinja"}]
     pages = [p for folder in (ROOT, ROOT / "docs") for p in folder.glob("*.md")]
-    return sorted(code) + sorted(p for p in pages if p.name != "log.md")
+    return [*sorted(code), *sorted(p for p in pages if p.name != "log.md"), ROOT / "Makefile"]
 
 
 def main(paths: Iterable[Path]) -> int:

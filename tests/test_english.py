@@ -66,7 +66,7 @@ def test_an_idiom_is_found_across_lines_and_strings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "It runs behind a reverse proxy, or behind a proxy.",
+        "It runs behind a reverse proxy, or behind an API.",
         "Records that cannot be told apart; the tolden, amended, endearing ones.",
         "Of about 900 requests some are about code. Of 8 sums 6 are right.",
         "Of the requests, most are answered.",

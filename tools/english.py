@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 # What is wrong, and what to write instead. A space matches any white space, quotes and # included.
 IDIOMS = {
-    r"behind(?! a (?:reverse )?proxy)": "after",
+    r"behind(?! an? (?:reverse proxy|proxy|API|endpoint|firewall))": "after",
     r"told(?! apart)": "reported, instructed",
     r"(?:goes|go|going|went) by": "follows, or bypasses, whichever is meant",
     r"(?:goes|go|going|went) on(?! from)": "continues, resumes",

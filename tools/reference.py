@@ -22,11 +22,14 @@ from typer.models import ArgumentInfo, OptionInfo
 from safedraft.cli import app
 from safedraft.cli.models import ModelChoice
 from safedraft.core.config import RiskConfig, SamplingParams
+from safedraft.defenses.ada_probe import ProbingConfig
+from safedraft.defenses.ada_rethinking import RethinkingConfig
+from safedraft.defenses.guard_filter import GuardConfig
 from safedraft.models.registry import PairSpec
 from safedraft.rules.easd import EASDConfig
 from safedraft.rules.ensemble import EnsembleConfig
 from safedraft.server.settings import Limits
-from safedraft.training.config import RiskTrainingConfig, TrainingConfig
+from safedraft.training.config import AdaProbeConfig, RiskTrainingConfig, TrainingConfig
 
 SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     (
@@ -41,6 +44,14 @@ SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("A pair's file", "One table for each pair ([add a pair](add-a-pair.md)).", PairSpec),
     ("Training", "`safedraft train-draft --set NAME=VALUE`.", TrainingConfig),
     ("Training of the risk probe", "`safedraft train-risk --set NAME=VALUE`.", RiskTrainingConfig),
+    (
+        "Training of the probe of ada_probe",
+        "`safedraft train-ada-probe --set NAME=VALUE`.",
+        AdaProbeConfig,
+    ),
+    ("The defense ada_probe", "`--defense ada_probe:NAME=VALUE`.", ProbingConfig),
+    ("The defense ada_rethinking", "The same for `ada_rethinking`.", RethinkingConfig),
+    ("The defense guard_filter", "The same for `guard_filter`.", GuardConfig),
     ("Limits of the server", "`safedraft serve --limit NAME=VALUE`.", Limits),
 )
 
@@ -99,15 +110,26 @@ def show(value: Any) -> str:
 def command_sections() -> Iterator[str]:
     """Yield one section for each command, and one for the options that several have."""
     shared = frozenset(parameters(ModelChoice))
-    for command in app.registered_commands:
-        yield f"### safedraft {command.name or command.callback.__name__}"
-        for paragraph in (command.help or "").split("\n\n"):
+    for name, text, command in commands():
+        yield f"### safedraft {name}"
+        for paragraph in text.split("\n\n"):
             example = re.fullmatch(r"\[dim\](.*)\[/\]", paragraph, re.DOTALL)
             yield f"```sh\n{plain(example[1])}\n```" if example else plain(paragraph)
-        yield table(parameters(command.callback), shared)
+        yield table(parameters(command), shared)
     yield "### Options of the models"
     yield "Each command lists those that it has."
     yield table(parameters(ModelChoice))
+
+
+def commands() -> Iterator[tuple[str, str, Callable[..., None]]]:
+    """Yield the name, the help and the function of each command; groups come last."""
+    for command in app.registered_commands:
+        yield command.name or command.callback.__name__, command.help or "", command.callback
+    for group in app.registered_groups:
+        whole = group.typer_instance.registered_callback
+        yield group.name, whole.help, whole.callback
+        for command in group.typer_instance.registered_commands:
+            yield f"{group.name} {command.name}", command.help, command.callback
 
 
 class Parameter(NamedTuple):

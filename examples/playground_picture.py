@@ -1,7 +1,7 @@
 """Draws docs/playground.png and docs/playground-phone.png: a real run of the playground.
 
-Needs the extras ``playground`` and ``dev``, and a Chromium that is installed. Of a harmful request
-only SSD's refusal is shown, never what the target says to it by itself.
+Needs the extras ``server`` and ``dev``, and a Chromium that is installed. Of a harmful request only
+SSD's refusal is shown, never what the target says to it by itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import safedraft
 from safedraft.models.registry import DEFAULT_PAIR
 from safedraft.server.app import create_app
 from safedraft.server.run import Server
-from safedraft.server.settings import ServerSettings
+from safedraft.server.settings import PLAYGROUND, ServerSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDE, PHONE = {"width": 1180, "height": 1050}, {"width": 390, "height": 1050}
 
 
 def main() -> None:
@@ -50,17 +51,17 @@ def main() -> None:
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
         take = (browser, url, given.scheme, given.max_new_tokens)
-        wide = picture(*take, 1180, "An ordinary question", compare=True)
+        wide = ask(*take, WIDE, "An ordinary question", compare=True)
         wide.locator(".said .corrected").last.hover()
-        wide.screenshot(path=given.folder / "playground.png", full_page=True)
-        narrow = picture(*take, 390, "The same, with the answer begun", compare=False)
-        narrow.screenshot(path=given.folder / "playground-phone.png", full_page=True)
+        wide.screenshot(path=given.folder / "playground.png")
+        narrow = ask(*take, PHONE, "The same, with the answer begun", compare=False)
+        narrow.screenshot(path=given.folder / "playground-phone.png")
         browser.close()
 
 
 @contextmanager
 def serving(name: str) -> Iterator[str]:
-    app = create_app(safedraft.load_pair(name), ServerSettings(name=name, playground=True))
+    app = create_app(safedraft.load_pair(name), ServerSettings(name=name, **PLAYGROUND))
     listening = socket.create_server(("127.0.0.1", 0))
     server = Server(uvicorn.Config(app, log_level="warning"), app, grace_seconds=0)
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -74,29 +75,34 @@ def serving(name: str) -> Iterator[str]:
         thread.join()
 
 
-def picture(
-    browser: Browser, url: str, scheme: str, tokens: int, width: int, example: str, *, compare: bool
+def ask(
+    browser: Browser,
+    url: str,
+    scheme: str,
+    tokens: int,
+    viewport: dict[str, int],
+    example: str,
+    *,
+    compare: bool,
 ) -> Page:
+    """The page after the reply to one of its examples."""
+    phone = viewport is PHONE
     page = browser.new_page(
-        viewport={"width": width, "height": 800},
+        viewport=viewport,  # type: ignore[arg-type]
         color_scheme=scheme,  # type: ignore[arg-type]
-        is_mobile=width < 640,
-        has_touch=width < 640,
+        is_mobile=phone,
+        has_touch=phone,
     )
     page.goto(url)
-    page.get_by_label("Let the target answer alone, too").set_checked(compare)
-    sampling = page.get_by_role("button", name="Sampling")
-    sampling.click()
-    page.wait_for_timeout(1000)
-    page.get_by_label("number input for Most new tokens").fill(str(tokens))
-    page.keyboard.press("Tab")
-    page.wait_for_timeout(500)
-    sampling.click()
     page.get_by_role("button", name=example).click()
-    page.wait_for_timeout(500)
+    settings = page.locator("summary", has_text="Settings")
+    settings.click()
+    page.get_by_label("Let the target answer alone, too").set_checked(compare)
+    page.get_by_label("Most new tokens").fill(str(tokens))
+    settings.click()
     page.get_by_role("button", name="Send").click()
-    page.locator(".status", has_text="Done").wait_for(timeout=300_000)
-    page.wait_for_timeout(500)
+    page.locator("#status", has_text="Done").wait_for(timeout=600_000)
+    page.evaluate("scrollTo(0, 0)")
     return page
 
 

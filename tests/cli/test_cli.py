@@ -599,6 +599,31 @@ def test_clients_know_a_pair_by_its_name_unless_a_model_is_another(
     assert names == [name]
 
 
+@pytest.mark.parametrize("options", [[], ["--playground"], ["--allow", "telemetry"]], ids=str)
+def test_the_playground_allows_what_it_shows(
+    run: Any, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    from safedraft.server.settings import PLAYGROUND, ServerSettings
+
+    given: list[ServerSettings] = []
+    monkeypatch.setattr(
+        sys.modules["safedraft.cli.serve"],
+        "_serve",
+        lambda models, settings, *rest: given.append(settings),
+    )
+    assert run("serve", *options)[0] == 0
+    allowed = {name for name in PLAYGROUND if getattr(given[0], name)}
+    assert (
+        allowed
+        == {
+            "": set(),
+            "--playground": PLAYGROUND.keys(),
+            "--allow": {"allow_telemetry"},
+        }[options[0] if options else ""]
+    )
+    assert not given[0].allow_completions
+
+
 def test_a_full_disk_is_said(run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 

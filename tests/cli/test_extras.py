@@ -47,7 +47,6 @@ CASES = {
     "hub": ("eval", "datasets", lambda _: list(harmbench_hub.load(silent))),
     "serve": ("server", "fastapi", command("serve", "qwen2.5-coder")),
     "metrics": ("server", "prometheus_client", command("serve", "qwen2.5-coder")),
-    "playground": ("playground", "gradio", command("serve", "--playground", "qwen2.5-coder")),
     "train": ("train", "matplotlib", command("train-draft", "--output", "a-new-adapter")),
     "cpu": ("cpu", "numba", compile_engine),
     "vllm": ("vllm", "vllm", lambda _: safedraft.load_pair(engine="vllm")),

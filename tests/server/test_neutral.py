@@ -81,7 +81,7 @@ NEUTRAL: list[dict[str, Any]] = [
     {"stop_token_ids": [None]},
     {"logit_bias": {"5": None}},
     {"tools": [None]},
-    {"safedraft": {"config": {"alpha_union": None}, "telemetry": None}},
+    {"safedraft": {"config": {"alpha_union": None}, "telemetry": None, "rule": None}},
     {"chat_template_kwargs": {"enable_thinking": None}},
     {"response_format": {"type": "text", "json_schema": None}},
     {"messages": [{**HI[0], "name": None, "refusal": None, "audio": None}]},

@@ -18,7 +18,7 @@ from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair
 from safedraft.prompts.phrases import WINDOW
 from safedraft.server.requests import ChatRequest
-from safedraft.server.settings import Limits
+from safedraft.server.settings import PLAYGROUND, Limits
 
 GUARDED = PairSpec(name="own", target="big", draft="small", adapter="some/adapter")
 BARE = PairSpec(name="own", target="big", draft="small", bare_draft=True)
@@ -53,8 +53,7 @@ def test_the_root_leads_to_a_page_that_loads_nothing(served: Served) -> None:
 
 
 def test_the_root_leads_to_the_playground_where_there_is_one(tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
-    with serving(pair_of(tmp_path, GUARDED, "yes"), playground=True) as server:
+    with serving(pair_of(tmp_path, GUARDED, "yes"), api_key="k", **PLAYGROUND) as server:
         assert httpx.get(server.url).headers["location"] == "/playground/"
 
 
@@ -78,10 +77,10 @@ def test_sampling_is_capped(asked: dict[str, Any], temperature: float, top_p: fl
 
 def test_browsers_are_asked_for_the_key_at_its_pages(tmp_path: Path) -> None:
     with serving(pair_of(tmp_path, GUARDED, "yes"), api_key="k") as server:
-        for path in ("/", "/docs"):
-            refused = httpx.get(f"{server.url}{path}")
-            assert refused.status_code == 401
-            assert refused.headers["www-authenticate"].startswith("Basic")
+        refused = httpx.get(server.url, follow_redirects=True)
+        assert refused.url.path == "/docs"
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Basic")
         assert httpx.get(f"{server.url}/docs", auth=("any", "k")).status_code == 200
 
 
@@ -108,19 +107,22 @@ def test_replies_are_counted_by_whether_they_were_guarded_and_refused(
 @pytest.mark.parametrize(
     ("own", "guarded"),
     [
-        ({}, "true"),
-        ({"bin_size": 7}, "true"),  # the pair's own
-        ({"alpha_union": 0, "alpha_intersection": 0, "alpha_min": 0}, "false"),
-        ({"threshold": 0}, "false"),
+        ({"config": {}}, "true"),
+        ({"config": {"bin_size": 7}}, "true"),  # the pair's own
+        ({"rule": "ssd"}, "true"),  # the same
+        ({"config": {"alpha_union": 0, "alpha_intersection": 0, "alpha_min": 0}}, "false"),
+        ({"config": {"threshold": 0}}, "false"),
+        ({"rule": "target_only"}, "false"),
+        ({"rule": "speculative"}, "false"),
     ],
 )
-def test_a_reply_with_constants_of_its_own_is_not_guarded(
+def test_a_reply_with_constants_or_a_rule_of_its_own_is_not_guarded(
     tmp_path: Path, own: dict[str, Any], guarded: str
 ) -> None:
     with serving(
         pair_of(tmp_path, GUARDED, REFUSAL), guard_header=True, requests_may_set_constants=True
     ) as server:
-        reply = ask(server, safedraft={"config": own})
+        reply = ask(server, safedraft=own)
         assert reply.headers["x-safedraft-guarded"] == guarded
         counted = server.http.get("/metrics").text
     assert f'guarded="{guarded}",refused="true"}} 1.0' in counted

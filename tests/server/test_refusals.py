@@ -141,6 +141,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"safedraft": {"telemetry": True}}, 400, "telemetry_disabled", "safedraft.telemetry"),
         ({"safedraft": {"config": {"alpha_union": 0}}}, 400, "constants_disabled",
          "safedraft.config"),
+        ({"safedraft": {"rule": "target_only"}}, 400, "rules_disabled", "safedraft.rule"),
         ({"safedraft": {"decoder": "target_only"}}, 400, "unknown_parameter", "safedraft.decoder"),
     ],
 )  # fmt: skip

@@ -17,7 +17,13 @@ from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
-from safedraft.server.settings import API_KEY, Limits, ServerSettings, require_safe
+from safedraft.server.settings import (
+    API_KEY,
+    PLAYGROUND,
+    Limits,
+    ServerSettings,
+    require_safe,
+)
 
 if TYPE_CHECKING:
     from safedraft.core.config import SSDConfig
@@ -113,7 +119,8 @@ def serve(
         bool,
         typer.Option(
             "--playground",
-            help="Serve a page at /playground that shows the decision of every token.",
+            help="Serve a page at /playground that shows the decision of every token; it allows "
+            "prefill, telemetry, and constants and rules of requests.",
             rich_help_panel=_SERVER,
         ),
     ] = False,
@@ -157,18 +164,15 @@ def serve(
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
     require_extra("safedraft serve", "server", "fastapi", "uvicorn", "prometheus_client")
-    if playground:
-        require_extra("--playground", "playground", "gradio")
     allowed = {f"allow_{name}": True for name in allow or ()}
+    allowed |= {"requests_may_set_constants": requests_may_set_constants}
     server = ServerSettings(
         name=name,
         api_key=SecretStr(key) if key else None,
-        requests_may_set_constants=requests_may_set_constants,
         guard_header=guard_header,
         allowed_origins=tuple(allowed_origins or ()),
-        playground=playground,
         limits=Limits.model_validate(options.constants(limit, Limits, "--limit")),
-        **allowed,
+        **(allowed | PLAYGROUND if playground else allowed),
     )
     _serve(models, server, host, port)
 

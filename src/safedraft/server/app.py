@@ -25,6 +25,7 @@ from safedraft.pair import Pair
 from safedraft.server import gate, wire
 from safedraft.server.docs_page import describe_api
 from safedraft.server.errors import APIError, convert_http_exception, convert_validation_error
+from safedraft.server.playground import Playground
 from safedraft.server.replies import ResponseBuilder, collect_response, stream_events
 from safedraft.server.requests import (
     ChatRequest,
@@ -67,9 +68,7 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
     app.state.service = service
     _add_routes(app, service)
     if settings.playground:
-        from safedraft.server.playground.page import mount_playground  # it needs an extra
-
-        mount_playground(app, service)
+        app.mount(gate.PAGE, Playground())
     app.add_exception_handler(APIError, _respond_with_error)
     app.add_exception_handler(HTTPException, _respond_with_error)
     app.add_exception_handler(RequestValidationError, _respond_with_error)
@@ -107,7 +106,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
     # Time within which a stream must be read: that of its replies, and as long as a body may take.
     stream_seconds = settings.limits.request_seconds + settings.limits.body_seconds
-    model = wire.Model(id=settings.name, created=int(time.time()))
+    model = wire.Model(
+        id=settings.name,
+        created=int(time.time()),
+        safedraft=service.describe() if settings.allow_telemetry else None,
+    )
 
     @app.post("/v1/chat/completions", responses=_document(wire.ChatCompletion), response_model=None)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
@@ -155,7 +158,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """List the routes on a page that loads nothing."""
         return HTMLResponse(describe_api(settings.name, app.openapi()))
 
-    @app.get("/health", responses=_ERRORS)
+    @app.get(gate.HEALTH, responses=_ERRORS)
     async def check_health() -> dict[str, str]:
         """Check whether requests are accepted."""
         service.scheduler.require_running()

@@ -20,15 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from safedraft.server.errors import APIError, log_unexpected
 from safedraft.server.settings import LOOPBACK, Limits
 
-PUBLIC_PATH = "/health"
-"""The only path that needs no API key."""
+HEALTH = "/health"
 
 PAGE = "/playground"
-"""Path of the playground. Browsers ask for a name and a password there, and at the two pages below:
-the key is the password."""
+"""Path of the playground, whose files hold nothing of the server; the page itself asks for the key
+and sends it to the API."""
 
-ROOT, DOCS = "/", "/docs"
-"""Paths that lead to the playground, or to the page about the API."""
+ROOT = "/"
+"""Leads to the playground, or to the page about the API."""
+
+DOCS = "/docs"
+"""The page about the API. Browsers ask for a name and a password there: the key is the password."""
 
 
 class CatchExceptions:
@@ -87,12 +89,12 @@ class RequireKey:
         """Serve one request."""
         if (
             scope["type"] != "lifespan"
-            and scope["path"] != PUBLIC_PATH
+            and not _is_public(scope["path"])
             and not self._has_key(scope)
         ):
             message = "The API key is missing or wrong. Send it as 'Authorization: Bearer <key>'."
             error = APIError(401, "invalid_api_key", message)
-            if scope["path"].startswith(PAGE) or scope["path"] in (ROOT, DOCS):
+            if scope["path"] == DOCS:
                 error.headers["WWW-Authenticate"] = 'Basic realm="SafeDraft", charset="UTF-8"'
             await error.build_response()(scope, receive, send)
             return
@@ -158,6 +160,11 @@ class LimitBody:
             return message
 
         await self._app(scope, receive_limited, send)
+
+
+def _is_public(path: str) -> bool:
+    """Whether a path needs no API key."""
+    return path in (ROOT, HEALTH, PAGE) or path.startswith(f"{PAGE}/")
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:

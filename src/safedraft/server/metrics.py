@@ -64,7 +64,7 @@ class Metrics:
         )
         for (scheme, matched), count in decisions.items():
             self._tokens.labels(scheme, matched).inc(count)
-        if decisions:  # made by SSD: the playground also decodes with the target alone
+        if decisions:  # made with a draft, and not by the target alone
             self._blocks.inc(statistics.blocks)
         if statistics.tokens:
             self._first.observe(statistics.first_token_seconds)

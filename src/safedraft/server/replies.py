@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from safedraft.prompts.phrases import classify
 from safedraft.server import wire
 from safedraft.server.errors import APIError
+from safedraft.server.metrics import find_answer
 from safedraft.server.scheduler import Job
 from safedraft.text.results import Alternative, GenerationResult, Token
 
@@ -87,8 +89,13 @@ class ResponseBuilder(ABC):
         if not self.telemetry:
             return {}
         records = [wire.TokenTelemetry.model_validate(t, from_attributes=True) for t in tokens]
-        statistics = {"statistics": reply.statistics.to_dict()} if reply else {}
-        return {"safedraft": wire.Telemetry(tokens=records, **statistics)}
+        if reply is None:
+            return {"safedraft": wire.Telemetry(tokens=records)}
+        verdict = classify(find_answer(reply.text))
+        telemetry = wire.Telemetry(
+            tokens=records, statistics=reply.statistics.to_dict(), verdict=verdict
+        )
+        return {"safedraft": telemetry}
 
     def bytes_of(self, token: Alternative) -> list[int]:
         """The UTF-8 of a token's text, or its own bytes if it is a part of a character."""

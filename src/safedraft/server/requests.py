@@ -125,6 +125,8 @@ class SafeDraftOptions(Body):
     """Whether the response reports how each token was chosen, and the match ratios."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Constants of the method for this request, by name; the others keep the pair's values."""
+    rule: str | None = None
+    """The rule that decides each token, by its name: ``target_only`` is the target without SSD."""
 
 
 class SamplingRequest(UnsupportedParameters, InertParameters, ABC):

@@ -116,8 +116,6 @@ class Scheduler:
         self._work_arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.stopped = asyncio.Event()
-        """Set at the end of ``stop``: nothing is decoded any more."""
 
     @property
     def active(self) -> int:
@@ -212,7 +210,6 @@ class Scheduler:
                 job.push(None)  # at once, because a turn with a long prompt takes long
             self._work_arrived.set()
             await self._idle.wait()
-        self.stopped.set()
 
     def close(self) -> None:
         """End the decoding thread; cancel ``run`` before."""

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.errors import PromptTooLongError, SafeDraftError
 from safedraft.pair import Pair, Prompts
+from safedraft.pair.guards import require_rule
+from safedraft.server import wire
 from safedraft.server.access_log import log_reply
 from safedraft.server.errors import APIError, describe, invalid_value
 from safedraft.server.metrics import Metrics
@@ -122,32 +124,24 @@ class Service:
             raise invalid_value("messages", "either messages or prompt is required, but not both")
         return await self.scheduler.call(partial(_convert_errors, work, name))
 
-    async def page(
-        self,
-        messages: Sequence[Message],
-        sampling: SamplingParams,
-        config: SSDConfig,
-        rules: Sequence[str],
-    ) -> list[Job]:
-        """Queue one reply per decoder to the same conversation, for the playground.
-
-        Users of the playground may set constants and begin replies, but every limit applies.
-
-        Raises:
-            APIError: see ``submit_chat``.
-        """
-        limits = self.settings.limits
-        self._require_few_messages(messages)
-        self._require_few_replies(len(rules))
-        if sampling.max_new_tokens > limits.new_tokens:
-            raise invalid_value("max_new_tokens", f"at most {limits.new_tokens} are allowed")
-        sampling = limits.cap(sampling)
-        self._require_short_blocks("config", config)
-        stream = partial(self.pair.stream, messages, sampling=sampling, config=config)
-        openers = [
-            partial(_convert_errors, partial(stream, rule=rule), "messages") for rule in rules
-        ]
-        return await self.scheduler.submit(openers, guarded=self._is_guarded(config))
+    def describe(self) -> wire.PairDescription:
+        """Describe the pair and what the operator allows."""
+        pair, settings = self.pair, self.settings
+        kind = type(pair.config) if pair.probe else SSDConfig
+        schema = kind.model_json_schema()
+        schema["properties"]["draft_tokens"]["maximum"] = pair.config.draft_tokens
+        return wire.PairDescription(
+            target=pair.target.name,
+            draft=pair.draft.name,
+            warnings=list(pair.warnings),
+            thinks=pair.thinks,
+            allow_prefill=settings.allow_prefill,
+            requests_may_set_constants=settings.requests_may_set_constants,
+            max_new_tokens=settings.limits.new_tokens,
+            max_temperature=settings.limits.temperature,
+            config=pair.config.model_dump(mode="json", include=set(kind.model_fields)),
+            config_schema=schema,
+        )
 
     def require_model(self, name: str) -> None:
         """Refuse any model except the pair.
@@ -171,11 +165,11 @@ class Service:
         """Queue ``n`` replies from each of ``streams``, made of the parameter ``prompt_name``."""
         self.require_model(request.model)
         self._require_within_limits(request, len(streams))
-        config, count = self._read_config(request), request.n or 1
-        guarded = self._is_guarded(config, variables)
+        config, rule, count = self._read_config(request), self._read_rule(request), request.n or 1
+        guarded = self._is_guarded(config, rule, variables)
         repeated = [stream for stream in streams for _ in range(count)]
         samplings = self._read_sampling(request, len(repeated))
-        settings = {"config": config, "top_logprobs": request.alternatives}
+        settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [
             partial(_convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
             for stream, sampling in zip(repeated, samplings, strict=True)
@@ -192,15 +186,16 @@ class Service:
         return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
 
     def _is_guarded(
-        self, config: SSDConfig | None, variables: Mapping[str, Any] | None = None
+        self, config: SSDConfig | None, rule: str | None, variables: Mapping[str, Any] | None
     ) -> bool:
         """Whether a request is decoded with a safety adapter, as the operator set the pair up.
 
-        Constants of the request's own can switch the defense off, and in another mode of thinking
-        the draft was never tested.
+        Constants and a rule of the request's own can switch the defense off, and in another mode of
+        thinking the draft was never tested.
         """
         own_mode = not variables or self.pair.thinking(variables) is self.pair.thinking()
-        return self.pair.guarded and config in (None, self.pair.config) and own_mode
+        own_rule = rule in (None, self.pair.rule) and config in (None, self.pair.config)
+        return self.pair.guarded and own_rule and own_mode
 
     def _spell_bytes(self, token: int) -> bytes | None:
         tokenizer = self.pair.target.tokenizer
@@ -316,14 +311,20 @@ class Service:
             config = self.pair.config.replace(**changes)
         except SafeDraftError as error:
             raise invalid_value("safedraft.config", str(error)) from error
-        self._require_short_blocks("safedraft.config", config)
+        maximum = self.pair.config.draft_tokens
+        if config.draft_tokens > maximum:  # all other replies wait while a block is decoded
+            raise invalid_value("safedraft.config", f"draft_tokens may be at most {maximum}")
         return config
 
-    def _require_short_blocks(self, name: str, config: SSDConfig) -> None:
-        """Refuse blocks longer than the pair's: all other replies wait while a block is decoded."""
-        maximum = self.pair.config.draft_tokens
-        if config.draft_tokens > maximum:
-            raise invalid_value(name, f"draft_tokens may be at most {maximum}")
+    def _read_rule(self, request: SamplingRequest) -> str | None:
+        rule, name = request.safedraft.rule if request.safedraft else None, "safedraft.rule"
+        if rule is None:
+            return None
+        if not self.settings.requests_may_set_constants:
+            message = "This server does not let requests choose the rule that decides."
+            raise APIError(400, "rules_disabled", message, name)
+        _convert_errors(partial(require_rule, rule), name)
+        return rule
 
 
 def _convert_errors(work: Callable[[], T], name: str) -> T:

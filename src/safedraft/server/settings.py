@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from safedraft.core.config import Positive, SamplingParams
 from safedraft.core.errors import SafeDraftError
@@ -69,7 +69,8 @@ class ServerSettings(_Frozen):
     name: str
     """Name of the model for clients."""
     api_key: SecretStr | None = None
-    """Required of every request except ``/health``; without a key only this machine is served."""
+    """Required of every request except ``/health`` and the playground's files; without a key only
+    this machine is served."""
     allow_prefill: bool = False
     """Whether a conversation may end with an assistant message, which the reply continues."""
     allow_completions: bool = False
@@ -77,15 +78,30 @@ class ServerSettings(_Frozen):
     allow_telemetry: bool = False
     """Whether responses may report matches and schemes, from which attackers can learn."""
     requests_may_set_constants: bool = False
-    """Whether a request may set the constants, of which strengths of 0 turn the defense off, and
-    switch thinking on or off."""
+    """Whether a request may set the constants, of which strengths of 0 turn the defense off, choose
+    the rule, and switch thinking on or off."""
     guard_header: bool = False
     """Whether responses have the header ``X-SafeDraft-Guarded``, for an operator's own proxy."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the server (CORS); ``*`` is any."""
     playground: bool = False
-    """Whether ``/playground`` is served; the page shows everything that telemetry reports."""
+    """Whether ``/playground`` is served, a page that shows what telemetry reports."""
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _require_telemetry(self) -> Self:
+        if self.playground and not self.allow_telemetry:
+            raise ValueError("playground shows telemetry: allow it too (allow_telemetry=True)")
+        return self
+
+
+PLAYGROUND: dict[str, bool] = {
+    "playground": True,
+    "allow_telemetry": True,
+    "allow_prefill": True,
+    "requests_may_set_constants": True,
+}
+"""The settings of a server whose playground offers everything that the page can show."""
 
 
 def require_safe(host: str, key: object) -> None:

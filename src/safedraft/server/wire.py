@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from safedraft.prompts.phrases import Verdict
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -56,6 +58,10 @@ class TokenTelemetry(WireModel):
     matched: bool
     scheme: str | None
     alpha: float
+    threshold: float | None
+    """What the match ratio of the position's bin is compared with; null without a switch."""
+    match_ratio: float | None
+    """The match ratio of the bin that ends at the position; null at all others."""
     draft_probability: float | None
     target_probability: float
     block: int
@@ -67,6 +73,8 @@ class Telemetry(WireModel):
     tokens: list[TokenTelemetry]
     statistics: dict[str, Any] | None = None
     """Sent once, when the reply has ended."""
+    verdict: Verdict | None = None
+    """Sent with the statistics: what the reply does, judged by its phrases."""
 
 
 class TopLogprob(WireModel):
@@ -182,6 +190,29 @@ class Completion(WireModel):
     usage: Usage | None = None
 
 
+class PairDescription(WireModel):
+    """What clients may know of the pair and ask of it."""
+
+    target: str
+    draft: str
+    warnings: list[str]
+    """Why replies may be less safe than one believes, such as a draft without an adapter."""
+    thinks: bool
+    """Whether replies begin with reasoning, which a prefill then begins."""
+    allow_prefill: bool
+    """Whether a conversation may end with an assistant message."""
+    requests_may_set_constants: bool
+    """Whether a request may set ``safedraft.config`` and ``safedraft.rule``."""
+    max_new_tokens: int
+    """Maximum number of tokens of one reply."""
+    max_temperature: float
+    """Temperature of sampled replies; a higher one is lowered to it."""
+    config: dict[str, Any]
+    """The constants of requests that set none."""
+    config_schema: dict[str, Any]
+    """The JSON schema of the constants: types, ranges, descriptions."""
+
+
 class Model(WireModel):
     """The pair under the name that clients use."""
 
@@ -191,6 +222,8 @@ class Model(WireModel):
     object: Literal["model"] = "model"
     owned_by: Literal["safedraft"] = "safedraft"
     shutdown_date: None = None
+    safedraft: PairDescription | None = None
+    """Null unless the operator allows telemetry."""
 
 
 class ModelList(WireModel):

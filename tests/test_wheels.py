@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
 OPTIONAL = [
     *("numba", "llvmlite", "vllm", "matplotlib", "inspect_ai", "openai", "datasets"),
-    *("fastapi", "uvicorn", "prometheus_client", "gradio"),
+    *("fastapi", "uvicorn", "prometheus_client"),
 ]
 TARGET, DRAFT = (str(CONFORMANCE / name) for name in ("tiny-target", "tiny-far"))
 

@@ -65,7 +65,7 @@ function buildBodies({ history, prompt, prefill }) {
   return bodies;
 }
 
-// The conversation that goes on after a turn: without it if nothing was said.
+// The conversation after a turn, without the turn if nothing was said.
 function continueFrom(turn) {
   if (!turn) return [];
   if (!turn.reply) return turn.history;

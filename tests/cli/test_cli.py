@@ -283,6 +283,7 @@ def test_doctor_looks_at_adapter_template_memory_and_license_and_says_what_is_ne
     for line in [
         *lines,
         "memory: weights 0.0 + 0.0 GB in bfloat16",
+        "devices: vLLM can split both over 1 or 2 or 4",
         f"license: {target}: llama3.2",
     ]:
         assert line in out

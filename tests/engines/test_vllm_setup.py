@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib import import_module
 from inspect import isclass
 from pathlib import Path
@@ -128,10 +130,39 @@ def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
     assert (read.draft, read.probe) == (merged, tmp_path / "lora" / PROBE)
 
 
+def test_a_draft_with_other_padding_gets_the_targets_rows(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_model(tmp_path, vocabulary=320)
+    save_tokenizer(tmp_path)
+    chosen = plan(spec((tmp_path, tiny_pair[1])))
+    assert chosen.draft != tiny_pair[1]
+    assert json.loads((chosen.draft / "config.json").read_text())["vocab_size"] == 320
+    assert chosen.parts.compatibility.vocabulary == 258
+
+
+def test_a_draft_that_cannot_be_run_as_the_target_is_refused(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cuda")
+    chosen = plan(spec(tiny_pair))
+    assert chosen.options({"tensor_parallel_size": 4})
+    with pytest.raises(SafeDraftError, match=r"4 attention heads, 2 of .* 1 or 2 or 4 devices"):
+        chosen.options({"tensor_parallel_size": 8})
+    target = shutil.copytree(tiny_pair[0], tmp_path / "half")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    half = plan(spec((target, tiny_pair[1])))
+    with pytest.raises(SafeDraftError, match=r"dtype: .* is stored in float16, .* choose bfloat16"):
+        half.options({})
+    for dtype in ("bfloat16", "float16"):
+        assert half.options({"dtype": dtype})
+
+
 def test_what_the_engine_sets_is_not_the_users_to_set(
     tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safedraft.engines.vllm.setup._worker", lambda: "worker")
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
     chosen = plan(spec(tiny_pair))
     for name in ("scheduler_cls", "spec_method"):
         with pytest.raises(SafeDraftError, match=f"{name} is set by"):
@@ -139,7 +170,7 @@ def test_what_the_engine_sets_is_not_the_users_to_set(
     options = chosen.options({"max_num_seqs": 4}, draft_tokens_up_to={8: 2, 2: 5})
     speculative = options["speculative_config"]
     assert speculative["num_speculative_tokens"] == 6
-    assert speculative["num_speculative_tokens_per_batch_size"] == [(1, 2, 6), (3, 8, 3)]
+    assert table_of(options) == {2: 5, 8: 2}
     assert options["additional_config"]["safedraft"]["vocabulary"] == 258
     assert not options["additional_config"]["safedraft"]["requests_may_set_constants"]
     with pytest.raises(SafeDraftError, match="at least 1"):
@@ -155,14 +186,14 @@ REGISTERED = safedraft.SSDConfig(draft_tokens=12, draft_confidence=0.4, draft_gr
 
 
 @pytest.mark.parametrize(
-    ("config", "given", "passes", "schedule"),
+    ("config", "given", "passes", "table"),
     [
-        (None, {}, 6, [(1, 2, 6), (3, 4, 4), (5, 8, 3)]),
-        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, [(1, 2, 6), (3, 4, 4), (5, 8, 3)]),
-        (safedraft.SSDConfig(bin_size=5), {}, 4, [(1, 2, 4), (3, 4, 4), (5, 8, 3)]),
-        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 10, None),
-        (safedraft.SSDConfig(draft_tokens=4), {}, 5, None),
-        (None, {"data_parallel_size": 2}, 6, None),
+        (None, {}, 6, {2: 5, 4: 3, 8: 2}),
+        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, {2: 5, 4: 3, 8: 2}),
+        (safedraft.SSDConfig(bin_size=5), {}, 4, {2: 3, 4: 3, 8: 2}),
+        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 10, {}),
+        (safedraft.SSDConfig(draft_tokens=4), {}, 5, {}),
+        (None, {"data_parallel_size": 2}, 6, {}),
     ],
     ids=[
         "the pair's", "another constant", "a config without T", "--set", "a config with T",
@@ -175,7 +206,7 @@ def test_unless_the_user_names_t_it_falls_with_load(
     config: safedraft.SSDConfig | None,
     given: dict[str, Any],
     passes: int,
-    schedule: list[tuple[int, int, int]] | None,
+    table: dict[int, int],
 ) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
     monkeypatch.setattr(
@@ -183,21 +214,57 @@ def test_unless_the_user_names_t_it_falls_with_load(
     )
     chosen = plan(spec(tiny_pair, config=REGISTERED), config)
     assert chosen.config.draft_growth == 0
-    speculative = chosen.options(given)["speculative_config"]
-    assert speculative["num_speculative_tokens"] == passes
-    assert speculative["num_speculative_tokens_per_batch_size"] == schedule
+    options = chosen.options(given)
+    assert options["speculative_config"]["num_speculative_tokens"] == passes
+    assert table_of(options) == table
 
 
-def test_a_small_t_or_another_platform_has_no_schedule(
+def table_of(options: dict[str, Any]) -> dict[int, int]:
+    """T by load, as the processes of vLLM read it."""
+    settings = json.loads(json.dumps(options["additional_config"]["safedraft"]))
+    return Settings.model_validate(settings).draft_tokens_up_to
+
+
+def test_a_small_t_is_the_same_at_any_load(
     tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "num_speculative_tokens_per_batch_size"
     monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
     small = plan(spec(tiny_pair, config=safedraft.SSDConfig(draft_tokens=1)))
-    assert small.options({})["speculative_config"][name] is None
+    assert table_of(small.options({})) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "passes", "table", "confidence"),
+    [
+        (None, {}, 4, {64: 3, 128: 2, 256: 1}, 0.0),
+        (None, {"data_parallel_size": 2}, 4, {64: 3}, 0.0),
+        (with_settings(REGISTERED, ["draft_tokens=5"]), {}, 6, {}, 0.0),
+        (with_settings(REGISTERED, ["draft_confidence=0.4"]), {}, 4, {64: 3, 128: 2, 256: 1}, 0.4),
+    ],
+    ids=["the pair's", "data parallel", "T is named", "an early end is named"],
+)
+def test_on_cuda_t_is_small_and_rows_have_equally_many_drafts(
+    tiny_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    config: safedraft.SSDConfig | None,
+    given: dict[str, Any],
+    passes: int,
+    table: dict[int, int],
+    confidence: float,
+) -> None:
     monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cuda")
-    large = plan(spec(tiny_pair, config=REGISTERED))
-    assert large.options({})["speculative_config"][name] is None
+    options = plan(spec(tiny_pair, config=REGISTERED), config).options(given)
+    assert options["worker_cls"].endswith("worker_cuda.SSDCUDAWorker")
+    assert options["speculative_config"]["num_speculative_tokens"] == passes
+    assert table_of(options) == table
+    settings = options["additional_config"]["safedraft"]
+    assert settings["config"]["draft_confidence"] == confidence
+
+
+def test_the_last_entry_of_a_table_holds_for_more_requests() -> None:
+    settings = Settings(vocabulary=9, draft_tokens_up_to={4: 2, 2: 3})
+    assert settings.passes_by_load(6) == [4, 4, 4, 3, 3, 3, 3]
+    assert Settings(vocabulary=9).passes_by_load(6) is None
 
 
 def test_the_command_line_of_vllms_server() -> None:

@@ -72,6 +72,27 @@ def test_the_merged_draft_is_the_trained_one(tied: Path, tmp_path: Path, setting
     )
 
 
+@pytest.mark.parametrize("rows", [300, 260])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_draft_gets_as_many_rows_as_its_engine_needs(
+    tied: Path, tmp_path: Path, rows: int, adapted: bool
+) -> None:
+    adapter = save_lora(tmp_path / "lora", tied, target_modules=["v_proj"]) if adapted else None
+    name = str(adapter) if adapter else None
+    parts = fetch_parts(PairSpec(name="p", target=str(tied), draft=str(tied), adapter=name))
+    whole = read(merged_draft(parts))
+    folder = merged_draft(parts, rows=rows)
+    assert merged_draft(parts, rows=rows) == folder != tied
+    resized = read(folder)
+    assert resized.config.vocab_size == rows
+    known, found = logits(whole), logits(resized)
+    assert found.shape[-1] == rows
+    shared = min(rows, known.shape[-1])
+    torch.testing.assert_close(found[..., :shared], known[..., :shared])
+    assert not found[..., shared:].any()
+    assert merged_draft(parts, rows=known.shape[-1]) == merged_draft(parts)
+
+
 def test_a_merge_that_changes_the_model_is_refused(
     tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

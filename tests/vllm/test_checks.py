@@ -61,6 +61,10 @@ def test_the_engines_own_arguments_pass(arguments: dict[str, Any]) -> None:
         ({"additional_config": {}}, "needs its settings"),
         ({"additional_config": {KEY: {}}}, "vocabulary: is missing"),
         ({"additional_config": {KEY: {"vocabulary": 512, "off": True}}}, "off: there is nothing"),
+        (
+            {"additional_config": {KEY: {"vocabulary": 512, "draft_tokens_up_to": {4: 0}}}},
+            "draft_tokens_up_to.*at least 1",
+        ),
     ],
 )
 def test_another_way_is_refused(
@@ -184,13 +188,34 @@ def test_vllms_options_are_written_out(capsys: pytest.CaptureFixture[str]) -> No
     assert "--speculative-conf" in capsys.readouterr().err
 
 
-def test_a_schedule_without_drafts_is_refused(arguments: dict[str, Any]) -> None:
+def test_a_table_of_vllms_own_is_refused(arguments: dict[str, Any]) -> None:
     schedule = [[1, 4, 3], [5, 8, 1]]
     speculative = {
         **arguments["speculative_config"], "num_speculative_tokens_per_batch_size": schedule
     }  # fmt: skip
-    with pytest.raises(SafeDraftError, match="a schedule without drafts"):
+    with pytest.raises(SafeDraftError, match="T by load that vLLM chooses"):
         checks.require_engine(config_of({**arguments, "speculative_config": speculative}))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_multimodal_target_is_served_only_if_it_reads_text_alone(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Its configuration is put together here: vLLM looks at such models with what sees images."""
+    from vllm.config.multimodal import MultiModalConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    config = config_of({**arguments, "language_model_only": alone})
+    model = config.model_config
+    model.multimodal_config = MultiModalConfig(language_model_only=alone)
+    monkeypatch.setattr(type(model), "is_multimodal_model", True)
+    seen = SimpleNamespace(supported_mm_limits={"image": None})
+    monkeypatch.setattr(MULTIMODAL_REGISTRY, "get_processing_info", lambda _: seen)
+    if alone:
+        checks.require_engine(config)
+    else:
+        with pytest.raises(SafeDraftError, match="other inputs than text"):
+            checks.require_engine(config)
 
 
 def test_another_vllm_is_refused(

@@ -131,7 +131,7 @@ def serve(
 
     If the environment variable SAFEDRAFT_API_KEY is set, clients must send that key. With vllm,
     --set draft_tokens=N fixes T at any load, and --draft-tokens-up-to sets T by load; without
-    both, T decreases with load on processors.
+    both, T decreases with load.
 
     [dim]safedraft serve qwen2.5-coder --playground[/]
 

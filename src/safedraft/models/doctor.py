@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safedraft.models.causal import count_weights
 from safedraft.models.check import Check
 from safedraft.models.compatibility import CompatibilityReport
 from safedraft.models.description import ModelDescription
+from safedraft.models.devices import count_heads, split_sizes
 from safedraft.models.fetch import fetch_adapter, fetch_description
 from safedraft.models.fingerprint import require_base
 from safedraft.models.gguf import is_gguf, read_header
@@ -41,6 +42,7 @@ def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityRep
         *(Check("template settings", "warning", note) for note in parts.warnings),
         _check_adapter(parts.spec, adapter, draft),
         *_check_memory(*parts.descriptions),
+        _check_devices(*parts.descriptions),
         _check_licenses(parts.spec, parts.folders),
     ]
     return replace(parts.compatibility, checks=[*parts.compatibility.checks, *added])
@@ -98,10 +100,27 @@ def count_or_none(model: ModelDescription) -> int | None:
 def cache_bytes(model: ModelDescription) -> int:
     """Bytes of keys and values that each token adds to the cache in bfloat16, in full layers."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 0) or 0
-    shared = getattr(config, "num_key_value_heads", None) or heads
+    heads, shared = count_heads(model)
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return int(2 * 2 * config.num_hidden_layers * shared * width)
+
+
+def _check_devices(target: ModelDescription, draft: ModelDescription) -> Check:
+    """Say how many devices vLLM can split the pair over; it splits both models alike."""
+    sizes = [split_sizes(model) for model in (target, draft)]
+    both = [size for size in sizes[0] if size in sizes[1]]
+    detail = f"vLLM can split both over {_list(both)}"
+    if alone := [size for size in sizes[0] if size not in sizes[1]]:
+        heads, shared = count_heads(draft)
+        detail += (
+            f"; the target alone over {_list(alone)} as well, and the draft has {heads} attention "
+            f"heads, {shared} of keys and values"
+        )
+    return Check("devices", "ok", detail)
+
+
+def _list(sizes: Sequence[int]) -> str:
+    return " or ".join(map(str, sizes))
 
 
 def _check_licenses(spec: PairSpec, folders: tuple[Path, Path]) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,40 +40,67 @@ _ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3, 8: 1e-6}
 """Total variation that rounding the merged weights may cause, by the bytes of a weight."""
 
 
-def merged_draft(parts: Parts, report: ReportProgress = silent) -> Path:
+def merged_draft(parts: Parts, report: ReportProgress = silent, *, rows: int | None = None) -> Path:
     """Return a folder with the draft and its adapter merged, for engines that load folders.
 
-    Without an adapter it is the draft's own folder; otherwise one in the cache, written once.
+    Without an adapter it is the draft's own folder, unless it has another number of rows; otherwise
+    one in the cache, written once.
+
+    Args:
+        parts: the pair's.
+        report: called while it is written.
+        rows: number of rows that its embeddings and its output layer are to have; None: as they
+            are.
     """
-    if parts.adapter is None:
-        return parts.folders[1]
     draft = parts.folders[1]
-    files = sorted(parts.adapter.glob("adapter_*"))
+    rows = rows or parts.descriptions[1].rows
+    if parts.adapter is None and rows == parts.descriptions[1].rows:
+        return draft
+    files = sorted(parts.adapter.glob("adapter_*")) if parts.adapter else []
     name = digest(
-        f"{draft} {fingerprint(draft)}", *(file.read_bytes() for file in files), digits=16
+        f"{draft} {fingerprint(draft)} {rows}", *(file.read_bytes() for file in files), digits=16
     )
     return build_once(
         cache_folder() / "merged" / name,
-        partial(_write_merged, parts, parts.adapter, report),
+        partial(_write_merged, parts, rows, report),
         is_complete=Path.is_dir,
         needed=sum(file.stat().st_size for file in draft.glob("*.safetensors")),
         report=report,
     )
 
 
-def _write_merged(parts: Parts, adapter: Path, report: ReportProgress, folder: Path) -> None:
-    """Write the merged draft and its tokenizer to ``folder``."""
+def _write_merged(parts: Parts, rows: int, report: ReportProgress, folder: Path) -> None:
+    """Write the merged draft with this many rows and its tokenizer to ``folder``."""
     import torch
 
-    report(f"merging {adapter.name} into its draft", 0, 0)
     description = parts.descriptions[1]
-    load = partial(load_model, description=description, dtype="auto", device=torch.device("cpu"))
-    merged = merge_adapter(load(parts.folders[1]), adapter)
+    load = partial(load_model, dtype="auto", device=torch.device("cpu"))
+    merged = load(parts.folders[1], description)
+    what = f"rewriting {description.name} with {rows} rows"
+    if parts.adapter:
+        report(f"merging {parts.adapter.name} into its draft", 0, 0)
+        merged = merge_adapter(merged, parts.adapter)
+        what = f"the adapter in {parts.adapter} does not fit its model: the merged draft"
+    if rows != description.rows:
+        report(f"giving the draft {rows} rows, as the target has", 0, 0)
+        _set_rows(merged, rows)
     merged.save_pretrained(folder)
-    if not _variation(_probabilities(load(folder)), _probabilities(merged)) <= _ROUNDING[4]:
-        raise _misfit(adapter, "the merged draft does not survive being saved")
+    written = load(folder, replace(description, config=merged.config))
+    if not _variation(_probabilities(written), _probabilities(merged)) <= _ROUNDING[4]:
+        raise SafeDraftError(f"{what} does not survive being saved")
     if description.tokenizer is not None:
         description.tokenizer.save_pretrained(folder)
+
+
+def _set_rows(model: PreTrainedModel, rows: int) -> None:
+    """Cut the rows of embeddings and output layer, or add zeros, for ids that no text has."""
+    import torch
+
+    before = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[before:] = 0
 
 
 def load_model(

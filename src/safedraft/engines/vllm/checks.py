@@ -113,8 +113,7 @@ def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield spec.rejection_sample_method != "standard", "synthetic acceptance cannot be used"
     yield spec.parallel_drafting, "parallel drafting is not supported"
     yield spec.use_heterogeneous_vocab, "two vocabularies are not supported"
-    schedule = spec.num_speculative_tokens_per_batch_size or []
-    yield any(count < 2 for *_, count in schedule), "a schedule without drafts is not supported"
+    yield spec.num_speculative_tokens_per_batch_size, "T by load that vLLM chooses is not supported"
     yield vllm_config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is no host"
     yield device not in WORKERS, f"the platform {device} is not supported"
     yield parallel.worker_cls != WORKERS.get(device), f"worker_cls must be {WORKERS.get(device)}"

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from safedraft.core.config import OF_SPEED, Constants, Positive, RiskConfig, SamplingParams
 from safedraft.core.errors import SafeDraftError, refuse_invalid
@@ -68,6 +68,9 @@ class Settings(BaseModel):
 
     config: RiskConfig = RiskConfig()
     """Constants of a request that sets none; ``draft_tokens`` is an option of vLLM."""
+    draft_tokens_up_to: dict[Annotated[int, Field(ge=1)], Positive] = {}
+    """T by the maximum number of running requests; the last entry holds for more. Empty where T is
+    the same at any load. vLLM is not told, since it gives up full CUDA graphs for such a table."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
     generation_prompt: tuple[int, ...] = ()
@@ -134,6 +137,22 @@ class Settings(BaseModel):
         )
         self._require_readable(request)
         return request
+
+    def passes_by_load(self, most: int) -> list[int] | None:
+        """Number of draft passes for each number of running requests from 0 to ``most``.
+
+        Returns:
+            None if it is the same at any load.
+        """
+        by_load = sorted(self.draft_tokens_up_to.items())
+        if not by_load:
+            return None
+        of_more = by_load[-1][1]
+        drafted = (
+            next((drafted for load, drafted in by_load if count <= load), of_more)
+            for count in range(most + 1)
+        )
+        return [passes(count) for count in drafted]
 
     @property
     def rule(self) -> str:
@@ -256,6 +275,15 @@ def _unset(value: Any, default: Any) -> bool:
         return True
     plain = isinstance(value, bool | int | float | str | list | dict | set)
     return plain and bool(value == default or (not isinstance(value, bool | int) and not value))
+
+
+def passes(draft_tokens: int) -> int:
+    """Number of draft passes for a block of T, which is vLLM's number of drafts.
+
+    That is T + 1: the target runs T drafts, and if all are accepted, the position after them is
+    decided as well, from the draft's distribution there.
+    """
+    return draft_tokens + 1
 
 
 def count_room(prompt_tokens: int, max_model_len: int, ahead: int) -> int:

@@ -205,6 +205,10 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         self._settings: Settings = require_engine(vllm_config)
         super().__init__(vllm_config, device)
+        # The last of vLLM's T + 1 drafts is decided without the target reading it, so a row has
+        # T + 1 tokens, and full CUDA graphs are captured and found for that many.
+        self.uniform_decode_query_len = self.num_spec_tokens
+        self.cudagraph_dispatcher.uniform_decode_query_len = self.num_spec_tokens
         self.drafter = Drafter(
             vllm_config=vllm_config,
             device=device,

@@ -1,4 +1,4 @@
-"""vLLM's scheduler, changed for rows that decide nothing and requests that end with an error.
+"""vLLM's scheduler, changed for rows that decide nothing, requests that fail, and T by load.
 
 It also passes on the statistics of replies, in the one field of an output that vLLM's server
 returns and that is otherwise unused: SSD does not run with transferred caches.
@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from safedraft.engines.vllm.options import KEY
+from safedraft.engines.vllm.options import KEY, Settings
 
 
 class SSDScheduler(Scheduler):  # type: ignore[misc]
@@ -20,6 +20,12 @@ class SSDScheduler(Scheduler):  # type: ignore[misc]
     Such a row is the end of a prefill. Its tokens are in both caches, and the draft has proposed
     what follows. With one computed token less the next step is an ordinary block.
     """
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        if settings := Settings.of(vllm_config):
+            most = vllm_config.scheduler_config.max_num_seqs
+            self.dynamic_sd_lookup = settings.passes_by_load(most)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """As vLLM's own, with the changes of this class."""

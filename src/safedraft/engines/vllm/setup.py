@@ -12,7 +12,9 @@ from typing import Any
 from safedraft.core.config import RiskConfig, SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
-from safedraft.engines.vllm.options import INT8, KEY, Settings
+from safedraft.engines.vllm.options import INT8, KEY, Settings, passes
+from safedraft.models.description import ModelDescription
+from safedraft.models.devices import can_be_split, count_heads, split_sizes
 from safedraft.models.gguf import is_gguf
 from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.probe_file import PROBE
@@ -37,13 +39,16 @@ MAX_DRAFT_TOKENS = 5
 """Largest T that is taken from a pair whose drafts end early, if the user names none: vLLM keeps
 room for all T tokens of every request."""
 
-DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {"cpu": {2: None, 8: 2, 16: 1}}
+DRAFT_TOKENS_UP_TO: Mapping[str, Mapping[int, int | None]] = {
+    "cpu": {2: None, 8: 2, 16: 1},
+    "cuda": {64: 3, 128: 2, 256: 1},
+}
 """T by the maximum number of running requests, if the user names none, for each platform by vLLM's
 name; the last entry holds for more requests. None is the pair's own T, which no entry exceeds.
 
-On processors the weights bound the time of a pass over B (T + 1) tokens up to about 16 to 24 of
-them: see Sizing in docs/vllm.md. On CUDA a schedule would cost vLLM its full graphs, so there is
-none.
+The weights bound the time of a pass over B (T + 1) tokens up to about 16 to 24 of them on
+processors, and by calculation up to some 300 on CUDA, where none of it was measured: see Sizing in
+docs/vllm.md.
 """
 
 
@@ -55,8 +60,8 @@ class EnginePlan:
     draft: Path
     """The draft with its adapter merged."""
     config: RiskConfig
-    draft_tokens_fixed: bool = False
-    """Whether the user named T, which is then the same at any load."""
+    named: frozenset[str] = frozenset()
+    """Constants that the user named; T is the same at any load if it is one of them."""
     draft_in_int8: bool = False
     """Whether the draft is kept in 8 bits on processors, if the user names no type."""
 
@@ -86,14 +91,16 @@ class EnginePlan:
             raise SafeDraftError(f"{own[0]} is set by SafeDraft's engine: leave it out")
         if draft_tokens_up_to and _data_parallel(given):
             raise SafeDraftError("draft_tokens_up_to: vLLM's data-parallel engines have one T")
-        if draft_tokens_up_to and self.draft_tokens_fixed:
+        if draft_tokens_up_to and "draft_tokens" in self.named:
             raise SafeDraftError("give draft_tokens or draft_tokens_up_to, not both")
         by_load = dict(sorted((draft_tokens_up_to or self._usual_by_load(given)).items()))
         if any(load < 1 or drafted < 1 for load, drafted in by_load.items()):
             raise SafeDraftError("draft_tokens_up_to: both numbers must be at least 1")
+        self._require_fitting(given)
         vocabulary = self.parts.compatibility.vocabulary
         settings = Settings(
-            config=self.config,
+            config=self._settled(),
+            draft_tokens_up_to=by_load,
             vocabulary=vocabulary,
             generation_prompt=self.generation_prompt,
             refusal_tokens=refusal_tokens(self.parts.descriptions[1].tokenizer, vocabulary),
@@ -116,7 +123,6 @@ class EnginePlan:
                 "num_speculative_tokens": passes(
                     max(by_load.values(), default=self.config.draft_tokens)
                 ),
-                "num_speculative_tokens_per_batch_size": _ranges(by_load),
                 "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
                 "draft_sample_method": "probabilistic",
                 "quantization": self._quantization(given),
@@ -159,12 +165,48 @@ class EnginePlan:
         unnamed = given.get("dtype", "auto") == "auto"
         return INT8 if self.draft_in_int8 and unnamed and name_platform() == "cpu" else None
 
+    def _require_fitting(self, given: Mapping[str, Any]) -> None:
+        """Refuse what vLLM would do to the draft because it does it to the target.
+
+        Raises:
+            SafeDraftError: the draft cannot be split over as many devices, or its numbers may not
+                fit into the target's type.
+        """
+        target, draft = self.parts.descriptions
+        devices = given.get("tensor_parallel_size", 1)
+        if isinstance(devices, int) and not can_be_split(draft, devices):
+            heads, shared = count_heads(draft)
+            sizes = " or ".join(map(str, split_sizes(draft)))
+            raise SafeDraftError(
+                f"tensor_parallel_size: vLLM splits the draft as it splits the target, and "
+                f"{draft.name} has {heads} attention heads, {shared} of keys and values: split the "
+                f"pair over {sizes} devices, or choose another draft"
+            )
+        is_half = [str(_dtype(model)) == "torch.float16" for model in (target, draft)]
+        if given.get("dtype", "auto") == "auto" and is_half == [True, False]:
+            raise SafeDraftError(
+                f"dtype: {target.name} is stored in float16, and vLLM would run the draft in it as "
+                f"well, which is not stored so and may give numbers that are too large for it: "
+                "choose bfloat16, or float16 to try it all the same"
+            )
+
+    def _settled(self) -> RiskConfig:
+        """The constants, with which drafts on CUDA do not end early unless the user wants it.
+
+        A step runs as one CUDA graph only if all its rows have equally many drafts.
+        """
+        if "draft_confidence" in self.named or name_platform() != "cuda":
+            return self.config
+        return self.config.replace(draft_confidence=0.0)
+
     def _usual_by_load(self, given: Mapping[str, Any]) -> dict[int, int]:
-        """The platform's schedule, if it differs from the T of the pair."""
-        if self.draft_tokens_fixed or _data_parallel(given):
+        """The platform's table, if it differs from the T of the pair; one entry for one T."""
+        if "draft_tokens" in self.named:
             return {}
-        drafted, usual = self.config.draft_tokens, DRAFT_TOKENS_UP_TO.get(name_platform(), {})
-        capped = {load: min(drafted, most or drafted) for load, most in usual.items()}
+        drafted = self.config.draft_tokens
+        usual = [*DRAFT_TOKENS_UP_TO.get(name_platform(), {}).items()]
+        entries = usual[:1] if _data_parallel(given) else usual
+        capped = {load: min(drafted, most or drafted) for load, most in entries}
         return capped if {drafted} != {*capped.values()} else {}
 
 
@@ -206,24 +248,9 @@ def plan(
     tokenizer = parts.descriptions[0].tokenizer
     if tokenizer is None or not tokenizer.chat_template:
         chosen.first_scheme(turn_begun=None)  # refuses a scheme that would depend on it
-    draft = merged_draft(parts, report)
-    return EnginePlan(parts, draft, chosen, "draft_tokens" in named, spec.draft_dtype == "int8")
-
-
-def passes(draft_tokens: int) -> int:
-    """Number of draft passes for a block of T, which is vLLM's number of drafts.
-
-    That is T + 1: the target runs T drafts, and if all are accepted, the position after them is
-    decided as well, from the draft's distribution there.
-    """
-    return draft_tokens + 1
-
-
-def _ranges(by_load: Mapping[int, int]) -> list[tuple[int, int, int]] | None:
-    """First and last batch size of each T, in vLLM's form."""
-    starts = [1, *(load + 1 for load in by_load)]
-    loads = zip(starts, by_load.items(), strict=False)
-    return [(start, load, passes(drafted)) for start, (load, drafted) in loads] or None
+    # vLLM takes target and draft only if they have equally many rows, used or not.
+    draft = merged_draft(parts, report, rows=parts.descriptions[0].rows)
+    return EnginePlan(parts, draft, chosen, frozenset(named), spec.draft_dtype == "int8")
 
 
 def prepare_environment() -> None:
@@ -265,6 +292,11 @@ def _require_one_template(parts: Parts) -> None:
             f"{difference[0]!r} against {difference[1]!r}; "
             'template_from = "target" in the pair (--template-from target) gives both one template'
         )
+
+
+def _dtype(model: ModelDescription) -> Any:
+    """The type that a checkpoint's weights are stored in, as its configuration says."""
+    return getattr(model.config, "dtype", None) or model.config.get_text_config().dtype
 
 
 def _data_parallel(given: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +79,8 @@ def serve(
                 draft(texts.get(at, [0]) + [proposed.token for proposed in one.drafts])
                 for at, one in enumerate(batch)
             ]
-            proposals = propose(drafting, torch.stack(rows), ahead)
+            before = [one.drafts for one in batch]
+            proposals = propose(drafting, torch.stack(rows), ahead, before)
             for one, proposal in zip(batch, proposals, strict=True):
                 if proposal is not None:
                     one.drafts.append(proposal)
@@ -132,7 +134,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
         ServedRequest(request_of(config, warm.replace(seed=seed) if seed % 5 else SamplingParams()))
         for seed in range(10_000)
     ]
-    drafts = propose(batch, q_logits.expand(len(batch), V), 0)
+    drafts = propose(batch, q_logits.expand(len(batch), V), 0, [()] * len(batch))
     for one, draft in zip(batch, drafts, strict=True):
         assert draft is not None
         one.drafts = [draft]
@@ -161,7 +163,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
 def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
     batch = requests(5)
     logits = torch.rand(5, V)
-    (draft,) = [propose(batch, logits, 0)[2]]
+    (draft,) = [propose(batch, logits, 0, [()] * 5)[2]]
     assert draft is not None
     batch[2].drafts = [draft]
     batch[2].keep_drafts()
@@ -192,20 +194,22 @@ def test_logits_that_are_no_numbers_end_their_own_request_alone(model: str) -> N
     assert [one.ended for one in batch] == [False, True, False]
     assert [one.error is None for one in batch] == [True, False, True]
     assert f"the {model} gave NaN" in str(batch[1].error)
-    assert propose(batch, q, 0)[1] is None
+    assert propose(batch, q, 0, [()] * 3)[1] is None
 
 
 def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> list[list[Step]]:
     """Two drafts of each request, and what becomes of them."""
     for ahead in range(2):
-        for one, draft in zip(batch, propose(batch, q, ahead), strict=True):
+        before = [one.drafts for one in batch]
+        for one, draft in zip(batch, propose(batch, q, ahead, before), strict=True):
             one.drafts += [draft] if draft else []
     return verify(batch, list(p))
 
 
 def test_a_row_of_no_request_may_hold_anything() -> None:
     one = ServedRequest(request_of(SSDConfig(), SamplingParams()))
-    (draft, nobodys) = propose([one, None], torch.tensor([[0.0] * V, [torch.nan] * V]), 0)
+    rows = torch.tensor([[0.0] * V, [torch.nan] * V])
+    (draft, nobodys) = propose([one, None], rows, 0, [(), ()])
     assert (draft is None, nobodys) == (False, None)
     assert one.error is None
 
@@ -254,3 +258,67 @@ def test_rules_and_samplings_of_all_kinds_decide_in_one_batch_as_alone(offset: i
         assert alone == [steps]
     assert any(step.matched for steps in together for step in steps)
     assert any(not step.matched for steps in together for step in steps)
+
+
+class Steps:
+    """Allows few tokens, which depend on the two before."""
+
+    def __init__(self) -> None:
+        self.decided: list[int] = []
+
+    def allowed(self, drafts: Sequence[int]) -> torch.Tensor | None:
+        return allowed_after([*self.decided, *drafts])
+
+    def decide(self, token: int) -> None:
+        assert bool(allowed_after(self.decided)[token])
+        self.decided.append(token)
+
+
+def allowed_after(reply: Sequence[int]) -> torch.Tensor:
+    step = 1 + sum(reply[-2:]) % 5
+    return torch.arange(V) % step == len(reply) % step
+
+
+def test_a_constrained_reply_is_that_of_models_that_know_nothing_else() -> None:
+    """Drafts are never forbidden, and what is drawn is drawn from the allowed tokens."""
+    target, draft = RandomModel(1, V), RandomModel(2, V, shared=0.7, family=1)
+    prompts = [[at % V, (3 * at + 1) % V] for at in range(12)]
+
+    def restricted(model: RandomModel) -> Any:
+        def logits(ids: list[int]) -> torch.Tensor:
+            return model(ids).masked_fill(~allowed_after(ids[2:]), -torch.inf)
+
+        return logits
+
+    def batch() -> list[ServedRequest]:
+        return [
+            ServedRequest(
+                request_of(
+                    CONFIGS[at % 3], SamplingParams(max_new_tokens=30, seed=at, **KINDS[at % 8])
+                )
+            )
+            for at in range(12)
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safedraft.engines.vllm.batch._end_broken", lambda *_: None)
+        expected = serve(restricted(target), restricted(draft), prompts, batch())
+    constrained = batch()
+    for one in constrained:
+        one.constraint = Steps()
+    assert serve(target, draft, prompts, constrained) == expected
+    assert any(step.matched for steps in expected for step in steps)
+    assert any(not step.matched for steps in expected for step in steps)
+
+
+def test_a_request_that_may_say_nothing_ends_alone() -> None:
+    class Nothing(Steps):
+        def allowed(self, drafts: Sequence[int]) -> torch.Tensor:
+            return torch.zeros(V, dtype=torch.bool)
+
+    p, q = torch.rand(3, 2, V), torch.rand(3, V)
+    expected, batch = step_once(requests(3), p, q), requests(3)
+    batch[1].constraint = Nothing()
+    steps = step_once(batch, p, q)
+    assert [steps[0], [], steps[2]] == [expected[0], steps[1], expected[2]]
+    assert "leaves no token" in str(batch[1].error)

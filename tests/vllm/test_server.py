@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,7 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, str], folder: Path) -> Iterator[str]:
-    with serving(models, folder) as address:
+    with serving(
+        models, folder, "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    ) as address:  # fmt: skip
         yield address
 
 
@@ -154,10 +158,11 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
     [
         ({"logprobs": True, "top_logprobs": 2}, "logprobs is not supported"),
         ({"use_beam_search": True, "n": 2}, "beam search"),
-        ({"response_format": {"type": "json_object"}}, "structured_outputs is not supported"),
+        ({"logit_bias": {"65": 1.0}}, "logit_bias .*not yet supported"),
+        ({"bad_words": ["Sorry"]}, "bad_words is not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
         ({"min_tokens": 3}, "min_tokens is not supported"),
-        ({"stop": "<|start|>user"}, "give '<|start|>' alone"),
+        ({"stop": "<|start|>user"}, r"give '<\|start\|>' alone"),
         ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),
         ({"vllm_xargs": {"ssd_trace": "mine"}}, "keeps no traces"),
         ({"vllm_xargs": {"ssd_statistics": "yes"}}, "neither true nor false"),
@@ -167,8 +172,44 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
 def test_what_goes_by_the_rule_is_a_400(server: str, body: dict[str, Any], reason: str) -> None:
     status, answer = ask(server, **body)
     assert status == 400
-    assert reason in answer["error"]["message"]
+    assert re.search(reason, answer["error"]["message"])
     assert ask(server)[0] == 200  # and harms nobody else
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["tall", "small"]}, "ready": {"type": "boolean"}},
+    "required": ["kind", "ready"],
+    "additionalProperties": False,
+}
+
+
+def test_a_reply_is_within_its_schema_and_decided_by_both_models(server: str) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    for temperature in (0, 1):
+        status, answer = ask(
+            server, response_format=schema, max_tokens=64, temperature=temperature, seed=3,
+            vllm_xargs={"ssd_statistics": True},
+        )  # fmt: skip
+        assert status == 200
+        found = json.loads(answer["choices"][0]["message"]["content"])
+        assert found["kind"] in ("tall", "small")
+        assert isinstance(found["ready"], bool)
+        told = answer["kv_transfer_params"]["safedraft"]
+        assert told["tokens"] == answer["usage"]["completion_tokens"]
+        assert told["matches"] > 0
+
+
+def test_a_forced_tool_call_has_the_arguments_of_its_schema(server: str) -> None:
+    function = {"name": "choose", "strict": True, "parameters": SCHEMA}
+    status, answer = ask(
+        server, max_tokens=160, tools=[{"type": "function", "function": function}],
+        tool_choice={"type": "function", "function": {"name": "choose"}},
+    )  # fmt: skip
+    assert status == 200
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "choose"
+    assert json.loads(call["function"]["arguments"])["kind"] in ("tall", "small")
 
 
 def test_a_reply_tells_its_statistics_on_request(server: str, models: dict[str, str]) -> None:

@@ -75,7 +75,7 @@ def composite(rows: Rows, settings: Sequence[Setting]) -> Scores:
     tokens is in Top_k(q), the target's own distribution stands.
     """
     in_union = torch.tensor([setting.union for setting in settings])
-    size = torch.tensor([min(setting.size, rows.vocabulary) for setting in settings])
+    size = torch.minimum(torch.tensor([setting.size for setting in settings]), rows.possible)
     order = torch.arange(rows.width)
     ranks = rows.draft_ranks()
     depth = torch.maximum(order, ranks)
@@ -87,7 +87,8 @@ def composite(rows: Rows, settings: Sequence[Setting]) -> Scores:
     agreed = ((ranks < k) & (order < kappa)).any(-1)
     open_rows = ~agreed & ~in_union
     best = order < size[:, None]
-    of_target = torch.where(in_union[:, None], best, (depth < k) | open_rows[:, None])
+    alone = open_rows[:, None] & (order < rows.possible[:, None])
+    of_target = torch.where(in_union[:, None], best, (depth < k) | alone)
     of_draft = best & in_union[:, None]
     tokens = torch.cat([rows.target_tokens, rows.draft_tokens], dim=-1)
     tokens = sort_space(tokens, torch.cat([of_target, of_draft], dim=-1))

@@ -33,6 +33,9 @@ class Ranked(NamedTuple):
     known: Tensor
     """``[n]``: how many of them are certain. Tokens that tie with the last of the K are not, since
     others with the same logit may be missing."""
+    possible: Tensor
+    """``[n]``: how many tokens can come at all: those with a logit above -∞ if there are fewer of
+    them than K, V otherwise."""
     temperatures: Tensor
     """``[n]``: what divides the logits; 1 where decoding is greedy."""
     maxima: Tensor
@@ -52,7 +55,7 @@ class Ranked(NamedTuple):
     def entropy(self, row: int) -> float:
         """Entropy in nats at a position, at a temperature of 1 whatever the request's is."""
         logs = self.logits[row].log_softmax(-1)
-        return -float((logs.exp() * logs).sum())
+        return -float((logs.exp() * logs).nansum())  # 0 for a token that cannot come
 
     def detach(self, row: int) -> Ranked:
         """A copy of one row that keeps no other row in memory."""
@@ -67,7 +70,7 @@ def rank(logits: Tensor, temperatures: Sequence[float], width: int = WIDTH) -> R
     """Find the best tokens of every row.
 
     Args:
-        logits: ``[n, V]``.
+        logits: ``[n, V]``; -∞ for a token that cannot come.
         temperatures: one for each row; 0 is greedy and leaves the logits as they are.
         width: K, the number of best tokens.
     """
@@ -81,9 +84,13 @@ def rank(logits: Tensor, temperatures: Sequence[float], width: int = WIDTH) -> R
     known = (values > values[:, -1:]).sum(-1)
     if width == logits.shape[-1]:
         known = torch.full_like(known, width)
+    finite = (values > -torch.inf).sum(-1)
+    known = torch.minimum(known, finite)
+    possible = torch.where(finite < width, finite, logits.shape[-1])
     divisors = torch.tensor([t or 1.0 for t in temperatures], dtype=logits.dtype).to(logits.device)
     maxima = values[:, 0]
-    return Ranked(logits, tokens, known, divisors, maxima, _log_sums(logits, maxima, divisors))
+    sums = _log_sums(logits, maxima, divisors)
+    return Ranked(logits, tokens, known, possible, divisors, maxima, sums)
 
 
 def require_finite(logits: Tensor, model: str) -> None:
@@ -177,6 +184,8 @@ class Rows:
         """Best tokens of each model, ``[n, K]``, by (logit, id)."""
         self.known = torch.minimum(*map(_known, self.places))
         """How many ranks are certain in both models, ``[n]``."""
+        self.possible = torch.minimum(*map(_possible, self.places))
+        """How many tokens can come at all, as far as the K best tell, ``[n]``."""
 
     def __len__(self) -> int:
         return len(self.needs_whole)
@@ -231,6 +240,10 @@ def _tokens(side: Sequence[Place]) -> Tensor:
 
 def _known(side: Sequence[Place]) -> Tensor:
     return torch.stack([place.ranked.known[place.row] for place in side]).cpu()
+
+
+def _possible(side: Sequence[Place]) -> Tensor:
+    return torch.stack([place.ranked.possible[place.row] for place in side]).cpu()
 
 
 def _widen(side: Sequence[Place], width: int) -> list[Place]:

@@ -134,7 +134,7 @@ class GuardedEASD:
 
 def _is_penalized(constants: EASDConfig, rows: Rows, row: int) -> bool:
     rows = rows.select([row])
-    count = min(constants.overlap_tokens, rows.vocabulary)
+    count = min(constants.overlap_tokens, int(rows.possible[0]))
     while count > int(rows.known[0]):
         rows = rows.widen()
     target, draft = (side[0, :count] for side in (rows.target_tokens, rows.draft_tokens))

@@ -1,8 +1,9 @@
 """vLLM as an engine: the rules of SafeDraft are its verification of drafts.
 
 ``batch`` decides the tokens of a batch and imports nothing of vLLM; ``runner`` brings it vLLM's
-logits; ``scheduler`` and ``plugin`` change what vLLM does with rows and requests; ``checks`` and
-``options`` refuse what is not supported; ``setup``, ``load`` and ``engine`` start it.
+logits, and ``grammar`` what a request allows; ``scheduler`` and ``plugin`` change what vLLM does
+with rows and requests; ``checks`` and ``options`` refuse what is not supported; ``setup``, ``load``
+and ``engine`` start it.
 
 The unmodified vLLM can choose a token without the draft's distribution in these places:
 
@@ -25,8 +26,9 @@ The unmodified vLLM can choose a token without the draft's distribution in these
 7. *A request that was left out of a step* (``_get_spec_decode_draft_probs`` falls back to drafts
    without q): q is kept with the request, and drafts that are not the kept ones are an error.
 8. *A greedy batch* (the drafter skips q, and the target's best token is taken): q is always there.
-9. *Logits processors, penalties, structured output and forced tokens* change the target alone, and
-   *beam search* chooses by the target's log probabilities: refused for each request.
+9. *Logits processors, penalties and forced tokens* change the target alone, and *beam search*
+   chooses by the target's log probabilities: refused for each request. *Grammars* are masks of the
+   target in vLLM; here both models have them, the draft while it proposes (``grammar``).
 10. *Another speculative method, runner V2, pipeline stages, recurrent models, adapters of the
     target* and everything else that takes another path: refused at start, as is a vLLM whose code
     differs.

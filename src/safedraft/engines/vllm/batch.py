@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,11 +24,22 @@ from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision, State
 
 
+class Constraint(Protocol):
+    """What a request allows at each position of its reply; both models are kept to it."""
+
+    def allowed(self, drafts: Sequence[int]) -> Tensor | None:
+        """Whether each token may follow the decided ones and ``drafts``, ``[V]``; None: any."""
+
+    def decide(self, token: int) -> None:
+        """Note a decided token."""
+
+
 @dataclass(slots=True)
 class ServedRequest:
     """The state of one request in a worker."""
 
     request: Request
+    constraint: Constraint | None = None
     state: State = field(init=False)
     position: int = 0
     """Number of tokens decided so far."""
@@ -87,6 +99,8 @@ class ServedRequest:
     def commit(self, decision: Decision) -> Step:
         """Record one decided position."""
         step = record(self.request, self.state, decision, self.blocks)
+        if self.constraint:
+            self.constraint.decide(step.token)
         self.ended = self.request.ends(step.token, self.position)
         self.position += 1
         self.matches += step.matched
@@ -95,7 +109,10 @@ class ServedRequest:
 
 
 def propose(
-    served: Sequence[ServedRequest | None], logits: Tensor, ahead: int
+    served: Sequence[ServedRequest | None],
+    logits: Tensor,
+    ahead: int,
+    before: Sequence[Sequence[Draft]],
 ) -> list[Draft | None]:
     """One drafted token of every row; a request whose logits are not all finite ends with an error.
 
@@ -103,11 +120,13 @@ def propose(
         served: whose row it is; None for a row that is not drafted for.
         logits: the draft's, ``[rows, V]``.
         ahead: which of the block's drafts this is, from 0.
+        before: the block's earlier drafts of each row.
 
     Returns:
         A draft for each row; None for a row that is not drafted for or whose request has ended.
     """
     _end_broken(served, logits, "the draft")
+    logits = _restrict(logits, served, before)
     rows = [row for row, one in enumerate(served) if one and not one.ended]
     chosen = [one for one in served if one and not one.ended]
     drafts: list[Draft | None] = [None] * len(served)
@@ -174,12 +193,44 @@ def _rank_target(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> l
     rows = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
     owners = [one for one, own in zip(served, logits, strict=True) for _ in range(len(own))]
     _end_broken(owners, rows, "the target")
+    before = [
+        one.drafts[:at] for one, own in zip(served, logits, strict=True) for at in range(len(own))
+    ]
+    rows = _restrict(rows, owners, before)
     ranked, start = rank(rows, [one.request.sampling.temperature for one in owners]), 0
     places = []
     for own in logits:
         places.append([Place(ranked, start + row) for row in range(len(own))])
         start += len(own)
     return places
+
+
+def _restrict(
+    logits: Tensor, owners: Sequence[ServedRequest | None], before: Sequence[Sequence[Draft]]
+) -> Tensor:
+    """The logits, -∞ where a request's constraint forbids a token; a copy if one does.
+
+    A request that is left without any token ends with an error.
+
+    Args:
+        logits: ``[rows, V]``.
+        owners: the request of each row; None for a row of none.
+        before: the drafts of each row between the decided tokens and its position.
+    """
+    restricted = logits
+    for row, (one, drafts) in enumerate(zip(owners, before, strict=True)):
+        if one is None or one.ended or one.constraint is None:
+            continue
+        allowed = one.constraint.allowed([draft.token for draft in drafts])
+        if allowed is None:
+            continue
+        if not allowed.any():
+            one.error, one.ended = BrokenModelError("the grammar leaves no token"), True
+            continue
+        if restricted is logits:
+            restricted = logits.clone()
+        restricted[row].masked_fill_(~allowed.to(logits.device), -torch.inf)
+    return restricted
 
 
 def _end_broken(owners: Sequence[ServedRequest | None], logits: Tensor, model: str) -> None:

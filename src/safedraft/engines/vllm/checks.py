@@ -70,6 +70,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
         raise SafeDraftError("an adapter for the target alone is not supported with SSD")
     if request.resumable:
         raise SafeDraftError("a session that is resumed is not supported with SSD")
+    _require_grammar_from_the_start(params, vllm_config)
     _add_control_stops(params, vllm_config.model_config)
     outside = [t for t in request.prompt_token_ids if not 0 <= t < settings.vocabulary]
     if outside:
@@ -85,6 +86,23 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     if (risk := admitted.context.risk) and len(risk.question) < length:
         params.skip_reading_prefix_cache = True  # the draft's state at the question's end is read
     wants_statistics(params)
+
+
+def _require_grammar_from_the_start(params: Any, vllm_config: Any) -> None:
+    """Refuse a grammar that would begin behind the reasoning.
+
+    Raises:
+        SafeDraftError: it would.
+    """
+    if not params.structured_outputs:
+        return
+    structured = vllm_config.structured_outputs_config
+    if structured.reasoning_parser and not structured.enable_in_reasoning:
+        raise SafeDraftError(
+            "structured output behind reasoning is not supported with SSD: start the server "
+            "without --reasoning-parser, or let the grammar begin with the reply "
+            "(--structured-outputs-config.enable_in_reasoning true)"
+        )
 
 
 def _add_control_stops(params: Any, model_config: Any) -> None:

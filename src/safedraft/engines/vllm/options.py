@@ -50,14 +50,13 @@ HONORED = {
     "include_stop_str_in_output", "output_kind", "stream_interval", "skip_clone",
     "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids", "_watermarking_skipped",
     "extra_args", "flat_logprobs", "skip_reading_prefix_cache", "repetition_detection",
-    "watermarking",
+    "watermarking", "structured_outputs",
 }  # fmt: skip
 """Fields of vLLM's SamplingParams that mean the same with SSD as without. All others would change
 the target's distribution alone, or report it, and must be at their defaults."""
 
 _HINTS = {
     "logprobs": " (nor is beam search, which is built on them)",
-    "structured_outputs": " (nor are response_format and forced tool calls, which are built on it)",
 }
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from safedraft.core.generation import Step
 from safedraft.core.rows import Place, Rows, rank
 from safedraft.engines.vllm.batch import ServedRequest, propose, verify
 from safedraft.engines.vllm.checks import require_engine
+from safedraft.engines.vllm.grammar import Grammars
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
 
@@ -177,7 +179,8 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        drafts = propose([row.request for row in self.rows], logits, self.passes)
+        requests = [row.request for row in self.rows]
+        drafts = propose(requests, logits, self.passes, self._drafts)
         self.passes += 1
         for row, draft in enumerate(drafts):
             if draft is not None and row not in self._ended:
@@ -263,7 +266,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         if trace:
             self._traces[trace.name] = trace
         request = ServedRequest(self._settings.request(params, request_id, prompt))
+        if params.structured_outputs:
+            try:
+                request.constraint = self._grammars.compile(params)
+            except BrokenModelError as error:
+                request.error, request.ended = error, True
         return _Served(request, trace, wants_statistics(params))
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.vllm_config, self._settings.vocabulary)
 
     def _finish(self, trace: Trace) -> None:
         """Forget a trace that was taken completely; keep one with steps left."""
@@ -276,9 +288,12 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self._started = self._now()
         return super().execute_model(*args, **kwargs)
 
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """As vLLM's own, with statistics and failed requests for the scheduler."""
-        output = super().sample_tokens(*args, **kwargs)
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's own, with statistics and failed requests for the scheduler.
+
+        The masks in ``grammar_output`` are for the target alone; ``verify`` has its own.
+        """
+        output = super().sample_tokens(None)
         if self._statistics:
             output.ssd_statistics, self._statistics = self._statistics, {}
         if broken := self._broken():
@@ -344,6 +359,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             BrokenModelError: vLLM ran other tokens than the draft proposed, or a reply that has
                 ended.
         """
+        if request.error:
+            return  # the scheduler ends it with this step
         if request.ended:
             raise BrokenModelError("vLLM continued a reply that has ended; decoding stopped")
         ran = [] if set(tokens) <= {_NONE} else list(tokens)

@@ -59,6 +59,8 @@ def test_a_missing_library_is_one_line_that_names_its_extra(
 ) -> None:
     extra, library, use = CASES[name]
     monkeypatch.chdir(tmp_path)
+    for module in [name for name in sys.modules if name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     with pytest.raises(SafeDraftError) as raised:
         use(monkeypatch)

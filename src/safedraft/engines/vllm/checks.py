@@ -89,7 +89,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
 
 
 def _require_grammar_from_the_start(params: Any, vllm_config: Any) -> None:
-    """Refuse a grammar that would begin behind the reasoning.
+    """Refuse a grammar that would begin after the reasoning.
 
     Raises:
         SafeDraftError: it would.
@@ -99,7 +99,7 @@ def _require_grammar_from_the_start(params: Any, vllm_config: Any) -> None:
     structured = vllm_config.structured_outputs_config
     if structured.reasoning_parser and not structured.enable_in_reasoning:
         raise SafeDraftError(
-            "structured output behind reasoning is not supported with SSD: start the server "
+            "structured output after reasoning is not supported with SSD: start the server "
             "without --reasoning-parser, or let the grammar begin with the reply "
             "(--structured-outputs-config.enable_in_reasoning true)"
         )

@@ -60,7 +60,7 @@ class Grammar:
         return mask
 
     def _accept(self, token: int) -> bool:
-        """Advance by a token; False if the grammar has ended, behind which anything may stand."""
+        """Advance by a token; False if the grammar has ended, after which anything may follow."""
         if self._grammar.is_terminated():
             return False
         if not self._grammar.accept_tokens("", [token]):

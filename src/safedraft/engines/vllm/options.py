@@ -69,7 +69,7 @@ class Settings(BaseModel):
     """Constants of a request that sets none; ``draft_tokens`` is an option of vLLM."""
     draft_tokens_up_to: dict[Annotated[int, Field(ge=1)], Positive] = {}
     """T by the maximum number of running requests; the last entry holds for more. Empty where T is
-    the same at any load. vLLM does not see it, since it gives up full CUDA graphs for such a table."""
+    the same at any load. vLLM does not see it: it gives up full CUDA graphs for such a table."""
     vocabulary: Positive
     """V: ids below it are shared by target and draft; rows past it are padding."""
     generation_prompt: tuple[int, ...] = ()

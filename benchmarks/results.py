@@ -35,6 +35,8 @@ training nor calibration saw. `make results` makes this page from the suites of 
 what the suites are, [judges and report](judges-and-report.md) how replies are judged, and \
 [limits](limits.md) what is known to get through and what was not tried.
 
+The pair decodes by the rule `risk`; `ssd` is SSD alone, with the same draft and constants.
+
 Every attack is applied to harmless requests as well. **Read both columns**: a defense that \
 refuses harmful and harmless requests alike has not recognized the harm.
 

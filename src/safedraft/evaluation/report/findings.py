@@ -30,16 +30,16 @@ def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> l
 
 
 def choose_comparison(grid: Grid) -> tuple[str, str] | None:
-    """The target alone and the defense to compare with it: SSD, or else another one that ran."""
+    """The target alone and the defense to compare with it.
+
+    That is SSD with the risk of the request, by which a pair with a probe decodes, or else SSD
+    alone, or else another one that ran.
+    """
     for pair, alone in grid.baselines.items():
-        others = [
-            column
-            for column in grid.columns
-            if column != alone
-            and any(run.pair == pair for (_, name), run in grid.runs.items() if name == column)
-        ]
+        defenses = {name: run.defense for (_, name), run in grid.runs.items() if run.pair == pair}
+        others = [column for column in grid.columns if column in defenses and column != alone]
         if others:
-            return alone, others[0]
+            return alone, min(others, key=lambda column: defenses[column] != "risk")
     return None
 
 

@@ -85,7 +85,7 @@ def test_all_data_files_are_in_the_wheel(python: Path) -> None:
         installed / path.relative_to(source)
         for source, installed in sources.items()
         for path in source.rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts
     ]
     assert {"pairs.toml", "phrases.toml", "py.typed", "adapter_config.json", "page.html.jinja"} <= {
         file.name for file in files

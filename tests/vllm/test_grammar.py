@@ -153,7 +153,7 @@ def test_a_grammar_behind_reasoning_is_refused(pair: Any, monkeypatch: pytest.Mo
 
     config = pair.engine._engine.vllm_config.structured_outputs_config
     monkeypatch.setattr(config, "reasoning_parser", "deepseek_r1")
-    with pytest.raises(VLLMValidationError, match="behind reasoning is not supported"):
+    with pytest.raises(VLLMValidationError, match="after reasoning is not supported"):
         decode_all(pair, [params_of(pair, KINDS["choice"], 0)])
 
 

@@ -6,6 +6,7 @@ RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
 LLAMA   = .venv-llama
+ADAPTER ?= results/adapter
 RELEASE = .venv-release
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -69,3 +70,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"\nversion: {project['version']}\n" in citation
     assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0] == project["version"]
+
+
+def test_the_makefile_has_every_variable_that_it_uses() -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert targets is not None
+    command = ["make", "--dry-run", "--warn-undefined-variables", *targets[1].split()]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "undefined variable" not in found.stderr

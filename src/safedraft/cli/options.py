@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 _SAMPLING = "Sampling"
 
+
+def set_option(text: str, panel: str | None = None) -> Any:
+    """The option ``--set NAME=VALUE`` with its help text, in a panel of the command's help."""
+    return typer.Option("--set", "-s", metavar="NAME=VALUE", help=text, rich_help_panel=panel)
+
+
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="NAME=VALUE",
-        help="A constant of the method, e.g. alpha_union=2.0 (see: safedraft pairs --constants).",
-        rich_help_panel="Method",
+    set_option(
+        "A constant of the method, e.g. alpha_union=2.0 (see: safedraft pairs --constants).",
+        "Method",
     ),
 ]
 MaxNewTokens = Annotated[

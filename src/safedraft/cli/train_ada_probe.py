@@ -17,12 +17,7 @@ def train_ada_probe(
     output: Annotated[Path, typer.Option(help="Folder of the probe; what it has is replaced.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            "-s",
-            metavar="NAME=VALUE",
-            help="A setting, e.g. requests=1000 (see docs/training.md).",
-        ),
+        options.set_option("A setting, e.g. requests=1000 (see docs/training.md)."),
     ] = None,
     *,
     models: ModelChoice,

@@ -85,12 +85,8 @@ def train_draft(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            "-s",
-            metavar="NAME=VALUE",
-            help="Another training setting, e.g. tokens_per_step=2400 (see docs/training.md).",
-            rich_help_panel=_TRAINING,
+        options.set_option(
+            "Another training setting, e.g. tokens_per_step=2400 (see docs/training.md).", _TRAINING
         ),
     ] = None,
     seed: Annotated[

@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 def train_risk(
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            "-s",
-            metavar="NAME=VALUE",
-            help="A setting, e.g. false_alarms=0.01 (see docs/training.md).",
-        ),
+        options.set_option("A setting, e.g. false_alarms=0.01 (see docs/training.md)."),
     ] = None,
     *,
     models: ModelChoice,

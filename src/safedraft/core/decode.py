@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,15 @@ from safedraft.core.risk import RiskContext
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision
 from safedraft.core.session import Pass, Session, SessionEngine, rewind_to
+
+
+class ReadModel(NamedTuple):
+    """What a request has of one of the two models."""
+
+    session: Session
+    unseen: list[int]
+    """Tokens that the session has not seen."""
+    passes: Passes
 
 
 class Decoding(Generation):
@@ -75,42 +85,34 @@ class Decoding(Generation):
         return self.state.reads_risk_at == self.position and not self.ended
 
     @property
-    def risk_tokens(self) -> Sequence[int]:
-        """The tokens after which the last hidden state of the model that is read shows the risk."""
-        reading = self.reading
-        if reading.question and not self.position:
-            return reading.question
-        unseen = self.target_unseen if reading.which == "target" else self.draft_unseen
-        return [*unseen, *reading.header]
-
-    @property
     def reading(self) -> RiskContext:
         """How the rule has the risk read."""
         assert self.state.reading is not None
         return self.state.reading
+
+    @property
+    def read_model(self) -> ReadModel:
+        """The model from which the risk is read."""
+        if self.reading.which == "target":
+            return ReadModel(self.target, self.target_unseen, self.target_passes)
+        return ReadModel(self.draft, self.draft_unseen, self.draft_passes)
+
+    @property
+    def risk_tokens(self) -> Sequence[int]:
+        """The tokens after which the last hidden state of the model that is read shows the risk."""
+        if self.reading.question and not self.position:
+            return self.reading.question
+        return [*self.read_model.unseen, *self.reading.header]
 
     def assess(self) -> None:
         """Hand the risk to the rule, and take back the tokens that are not the model's next ones.
 
         Called after the pass over ``risk_tokens``.
         """
-        session, tokens = self.read_session, self.risk_tokens
-        risk = self.reading.probe.read(session.hidden[-1])
-        if self.reading.which == "target":
-            self.target_unseen = [*rewind_to(session, tokens, self.target_unseen)]
-        else:
-            self.draft_unseen = [*rewind_to(session, tokens, self.draft_unseen)]
+        model = self.read_model
+        risk = self.reading.probe.read(model.session.hidden[-1])
+        model.unseen[:] = rewind_to(model.session, self.risk_tokens, model.unseen)
         self.state.assess(risk)
-
-    @property
-    def read_session(self) -> Session:
-        """The session of the model from which the risk is read."""
-        return self.target if self.reading.which == "target" else self.draft
-
-    @property
-    def read_passes(self) -> Passes:
-        """The passes of the model from which the risk is read."""
-        return self.target_passes if self.reading.which == "target" else self.draft_passes
 
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
@@ -172,8 +174,9 @@ class Batch:
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
         """Read the risk of requests from a model, which keeps what its prompt begins with."""
-        passes = [Pass(decoding.read_session, decoding.risk_tokens, 1) for decoding in reading]
-        reading, _ = self._run(reading, passes, [d.read_passes for d in reading])
+        models = [decoding.read_model for decoding in reading]
+        passes = [Pass(m.session, d.risk_tokens, 1) for m, d in zip(models, reading, strict=True)]
+        reading, _ = self._run(reading, passes, [model.passes for model in models])
         for decoding in reading:
             try:
                 decoding.assess()

@@ -37,7 +37,7 @@ class Position(NamedTuple):
 
     scheme: str | None
     rank: int
-    """Of the decided token in q, from 1."""
+    """The rank of the decided token in q, from 1."""
     proposal: int
     """Which of the draft's proposals the decided token is, from 1: the first is the drafted token,
     the others are q's best tokens without it."""
@@ -53,7 +53,7 @@ class Block(NamedTuple):
     """What one pass of the target costs and decides; fractions where it is expected."""
 
     rows: int
-    """Of the target's pass: the last committed token and every node."""
+    """The rows of the target's pass: the last committed token and every node."""
     widths: tuple[int, ...]
     """Rows of each pass of the draft."""
     leaf: float

@@ -113,7 +113,7 @@ class Reply:
     way: Way
     kind: str
     number: int
-    """Of the prompt in its kind."""
+    """The number of the prompt in its kind."""
     positions: list[Position]
     agrees: int
     """Number of positions at which the draft's proposal is the one that decoding saw."""

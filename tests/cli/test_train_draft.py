@@ -46,14 +46,14 @@ def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # n
 @pytest.mark.slow
 def test_it_trains_and_says_where(run, models, prompts, tmp_path):  # noqa: F811
     out = tmp_path / "adapter"
-    code, said, told = run(
+    code, said, stderr = run(
         *("train-draft", *models, *prompts, "--output", str(out), "--steps", "2", "--rank", "2"),
         *("--no-risk", "--register", "own"),
     )
     assert code == 0
     assert said == f"{out}\n"
-    assert "training 2/2" in told
-    shown = " ".join(told.split())
+    assert "training 2/2" in stderr
+    shown = " ".join(stderr.split())
     assert "harmful requests refused, 20 tokens prefilled" in shown
     assert "Not fit for use: it refuses" in shown
     for command in ("train-draft --target", "generate --target"):  # no word of serving it
@@ -78,9 +78,9 @@ def test_a_fit_draft_is_registered(run, models, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(Checks, "problems", ())
     monkeypatch.chdir(tmp_path)
     options = ("--output", "adapter", "--steps", "1", "--rank", "2", "--no-risk")
-    code, _, told = run("train-draft", *models, *prompts, *options, "--register", "own")
+    code, _, stderr = run("train-draft", *models, *prompts, *options, "--register", "own")
     assert code == 0
-    shown = " ".join(told.split())
+    shown = " ".join(stderr.split())
     for command in ("generate --pair own --compare", "eval --pair own", "serve own"):
         assert f"safedraft {command}" in shown
     registered = pairs()["own"]
@@ -95,12 +95,14 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp
     options = ("--output", str(out), "--steps", "1", "--rank", "2", "--no-risk")
     assert run("train-draft", *models, *prompts, *options)[0] == 0
     own = (*models, "--adapter", str(out))
-    code, said, told = run("train-risk", *own, "--set", "requests=40", "--set", "false_alarms=0.1")
-    assert code == 0, told
+    code, said, stderr = run(
+        "train-risk", *own, "--set", "requests=40", "--set", "false_alarms=0.1"
+    )
+    assert code == 0, stderr
     assert said == f"{out / 'risk.safetensors'}\n"
-    assert "states of the training data" in told
-    assert "harmful" in told
-    assert "trained without" in told
+    assert "states of the training data" in stderr
+    assert "harmful" in stderr
+    assert "trained without" in stderr
     card = (out / "README.md").read_text()
     assert "| harmful | " in card
     assert "| the main list, in English | " in card
@@ -118,14 +120,14 @@ def test_a_probe_of_the_target_is_trained_and_used(run, models, tmp_path):  # no
     out = tmp_path / "probe"
     few = ("--set", "requests=12", "--set", "dressed=0", "--set", "reply_tokens=6")
     options = ("--no-adapter", "--output", str(out), *few, "--set", "check_interval=3")
-    code, said, told = run("train-ada-probe", *models, *options)
-    assert code == 0, told
+    code, said, stderr = run("train-ada-probe", *models, *options)
+    assert code == 0, stderr
     assert said == f"{out / 'target_risk.safetensors'}\n"
-    assert "6 tokens" in told
+    assert "6 tokens" in stderr
     logs = ("--suite", "ordinary", "--limit", "1", "--max-new-tokens", "4", "--log-dir")
     defense = ("--no-adapter", "--defense", f"ada_probe:probe={out},check_interval=3")
-    code, _, told = run("eval", *models, *defense, *logs, str(tmp_path / "logs"))
-    assert code == 0, told
+    code, _, stderr = run("eval", *models, *defense, *logs, str(tmp_path / "logs"))
+    assert code == 0, stderr
     other = run("eval", *models, "--no-adapter", "--defense", "ada_probe", *logs, str(tmp_path))
     assert "ada_probe:probe=FOLDER" in error_of(other)
 

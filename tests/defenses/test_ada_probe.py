@@ -125,7 +125,7 @@ def test_what_is_risky_ends_the_reply(
     assert len(reply.trace) == kept
     figures = reply.statistics
     assert figures.tokens == kept + len(REFUSAL)
-    assert figures.target_passes == kept + 1 + kept // 25 + 1  # a token is decoded in vain
+    assert figures.target_passes == kept + 1 + kept // 25 + 1  # a token is decoded and dropped
     assert figures.risk == pytest.approx(torch.tensor(2.0).sigmoid().item())
     assert figures.prompt_tokens == len(pair.prompts(messages).target)
 

@@ -99,14 +99,18 @@ def test_the_page_needs_telemetry() -> None:
 def test_the_model_says_what_may_be_asked_of_it(served: Served) -> None:
     (model,) = served.http.get("/v1/models").json()["data"]
     assert served.http.get(f"/v1/models/{NAME}").json() == model
-    told = model["safedraft"]
-    assert (told["target"], told["draft"], told["thinks"]) == ("target", "draft", False)
-    assert "no safety adapter" in told["warnings"][0]
-    assert (told["max_new_tokens"], told["max_temperature"]) == (100, 0.5)
-    assert told["allow_prefill"] is told["requests_may_set_constants"] is True
-    assert told["config"] == SSDConfig().model_dump(mode="json")
-    schema = told["config_schema"]["properties"]
-    assert schema.keys() == told["config"].keys()
+    described = model["safedraft"]
+    assert (described["target"], described["draft"], described["thinks"]) == (
+        "target",
+        "draft",
+        False,
+    )
+    assert "no safety adapter" in described["warnings"][0]
+    assert (described["max_new_tokens"], described["max_temperature"]) == (100, 0.5)
+    assert described["allow_prefill"] is described["requests_may_set_constants"] is True
+    assert described["config"] == SSDConfig().model_dump(mode="json")
+    schema = described["config_schema"]["properties"]
+    assert schema.keys() == described["config"].keys()
     assert schema["threshold"]["maximum"] == 1
     assert schema["draft_tokens"]["maximum"] == SSDConfig().draft_tokens
     assert all(constant["description"] for constant in schema.values())
@@ -116,8 +120,8 @@ def test_the_model_says_what_may_be_asked_of_it(served: Served) -> None:
 def test_constants_of_the_risk_are_told_where_it_is_read(tmp_path: Path, reads_risk: bool) -> None:
     pair = replace(talking(tmp_path, str), config=RiskConfig())
     with serving(pair if reads_risk else replace(pair, probe=None), **PLAYGROUND) as server:
-        told = server.http.get(f"/v1/models/{NAME}").json()["safedraft"]
-    for constants in (told["config"], told["config_schema"]["properties"]):
+        described = server.http.get(f"/v1/models/{NAME}").json()["safedraft"]
+    for constants in (described["config"], described["config_schema"]["properties"]):
         assert ("risky_above" in constants) is reads_risk
 
 
@@ -150,10 +154,10 @@ def test_a_rule_that_does_not_exist_is_refused(served: Served) -> None:
 
 def test_telemetry_has_the_bins(tmp_path: Path) -> None:
     with serving(talking(tmp_path, lambda prompt: "x" * 15), **PLAYGROUND) as server:
-        told = ask(server, telemetry=True).json()["choices"][0]["safedraft"]
-    ratios = [token["match_ratio"] for token in told["tokens"]]
+        described = ask(server, telemetry=True).json()["choices"][0]["safedraft"]
+    ratios = [token["match_ratio"] for token in described["tokens"]]
     assert ratios == [None] * 6 + [1.0] + [None] * 6 + [1.0] + [None] * 2
-    assert ratios[6::7] == told["statistics"]["match_ratios"]
-    thresholds = [token["threshold"] for token in told["tokens"]]
+    assert ratios[6::7] == described["statistics"]["match_ratios"]
+    thresholds = [token["threshold"] for token in described["tokens"]]
     assert thresholds[:7] == [0.6] * 7
     assert thresholds[7] < 0.6

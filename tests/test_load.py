@@ -110,6 +110,23 @@ def test_nothing_is_warned_of_with_an_adapter_or_if_a_bare_draft_is_meant(
         assert safedraft.load_pair(**given).warnings == ()
 
 
+def test_bounds_of_the_risk_in_an_entry_wait_for_a_probe(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    models = "\n".join(f'{n} = "{p}"' for n, p in zip(("target", "draft"), tiny_pair, strict=True))
+    (tmp_path / "config" / "pairs").mkdir(parents=True)
+    (tmp_path / "config" / "pairs" / "own.toml").write_text(
+        f"[own]\n{models}\nconfig = {{ harmless_below = 0.2, alpha_union = 2.0 }}\n"
+    )
+    pair = safedraft.load_pair("own", use_adapter=False)
+    assert pair.config.alpha_union == 2.0
+    assert pair.generate("Hi", max_tokens=2).statistics.risk is None
+    safedraft.load_pair("own", use_adapter=False, config={"alpha_union": 1.0})
+    for given in ({"harmless_below": 0.2}, safedraft.RiskConfig(harmless_below=0.2)):
+        with pytest.raises(SafeDraftError, match="harmless_below: the risk of requests is not"):
+            safedraft.load_pair("own", use_adapter=False, config=given)
+
+
 def test_that_a_bare_draft_is_meant_holds_for_that_draft_alone(tmp_path: Path) -> None:
     folder = tmp_path / "config" / "pairs"
     folder.mkdir(parents=True)

@@ -40,7 +40,7 @@ from safedraft.models.registry import PairSpec
 from safedraft.server.settings import PLAYGROUND
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytestmark = pytest.mark.page
 __all__ = ["browser"]
@@ -522,3 +522,28 @@ def test_the_page_asks_for_the_key(browser: Browser, tmp_path: Path) -> None:
         assert "right" not in page.locator("#python").inner_text()
         page.reload()
         finish(page, "Ready")  # the key lasts as long as the tab
+
+
+def test_a_late_answer_to_an_earlier_key_says_nothing(browser: Browser, tmp_path: Path) -> None:
+    held: list[Route] = []
+
+    def hold_wrong(route: Route) -> None:
+        wrong = route.request.headers.get("authorization") == "Bearer wrong"
+        held.append(route) if wrong else route.continue_()
+
+    with (
+        serving(divided(tmp_path), api_key="right", **PLAYGROUND) as served,
+        visit(browser, served) as page,
+    ):
+        page.route("**/v1/models", hold_wrong)
+        for key in ("wrong", "right"):
+            page.get_by_label("API key").fill(key)
+            with page.expect_request("**/v1/models"):
+                page.keyboard.press("Enter")
+        finish(page, "Ready")
+        with page.expect_response("**/v1/models") as late:
+            held[0].continue_()
+        late.value.finished()
+        page.wait_for_timeout(200)
+        finish(page, "Ready")
+        assert page.locator("#key-form").is_hidden()

@@ -208,10 +208,14 @@ class ModelChoice:
         from safedraft.models.progress import show_progress
         from safedraft.pair.load import load_spec
 
-        spec, config = self.spec, self.config  # errors come before downloads
+        spec, config = self.spec, options.constants(self.settings)  # errors before downloads
         with show_progress() as report:
             return load_spec(
-                spec, config=config, engine=self.engine, report=report, **self.engine_options
+                spec,
+                config=config or None,
+                engine=self.engine,
+                report=report,
+                **self.engine_options,
             )
 
 

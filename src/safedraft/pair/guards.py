@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
@@ -31,13 +33,16 @@ def require_rule(name: str) -> None:
     RULES.find(name)
 
 
-def require_probe(loaded: LoadedPair) -> None:
-    """Check that constants of the risk, if some were set, have a probe that reads it.
+def require_probe(loaded: LoadedPair, given: SSDConfig | Mapping[str, Any] | None) -> None:
+    """Check that constants of the risk that a caller gives have a probe that reads it.
+
+    Those of the pair's own entry may have none: its adapter can be left out or replaced.
 
     Raises:
         SafeDraftError: there is none.
     """
-    own = loaded.config.model_fields_set - SSDConfig.model_fields.keys()
+    names = given.model_fields_set if isinstance(given, SSDConfig) else set(given or ())
+    own = names - SSDConfig.model_fields.keys()
     if own and loaded.probe is None:
         raise SafeDraftError(
             f"{', '.join(sorted(own))}: the risk of requests is not read here: the adapter has no "

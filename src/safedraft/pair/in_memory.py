@@ -53,7 +53,7 @@ def take_models(
     warn_if_unguarded(spec)
     loaded = pair_in_memory(spec, plain, own_tokenizers, constants)
     require_system_prompts(loaded)
-    require_probe(loaded)
+    require_probe(loaded, config)
     return loaded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -10,7 +11,6 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.options import choose_options
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
-from safedraft.engines.base import LoadedPair
 from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
 from safedraft.pair.guards import require_probe, require_system_prompts, warn_if_unguarded
@@ -125,13 +125,9 @@ def load_spec(
     load = ENGINES.find(engine)
     own = choose_options(load, options, f"the engine {engine}")
     constants = read_config(config, spec.config)
-    if report is not None:
-        return _pair_of(load(spec, constants, report, **own), spec)
-    with show_progress(lines=False) as shown:
-        return _pair_of(load(spec, constants, shown, **own), spec)
-
-
-def _pair_of(loaded: LoadedPair, spec: PairSpec) -> Pair:
+    shown = nullcontext(report) if report is not None else show_progress(lines=False)
+    with shown as reporting:
+        loaded = load(spec, constants, reporting, **own)
     require_system_prompts(loaded)
-    require_probe(loaded)
+    require_probe(loaded, config)
     return Pair(**{**vars(loaded), "spec": loaded.spec or spec})

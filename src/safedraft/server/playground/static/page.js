@@ -23,6 +23,7 @@ let model = null; // the served one, once it is known
 let constants = null;
 let running = null; // what stops the present replies
 let last = null; // the last turn
+let attempts = 0; // to load the model
 
 // Status.
 
@@ -237,14 +238,21 @@ function connect() {
 // The served model.
 
 async function start() {
+  const attempt = ++attempts;
   say("Loading …");
+  let found, problem;
   try {
-    model = await getModel();
+    found = await getModel();
   } catch (error) {
-    showProblem(error);
+    problem = error;
+  }
+  if (attempt !== attempts) return; // a later key was given since: this answer says nothing about it
+  if (problem) {
+    showProblem(problem);
     if (!find("key-form").hidden) find("key").focus();
     return;
   }
+  model = found;
   find("key-form").hidden = true;
   if (!constants) showModel(model.safedraft);
   enable();

@@ -80,6 +80,8 @@ def test_prompts_come_from_files(tmp_path, name):
     assert {r.text for r in found.harmful} < set(texts)
     assert {(r.kind, r.source) for r in found.harmful} == {("harmful", "own")}
     assert {r.source for r in found.ordinary} == {"shipped", "languages", "code", "short"}
+    beside = read_requests("train", harmful=["own", str(tmp_path / name)])
+    assert beside.harmful == [*read_requests("train").harmful, *found.harmful]
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):

@@ -32,7 +32,8 @@ def train_draft(
         list[str] | None,
         typer.Option(
             help="Harmful requests that replace SafeDraft's own: a source's name, or a file "
-            "(JSON, JSON lines, or text with one per line); may be given again.",
+            "(JSON, JSON lines, or text with one per line); may be given again. 'own' keeps "
+            "SafeDraft's own beside them.",
             rich_help_panel=_DATA,
         ),
     ] = None,

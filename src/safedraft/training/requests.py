@@ -23,6 +23,9 @@ OWN_SHARES = Shares(train=80, calibration=20)
 SHIPPED = "shipped"
 """Name of the source of SafeDraft's own prompts."""
 
+OWN = "own"
+"""SafeDraft's own prompts where sources are named: beside others, they would be replaced."""
+
 _LANGUAGES = "languages"
 
 _FILES: Mapping[str, str] = {
@@ -78,20 +81,17 @@ def read_requests(
 
     Args:
         split: as the sources divide their records; ``OWN_SHARES`` divides SafeDraft's prompts.
-        harmful: names of sources or files; SafeDraft's own harmful requests if there are none.
-        ordinary: names of sources or files; SafeDraft's own ordinary prompts and look-alikes if
-            there are none.
+        harmful: names of sources or files; ``own``, SafeDraft's own harmful requests, if there are
+            none.
+        ordinary: names of sources or files; ``own``, SafeDraft's own ordinary prompts and
+            look-alikes, if there are none.
 
     Raises:
         SafeDraftError: a source cannot be read, or no harmful or no ordinary prompts are left.
     """
     requests = TrainingRequests(
-        _read_all(harmful, "harmful", split)
-        if harmful
-        else [request for request in read_own(split) if request.kind == "harmful"],
-        _read_all(ordinary, "ordinary", split)
-        if ordinary
-        else [request for request in read_own(split) if request.kind != "harmful"],
+        _read_all(harmful or [OWN], "harmful", split),
+        _read_all(ordinary or [OWN], "ordinary", split),
     )
     for kind, prompts in (("harmful", requests.harmful), ("ordinary", requests.ordinary)):
         if not prompts:
@@ -132,6 +132,8 @@ def _read_all(
 def _read(spec: str, kind: RequestKind, split: TrainingSplit) -> list[TrainingRequest]:
     from safedraft.prompts.sources import find_source
 
+    if spec == OWN:
+        return [one for one in read_own(split) if (one.kind == "harmful") == (kind == "harmful")]
     return [  # may be empty: another source may have prompts
         TrainingRequest(record.request, kind, record.source, record.category)
         for record in find_source(spec).read_split(split)

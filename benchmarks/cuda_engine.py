@@ -40,6 +40,7 @@ from cuda_speed import (
     measure_training,
 )
 from cuda_waits import measure_kernels, measure_waits
+from transformers.utils import logging
 
 from safedraft.core.errors import first_line
 from safedraft.core.files import write_atomically
@@ -207,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             sys.exit("CUDA cannot be used here: add --device cpu")
         device = torch.device("cuda", device.index or 0)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     workload = WORKLOADS[given.workload or ("full" if device.type == "cuda" else "small")]
     sizes = tuple(given.sizes) if given.sizes else choose_sizes(device)
     bench = Bench(device, sizes, tuple(given.pair) if given.pair else None, workload)

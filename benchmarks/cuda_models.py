@@ -25,12 +25,18 @@ from safedraft.core.config import SamplingParams
 from safedraft.core.decode import Batch
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
-from safedraft.core.rule import NO_CONTEXT, Context
+from safedraft.core.rule import NO_CONTEXT, Context, Rule
 from safedraft.core.session import SessionEngine
 from safedraft.engines.transformers.engine import TransformersEngine
-from safedraft.rules import find_rule
+from safedraft.rules.risk import Risk
+from safedraft.rules.speculative import Speculative
+from safedraft.rules.ssd import SSD
+from safedraft.rules.target_only import TargetOnly
 
 CONFORMANCE = Path(__file__).parents[1] / "tests" / "conformance"
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (SSD(), Risk(), TargetOnly(), Speculative())}
+"""By name; a machine on which SafeDraft is not installed has no entry points."""
 
 CODE_WIDTH = 128
 """Number of dimensions of the residual that hold a token's code."""
@@ -259,7 +265,7 @@ def make_request(
     **sampling: Any,
 ) -> Request:
     """A request with one prompt for both models."""
-    found = find_rule(rule)
+    found = RULES[rule]
     names = found.config.model_fields
     known = {name: value for name, value in (constants or {}).items() if name in names}
     prompt = tuple(prompt)

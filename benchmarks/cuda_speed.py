@@ -43,7 +43,7 @@ def measure_passes(bench: Bench, outcome: Outcome) -> None:
     for which in ("target", "draft"):
         for context in bench.workload.contexts:
             (prompt,) = bench.large.prompts(1, context + 8)
-            session = engine.session(which)  # type: ignore[arg-type]
+            session = engine.session(which)
             fill = partial(run_pass, session, prompt[:context], 1, context)
             fill()
             prefill = median(clock(fill, bench.device)[1] for _ in range(3))
@@ -93,7 +93,7 @@ class TimedEngine(TransformersEngine):
     def _mark(self) -> Any:
         if self._models["target"].device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

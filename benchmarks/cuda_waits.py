@@ -123,7 +123,7 @@ def measure_kernels(bench: Bench, outcome: Outcome) -> None:
     on_cuda = bench.device.type == "cuda"
     engine = bench.large.engine()
     for which in ("target", "draft"):
-        session = engine.session(which)  # type: ignore[arg-type]
+        session = engine.session(which)
         (prompt,) = bench.large.prompts(1, bench.workload.prompt)
         session.forward(prompt, 1)
         run_pass(session, prompt[:1], 1, 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from test_cli import error_of, models, run  # noqa: F401
 
+from safedraft.core.errors import SafeDraftError
 from safedraft.models.registry import pairs
+from safedraft.training import risk
 from safedraft.training.checks import Checks
 
 
@@ -90,14 +93,20 @@ def test_a_fit_draft_is_registered(run, models, prompts, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp_path):  # noqa: F811
+def test_the_probe_lies_beside_the_adapter_and_is_used(
+    run,  # noqa: F811
+    models,  # noqa: F811
+    prompts,
+    tmp_path,
+    monkeypatch,
+):
     out = tmp_path / "adapter"
     options = ("--output", str(out), "--steps", "1", "--rank", "2", "--no-risk")
     assert run("train-draft", *models, *prompts, *options)[0] == 0
     own = (*models, "--adapter", str(out))
-    code, said, stderr = run(
-        "train-risk", *own, "--set", "requests=40", "--set", "false_alarms=0.1"
-    )
+    few = ("--set", "requests=60", "--set", "false_alarms=0.1")
+    beside = ("--harmful", "own", *prompts[:2])
+    code, said, stderr = run("train-risk", *own, *few, *beside)
     assert code == 0, stderr
     assert said == f"{out / 'risk.safetensors'}\n"
     assert "states of the training data" in stderr
@@ -106,10 +115,19 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(run, models, prompts, tmp
     card = (out / "README.md").read_text()
     assert "| harmful | " in card
     assert "| the main list, in English | " in card
+    assert re.search(r"\n\| harmful \| \d+ of \d+ \| \d+ \| none \|  \|\n", card)
     generate = ("generate", *own, "--max-new-tokens", "2", "--json", "Hi")
     reply = json.loads(run(*generate)[1])
     assert 0 < reply["statistics"]["risk"] < 1
     assert all(token["signal"] == reply["statistics"]["risk"] for token in reply["trace"])
+
+    def fail(*_):
+        raise SafeDraftError("no probe today")
+
+    monkeypatch.setattr(risk, "learn_risk", fail)
+    code, _, stderr = run("train-risk", *own, *few)
+    assert (code, stderr.splitlines()[-1]) == (2, "error: no probe today")
+    assert json.loads(run(*generate)[1])["statistics"]["risk"] == reply["statistics"]["risk"]
     weights = out / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     assert "was trained with another adapter" in error_of(run(*generate))

@@ -18,6 +18,7 @@ from safedraft.prompts.split import fingerprint
 from safedraft.training import requests
 from safedraft.training.requests import (
     SHIPPED,
+    Sources,
     add_frame,
     fill_opening,
     read_openings,
@@ -75,34 +76,34 @@ def test_prompts_come_from_files(tmp_path, name):
         "own.json": json.dumps(rows),
     }
     (tmp_path / name).write_text(content[name])
-    found = read_requests("train", harmful=[str(tmp_path / name)])
+    found = read_requests("train", Sources([str(tmp_path / name)]))
     assert 20 < len(found.harmful) < 100
     assert {r.text for r in found.harmful} < set(texts)
     assert {(r.kind, r.source) for r in found.harmful} == {("harmful", "own")}
     assert {r.source for r in found.ordinary} == {"shipped", "languages", "code", "short"}
-    beside = read_requests("train", harmful=["own", str(tmp_path / name)])
+    beside = read_requests("train", Sources(["own", str(tmp_path / name)]))
     assert beside.harmful == [*read_requests("train").harmful, *found.harmful]
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(SafeDraftError, match=r"empty\.txt is empty"):
-        read_requests("train", ordinary=[str(tmp_path / "empty.txt")])
+        read_requests("train", Sources(ordinary=[str(tmp_path / "empty.txt")]))
     (tmp_path / "held.txt").write_text("How do I bake bread?\n")
     with pytest.raises(SafeDraftError, match="no ordinary prompts for train"):
-        read_requests("train", ordinary=[f"{tmp_path}/held.txt:part=calibration"])
+        read_requests("train", Sources(ordinary=[f"{tmp_path}/held.txt:part=calibration"]))
     with pytest.raises(SafeDraftError, match=r"gone.txt' is neither a file nor"):
-        read_requests("train", harmful=[str(tmp_path / "gone.txt")])
+        read_requests("train", Sources([str(tmp_path / "gone.txt")]))
 
 
 def test_each_part_may_have_files_of_its_own(tmp_path):
     (tmp_path / "learn.json").write_text(json.dumps([{"goal": "How to learn?"}]))
     (tmp_path / "hold.txt").write_text("How to hold?\n")
     harmful = [f"{tmp_path}/learn.json:part=train", f"{tmp_path}/hold.txt:part=calibration"]
-    found = [read_requests(part, harmful=harmful).harmful for part in ("train", "calibration")]
+    found = [read_requests(part, Sources(harmful)).harmful for part in ("train", "calibration")]
     assert [[r.text for r in part] for part in found] == [["How to learn?"], ["How to hold?"]]
     with pytest.raises(SafeDraftError, match="no harmful prompts for calibration"):
-        read_requests("calibration", harmful=harmful[:1])
+        read_requests("calibration", Sources(harmful[:1]))
 
 
 def test_a_frame_holds_the_request_as_it_is():

@@ -22,6 +22,7 @@ from safedraft.training import run
 from safedraft.training.checks import check_draft
 from safedraft.training.config import TrainingConfig
 from safedraft.training.prepare import TrainingPlan
+from safedraft.training.requests import Sources
 from safedraft.training.run import train_draft
 from safedraft.training.train import CHECKPOINT, TrainingStoppedError, train
 
@@ -48,8 +49,7 @@ def plan(tmp_path, tiny_pair):
         spec=PairSpec(name="tiny", target=target, draft=draft, target_system="Be brief."),
         output=tmp_path / "adapter",
         config=CONFIG,
-        harmful=[str(tmp_path / "harmful.txt")],
-        ordinary=[str(tmp_path / "ordinary.txt")],
+        sources=Sources([str(tmp_path / "harmful.txt")], [str(tmp_path / "ordinary.txt")]),
         command="safedraft train-draft --output adapter",
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_SAMPLING = "Sampling"
+_SAMPLING, _DATA = "Sampling", "Data"
 
 
 def set_option(text: str, panel: str | None = None) -> Any:
@@ -30,6 +30,22 @@ Set = Annotated[
     set_option(
         "A constant of the method, e.g. alpha_union=2.0 (see: safedraft pairs --constants).",
         "Method",
+    ),
+]
+Harmful = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Harmful requests that replace SafeDraft's own: a source's name, or a file "
+        "(JSON, JSON lines, or text with one per line); may be given again. 'own' keeps "
+        "SafeDraft's own beside them.",
+        rich_help_panel=_DATA,
+    ),
+]
+Ordinary = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Ordinary prompts that replace SafeDraft's own, named in the same ways.",
+        rich_help_panel=_DATA,
     ),
 ]
 MaxNewTokens = Annotated[

@@ -19,6 +19,8 @@ def train_ada_probe(
         list[str] | None,
         options.set_option("A setting, e.g. requests=1000 (see docs/training.md)."),
     ] = None,
+    harmful: options.Harmful = None,
+    ordinary: options.Ordinary = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -35,13 +37,14 @@ def train_ada_probe(
     from safedraft.prompts.drawn import identify
     from safedraft.training.ada_probe import train_target_probe
     from safedraft.training.config import AdaProbeConfig
+    from safedraft.training.requests import Sources
 
     config = AdaProbeConfig.model_validate(options.constants(settings, AdaProbeConfig))
-    folder = output.expanduser()
+    sources, folder = Sources(harmful or (), ordinary or ()), output.expanduser()
     pair = models.load()
     try:
         with ProgressBars() as bars:
-            trained = train_target_probe(pair, config, bars.drawing)
+            trained = train_target_probe(pair, config, bars.drawing, sources)
         write_target_probe(folder, trained.probe, identify(pair.target))
     finally:
         pair.close()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safedraft.training.checks import Checks
     from safedraft.training.prepare import TrainingPlan
 
-_DATA, _TRAINING = "Data", "Training"
+_TRAINING = "Training"
 
 
 @choose_models("adapter", "no_adapter", "draft_dtype", "engine", "engine_option", "settings")
@@ -28,22 +28,8 @@ def train_draft(
         Path,
         typer.Option(help="Folder of the adapter; it must not exist, and is created at the end."),
     ],
-    harmful: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Harmful requests that replace SafeDraft's own: a source's name, or a file "
-            "(JSON, JSON lines, or text with one per line); may be given again. 'own' keeps "
-            "SafeDraft's own beside them.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    ordinary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Ordinary prompts that replace SafeDraft's own, named in the same ways.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    harmful: options.Harmful = None,
+    ordinary: options.Ordinary = None,
     start_from: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +121,7 @@ def train_draft(
     from safedraft.models.registry import require_new_pair
     from safedraft.training.config import TrainingConfig
     from safedraft.training.prepare import TrainingPlan
+    from safedraft.training.requests import Sources
     from safedraft.training.run import train_draft as run
     from safedraft.training.train import TrainingStoppedError
 
@@ -162,8 +149,7 @@ def train_draft(
         output=output.expanduser(),
         config=TrainingConfig.model_validate(chosen),
         epochs=epochs,
-        harmful=tuple(harmful or ()),
-        ordinary=tuple(ordinary or ()),
+        sources=Sources(harmful or (), ordinary or ()),
         start=start_from,
         resume=resume,
         command=_command(),
@@ -182,7 +168,7 @@ def train_draft(
             raise typer.Exit(130) from None
     choice = replace(models, adapter=str(plan.output), no_adapter=False)
     if risk:
-        train_beside(choice)
+        train_beside(choice, sources=plan.sources)
     _report(trained.checks)
     if register and not trained.checks.problems:
         choice = _register(register, choice)
@@ -200,7 +186,7 @@ def _describe(plan: TrainingPlan) -> None:
     from safedraft.training.requests import read_requests
     from safedraft.training.training_data import count_drawn_tokens
 
-    requests, config = read_requests("train", plan.harmful, plan.ordinary), plan.config
+    requests, config = read_requests("train", plan.sources), plan.config
     table = Table("conversations", box=None, pad_edge=False)
     for heading in ("harmful", "harmless"):
         table.add_column(heading, justify="right")

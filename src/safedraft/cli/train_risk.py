@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from safedraft.training.config import RiskTrainingConfig
+    from safedraft.training.requests import Sources
     from safedraft.training.risk import TrainedProbe
 
 
@@ -22,6 +25,8 @@ def train_risk(
         list[str] | None,
         options.set_option("A setting, e.g. false_alarms=0.01 (see docs/training.md)."),
     ] = None,
+    harmful: options.Harmful = None,
+    ordinary: options.Ordinary = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -34,12 +39,18 @@ def train_risk(
     [dim]safedraft train-risk --pair qwen2.5-coder --adapter my-adapter[/]
     """
     from safedraft.training.config import RiskTrainingConfig
+    from safedraft.training.requests import Sources
 
     config = RiskTrainingConfig.model_validate(options.constants(settings, RiskTrainingConfig))
-    typer.echo(str(train_beside(models, config)))
+    sources = Sources(harmful or (), ordinary or ())
+    typer.echo(str(train_beside(models, config, sources)))
 
 
-def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) -> Path:
+def train_beside(
+    models: ModelChoice,
+    config: RiskTrainingConfig | None = None,
+    sources: Sources | None = None,
+) -> Path:
     """Train a probe, write it and its checks beside the adapter, show them, and return the file.
 
     Raises:
@@ -48,23 +59,41 @@ def train_beside(models: ModelChoice, config: RiskTrainingConfig | None = None) 
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.probe_file import PROBE, write_probe
     from safedraft.training.config import RiskTrainingConfig
+    from safedraft.training.requests import Sources
     from safedraft.training.risk import train_probe
     from safedraft.training.risk_card import write_risk_section
 
     if models.spec.adapter is None:
         raise SafeDraftError("a risk probe belongs to an adapter: name one with --adapter")
     folder = _find_folder(models.spec.adapter)
-    (folder / PROBE).unlink(missing_ok=True)  # one of other weights would not let the pair load
-    pair = models.load()
-    try:
-        with ProgressBars() as bars:
-            trained = train_probe(pair, config or RiskTrainingConfig(), bars.drawing)
-    finally:
-        pair.close()
-    write_probe(folder, trained.probe)
+    with _set_aside(folder / PROBE):  # one of other weights would not let the pair load
+        pair = models.load()
+        try:
+            with ProgressBars() as bars:
+                trained = train_probe(
+                    pair, config or RiskTrainingConfig(), bars.drawing, sources or Sources()
+                )
+        finally:
+            pair.close()
+        write_probe(folder, trained.probe)
     write_risk_section(folder, trained)
     show_checks(trained)
     return folder / PROBE
+
+
+@contextmanager
+def _set_aside(file: Path) -> Iterator[None]:
+    """Move a file away while the block runs; it comes back unless the block wrote another one."""
+    aside = file.with_name(f"{file.name}.before")
+    if file.exists():
+        file.replace(aside)
+    try:
+        yield
+    finally:
+        if file.exists():
+            aside.unlink(missing_ok=True)
+        elif aside.exists():
+            aside.replace(file)
 
 
 def _find_folder(adapter: str) -> Path:

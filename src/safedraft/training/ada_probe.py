@@ -20,7 +20,7 @@ from safedraft.prompts.phrases import is_refusal
 from safedraft.text.encode import turn_header
 from safedraft.text.messages import Message
 from safedraft.training.config import AdaProbeConfig, TrainingConfig
-from safedraft.training.requests import TrainingSplit
+from safedraft.training.requests import OWN_SOURCES, Sources, TrainingSplit
 from safedraft.training.risk import (
     STAGES,
     RatedPrompt,
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from safedraft.pair import Pair
 
 
-def train_target_probe(pair: Pair, config: AdaProbeConfig, report: Report) -> TrainedProbe:
+def train_target_probe(
+    pair: Pair, config: AdaProbeConfig, report: Report, sources: Sources = OWN_SOURCES
+) -> TrainedProbe:
     """Train a probe for the target of a pair, as the pair's engine computes its states.
 
     Raises:
@@ -50,18 +52,24 @@ def train_target_probe(pair: Pair, config: AdaProbeConfig, report: Report) -> Tr
             "that off (--template enable_thinking=false)"
         )
     training, checking = (
-        read_states(pair, list_depths(pair, split, config, report), stage, report, "target")
+        read_states(
+            pair, list_depths(pair, split, config, report, sources), stage, report, "target"
+        )
         for split, stage in STAGES.items()
     )
     return learn_risk(training, checking, config)
 
 
 def list_depths(
-    pair: Pair, split: TrainingSplit, config: AdaProbeConfig, report: Report
+    pair: Pair,
+    split: TrainingSplit,
+    config: AdaProbeConfig,
+    report: Report,
+    sources: Sources = OWN_SOURCES,
 ) -> list[RatedPrompt]:
     """The prompts at whose ends the target is read, with their depths as surroundings."""
     openings = TrainingConfig(dressed=config.dressed, seed=config.seed)
-    begun = begin_replies(choose_requests(split, config), openings, config.direct_share)
+    begun = begin_replies(choose_requests(split, config, sources), openings, config.direct_share)
     replies = draw_target_replies(
         pair,
         [one.messages for one in begun],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from safedraft.models.template import settle_template
 from safedraft.prompts.drawn import draw_target_replies
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Examples, pack
-from safedraft.training.requests import TrainingSplit, read_requests
+from safedraft.training.requests import OWN_SOURCES, Sources, TrainingSplit, read_requests
 from safedraft.training.training_data import TrainingData, draw_check_data, draw_training_data
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ class TrainingPlan:
     config: TrainingConfig = field(default_factory=TrainingConfig)
     epochs: int | None = None
     """Number of passes over the harmful requests; replaces the configuration's steps."""
-    harmful: Sequence[str] = ()
-    """Sources of harmful requests in place of SafeDraft's own."""
-    ordinary: Sequence[str] = ()
+    sources: Sources = OWN_SOURCES
+    """Where the requests come from."""
     start: str | None = None
     """An adapter of the draft to start from: a folder, a hub id, or a shipped adapter."""
     resume: bool = False
@@ -119,9 +117,7 @@ def _draw(
     """Draw the target's words for training and checks, on the engine that decodes fastest."""
     from safedraft.pair.load import load_spec
 
-    requests, check_requests = (
-        read_requests(split, plan.harmful, plan.ordinary) for split in _SPLITS
-    )
+    requests, check_requests = (read_requests(split, plan.sources) for split in _SPLITS)
     pair = load_spec(spec, engine="auto", device=plan.device, report=fetching)
     _require_direct_answers(pair)
     _make_folder(plan.folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.prompts.split import Shares, assign_split
@@ -64,6 +64,18 @@ class TrainingRequest:
         return self.category or "en" if self.source == _LANGUAGES else "en"
 
 
+class Sources(NamedTuple):
+    """Names of sources of requests, or files with some; ``own`` names SafeDraft's own requests."""
+
+    harmful: Sequence[str] = ()
+    """SafeDraft's own if there are none."""
+    ordinary: Sequence[str] = ()
+    """SafeDraft's own, look-alikes among them, if there are none."""
+
+
+OWN_SOURCES = Sources()
+
+
 @dataclass(frozen=True)
 class TrainingRequests:
     """All requests of one split, by the behavior that the draft should learn."""
@@ -74,24 +86,19 @@ class TrainingRequests:
     """Requests to answer as the target does: ordinary prompts and look-alikes of harmful ones."""
 
 
-def read_requests(
-    split: TrainingSplit, harmful: Sequence[str] = (), ordinary: Sequence[str] = ()
-) -> TrainingRequests:
-    """Read the requests of a split, from the given sources or SafeDraft's own.
+def read_requests(split: TrainingSplit, sources: Sources = OWN_SOURCES) -> TrainingRequests:
+    """Read the requests of a split.
 
     Args:
         split: as the sources divide their records; ``OWN_SHARES`` divides SafeDraft's prompts.
-        harmful: names of sources or files; ``own``, SafeDraft's own harmful requests, if there are
-            none.
-        ordinary: names of sources or files; ``own``, SafeDraft's own ordinary prompts and
-            look-alikes, if there are none.
+        sources: where they come from.
 
     Raises:
         SafeDraftError: a source cannot be read, or no harmful or no ordinary prompts are left.
     """
     requests = TrainingRequests(
-        _read_all(harmful or [OWN], "harmful", split),
-        _read_all(ordinary or [OWN], "ordinary", split),
+        _read_all(sources.harmful or [OWN], "harmful", split),
+        _read_all(sources.ordinary or [OWN], "ordinary", split),
     )
     for kind, prompts in (("harmful", requests.harmful), ("ordinary", requests.ordinary)):
         if not prompts:

@@ -24,10 +24,12 @@ from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.conversations import RatedConversation, build_conversations
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import (
+    OWN_SOURCES,
     SHIPPED,
+    Sources,
     TrainingRequest,
     TrainingSplit,
-    read_own,
+    read_requests,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ class TrainedProbe(NamedTuple):
     left_out: list[LeftOut]
 
 
-def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> TrainedProbe:
+def train_probe(
+    pair: Pair, config: RiskTrainingConfig, report: Report, sources: Sources = OWN_SOURCES
+) -> TrainedProbe:
     """Train a probe for the draft of a pair, as the pair's engine computes its states.
 
     Raises:
@@ -103,7 +107,7 @@ def train_probe(pair: Pair, config: RiskTrainingConfig, report: Report) -> Train
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        read_states(pair, list_prompts(pair, split, config), stage, report)
+        read_states(pair, list_prompts(pair, split, config, sources), stage, report)
         for split, stage in STAGES.items()
     )
     return learn_risk(training, checking, config)
@@ -152,8 +156,9 @@ def leave_out_sources(
                 for one, flag in zip(own, flags, strict=True)
                 if one.conversation.harmful is harmful
             ]
-            probe, ngrams = (sum(flag[which] for flag in found) for which in (0, 1))
-            counts.append(LeftOut(source, harmful, probe, ngrams, len(found)))
+            if found:
+                probe, ngrams = (sum(flag[which] for flag in found) for which in (0, 1))
+                counts.append(LeftOut(source, harmful, probe, ngrams, len(found)))
     return counts
 
 
@@ -207,27 +212,33 @@ def _source_of(state: RatedState) -> str:
     return state.conversation.request.source
 
 
-def list_prompts(pair: Pair, split: TrainingSplit, config: RiskTrainingConfig) -> list[RatedPrompt]:
+def list_prompts(
+    pair: Pair, split: TrainingSplit, config: RiskTrainingConfig, sources: Sources
+) -> list[RatedPrompt]:
     """The draft's prompts for the conversations of a split."""
     return [
         RatedPrompt(one, pair.prompts(one.messages).draft)
-        for one in choose_conversations(split, config)
+        for one in choose_conversations(split, config, sources)
     ]
 
 
 def choose_conversations(
-    split: TrainingSplit, config: RiskTrainingConfig
+    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
 ) -> list[RatedConversation]:
     """The conversations of a split, or those of some of its requests."""
-    return build_conversations(choose_requests(split, config), config.dressed, config.seed)
+    chosen = choose_requests(split, config, sources)
+    return build_conversations(chosen, config.dressed, config.seed)
 
 
-def choose_requests(split: TrainingSplit, config: RiskTrainingConfig) -> list[TrainingRequest]:
+def choose_requests(
+    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
+) -> list[TrainingRequest]:
     """The requests of a split, or some of them."""
-    own = read_own(split)
-    if config.requests and config.requests < len(own):
-        return random.Random(f"requests {config.seed}").sample(own, config.requests)
-    return own
+    found = read_requests(split, sources)
+    requests = [*found.harmful, *found.ordinary]
+    if config.requests and config.requests < len(requests):
+        return random.Random(f"requests {config.seed}").sample(requests, config.requests)
+    return requests
 
 
 def read_states(

@@ -81,16 +81,20 @@ def _format_left_out(left_out: Sequence[LeftOut]) -> str:
     """The figures of each source that was left out in turn; nothing if none could be."""
     if not left_out:
         return ""
-    rows: dict[str, str] = {}
-    for one in left_out:  # the harmful ones of a source come first
-        start = rows.get(one.source, f"| {_name_source(one.source)}")
-        rows[one.source] = f"{start} | {one.probe} of {one.total} | {one.ngrams}"
+    cells = {
+        (one.source, one.harmful): f"{one.probe} of {one.total} | {one.ngrams}" for one in left_out
+    }
+    rows = [
+        f"| {_name_source(source)} | "
+        + " | ".join(cells.get((source, harmful), "none | ") for harmful in (True, False))
+        for source in dict.fromkeys(one.source for one in left_out)
+    ]
     return f"""
 Trained without one source of requests, and asked about all of that source:
 
 | left out | harmful | by words | harmless | by words |
 |---|---|---|---|---|
-{chr(10).join(f"{row} |" for row in rows.values())}
+{chr(10).join(f"{row} |" for row in rows)}
 """
 
 

@@ -22,7 +22,7 @@ from cuda_models import (
 from safedraft.core.decode import Batch
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rule import NO_CONTEXT, Context
 from safedraft.engines.transformers.engine import TransformersEngine
 
@@ -160,7 +160,7 @@ def _make_risk(engine: TransformersEngine) -> RiskContext:
     """A probe with random weights for the tiny draft."""
     width = engine._models["draft"].config.hidden_size
     weight = torch.randn(width, generator=torch.Generator().manual_seed(3))
-    return RiskContext(RiskProbe(weight, 0.0), (2, 1))
+    return RiskContext(RiskProbe(weight, 0.0), {"draft": Reading((2, 1))})
 
 
 def check_mixed(bench: Bench, outcome: Outcome) -> None:

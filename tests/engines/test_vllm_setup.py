@@ -20,11 +20,11 @@ from safedraft import RiskConfig
 from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
-from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.defenses.ada_probe import ReadTarget
 from safedraft.engines.vllm.options import Settings, count_room, wants_statistics
 from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
-from safedraft.models.probe_file import PROBE, write_probe
+from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
 from safedraft.models.registry import PairSpec
 from safedraft.server.vllm.gate import middleware_arguments
 from safedraft.server.vllm.operator import Operator
@@ -125,7 +125,8 @@ def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
     (tmp_path / "lora" / "adapter_model.safetensors").touch()  # the same bytes
     assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).draft == merged
     assert plan(spec(tiny_pair, adapter=str(tmp_path / "lora"))).probe is None
-    write_probe(tmp_path / "lora", RiskProbe(torch.zeros(model.config.hidden_size), 0.0))
+    alone = RiskProbe(torch.zeros(model.config.hidden_size), 0.0)
+    write_probe(tmp_path / "lora", ProbeFile(alone))
     read = plan(spec(tiny_pair, adapter=str(tmp_path / "lora")))
     assert (read.draft, read.probe) == (merged, tmp_path / "lora" / PROBE)
 
@@ -452,7 +453,7 @@ def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a pair whose adapter has a probe."""
     monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    write_probe(tmp_path, RiskProbe(torch.tensor([1.0, 2.0]), 0.0))
+    write_probe(tmp_path, ProbeFile(RiskProbe(torch.tensor([1.0, 2.0]), 0.0)))
     return Settings(
         vocabulary=9,
         generation_prompt=(7, 8),
@@ -477,7 +478,7 @@ def test_the_risk_is_read_where_the_last_turn_begins(
     assert request.rule.name == reading.rule == "risk"
     assert request.context.turn_begun is begun
     assert request.context.risk is not None
-    assert list(request.context.risk.question) == prompt[:length]
+    assert list(request.context.risk.readings["draft"].question) == prompt[:length]
     assert request.context.risk.probe.weight.tolist() == [1, 2]
 
 
@@ -494,7 +495,8 @@ def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
 def test_a_rule_that_reads_the_target_is_refused(
     reading: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = RiskContext(RiskProbe(torch.zeros(1), 0.0), (2,), (1,), "target")
+    probe = RiskProbe(torch.zeros(1), 0.0, ("target",))
+    context = RiskContext(probe, {"target": Reading((2,), (1,))})
     rule = ReadTarget(reading=context, interval=5)
     monkeypatch.setattr("safedraft.engines.vllm.options.find_rule", lambda name: rule)
     with pytest.raises(SafeDraftError, match=r"ada_probe reads the target's states.*--engine"):

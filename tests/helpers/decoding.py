@@ -9,7 +9,7 @@ from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.decode import decode
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule, State
 from safedraft.engines.scripted import Script, ScriptedEngine, ScriptedSession
 from safedraft.rules.ssd import SSD
@@ -40,10 +40,15 @@ def request_of(
         frozenset(end),
         context=Context(
             refusal_tokens=frozenset(refusals),
-            risk=RiskContext(probe, HEADER, tuple(question)) if probe else None,
+            risk=read_by(probe, question) if probe else None,
         ),
         top_logprobs=top_logprobs,
     )
+
+
+def read_by(probe: RiskProbe, question: Sequence[int] = ()) -> RiskContext:
+    """What is needed to read the risk, the same of each model that the probe reads."""
+    return RiskContext(probe, dict.fromkeys(probe.reads, Reading(HEADER, tuple(question))))
 
 
 def start(request: Request) -> State:

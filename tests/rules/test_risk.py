@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers.decoding import HEADER, computed, decode_one, request_of, start, tokens_of
+from helpers.decoding import HEADER, computed, decode_one, read_by, request_of, start, tokens_of
 from helpers.models import RandomModel, says
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from safedraft.core.decode import decode
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
+from safedraft.core.session import Which
 from safedraft.core.switch import Switch
 from safedraft.defenses.ada_probe import ReadTarget
 from safedraft.engines.scripted import ScriptedEngine
@@ -27,8 +29,8 @@ TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
 class FixedProbe(RiskProbe):
     """Says the given risks, one after the other, and keeps what it was shown."""
 
-    def __init__(self, *risks: float) -> None:
-        super().__init__(torch.zeros(1), 0.0)
+    def __init__(self, *risks: float, reads: tuple[Which, ...] = ("draft",)) -> None:
+        super().__init__(torch.zeros(1), 0.0, reads)
         vars(self)["risks"], vars(self)["seen"] = list(risks), []
 
     def read(self, hidden: Tensor) -> float:
@@ -151,12 +153,42 @@ def test_it_is_read_again_after_the_set_number_of_bins() -> None:
     assert engine.sessions[1].ids[:8] == [0, *TEXT[:7]]
 
 
+@pytest.mark.parametrize("accepted", [3, 8])
+@pytest.mark.parametrize("question", [[0], []])
+def test_both_models_are_read(accepted: int, question: list[int]) -> None:
+    """Also where the target has a distribution left, and where only token ids are known."""
+    probe = FixedProbe(*[0.05] * 3, reads=("draft", "target"))
+    config = RiskConfig(
+        bin_size=2, reading_bins=2, draft_tokens=4, sample_space_size=12, alpha_harmless=0.1
+    )
+    one = request_of(
+        Risk(), config, ([7, 0], [0]), probe=probe, question=question, max_new_tokens=9
+    )
+    one = replace(one, context=one.context._replace(risk=RiskContext(probe, {
+        "target": Reading(HEADER, tuple(question and [7, 0])),
+        "draft": Reading((*HEADER, 5), tuple(question)),
+    })))  # fmt: skip
+    said = [*TEXT, 9]
+    target, draft = says(said, 2), says(said[:accepted], 1)
+    engine = ScriptedEngine(target, draft)
+    steps = [step for _, step in decode(engine, [one])]
+    assert tokens_of(steps) == said
+    depths = [(n, HEADER if n or not question else ()) for n in (0, 4, 8)]
+    shown = [
+        torch.cat([draft([0, *said[:n], *header, *([5] if header else [])]),
+                   target([7, 0, *said[:n], *header])])
+        for n, header in depths
+    ]  # fmt: skip
+    assert [state.tolist() for state in vars(probe)["seen"]] == [one.tolist() for one in shown]
+    assert [session.ids[: 2 - at] for at, session in enumerate(engine.sessions)] == [[7, 0], [0]]
+
+
 def test_readings_of_target_and_draft_go_together() -> None:
     """One request has the target read, another one the draft; each sees its own model."""
-    seen = [FixedProbe(0.2, 0.4, 0.3), FixedProbe(0.1)]
-    target_read = RiskContext(seen[0], HEADER, (0,), "target")
+    seen = [FixedProbe(0.2, 0.4, 0.3, reads=("target",)), FixedProbe(0.1)]
+    reading = read_by(seen[0], (0,))
     requests = [
-        request_of(ReadTarget(reading=target_read, interval=3), {}, ([0], [0]), max_new_tokens=8),
+        request_of(ReadTarget(reading=reading, interval=3), {}, ([0], [0]), max_new_tokens=8),
         request_of(Risk(), RiskConfig(), ([0], [0]), probe=seen[1], question=[0], max_new_tokens=8),
     ]
     target, draft = says(TEXT, 1), says(TEXT, 1)

@@ -11,7 +11,7 @@ import torch
 from safedraft.core.risk import RiskProbe
 from safedraft.training.card import format_verdict
 from safedraft.training.checks import PREFILLS, Checks, Proportion
-from safedraft.training.risk import Flagged, LeftOut, TrainedProbe
+from safedraft.training.risk import Flagged, LeftOut, TrainedProbe, TrainedProbes
 from safedraft.training.risk_card import write_risk_section
 
 
@@ -84,8 +84,11 @@ LEFT_OUT = [
 ]
 
 
-def trained(checks: list[Flagged], left_out: list[LeftOut]) -> TrainedProbe:
-    return TrainedProbe(RiskProbe(torch.zeros(1), 0.0), checks, left_out)
+def trained(checks: list[Flagged], left_out: list[LeftOut]) -> TrainedProbes:
+    """Of the probe that reads the draft alone, one less is risky in each cell."""
+    probe = RiskProbe(torch.zeros(1), 0.0)
+    alone = [one._replace(probe=one.probe - 1, ngrams=0) for one in checks]
+    return TrainedProbes(TrainedProbe(probe, alone, []), TrainedProbe(probe, checks, left_out))
 
 
 @pytest.mark.parametrize("rest", ["", "\n## Data\n\nprompts\n\n## Models\n\nnames\n"])
@@ -101,8 +104,9 @@ def test_a_probe_has_one_section_whichever_probe_it_is(tmp_path: Path, rest: str
     assert text.startswith("# Draft\n\nwords\n\n## Risk probe\n")
     assert text.endswith(rest or "| 0 of 99 | 7 |\n")
     assert text.count("## Risk probe") == 1
-    assert "| harmful | 7 of 9 | 2 | 5 of 10 | 1 |\n" in text
-    assert "| look-alike, in eight other languages | 1 of 20 | 0 | 0 of 0 | 0 |\n" in text
-    assert "In all, 12 of 19 harmful ones and 1 of 20 harmless ones, by words\n3 and 0." in text
+    assert "| harmful | 7 of 9 | 6 | 2 | 5 of 10 | 3 | 1 |\n" in text
+    assert "| look-alike, in eight other languages | 1 of 20 | 0 | 0 | 0 of 0 | 0 | 0 |\n" in text
+    assert "In all, 12 of 19 harmful ones and 1 of 20 harmless ones; by the draft\nalone 9" in text
+    assert "alone 9 and 0, by words 3 and 0." in text
     assert "| code | 8 of 12 | 3 | 2 of 20 | 4 |\n" in text
     assert "| the main list, in English | 5 of 90 | 1 | 0 of 99 | 7 |\n" in text

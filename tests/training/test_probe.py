@@ -20,23 +20,15 @@ from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.risk import RiskProbe
 from safedraft.engines.scripted import ScriptedEngine
 from safedraft.models.description import ModelDescription
-from safedraft.models.probe_file import PROBE, read_probe, reads_risk, write_probe
+from safedraft.models.fingerprint import fingerprint
+from safedraft.models.probe_file import PROBE, ProbeFile, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
 from safedraft.training.conversations import PLAIN, RatedConversation
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest, read_shipped
-from safedraft.training.risk import (
-    LeftOut,
-    RatedPrompt,
-    RatedState,
-    choose_conversations,
-    count_flagged,
-    fit_probe,
-    learn_risk,
-    leave_out_sources,
-    read_states,
-)
+from safedraft.training.risk import LeftOut, count_flagged, fit_probe, learn_risk, leave_out_sources
+from safedraft.training.states import RatedPrompt, RatedState, choose_conversations, read_states
 
 
 def test_both_kinds_stand_in_the_same_surroundings() -> None:
@@ -195,9 +187,7 @@ def test_a_source_without_which_one_side_is_missing_is_not_left_out() -> None:
     ]
     states = [*harmful, *harmless]
     counts = leave_out_sources(states, states, RiskTrainingConfig())
-    assert [(one.source, one.harmful, one.total) for one in counts] == [
-        ("safe", True, 0), ("safe", False, 10),
-    ]  # fmt: skip
+    assert [(one.source, one.harmful, one.total) for one in counts] == [("safe", False, 10)]
 
 
 def test_the_bias_is_set_by_the_false_alarms_among_what_is_held_out() -> None:
@@ -268,27 +258,48 @@ def draft(width: int = 3) -> ModelDescription:
     )
 
 
-def test_a_probe_is_read_as_it_was_written(adapter: Path) -> None:
-    assert read_probe(adapter, draft()) is None
+def weights_of(folder: Path, number: float) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({"weight": torch.full((64,), number)}, folder / "model.safetensors")
+    return folder
+
+
+def test_the_probe_of_both_models_is_that_of_its_target(adapter: Path, tmp_path: Path) -> None:
+    own, other = (weights_of(tmp_path / name, at) for at, name in enumerate(("own", "other")))
+    assert read_probe(adapter, draft(), own) == (None, None)
     assert not reads_risk(str(adapter))
-    write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
-    probe = read_probe(adapter, draft())
+    alone = RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25)
+    write_probe(adapter, ProbeFile(alone))
+    probe, note = read_probe(adapter, draft(), own)
     assert probe is not None
-    assert (probe.weight.tolist(), probe.bias) == ([1.0, -2.0, 0.5], -0.25)
+    assert (probe.weight.tolist(), probe.bias, probe.reads) == ([1.0, -2.0, 0.5], -0.25, ("draft",))
+    assert note is None
     assert reads_risk(str(adapter))
     assert not reads_risk(None)
 
+    both = RiskProbe(torch.arange(5.0), 0.75)
+    write_probe(adapter, ProbeFile(alone, both, {"target": fingerprint(own)}))
+    probe, note = read_probe(adapter, draft(), own)
+    assert probe is not None
+    assert (probe.weight.tolist(), probe.bias) == ([0.0, 1.0, 2.0, 3.0, 4.0], 0.75)
+    assert (probe.reads, note) == (("draft", "target"), None)
+    probe, note = read_probe(adapter, draft(), other)
+    assert probe is not None
+    assert (probe.weight.tolist(), probe.reads) == ([1.0, -2.0, 0.5], ("draft",))
+    assert note is not None
+    assert "was trained with another target (safedraft train-risk)" in note
+
 
 def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:
-    write_probe(adapter, RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25))
+    write_probe(adapter, ProbeFile(RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25)))
     with pytest.raises(SafeDraftError, match="reads states of 3 numbers, the draft has 4"):
-        read_probe(adapter, draft(4))
+        read_probe(adapter, draft(4), adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(SafeDraftError, match=r"another adapter.*safedraft train-risk"):
-        read_probe(adapter, draft())
+        read_probe(adapter, draft(), adapter)
     save_file({"weight": torch.zeros(3), "bias": torch.zeros(1)}, adapter / PROBE)
     with pytest.raises(SafeDraftError, match="not a risk probe of this version"):
-        read_probe(adapter, draft())
+        read_probe(adapter, draft(), adapter)
     (adapter / PROBE).write_bytes(b"broken")
     with pytest.raises(SafeDraftError, match="cannot be read"):
-        read_probe(adapter, draft())
+        read_probe(adapter, draft(), adapter)

@@ -19,7 +19,7 @@ from safedraft.core.risk import RiskProbe
 from safedraft.engines.vllm import options as vllm_options
 from safedraft.engines.vllm.batch import ServedRequest
 from safedraft.engines.vllm.options import KEY, Settings
-from safedraft.models.probe_file import PROBE, write_probe
+from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
 from safedraft.pair import Prompts
 
 pytestmark = pytest.mark.vllm
@@ -33,7 +33,7 @@ def write_random_probe(folder: Path, width: int) -> RiskProbe:
     """A probe of random weights, whose risks lie on both sides of one half."""
     probe = RiskProbe(torch.randn(width, generator=torch.Generator().manual_seed(3)) / 2, 0.0)
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    write_probe(folder, probe)
+    write_probe(folder, ProbeFile(probe))
     return probe
 
 
@@ -50,7 +50,7 @@ def give_probe(pair: Any, folder: Path) -> Any:
 
 def with_probe(pair: Any, probe: RiskProbe) -> Any:
     changed = replace(pair, probe=probe)
-    changed.__dict__["turn_header"] = tuple(HEADER)  # there is no tokenizer to ask
+    changed.__dict__["turn_headers"] = {"draft": tuple(HEADER)}  # there is no tokenizer to ask
     return changed
 
 
@@ -65,7 +65,7 @@ def conversations(count: int, seed: int, longest: int) -> list[Prompts]:
     for at in range(count):
         question = [*text(draw.randint(1, longest)), *HEADER]
         ids = question + text(draw.randint(1, longest) if at % 2 else 0)
-        made.append(Prompts(ids, ids, question))
+        made.append(Prompts(ids, ids, {"draft": question}))
     return made
 
 
@@ -130,7 +130,7 @@ def test_a_state_that_is_no_number_ends_its_request_alone(
     assess = ServedRequest.assess
 
     def spoil(request: ServedRequest, hidden: torch.Tensor) -> None:
-        first = request.request.context.risk.question == (20, *HEADER)
+        first = request.request.context.risk.readings["draft"].question == (20, *HEADER)
         assess(request, hidden * torch.nan if first else hidden)
 
     monkeypatch.setattr(ServedRequest, "assess", spoil)

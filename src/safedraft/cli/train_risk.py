@@ -1,4 +1,4 @@
-"""``safedraft train-risk``: train the probe that reads the risk of a request from a draft."""
+"""``safedraft train-risk``: train the probe that reads the risk of a request from a pair."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def train_risk(
 ) -> None:
     """Train the probe from which SSD knows the risk of a request, and write it beside the adapter.
 
-    It is a linear function of the draft's last hidden state, trained on harmful and harmless
-    requests in the same surroundings. The adapter is not changed. A pair whose adapter has a probe
-    decodes by the rule `risk`.
+    It is a linear function of the last hidden states of draft and target, trained on harmful and
+    harmless requests in the same surroundings; a second one reads the draft alone, for other
+    targets and for vLLM. The adapter is not changed. A pair whose adapter has a probe decodes by
+    the rule `risk`.
 
     [dim]safedraft train-risk --pair qwen2.5-coder --adapter my-adapter[/]
     """
@@ -57,10 +58,12 @@ def train_beside(
         SafeDraftError: the pair has no adapter, or one that is in no folder of this machine's own.
     """
     from safedraft.cli.progress import ProgressBars
-    from safedraft.models.probe_file import PROBE, write_probe
+    from safedraft.models.fetch import fetch
+    from safedraft.models.fingerprint import fingerprint
+    from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
     from safedraft.training.config import RiskTrainingConfig
     from safedraft.training.requests import Sources
-    from safedraft.training.risk import train_probe
+    from safedraft.training.risk import train_probes
     from safedraft.training.risk_card import write_risk_section
 
     if models.spec.adapter is None:
@@ -70,14 +73,15 @@ def train_beside(
         pair = models.load()
         try:
             with ProgressBars() as bars:
-                trained = train_probe(
+                trained = train_probes(
                     pair, config or RiskTrainingConfig(), bars.drawing, sources or Sources()
                 )
         finally:
             pair.close()
-        write_probe(folder, trained.probe)
+        target = {"target": fingerprint(fetch(models.spec.target))}
+        write_probe(folder, ProbeFile(trained.draft.probe, trained.both.probe, target))
     write_risk_section(folder, trained)
-    show_checks(trained)
+    show_checks(trained.both)
     return folder / PROBE
 
 

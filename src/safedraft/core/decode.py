@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from safedraft.core.request import Request
 from safedraft.core.risk import RiskContext
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision
-from safedraft.core.session import Pass, Session, SessionEngine, rewind_to
+from safedraft.core.session import Pass, Session, SessionEngine, Which, rewind_to
 
 
 class ReadModel(NamedTuple):
@@ -90,29 +90,31 @@ class Decoding(Generation):
         assert self.state.reading is not None
         return self.state.reading
 
-    @property
-    def read_model(self) -> ReadModel:
-        """The model from which the risk is read."""
-        if self.reading.which == "target":
-            return ReadModel(self.target, self.target_unseen, self.target_passes)
+    def read_model(self, which: Which) -> ReadModel:
+        """One of the two models, as the risk is read from it."""
+        if which == "target":
+            unseen = [] if self.rows else self.target_unseen
+            return ReadModel(self.target, unseen, self.target_passes)
         return ReadModel(self.draft, self.draft_unseen, self.draft_passes)
 
-    @property
-    def risk_tokens(self) -> Sequence[int]:
-        """The tokens after which the last hidden state of the model that is read shows the risk."""
-        if self.reading.question and not self.position:
-            return self.reading.question
-        return [*self.read_model.unseen, *self.reading.header]
+    def risk_tokens(self, which: Which) -> Sequence[int]:
+        """The tokens after which a model's last hidden state shows the risk."""
+        header, question = self.reading.readings[which]
+        if question and not self.position:
+            return question
+        return [*self.read_model(which).unseen, *header]
 
     def assess(self) -> None:
-        """Hand the risk to the rule, and take back the tokens that are not the model's next ones.
+        """Hand the risk to the rule, and take back the tokens that are not the models' next ones.
 
-        Called after the pass over ``risk_tokens``.
+        Called after the passes over ``risk_tokens`` of each model that is read.
         """
-        model = self.read_model
-        risk = self.reading.probe.read(model.session.hidden[-1])
-        model.unseen[:] = rewind_to(model.session, self.risk_tokens, model.unseen)
-        self.state.assess(risk)
+        states = []
+        for which in self.reading.probe.reads:
+            model = self.read_model(which)
+            states.append(model.session.hidden[-1].cpu())
+            model.unseen[:] = rewind_to(model.session, self.risk_tokens(which), model.unseen)
+        self.state.assess(self.reading.probe.read(torch.cat(states)))
 
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
@@ -173,11 +175,14 @@ class Batch:
         self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
-        """Read the risk of requests from a model, which keeps what its prompt begins with."""
-        models = [decoding.read_model for decoding in reading]
-        passes = [Pass(m.session, d.risk_tokens, 1) for m, d in zip(models, reading, strict=True)]
-        reading, _ = self._run(reading, passes, [model.passes for model in models])
-        for decoding in reading:
+        """Read the risk of requests from the models, which keep what their prompts begin with."""
+        for which in get_args(Which):
+            asked = [one for one in reading if which in one.reading.readings and not one.ended]
+            models = [decoding.read_model(which) for decoding in asked]
+            tokens = [decoding.risk_tokens(which) for decoding in asked]
+            passes = [Pass(m.session, ids, 1) for m, ids in zip(models, tokens, strict=True)]
+            self._run(asked, passes, [model.passes for model in models])
+        for decoding in [one for one in reading if not one.ended]:
             try:
                 decoding.assess()
             except BrokenModelError as error:

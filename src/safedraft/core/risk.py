@@ -1,7 +1,7 @@
-"""The risk of a request: how likely it is harmful, read from a model's last hidden state.
+"""The risk of a request: how likely it is harmful, read from the models' last hidden states.
 
 Not part of the paper. Where the assistant's turn begins, a linear function of what the output
-layer is given tells harmful requests from harmless ones, whatever the answer has begun with.
+layers are given tells harmful requests from harmless ones, whatever the answer has begun with.
 The same tokens put after a part of the reply gather the evidence of all that was said so far
 (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read again while the reply grows.
 """
@@ -9,7 +9,9 @@ The same tokens put after a part of the reply gather the evidence of all that wa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,17 +21,19 @@ from safedraft.core.session import Which
 
 @dataclass(frozen=True, eq=False)
 class RiskProbe:
-    """A logistic regression on a model's last hidden state."""
+    """A logistic regression on the last hidden state of one model, or of two."""
 
     weight: Tensor
-    """``[H]`` in float32."""
+    """``[H]`` in float32, H the sum of the sizes of the states."""
     bias: float
+    reads: tuple[Which, ...] = ("draft",)
+    """The models that are read, in the order of their states."""
 
     def read(self, hidden: Tensor) -> float:
         """The probability that the request is harmful.
 
         Args:
-            hidden: what the output layer was given at the position, ``[H]`` in float32.
+            hidden: what the output layers were given at the position, ``[H]`` in float32.
 
         Raises:
             BrokenModelError: the state is not finite.
@@ -40,15 +44,20 @@ class RiskProbe:
         return 1 / (1 + math.exp(-max(min(logit, 60.0), -60.0)))
 
 
+class Reading(NamedTuple):
+    """Tokens at whose end one model is read."""
+
+    header: tuple[int, ...]
+    """They end the assistant's turn and begin another one."""
+    question: tuple[int, ...] = ()
+    """The model's prompt up to where the reply begins; empty if only token ids are known, and the
+    risk is then read after the whole prompt and ``header``."""
+
+
 @dataclass(frozen=True, eq=False)
 class RiskContext:
     """What is needed to read the risk of one request."""
 
     probe: RiskProbe
-    header: tuple[int, ...]
-    """Tokens that end the assistant's turn and begin another one."""
-    question: tuple[int, ...] = ()
-    """The model's prompt up to where the reply begins; empty if only token ids are known, and the
-    risk is then read after the whole prompt and ``header``."""
-    which: Which = "draft"
-    """The model that is read; the target only under a rule that drafts nothing."""
+    readings: Mapping[Which, Reading]
+    """Those of the models that the probe reads."""

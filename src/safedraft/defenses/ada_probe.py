@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import model_validator
 
 from safedraft.core.config import Constants, NoConstants, Positive, SamplingParams, Share
-from safedraft.core.risk import RiskContext
+from safedraft.core.risk import Reading, RiskContext
 from safedraft.core.rule import Context, State
 from safedraft.defenses.ada_rethinking import SEPARATOR
 from safedraft.defenses.base import make_refusal, require_direct_answers
@@ -113,7 +113,7 @@ class AdaProbe:
         begun = begun_text(messages)
         prompts, header = pair.prompts(messages), turn_header(tokenizer)
         question = () if begun else tuple(prompts.target)  # which ends in the header itself
-        reading = RiskContext(probe, header, question, "target")
+        reading = RiskContext(probe, {"target": Reading(header, question)})
         sampling = sampling.fitted(prompts.longest + len(header), pair.context_length)
         stream = pair.stream(
             messages,

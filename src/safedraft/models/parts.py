@@ -83,14 +83,15 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
         *check_system_prompt(draft, spec.draft_system),
         *(check_shared_template(target, draft) if shared else ()),
     ]
+    probe, narrower = read_probe(adapter, draft, folders[0]) if adapter else (None, None)
     return Parts(
         spec,
         folders,
         adapter,
         (target, draft),
         replace(found, checks=[*found.checks, *added]),
-        (changed,) if changed else (),
-        read_probe(adapter, draft) if adapter else None,
+        tuple(filter(None, (changed, narrower))),
+        probe,
     )
 
 

@@ -1,18 +1,28 @@
-"""Files of risk probes: the draft's beside the adapter that it was trained with, and a target's."""
+"""Files of risk probes: the one beside an adapter, and the one that reads a target alone.
+
+An adapter's file has two: one reads the draft with the adapter, for whatever target, and one reads
+the draft and the target that the adapter was trained for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.core.files import write_atomically
 from safedraft.core.risk import RiskProbe
+from safedraft.core.session import Which
 from safedraft.models.fetch import fetch_adapter
-from safedraft.models.fingerprint import digest
+from safedraft.models.fingerprint import digest, fingerprint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from safedraft.models.description import ModelDescription
 
 PROBE = "risk.safetensors"
@@ -21,25 +31,41 @@ PROBE = "risk.safetensors"
 TARGET_PROBE = "target_risk.safetensors"
 """The name of the file of a probe that reads a target."""
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
-def write_probe(adapter: Path, probe: RiskProbe) -> None:
-    """Write a probe into the folder of the adapter whose states it reads."""
-    _write(adapter / PROBE, probe, adapter=_digest_adapter(adapter))
+class ProbeFile(NamedTuple):
+    """What the file of an adapter has."""
+
+    draft: RiskProbe
+    """Reads the draft alone."""
+    both: RiskProbe | None = None
+    """Reads the draft and the target."""
+    facts: Mapping[str, str] = MappingProxyType({})
+    """What the file says of the weights that it reads."""
+
+
+def write_probe(adapter: Path, probes: ProbeFile) -> None:
+    """Write probes into the folder of the adapter whose states they read."""
+    facts = {**probes.facts, "adapter": _digest_adapter(adapter)}
+    _write(adapter / PROBE, {"": probes.draft, "both.": probes.both}, facts)
 
 
 def write_target_probe(folder: Path, probe: RiskProbe, identity: str) -> None:
     """Write a probe that reads a target; ``identity`` is the digest of the target's weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TARGET_PROBE, probe, target=identity)
+    _write(folder / TARGET_PROBE, {"": probe}, {"target": identity})
 
 
-def _write(file: Path, probe: RiskProbe, **facts: str) -> None:
+def _write(file: Path, probes: Mapping[str, RiskProbe | None], facts: Mapping[str, str]) -> None:
     import torch
     from safetensors.torch import save
 
-    tensors = {"weight": probe.weight.float().contiguous(), "bias": torch.tensor([probe.bias])}
+    tensors = {}
+    for name, probe in probes.items():
+        if probe:
+            tensors[f"{name}weight"] = probe.weight.float().contiguous()
+            tensors[f"{name}bias"] = torch.tensor([probe.bias])
     write_atomically(file, save(tensors, {"format": _FORMAT, **facts}))
 
 
@@ -52,16 +78,27 @@ def reads_risk(adapter: str | None) -> bool:
     return adapter is not None and (fetch_adapter(adapter) / PROBE).exists()
 
 
-def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
-    """Read the probe of an adapter; None if it has none.
+def read_probe(
+    adapter: Path, draft: ModelDescription, target: Path
+) -> tuple[RiskProbe | None, str | None]:
+    """Read the probe of an adapter, if it has one.
+
+    Args:
+        adapter: its folder.
+        draft: the draft.
+        target: the target's folder or GGUF file.
+
+    Returns:
+        The probe that reads both models if the target is the one that it was trained with, or else
+        the one that reads the draft alone; and a warning if that one stands in for the other.
 
     Raises:
-        SafeDraftError: the file cannot be read, or belongs to other weights.
+        SafeDraftError: the file cannot be read, or belongs to another adapter.
     """
     file = adapter / PROBE
     if not file.exists():
-        return None
-    probe, facts = read_probe_file(file)
+        return None, None
+    probe, both, facts = read_probe_file(file)
     if facts.get("adapter") != _digest_adapter(adapter):
         raise SafeDraftError(
             f"{file} was trained with another adapter than the one in its folder: train it again "
@@ -71,7 +108,15 @@ def read_probe(adapter: Path, draft: ModelDescription) -> RiskProbe | None:
     if probe.weight.shape != (width,):
         read = len(probe.weight)
         raise SafeDraftError(f"{file} reads states of {read} numbers, the draft has {width}")
-    return probe
+    if both is None:
+        return probe, None
+    if facts.get("target") == fingerprint(target):
+        return both, None
+    return probe, (
+        f"the risk of requests is read from {draft.name} alone, which tells harmful requests less "
+        "well: the probe that reads both models was trained with another target (safedraft "
+        "train-risk)"
+    )
 
 
 @cache
@@ -87,17 +132,17 @@ def read_target_probe(folder: Path, name: str, identity: str) -> RiskProbe:
         SafeDraftError: the file cannot be read, or belongs to other weights.
     """
     file = folder / TARGET_PROBE
-    probe, facts = read_probe_file(file)
+    probe, _, facts = read_probe_file(file)
     if facts.get("target") != identity:
         raise SafeDraftError(
             f"{file} reads states of {len(probe.weight)} numbers of other weights than those of "
             f"{name}, or of other types: train it again (safedraft train-ada-probe)"
         )
-    return probe
+    return replace(probe, reads=("target",))
 
 
-def read_probe_file(file: Path) -> tuple[RiskProbe, dict[str, str]]:
-    """Read the file of a probe, and what it says of itself.
+def read_probe_file(file: Path) -> ProbeFile:
+    """Read a file of probes; of a target's file, the probe stands in the place of the draft's.
 
     Raises:
         SafeDraftError: it cannot be read.
@@ -107,12 +152,24 @@ def read_probe_file(file: Path) -> tuple[RiskProbe, dict[str, str]]:
     try:
         with safe_open(file, "pt") as content:
             facts = content.metadata() or {}
-            weight, bias = content.get_tensor("weight"), content.get_tensor("bias")
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
     if facts.get("format") != _FORMAT:
         raise SafeDraftError(f"{file} is not a risk probe of this version: train it again")
-    return RiskProbe(weight.float(), float(bias)), facts
+    both = "both.weight" in tensors
+    try:
+        return ProbeFile(
+            _probe(tensors, "", ("draft",)),
+            _probe(tensors, "both.", ("draft", "target")) if both else None,
+            facts,
+        )
+    except KeyError as error:
+        raise SafeDraftError(f"{file} cannot be read: it has no {error}") from error
+
+
+def _probe(tensors: Mapping[str, Tensor], name: str, reads: tuple[Which, ...]) -> RiskProbe:
+    return RiskProbe(tensors[f"{name}weight"].float(), float(tensors[f"{name}bias"]), reads)
 
 
 def _digest_adapter(adapter: Path) -> str:

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, show_value
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext
+from safedraft.core.risk import Reading, RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
@@ -47,8 +47,8 @@ class Prompts:
 
     target: list[int]
     draft: list[int]
-    question: list[int] = field(default_factory=list)
-    """The draft's prompt up to where the reply begins; empty if that is not known."""
+    questions: Mapping[Which, list[int]] = field(default_factory=dict)
+    """Each model's prompt up to where the reply begins; empty if that is not known."""
 
     def __iter__(self) -> Iterator[list[int]]:
         """The target's prompt, then the draft's."""
@@ -132,9 +132,11 @@ class TokenPair(LoadedPair):
             tokenizer = _tokenizer(model)
             return encode(tokenizer, with_system(turns, model.system), chat_template_kwargs)
 
-        target, draft = (read(model, messages) for model in (self.target, self.draft))
+        models = (self.target, self.draft)
+        target, draft = (read(model, messages) for model in models)
         begun = self.probe and turn_begun(messages)
-        return Prompts(target, draft, read(self.draft, messages[:-1]) if begun else draft)
+        asked = [read(model, messages[:-1]) for model in models] if begun else [target, draft]
+        return Prompts(target, draft, dict(zip(get_args(Which), asked, strict=True)))
 
     def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
@@ -248,16 +250,22 @@ class TokenPair(LoadedPair):
     def _risk_context(self, prompts: Prompts) -> RiskContext | None:
         if self.probe is None:
             return None
-        return RiskContext(self.probe, self.turn_header, tuple(prompts.question))
+        readings: dict[Which, Reading] = {
+            which: Reading(self.turn_headers[which], tuple(prompts.questions.get(which, ())))
+            for which in self.probe.reads
+        }
+        return RiskContext(self.probe, readings)
 
     @cached_property
-    def turn_header(self) -> tuple[int, ...]:
-        """The draft's tokens that end the assistant's turn and begin another one.
+    def turn_headers(self) -> Mapping[Which, tuple[int, ...]]:
+        """Tokens that end the assistant's turn and begin another one, of the models that are read.
 
         Raises:
-            SafeDraftError: the draft has no tokenizer or no chat template.
+            SafeDraftError: one has no tokenizer or no chat template.
         """
-        return turn_header(_tokenizer(self.draft))
+        models: dict[Which, LoadedModel] = {"target": self.target, "draft": self.draft}
+        reads = self.probe.reads if self.probe else ()
+        return {which: turn_header(_tokenizer(models[which])) for which in reads}
 
     def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
         """Ids that end a reply: the pair's, the request's, and stop strings of one control token.

@@ -21,13 +21,12 @@ from safedraft.text.encode import turn_header
 from safedraft.text.messages import Message
 from safedraft.training.config import AdaProbeConfig, TrainingConfig
 from safedraft.training.requests import OWN_SOURCES, Sources, TrainingSplit
-from safedraft.training.risk import (
+from safedraft.training.risk import TrainedProbe, learn_risk
+from safedraft.training.states import (
     STAGES,
     RatedPrompt,
     Report,
-    TrainedProbe,
     choose_requests,
-    learn_risk,
     read_states,
 )
 from safedraft.training.training_data import Begun, begin_replies
@@ -57,7 +56,7 @@ def train_target_probe(
         )
         for split, stage in STAGES.items()
     )
-    return learn_risk(training, checking, config)
+    return learn_risk(training, checking, config, ("target",))
 
 
 def list_depths(

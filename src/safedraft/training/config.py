@@ -87,7 +87,7 @@ class RiskTrainingConfig(BaseModel):
     system prompt, after other turns, or after a harmless task."""
     requests: Count = 0
     """Maximum number of requests of each split; 0 takes all."""
-    ridge: Weight = 100.0
+    ridge: Weight = 1000.0
     """Weight of the squared norm of the probe's weights, for standardized states."""
     false_alarms: Share = 0.05
     """Share of held-out harmless conversations whose risk may be above one half."""

@@ -1,16 +1,13 @@
-"""Training of risk probes: a logistic regression on a model's last hidden states.
+"""Training of risk probes: a logistic regression on the models' last hidden states.
 
-The draft's are read where the assistant's turn begins, with the engine and the adapter that will
-decode. No model is changed, so it takes minutes.
+They are read where the assistant's turn begins, with the engine and the adapter that will decode.
+No model is changed, so it takes minutes.
 """
 
 from __future__ import annotations
 
-import math
-import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,34 +15,23 @@ from torch import Tensor
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.risk import RiskProbe
-from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
+from safedraft.core.session import Which
 from safedraft.engines.base import Capability
 from safedraft.training.config import RiskTrainingConfig
-from safedraft.training.conversations import RatedConversation, build_conversations
 from safedraft.training.ngrams import NgramClassifier
-from safedraft.training.requests import (
-    OWN_SOURCES,
-    SHIPPED,
-    Sources,
-    TrainingRequest,
-    TrainingSplit,
-    read_requests,
+from safedraft.training.requests import OWN_SOURCES, SHIPPED, Sources
+from safedraft.training.states import (
+    STAGES,
+    RatedState,
+    Report,
+    choose_conversations,
+    read_both,
 )
 
 if TYPE_CHECKING:
     from safedraft.pair import Pair
 
-STAGES: dict[TrainingSplit, str] = {
-    "train": "states of the training data",
-    "calibration": "states of the checks",
-}
-"""What the progress shows while the states of a split are read."""
-
-_TOGETHER = 8  # sessions in a pass
 _ITERATIONS = 200  # of the optimizer, which stops long before
-
-Report = Callable[[str, int, int], None]
-"""Called with the stage, the number of conversations read, and their total number."""
 
 
 class Flagged(NamedTuple):
@@ -73,22 +59,6 @@ class LeftOut(NamedTuple):
     total: int
 
 
-class RatedPrompt(NamedTuple):
-    """A conversation and its token ids."""
-
-    conversation: RatedConversation
-    ids: Sequence[int]
-
-
-class RatedState(NamedTuple):
-    """A conversation, and a model's last hidden state at its end, ``[H]`` in float32."""
-
-    conversation: RatedConversation
-    state: Tensor
-    ids: Sequence[int]
-    """The prompt."""
-
-
 class TrainedProbe(NamedTuple):
     """A probe, and what it says of conversations that it was not trained on."""
 
@@ -97,24 +67,37 @@ class TrainedProbe(NamedTuple):
     left_out: list[LeftOut]
 
 
-def train_probe(
+class TrainedProbes(NamedTuple):
+    """What the file of an adapter has (``safedraft.models.probe_file``), with the checks."""
+
+    draft: TrainedProbe
+    both: TrainedProbe
+
+
+def train_probes(
     pair: Pair, config: RiskTrainingConfig, report: Report, sources: Sources = OWN_SOURCES
-) -> TrainedProbe:
-    """Train a probe for the draft of a pair, as the pair's engine computes its states.
+) -> TrainedProbes:
+    """Train probes for a pair, as its engine computes the states of its models.
 
     Raises:
-        SafeDraftError: the engine hands out no hidden states, or the draft has no tokenizer.
+        SafeDraftError: the engine hands out no hidden states, or a model has no tokenizer.
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        read_states(pair, list_prompts(pair, split, config, sources), stage, report)
+        read_both(pair, choose_conversations(split, config, sources), stage, report)
         for split, stage in STAGES.items()
     )
-    return learn_risk(training, checking, config)
+    return TrainedProbes(
+        learn_risk(training[0], checking[0], config),
+        learn_risk(training[1], checking[1], config, ("draft", "target")),
+    )
 
 
 def learn_risk(
-    training: Sequence[RatedState], checking: Sequence[RatedState], config: RiskTrainingConfig
+    training: Sequence[RatedState],
+    checking: Sequence[RatedState],
+    config: RiskTrainingConfig,
+    reads: tuple[Which, ...] = ("draft",),
 ) -> TrainedProbe:
     """Train a probe from states that are read, and check it.
 
@@ -122,12 +105,13 @@ def learn_risk(
         training: what it learns from.
         checking: what it is checked on, which also sets its bias.
         config: the settings.
+        reads: the models whose states they are.
 
     Raises:
         SafeDraftError: one of the two kinds of requests is missing.
     """
     learned = _Learned.fit(training, checking, config)
-    probe = RiskProbe(learned.probe.weight, learned.probe.bias - learned.bound)
+    probe = RiskProbe(learned.probe.weight, learned.probe.bias - learned.bound, reads)
     checks = count_flagged(checking, learned.flag(checking))
     return TrainedProbe(probe, checks, leave_out_sources(training, checking, config))
 
@@ -210,69 +194,6 @@ def _score(
 
 def _source_of(state: RatedState) -> str:
     return state.conversation.request.source
-
-
-def list_prompts(
-    pair: Pair, split: TrainingSplit, config: RiskTrainingConfig, sources: Sources
-) -> list[RatedPrompt]:
-    """The draft's prompts for the conversations of a split."""
-    return [
-        RatedPrompt(one, pair.prompts(one.messages).draft)
-        for one in choose_conversations(split, config, sources)
-    ]
-
-
-def choose_conversations(
-    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
-) -> list[RatedConversation]:
-    """The conversations of a split, or those of some of its requests."""
-    chosen = choose_requests(split, config, sources)
-    return build_conversations(chosen, config.dressed, config.seed)
-
-
-def choose_requests(
-    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
-) -> list[TrainingRequest]:
-    """The requests of a split, or some of them."""
-    found = read_requests(split, sources)
-    requests = [*found.harmful, *found.ordinary]
-    if config.requests and config.requests < len(requests):
-        return random.Random(f"requests {config.seed}").sample(requests, config.requests)
-    return requests
-
-
-def read_states(
-    pair: Pair,
-    prompts: Sequence[RatedPrompt],
-    stage: str,
-    report: Report,
-    which: Which = "draft",
-) -> list[RatedState]:
-    """Read a model's last hidden state at the end of each prompt that fits the context.
-
-    Each of a few sessions reads its share of the prompts in the order of their tokens, so that a
-    beginning that neighbors have in common is read once.
-    """
-    assert isinstance(pair.engine, SessionEngine)
-    fitting = [prompt for prompt in prompts if len(prompt.ids) <= pair.context_length]
-    fitting.sort(key=lambda prompt: list(prompt.ids))
-    share = max(1, math.ceil(len(fitting) / _TOGETHER))
-    shares = [fitting[start : start + share] for start in range(0, len(fitting), share)]
-    sessions = [pair.engine.session(which) for _ in shares]
-    held: list[Sequence[int]] = [[] for _ in shares]
-    states: list[RatedState] = []
-    for row in zip_longest(*shares):
-        report(stage, len(states), len(fitting))
-        reading = [(at, *item) for at, item in enumerate(row) if item]
-        passes = [
-            Pass(sessions[at], rewind_to(sessions[at], held[at], ids), 1) for at, _, ids in reading
-        ]
-        pair.engine.forward(passes)
-        for at, conversation, ids in reading:
-            held[at] = ids
-            states.append(RatedState(conversation, sessions[at].hidden[-1].cpu(), ids))
-    report(stage, len(fitting), len(fitting))
-    return states
 
 
 def fit_probe(states: Tensor, harmful: Tensor, ridge: float) -> RiskProbe:

@@ -13,18 +13,18 @@ from safedraft.training.conversations import PLAIN
 from safedraft.training.requests import SHIPPED
 
 if TYPE_CHECKING:
-    from safedraft.training.risk import Flagged, LeftOut, TrainedProbe
+    from safedraft.training.risk import LeftOut, TrainedProbes
 
 _RISK = "## Risk probe\n"
 _ORIGINS = {"languages": "in eight other languages", "short": "a few words wanted"}
 
 
-def write_risk_section(folder: Path, trained: TrainedProbe) -> None:
-    """Write what an adapter's risk probe says of other requests into its card, if it has one.
+def write_risk_section(folder: Path, trained: TrainedProbes) -> None:
+    """Write what an adapter's risk probes say of other requests into its card, if it has one.
 
     Args:
         folder: the adapter's.
-        trained: the probe with its checks.
+        trained: the probes with their checks.
     """
     card = folder / "README.md"
     if not card.exists():
@@ -36,7 +36,7 @@ def write_risk_section(folder: Path, trained: TrainedProbe) -> None:
     else:
         before, data, after = text.partition("## Data\n")
         after = data + after
-    section = _format_checks(trained.checks) + _format_left_out(trained.left_out)
+    section = _format_checks(trained) + _format_left_out(trained.both.left_out)
     write_atomically(card, f"{before.rstrip()}\n\n{section}\n{after}".rstrip().encode() + b"\n")
 
 
@@ -45,35 +45,42 @@ def _name_kind(kind: str) -> str:
     return name.replace("_", "-") + comma + _ORIGINS.get(origin, origin)
 
 
-def _format_checks(checks: Sequence[Flagged]) -> str:
+def _format_checks(trained: TrainedProbes) -> str:
     cells: dict[str, list[Counter[str]]] = {}
     harmful, harmless = Counter[str](), Counter[str]()
-    for one in checks:
-        plain, surrounded = cells.setdefault(one.kind, [Counter(), Counter()])
-        cell = plain if one.surroundings == PLAIN else surrounded
-        for counts in (cell, harmful if one.kind.startswith("harmful") else harmless):
-            counts.update(probe=one.probe, ngrams=one.ngrams, total=one.total)
+    for name, checks in (("both", trained.both.checks), ("draft", trained.draft.checks)):
+        for one in checks:
+            plain, surrounded = cells.setdefault(one.kind, [Counter(), Counter()])
+            cell = plain if one.surroundings == PLAIN else surrounded
+            words = {"words": one.ngrams, "total": one.total} if name == "both" else {}
+            for counts in (cell, harmful if one.kind.startswith("harmful") else harmless):
+                counts.update({name: one.probe, **words})
     rows = [
         f"| {_name_kind(kind)} | "
-        + " | ".join(f"{cell['probe']} of {cell['total']} | {cell['ngrams']}" for cell in both)
+        + " | ".join(
+            f"{cell['both']} of {cell['total']} | {cell['draft']} | {cell['words']}"
+            for cell in both
+        )
         + " |"
         for kind, both in cells.items()
     ]
     return f"""\
 {_RISK}
-`{PROBE}` reads from the draft's last hidden state how likely a request is harmful
+`{PROBE}` reads from the last hidden states of draft and target how likely a request is harmful
 (`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
 system prompts, earlier turns, a harmless task first. Of requests that it was not trained on, it
-calls risky as many as the table says, and a classifier of words and pairs of words on the same
-prompts, with as many false alarms in all, the number after them:
+calls risky as many as the table says. After them come the numbers of a probe that reads the draft
+alone (for other targets and for vLLM), and of a classifier of words and pairs of words on the same
+prompts, each with as many false alarms in all:
 
-| requests | plain | by words | in surroundings | by words |
-|---|---|---|---|---|
+| requests | plain | draft alone | by words | in surroundings | draft alone | by words |
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-In all, {harmful["probe"]} of {harmful["total"]} harmful ones and {harmless["probe"]} of \
-{harmless["total"]} harmless ones, by words
-{harmful["ngrams"]} and {harmless["ngrams"]}.
+In all, {harmful["both"]} of {harmful["total"]} harmful ones and {harmless["both"]} of \
+{harmless["total"]} harmless ones; by the draft
+alone {harmful["draft"]} and {harmless["draft"]}, by words {harmful["words"]} and \
+{harmless["words"]}.
 """
 
 

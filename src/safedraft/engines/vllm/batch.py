@@ -64,7 +64,7 @@ class ServedRequest:
         reading = self.state.reading
         if reading is None or self.state.reads_risk_at != self.position or self.ended:
             return 0
-        return len(reading.question)
+        return len(reading.readings["draft"].question)
 
     def assess(self, hidden: Tensor) -> None:
         """Hand the risk to the rule; the request ends with an error if it cannot be read.

@@ -83,7 +83,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
     admitted = settings.request(params, request.request_id, request.prompt_token_ids)
-    if (risk := admitted.context.risk) and len(risk.question) < length:
+    if (risk := admitted.context.risk) and len(risk.readings["draft"].question) < length:
         params.skip_reading_prefix_cache = True  # the draft's state at the question's end is read
     wants_statistics(params)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safedraft.core.config import OF_SPEED, Constants, Positive, RiskConfig, SamplingParams
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext, RiskProbe
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule
 from safedraft.models.probe_file import read_probe_file
 from safedraft.rules import constants_for, find_rule, own_rule
@@ -195,19 +195,20 @@ class Settings(BaseModel):
         header = self.generation_prompt
         ends = range(len(prompt), len(header) - 1, -1)
         found = (end for end in ends if tuple(prompt[end - len(header) : end]) == header)
-        return RiskContext(_read_probe(self.probe), (), tuple(prompt[: next(found, 0)]))
+        reading = Reading((), tuple(prompt[: next(found, 0)]))
+        return RiskContext(_read_probe(self.probe), {"draft": reading})
 
     def _require_readable(self, request: Request) -> None:
         """Refuse what the rule cannot start with, and a risk that cannot be read here."""
         state = request.rule.start(request.config, request.context)
         if (reading := state.reading) is None:
             return
-        if reading.which == "target":
+        if "target" in reading.readings:
             raise SafeDraftError(
                 f"the rule {request.rule.name} reads the target's states, which vLLM does not hand "
                 "out: use --engine cpu or transformers"
             )
-        if not (self.generation_prompt and reading.question):
+        if not (self.generation_prompt and reading.readings["draft"].question):
             raise SafeDraftError(
                 "the prompt has no beginning of an assistant's turn, where the risk of a request "
                 "is read: send messages, or text in the form of the chat template"
@@ -225,7 +226,7 @@ class Settings(BaseModel):
 
 @cache
 def _read_probe(file: Path) -> RiskProbe:
-    return read_probe_file(file)[0]
+    return read_probe_file(file).draft
 
 
 def wants_statistics(params: Any) -> bool:

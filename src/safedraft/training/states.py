@@ -1,0 +1,130 @@
+"""States that risk probes are trained on: the models' last hidden states of rated conversations."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
+from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.conversations import RatedConversation, build_conversations
+from safedraft.training.requests import (
+    OWN_SOURCES,
+    Sources,
+    TrainingRequest,
+    TrainingSplit,
+    read_requests,
+)
+
+if TYPE_CHECKING:
+    from safedraft.pair import Pair
+
+STAGES: dict[TrainingSplit, str] = {
+    "train": "states of the training data",
+    "calibration": "states of the checks",
+}
+"""What the progress shows while the states of a split are read."""
+
+_TOGETHER = 8  # sessions in a pass
+
+Report = Callable[[str, int, int], None]
+"""Called with the stage, the number of conversations read, and their total number."""
+
+
+class RatedPrompt(NamedTuple):
+    """A conversation and its token ids."""
+
+    conversation: RatedConversation
+    ids: Sequence[int]
+
+
+class RatedState(NamedTuple):
+    """A conversation, and the last hidden states at its end of the models that are read."""
+
+    conversation: RatedConversation
+    state: Tensor
+    """``[H]`` in float32, one model's after the other's."""
+    ids: Sequence[int]
+    """The prompt of the first one."""
+
+
+def choose_conversations(
+    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
+) -> list[RatedConversation]:
+    """The conversations of a split, or those of some of its requests."""
+    chosen = choose_requests(split, config, sources)
+    return build_conversations(chosen, config.dressed, config.seed)
+
+
+def choose_requests(
+    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
+) -> list[TrainingRequest]:
+    """The requests of a split, or some of them."""
+    found = read_requests(split, sources)
+    requests = [*found.harmful, *found.ordinary]
+    if config.requests and config.requests < len(requests):
+        return random.Random(f"requests {config.seed}").sample(requests, config.requests)
+    return requests
+
+
+def read_both(
+    pair: Pair, conversations: Sequence[RatedConversation], stage: str, report: Report
+) -> tuple[list[RatedState], list[RatedState]]:
+    """Read the states of the draft, and those of both models of conversations that fit both."""
+    prompts = [(one, pair.prompts(one.messages)) for one in conversations]
+    draft = read_states(
+        pair, [RatedPrompt(one, ids.draft) for one, ids in prompts], f"{stage}, draft", report
+    )
+    target = read_states(
+        pair,
+        [RatedPrompt(one, ids.target) for one, ids in prompts],
+        f"{stage}, target",
+        report,
+        "target",
+    )
+    others = {id(one.conversation): one.state for one in target}
+    return draft, [
+        one._replace(state=torch.cat([one.state, others[id(one.conversation)]]))
+        for one in draft
+        if id(one.conversation) in others
+    ]
+
+
+def read_states(
+    pair: Pair,
+    prompts: Sequence[RatedPrompt],
+    stage: str,
+    report: Report,
+    which: Which = "draft",
+) -> list[RatedState]:
+    """Read a model's last hidden state at the end of each prompt that fits the context.
+
+    Each of a few sessions reads its share of the prompts in the order of their tokens, so that a
+    beginning that neighbors have in common is read once.
+    """
+    assert isinstance(pair.engine, SessionEngine)
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= pair.context_length]
+    fitting.sort(key=lambda prompt: list(prompt.ids))
+    share = max(1, math.ceil(len(fitting) / _TOGETHER))
+    shares = [fitting[start : start + share] for start in range(0, len(fitting), share)]
+    sessions = [pair.engine.session(which) for _ in shares]
+    held: list[Sequence[int]] = [[] for _ in shares]
+    states: list[RatedState] = []
+    for row in zip_longest(*shares):
+        report(stage, len(states), len(fitting))
+        reading = [(at, *item) for at, item in enumerate(row) if item]
+        passes = [
+            Pass(sessions[at], rewind_to(sessions[at], held[at], ids), 1) for at, _, ids in reading
+        ]
+        pair.engine.forward(passes)
+        for at, conversation, ids in reading:
+            held[at] = ids
+            states.append(RatedState(conversation, sessions[at].hidden[-1].cpu(), ids))
+    report(stage, len(fitting), len(fitting))
+    return states

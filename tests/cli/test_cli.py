@@ -536,6 +536,9 @@ def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_pat
         (["generate", "hi", "--adapter", "a/b", "--no-adapter"], "not both"),
         (["replay", "/no/such.json"], "No such file"),
         (["pull", "--target", "nobody/nothing"], "HF_HUB_OFFLINE is set"),
+        (["pull", "one", "--pair", "other"], "one and --pair other: name one pair"),
+        (["pull", "--pair", "gone"], "'gone'"),
+        (["calibrate", "--pair", "gone"], "'gone'"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: str) -> None:
@@ -584,6 +587,8 @@ def test_a_file_that_cannot_be_used_is_named(
     [
         ([], "qwen2.5-coder"),
         (["--no-adapter"], "qwen2.5-coder"),
+        (["--pair", "qwen2.5-coder"], "qwen2.5-coder"),
+        (["qwen2.5-coder", "--pair", "qwen2.5-coder"], "qwen2.5-coder"),
         (["--target", "larger"], "larger + qwen2.5-coder-0.5b-instruct"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -12,6 +12,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.core.assignments import parse_assignment, parse_value
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from safedraft.core.config import RiskConfig
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from safedraft.pair import Pair
 
 _PANEL = "Models"
+
+PairArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PAIR", help="A registered pair, as with --pair. Default: the default pair."
+    ),
+]
+"""The pair as a command's argument, for ``ModelChoice.named``."""
 
 TEMPLATES = ("other_base", "template", "template_from")
 """Options that say how an adapter's draft is used."""
@@ -127,6 +136,16 @@ class ModelChoice:
         ),
     ] = None
     settings: options.Set = None
+
+    def named(self, pair: str | None) -> ModelChoice:
+        """The choice with the pair that a command's argument names, if it names one.
+
+        Raises:
+            SafeDraftError: ``--pair`` names another one.
+        """
+        if pair and self.pair and pair != self.pair:
+            raise SafeDraftError(f"{pair} and --pair {self.pair}: name one pair")
+        return replace(self, pair=pair or self.pair)
 
     @property
     def spec(self) -> PairSpec:

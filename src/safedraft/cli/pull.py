@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated
-
-import typer
-
-from safedraft.cli.models import ENGINE, TEMPLATES, ModelChoice, choose_models
+from safedraft.cli.models import ENGINE, TEMPLATES, ModelChoice, PairArgument, choose_models
 
 
-@choose_models("pair", "no_adapter", *TEMPLATES, *ENGINE, "settings")
+@choose_models("no_adapter", *TEMPLATES, *ENGINE, "settings")
 def pull(
-    name: Annotated[
-        str | None, typer.Argument(help="A registered pair. Default: the default pair.")
-    ] = None,
+    named: PairArgument = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -29,7 +22,7 @@ def pull(
     from safedraft.models.fetch import fetch, fetch_adapter
     from safedraft.models.progress import show_progress
 
-    spec = replace(models, pair=name).spec
+    spec = models.named(named).spec
     with show_progress() as report:
         folders = {model: fetch(model, report) for model in (spec.target, spec.draft)}
         if spec.adapter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 from pydantic import SecretStr
 
 from safedraft.cli import options
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import ModelChoice, PairArgument, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -40,12 +39,10 @@ class Allowed(StrEnum):
     TELEMETRY = "telemetry"
 
 
-@choose_models("pair", "engine_option")
+@choose_models("engine_option")
 def serve(
     context: typer.Context,
-    pair: Annotated[
-        str | None, typer.Argument(help="A registered pair. Default: the default pair.")
-    ] = None,
+    named: PairArgument = None,
     draft_tokens_up_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,10 +137,10 @@ def serve(
     key = os.environ.get(API_KEY)
     require_safe(host, key)  # before anything is fetched or loaded
     arguments = list(context.args)
-    if pair and pair.startswith("-"):  # no pair is named: vLLM's options begin here
-        arguments.insert(0, pair)
-        pair = None
-    models = replace(models, pair=pair)
+    if named and named.startswith("-"):  # no pair is named: vLLM's options begin here
+        arguments.insert(0, named)
+        named = None
+    models = models.named(named)
     spec, config = models.spec, models.config
     # With another model, the name of the pair would mislead clients.
     usual = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name

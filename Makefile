@@ -63,7 +63,7 @@ results: $(READY)  ## The figures of docs/results.md: hours, and it resumes wher
 adapter: $(READY)  ## Train the default pair's draft and its risk probe further: an hour and more, and it resumes where it was stopped.
 	$(RUN)/safedraft pull
 	$(RUN)/safedraft train-draft --pair qwen2.5-coder --start-from qwen2.5-coder --output $(ADAPTER) \
-		--steps 160 --set harmful_share=0.3 --set beginnings=300 --set answers=900 --set checked=60 \
+		--harmful own --harmful harmbench --harmful do_not_answer --steps 160 --set harmful_share=0.3 --set beginnings=300 --set answers=900 --set checked=60 \
 		--set checkpoint_steps=20 $(if $(wildcard $(ADAPTER).unfinished),--resume)
 
 picture: $(READY)  ## Draw the pictures of the README and of the playground from real runs.

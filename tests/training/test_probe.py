@@ -283,6 +283,7 @@ def test_the_probe_of_both_models_is_that_of_its_target(adapter: Path, tmp_path:
     assert probe is not None
     assert (probe.weight.tolist(), probe.bias) == ([0.0, 1.0, 2.0, 3.0, 4.0], 0.75)
     assert (probe.reads, note) == (("draft", "target"), None)
+    assert read_probe(adapter, draft(), adapter / "gone")[1] is None  # described, not fetched
     probe, note = read_probe(adapter, draft(), other)
     assert probe is not None
     assert (probe.weight.tolist(), probe.reads) == ([1.0, -2.0, 0.5], ("draft",))

@@ -15,9 +15,9 @@ from safedraft.models.compatibility import CompatibilityReport
 from safedraft.models.description import ModelDescription
 from safedraft.models.devices import count_heads, split_sizes
 from safedraft.models.fetch import fetch_adapter, fetch_description
-from safedraft.models.fingerprint import require_base
+from safedraft.models.fingerprint import has_weights, require_base
 from safedraft.models.gguf import is_gguf, read_header
-from safedraft.models.parts import examine_parts
+from safedraft.models.parts import Parts, examine_parts
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec, model_files
 from safedraft.models.template import show_settings
@@ -41,6 +41,7 @@ def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityRep
         *_check_settings(parts.spec, bool(adapter)),
         *(Check("template settings", "warning", note) for note in parts.warnings),
         _check_adapter(parts.spec, adapter, draft),
+        *_check_risk(parts),
         *_check_memory(*parts.descriptions),
         _check_devices(*parts.descriptions),
         _check_licenses(parts.spec, parts.folders),
@@ -62,7 +63,7 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
     if adapter is None:
         detail = f"none: replies are no safer than those of {spec.target}"
         return Check("adapter", "ok" if spec.bare_draft else "warning", detail)
-    if not is_gguf(draft) and not any(draft.glob("*.safetensors")):
+    if not has_weights(draft):
         detail = f"{spec.adapter}: its base is compared when the weights of the draft are here"
         return Check("adapter", "warning", detail)
     try:
@@ -71,6 +72,19 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
         return Check("adapter", "failure", str(error))
     trained = f"{spec.adapter}: trained on these weights of the draft"
     return Check("adapter", "warning" if other else "ok", other or trained)
+
+
+def _check_risk(parts: Parts) -> Iterator[Check]:
+    """Say from which models the risk of a request is read, if the draft has an adapter."""
+    if parts.adapter is None:
+        return
+    if parts.probe is None:
+        yield Check("risk", "ok", "not read: the adapter has no probe (safedraft train-risk)")
+    elif parts.narrower:
+        yield Check("risk", "warning", parts.narrower)
+    else:
+        read = "both models" if len(parts.probe.reads) > 1 else "the draft"
+        yield Check("risk", "ok", f"the risk of a request is read from {read}")
 
 
 def _check_memory(target: ModelDescription, draft: ModelDescription) -> Iterator[Check]:

@@ -57,6 +57,11 @@ def fingerprint(folder: Path) -> str:
     return digest(*sorted(tensors), digits=_DIGITS)
 
 
+def has_weights(model: Path) -> bool:
+    """Whether a model's folder has its weights, and not its description alone; a file has."""
+    return is_gguf(model) or any(model.glob("*.safetensors"))
+
+
 def _tensors(file: Path) -> Iterator[str]:
     """Yield a digest of each tensor's type, shape and a sample of its bytes."""
     with file.open("rb") as content:

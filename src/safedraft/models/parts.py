@@ -39,6 +39,8 @@ class Parts(NamedTuple):
     """Why replies may be less safe than one believes."""
     probe: RiskProbe | None = None
     """The adapter's, if it has one."""
+    narrower: str | None = None
+    """Why it reads the draft alone, where the adapter has a probe of both models."""
 
 
 def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
@@ -55,7 +57,7 @@ def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
     adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None
     parts = examine_parts(spec, (target, draft), adapter)
     parts.compatibility.require()
-    notes = list(parts.warnings)
+    notes = [*parts.warnings, *filter(None, [parts.narrower])]
     if adapter and (note := require_base(adapter, draft, other_base=spec.other_base)):
         notes.append(note)
     for note in notes:
@@ -90,8 +92,9 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
         adapter,
         (target, draft),
         replace(found, checks=[*found.checks, *added]),
-        tuple(filter(None, (changed, narrower))),
+        (changed,) if changed else (),
         probe,
+        narrower,
     )
 
 

@@ -18,7 +18,7 @@ from safedraft.core.files import write_atomically
 from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Which
 from safedraft.models.fetch import fetch_adapter
-from safedraft.models.fingerprint import digest, fingerprint
+from safedraft.models.fingerprint import digest, fingerprint, has_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ def read_probe(
     Args:
         adapter: its folder.
         draft: the draft.
-        target: the target's folder or GGUF file.
+        target: the target's folder or GGUF file; not compared if it has a description alone.
 
     Returns:
         The probe that reads both models if the target is the one that it was trained with, or else
@@ -110,7 +110,7 @@ def read_probe(
         raise SafeDraftError(f"{file} reads states of {read} numbers, the draft has {width}")
     if both is None:
         return probe, None
-    if facts.get("target") == fingerprint(target):
+    if not has_weights(target) or facts.get("target") == fingerprint(target):
         return both, None
     return probe, (
         f"the risk of requests is read from {draft.name} alone, which tells harmful requests less "

@@ -12,14 +12,16 @@ import torch
 from helpers.models import RandomModel
 
 from safedraft.core.composite import Setting, composite
-from safedraft.core.config import SamplingParams, Scheme, SSDConfig
+from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
 from safedraft.core.decode import decode
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
+from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rows import Place, Rows, rank
 from safedraft.core.rule import Context
 from safedraft.core.sampling import distribution
+from safedraft.core.session import Which
 from safedraft.engines.scripted import ScriptedEngine
 from safedraft.engines.vllm.batch import ServedRequest, propose, verify
 from safedraft.rules import RULES as RULE_REGISTRY
@@ -173,6 +175,38 @@ def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
     assert row.equal(logits[2:3])
     assert row.untyped_storage().nbytes() == 4 * V
     assert kept.place.distribution().equal(draft.place.distribution())
+
+
+def read_by(probe: RiskProbe, **constants: Any) -> ServedRequest:
+    """A request of the rule ``risk`` whose question is one token, for both models."""
+    context = RiskContext(probe, dict.fromkeys(probe.reads, Reading((), (0,))))
+    config = RiskConfig(**constants)
+    sampling = SamplingParams(max_new_tokens=30)
+    return ServedRequest(request_of(config, sampling, rule="risk", context=Context(risk=context)))
+
+
+@pytest.mark.parametrize(
+    ("reads", "risk"),
+    [(("draft", "target"), 0.982), (("target", "draft"), 0.018), (("draft",), 0.953)],
+)
+def test_the_states_are_put_in_the_order_of_the_probe(
+    reads: tuple[Which, ...], risk: float
+) -> None:
+    one = read_by(RiskProbe(torch.tensor([1.0, -1.0])[: len(reads)], 0.0, reads))
+    assert one.unread_question == 1
+    one.assess({"target": torch.tensor([-1.0]), "draft": torch.tensor([3.0])})
+    assert one.state.risk == pytest.approx(risk, abs=1e-3)
+    assert not one.unread_question
+
+
+def test_a_risk_that_is_overdue_ends_its_request() -> None:
+    one = read_by(RiskProbe(torch.zeros(1), 0.0), reading_bins=1, bin_size=2)
+    one.assess({"draft": torch.zeros(1)})  # which is due again after two tokens
+    one.position = 1
+    assert not one.unread_question
+    one.position = 3
+    assert verify([one], [torch.zeros(1, V)]) == [[]]
+    assert "before the risk of its request was read" in str(one.error)
 
 
 def test_a_position_without_a_draft_decides_nothing() -> None:

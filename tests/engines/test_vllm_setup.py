@@ -21,11 +21,14 @@ from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
 from safedraft.core.risk import Reading, RiskContext, RiskProbe
+from safedraft.core.rule import Context, State
 from safedraft.defenses.ada_probe import ReadTarget
-from safedraft.engines.vllm.options import Settings, count_room, wants_statistics
-from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, plan
+from safedraft.engines.vllm.options import Settings, _read_probe, count_room, wants_statistics
+from safedraft.engines.vllm.setup import MAX_DRAFT_TOKENS, EnginePlan, plan
+from safedraft.models.fingerprint import fingerprint
 from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
 from safedraft.models.registry import PairSpec
+from safedraft.rules.risk import Risk
 from safedraft.server.vllm.gate import middleware_arguments
 from safedraft.server.vllm.operator import Operator
 from safedraft.server.vllm.serve import build_command, parse_options, serve_pair
@@ -100,8 +103,17 @@ def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
         plan(registered, safedraft.SSDConfig(draft_growth=2.0))
 
 
+def settings_of(chosen: EnginePlan, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """What vLLM's processes are told, as they read it."""
+    monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
+    told = json.dumps(chosen.options({})["additional_config"])
+    settings = Settings.of(SimpleNamespace(additional_config=json.loads(told)))
+    assert settings is not None
+    return settings
+
+
 def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
-    tiny_pair: tuple[Path, Path], tmp_path: Path
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
@@ -129,6 +141,17 @@ def test_the_adapter_is_merged_into_a_folder_of_the_cache_once(
     write_probe(tmp_path / "lora", ProbeFile(alone))
     read = plan(spec(tiny_pair, adapter=str(tmp_path / "lora")))
     assert (read.draft, read.probe) == (merged, tmp_path / "lora" / PROBE)
+    assert settings_of(read, monkeypatch).probe_reads == ("draft",)
+
+    both = RiskProbe(torch.zeros(2 * model.config.hidden_size), 0.0)
+    own = {"target": fingerprint(tiny_pair[0])}
+    write_probe(tmp_path / "lora", ProbeFile(alone, both, own))
+    read = plan(spec(tiny_pair, adapter=str(tmp_path / "lora")))
+    assert settings_of(read, monkeypatch).probe_reads == ("draft", "target")
+    other, _ = save_pair(tmp_path / "other", seed=9)
+    read = plan(spec((other, tiny_pair[1]), adapter=str(tmp_path / "lora")))
+    assert settings_of(read, monkeypatch).probe_reads == ("draft",)
+    assert any("trained with another target" in note for note in read.parts.warnings)
 
 
 def test_a_draft_with_other_padding_gets_the_targets_rows(
@@ -453,11 +476,13 @@ def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a pair whose adapter has a probe."""
     monkeypatch.setattr("safedraft.engines.vllm.options.require_honored", lambda params: None)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    write_probe(tmp_path, ProbeFile(RiskProbe(torch.tensor([1.0, 2.0]), 0.0)))
+    alone, both = RiskProbe(torch.tensor([1.0, 2.0]), 0.0), RiskProbe(torch.zeros(4), 0.0)
+    write_probe(tmp_path, ProbeFile(alone, both))
     return Settings(
         vocabulary=9,
         generation_prompt=(7, 8),
         probe=tmp_path / PROBE,
+        probe_reads=("draft",),
         requests_may_set_constants=True,
     )
 
@@ -482,6 +507,18 @@ def test_the_risk_is_read_where_the_last_turn_begins(
     assert request.context.risk.probe.weight.tolist() == [1, 2]
 
 
+def test_both_models_have_the_same_question(reading: Settings) -> None:
+    both = reading.model_copy(update={"probe_reads": ("draft", "target")})
+    risk = both.request(params(), "1", [5, 7, 8, 1]).context.risk
+    assert risk is not None
+    assert risk.probe.weight.tolist() == [0, 0, 0, 0]
+    assert dict(risk.readings) == dict.fromkeys(("draft", "target"), Reading((), (5, 7, 8)))
+    write_probe(reading.probe.parent, ProbeFile(RiskProbe(torch.zeros(2), 0.0)))
+    _read_probe.cache_clear()
+    with pytest.raises(SafeDraftError, match="has no probe that reads draft and target"):
+        both.request(params(), "1", [5, 7, 8])
+
+
 def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
     with pytest.raises(SafeDraftError, match="no beginning of an assistant's turn"):
         reading.request(params(), "1", [5, 7])
@@ -492,7 +529,7 @@ def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
         reading.model_copy(update={"probe": None}).request(params(ssd_rule="risk"), "1", [7, 8])
 
 
-def test_a_rule_that_reads_the_target_is_refused(
+def test_a_rule_that_reads_the_target_alone_is_refused(
     reading: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = RiskProbe(torch.zeros(1), 0.0, ("target",))
@@ -500,6 +537,17 @@ def test_a_rule_that_reads_the_target_is_refused(
     rule = ReadTarget(reading=context, interval=5)
     monkeypatch.setattr("safedraft.engines.vllm.options.find_rule", lambda name: rule)
     with pytest.raises(SafeDraftError, match=r"ada_probe reads the target's states.*--engine"):
+        reading.request(params(), "1", [5, 7, 8])
+
+
+def test_a_rule_that_reads_inside_the_reply_is_refused(
+    reading: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_later(self: Risk, constants: RiskConfig, context: Context) -> State:
+        return State(reads_risk_at=3, reading=context.risk)
+
+    monkeypatch.setattr(Risk, "start", start_later)
+    with pytest.raises(SafeDraftError, match="inside the reply, which vLLM does not do"):
         reading.request(params(), "1", [5, 7, 8])
 
 

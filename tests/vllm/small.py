@@ -52,13 +52,20 @@ def engine(
             engine="vllm",
             **{**SMALL, **options},
         )
-        try:
+        with closing(pair):
             yield pair
-        finally:
-            from vllm.distributed import cleanup_dist_env_and_memory
 
-            pair.close()
-            cleanup_dist_env_and_memory()
+
+@contextmanager
+def closing(pair: Any) -> Iterator[None]:
+    """Afterwards another engine can start in this process."""
+    try:
+        yield
+    finally:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        pair.close()
+        cleanup_dist_env_and_memory()
 
 
 def transformers_pair(draft: str) -> safedraft.Pair:

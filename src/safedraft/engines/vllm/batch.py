@@ -7,7 +7,7 @@ requests that join and leave), its rule's state belongs to its last decided toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from safedraft.core.generation import Step, record
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision, State
+from safedraft.core.session import Which
 
 
 class Constraint(Protocol):
@@ -62,19 +63,21 @@ class ServedRequest:
     def unread_question(self) -> int:
         """Length of the question at whose end the risk is still to be read; 0 if it need not be."""
         reading = self.state.reading
-        if reading is None or self.state.reads_risk_at != self.position or self.ended:
+        due = self.state.reads_risk_at
+        if reading is None or due is None or due > self.position or self.ended:
             return 0
-        return len(reading.readings["draft"].question)
+        return len(reading.readings["draft"].question)  # both models have the same prompt
 
-    def assess(self, hidden: Tensor) -> None:
+    def assess(self, states: Mapping[Which, Tensor]) -> None:
         """Hand the risk to the rule; the request ends with an error if it cannot be read.
 
         Args:
-            hidden: the draft's last hidden state at the end of the question, ``[H]`` in float32.
+            states: each model's last hidden state at the end of the question, ``[H]`` in float32.
         """
         assert self.state.reading is not None
+        probe = self.state.reading.probe
         try:
-            self.state.assess(self.state.reading.probe.read(hidden))
+            self.state.assess(probe.read(torch.cat([states[which] for which in probe.reads])))
         except BrokenModelError as error:
             self.error, self.ended = error, True
 

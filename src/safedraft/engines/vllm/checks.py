@@ -84,7 +84,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
     admitted = settings.request(params, request.request_id, request.prompt_token_ids)
     if (risk := admitted.context.risk) and len(risk.readings["draft"].question) < length:
-        params.skip_reading_prefix_cache = True  # the draft's state at the question's end is read
+        params.skip_reading_prefix_cache = True  # the states at the question's end are read
     wants_statistics(params)
 
 

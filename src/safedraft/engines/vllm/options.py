@@ -15,6 +15,7 @@ from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.request import Request
 from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule
+from safedraft.core.session import Which
 from safedraft.models.probe_file import read_probe_file
 from safedraft.rules import constants_for, find_rule, own_rule
 
@@ -78,7 +79,9 @@ class Settings(BaseModel):
     refusal_tokens: frozenset[int] = frozenset()
     """Ids that begin a refusal, for rules that treat them apart."""
     probe: Path | None = None
-    """The file of the probe that reads the risk of requests from the draft; None without one."""
+    """The file of the probe that reads the risk of requests; None without one."""
+    probe_reads: tuple[Which, ...] = ()
+    """The models that are read, which say which probe of the file it is; none without one."""
     requests_may_set_constants: bool = False
     """Whether a request may set constants and its rule, down to no defense at all."""
     traces: bool = False
@@ -196,17 +199,18 @@ class Settings(BaseModel):
         ends = range(len(prompt), len(header) - 1, -1)
         found = (end for end in ends if tuple(prompt[end - len(header) : end]) == header)
         reading = Reading((), tuple(prompt[: next(found, 0)]))
-        return RiskContext(_read_probe(self.probe), {"draft": reading})
+        probe = _read_probe(self.probe, self.probe_reads)
+        return RiskContext(probe, dict.fromkeys(probe.reads, reading))
 
     def _require_readable(self, request: Request) -> None:
         """Refuse what the rule cannot start with, and a risk that cannot be read here."""
         state = request.rule.start(request.config, request.context)
         if (reading := state.reading) is None:
             return
-        if "target" in reading.readings:
+        if "draft" not in reading.readings or state.reads_risk_at:
             raise SafeDraftError(
-                f"the rule {request.rule.name} reads the target's states, which vLLM does not hand "
-                "out: use --engine cpu or transformers"
+                f"the rule {request.rule.name} reads the target's states without the draft's, or "
+                "inside the reply, which vLLM does not do: use --engine cpu or transformers"
             )
         if not (self.generation_prompt and reading.readings["draft"].question):
             raise SafeDraftError(
@@ -225,8 +229,17 @@ class Settings(BaseModel):
 
 
 @cache
-def _read_probe(file: Path) -> RiskProbe:
-    return read_probe_file(file).draft
+def _read_probe(file: Path, reads: tuple[Which, ...]) -> RiskProbe:
+    """The probe of a file that reads these models.
+
+    Raises:
+        SafeDraftError: the file cannot be read, or has no such probe.
+    """
+    content = read_probe_file(file)
+    for probe in (content.draft, content.both):
+        if probe and probe.reads == reads:
+            return probe
+    raise SafeDraftError(f"{file} has no probe that reads {' and '.join(reads)}: train it again")
 
 
 def wants_statistics(params: Any) -> bool:

@@ -91,6 +91,16 @@ class _Row(NamedTuple):
         return bool(self.steps) and not self.resumed and length == 1 + self.scheduled
 
 
+class _Question(NamedTuple):
+    """A request whose risk is read in the draft's first pass of this step."""
+
+    request: ServedRequest
+    at: int
+    """Where the draft reads the question's last token."""
+    target: Tensor
+    """The target's last hidden state there, ``[H]`` in float32."""
+
+
 class _Enough(Exception):
     """More than half of the rows have ended their drafts: another pass is not worth it."""
 
@@ -107,17 +117,17 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """Number of passes of the draft in the last ``propose``."""
         self._drafts: list[list[Draft]] = []
         self._ended: set[int] = set()  # rows whose last draft is unlikely
-        self._questions: list[tuple[ServedRequest, int]] = []  # and the place of its last token
+        self._questions: list[_Question] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's own; the risk of questions is read from the hidden states of each pass."""
+        """As vLLM's own; the risk of questions is read once the draft's hidden states are there."""
         super().load_model(*args, **kwargs)
         self.model.register_forward_hook(self._read_risks)
 
     def _read_risks(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
         """Read the risk of the questions that end in this pass."""
-        for request, at in self._questions:
-            request.assess(hidden[at].float().cpu())
+        for request, at, target in self._questions:
+            request.assess({"draft": hidden[at].float().cpu(), "target": target})
         self._questions = []
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
@@ -133,7 +143,12 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         return self._drafts
 
     def set_inputs_first_pass(
-        self, *, cad: Any, num_rejected_tokens_gpu: Tensor, **kwargs: Any
+        self,
+        *,
+        target_hidden_states: Tensor,
+        cad: Any,
+        num_rejected_tokens_gpu: Tensor,
+        **kwargs: Any,
     ) -> tuple[int, Tensor, Any]:
         """As vLLM's own, but only the last token is read of a row that decided its drafts.
 
@@ -141,7 +156,10 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         from the rows' lengths after this pass; here that is done before it.
         """
         _, last, metadata = super().set_inputs_first_pass(
-            cad=cad, num_rejected_tokens_gpu=num_rejected_tokens_gpu, **kwargs
+            target_hidden_states=target_hidden_states,
+            cad=cad,
+            num_rejected_tokens_gpu=num_rejected_tokens_gpu,
+            **kwargs,
         )
         starts = metadata.query_start_loc_cpu[:-1].tolist()
         lengths = cad.query_start_loc_cpu.diff().tolist()
@@ -165,17 +183,35 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
             slot_mapping=metadata.slot_mapping[read],
         )
         num_rejected_tokens_gpu.zero_()
-        self._find_questions(bounds.tolist())
+        self._questions = self._find_questions(
+            bounds.tolist(), cad.query_start_loc_cpu.tolist(), target_hidden_states
+        )
         return len(read), (bounds[1:] - 1).to(last.device), metadata
 
-    def _find_questions(self, bounds: Sequence[int]) -> None:
-        """Note where this pass reads the end of a question whose risk is not known yet."""
-        self._questions = []
-        for row, (start, end) in zip(self.rows, pairwise(bounds), strict=True):
+    def _find_questions(
+        self, bounds: Sequence[int], target_bounds: Sequence[int], target_hidden_states: Tensor
+    ) -> list[_Question]:
+        """The questions that both models read to the end in this step, of those not read yet.
+
+        Both models' rows of such a request begin with the same token. The draft may read a token
+        more than the target, which it reads again in the next step. The target's states are copied,
+        since the draft's pass may run in the same memory.
+
+        Args:
+            bounds: where the rows of the draft's pass begin, and where the last one ends.
+            target_bounds: the same of the target's pass.
+            target_hidden_states: the target's last ones, ``[tokens, H]``.
+        """
+        found = []
+        both = zip(self.rows, pairwise(bounds), pairwise(target_bounds), strict=True)
+        for row, (start, end), (target_start, target_end) in both:
             if length := row.served.request.unread_question:
-                at = start + length - 1 - int(self.positions[start])
-                if start <= at < end:
-                    self._questions.append((row.served.request, at))
+                ahead = length - 1 - int(self.positions[start])
+                if 0 <= ahead < min(end - start, target_end - target_start):
+                    state = target_hidden_states[target_start + ahead]
+                    target = state.to("cpu", torch.float32, copy=True)
+                    found.append(_Question(row.served.request, start + ahead, target))
+        return found
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]

@@ -105,6 +105,7 @@ class EnginePlan:
             generation_prompt=self.generation_prompt,
             refusal_tokens=refusal_tokens(self.parts.descriptions[1].tokenizer, vocabulary),
             probe=self.probe,
+            probe_reads=self.parts.probe.reads if self.parts.probe else (),
             requests_may_set_constants=requests_may_set_constants,
             traces=traces,
         )
@@ -132,7 +133,7 @@ class EnginePlan:
 
     @property
     def probe(self) -> Path | None:
-        """The file of the adapter's risk probe, if it has one."""
+        """The file of the adapter's risk probes, if it has one."""
         parts = self.parts
         return parts.adapter / PROBE if parts.adapter and parts.probe else None
 

@@ -34,8 +34,8 @@ def train_risk(
 
     It is a linear function of the last hidden states of draft and target, trained on harmful and
     harmless requests in the same surroundings; a second one reads the draft alone, for other
-    targets and for vLLM. The adapter is not changed. A pair whose adapter has a probe decodes by
-    the rule `risk`.
+    targets. The adapter is not changed. A pair whose adapter has a probe decodes by the rule
+    `risk`.
 
     [dim]safedraft train-risk --pair qwen2.5-coder --adapter my-adapter[/]
     """

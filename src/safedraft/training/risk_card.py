@@ -70,7 +70,7 @@ def _format_checks(trained: TrainedProbes) -> str:
 (`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
 system prompts, earlier turns, a harmless task first. Of requests that it was not trained on, it
 calls risky as many as the table says. After them come the numbers of a probe that reads the draft
-alone (for other targets and for vLLM), and of a classifier of words and pairs of words on the same
+alone (for other targets), and of a classifier of words and pairs of words on the same
 prompts, each with as many false alarms in all:
 
 | requests | plain | draft alone | by words | in surroundings | draft alone | by words |

@@ -3,7 +3,7 @@
 Not part of the paper. SSD learns whether a request is harmful from the match ratio, which needs a
 bin of tokens and is misled by how an answer begins: a draft that was trained to refuse after a
 compliant opening also refuses a harmless question whose answer has begun so. Here the risk that
-``core.risk`` reads from the draft decides:
+``core.risk`` reads decides:
 
 - above ``risky_above`` every position is in union from the first one on, whether an answer has
   begun or not, until a bin ends with a match ratio of at least the threshold, which does not decay;

@@ -47,7 +47,7 @@ def test_what_is_installed_is_named_in_the_project(service: str) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_it_runs_a_registered_pair_behind_a_key(service: str) -> None:
     options, others = parse(service)
-    assert find_pair(options["pair"]).adapter
+    assert find_pair(options["named"]).adapter
     assert (options["host"], options["port"]) == ("0.0.0.0", 8000)
     assert (options["engine"] == "vllm") is (service == "cuda")
     assert bool(others) is (service == "cuda")  # SafeDraft's own server knows all its options

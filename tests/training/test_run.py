@@ -204,7 +204,7 @@ def test_a_run_that_failed_after_training_only_repeats_the_checks(plan, monkeypa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"harmful": ["nothing.txt"]}, "neither a file nor"),
+        ({"sources": Sources(["nothing.txt"])}, "neither a file nor"),
         ({"resume": True}, "no unfinished run"),
         ({"output": Path("/proc/none/adapter")}, "cannot be created"),
         ({"device": "cuda:99"}, "cannot be used"),

@@ -104,10 +104,10 @@ def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
 
 
 def settings_of(chosen: EnginePlan, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What vLLM's processes are told, as they read it."""
+    """The settings of a pair, as vLLM's processes read them."""
     monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")
-    told = json.dumps(chosen.options({})["additional_config"])
-    settings = Settings.of(SimpleNamespace(additional_config=json.loads(told)))
+    written = json.dumps(chosen.options({})["additional_config"])
+    settings = Settings.of(SimpleNamespace(additional_config=json.loads(written)))
     assert settings is not None
     return settings
 

@@ -85,7 +85,7 @@ LEFT_OUT = [
 
 
 def trained(checks: list[Flagged], left_out: list[LeftOut]) -> TrainedProbes:
-    """Of the probe that reads the draft alone, one less is risky in each cell."""
+    """The probe that reads the draft alone calls one conversation less risky in each cell."""
     probe = RiskProbe(torch.zeros(1), 0.0)
     alone = [one._replace(probe=one.probe - 1, ngrams=0) for one in checks]
     return TrainedProbes(TrainedProbe(probe, alone, []), TrainedProbe(probe, checks, left_out))

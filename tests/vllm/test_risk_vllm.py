@@ -156,7 +156,7 @@ def test_many_requests_that_come_together_have_their_own_risks(tmp_path: Path) -
 
 @contextmanager
 def watched_questions(pair: Any) -> Iterator[Counter[str]]:
-    """Where the questions end that the draft looks for, counted."""
+    """Count where the questions end that the draft looks for."""
     drafter, seen = runner_of(pair).drafter, Counter[str]()
     find = drafter._find_questions
 

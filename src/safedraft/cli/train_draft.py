@@ -119,7 +119,7 @@ def train_draft(
     from safedraft.cli.progress import ProgressBars
     from safedraft.models.progress import show_progress
     from safedraft.models.registry import require_new_pair
-    from safedraft.training.config import TrainingConfig
+    from safedraft.training.config import RiskTrainingConfig, TrainingConfig
     from safedraft.training.prepare import TrainingPlan
     from safedraft.training.requests import Sources
     from safedraft.training.run import train_draft as run
@@ -168,7 +168,7 @@ def train_draft(
             raise typer.Exit(130) from None
     choice = replace(models, adapter=str(plan.output), no_adapter=False)
     if risk:
-        train_beside(choice, sources=plan.sources)
+        train_beside(choice, RiskTrainingConfig(), plan.sources)
     _report(trained.checks)
     if register and not trained.checks.problems:
         choice = _register(register, choice)

@@ -49,8 +49,8 @@ def train_risk(
 
 def train_beside(
     models: ModelChoice,
-    config: RiskTrainingConfig | None = None,
-    sources: Sources | None = None,
+    config: RiskTrainingConfig,
+    sources: Sources,
 ) -> Path:
     """Train a probe, write it and its checks beside the adapter, show them, and return the file.
 
@@ -61,8 +61,6 @@ def train_beside(
     from safedraft.models.fetch import fetch
     from safedraft.models.fingerprint import fingerprint
     from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
-    from safedraft.training.config import RiskTrainingConfig
-    from safedraft.training.requests import Sources
     from safedraft.training.risk import train_probes
     from safedraft.training.risk_card import write_risk_section
 
@@ -73,9 +71,7 @@ def train_beside(
         pair = models.load()
         try:
             with ProgressBars() as bars:
-                trained = train_probes(
-                    pair, config or RiskTrainingConfig(), bars.drawing, sources or Sources()
-                )
+                trained = train_probes(pair, config, bars.drawing, sources)
         finally:
             pair.close()
         target = {"target": fingerprint(fetch(models.spec.target))}

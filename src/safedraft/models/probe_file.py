@@ -7,7 +7,6 @@ the draft and the target that the adapter was trained for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -132,21 +131,33 @@ def read_target_probe(folder: Path, name: str, identity: str) -> RiskProbe:
         SafeDraftError: the file cannot be read, or belongs to other weights.
     """
     file = folder / TARGET_PROBE
-    probe, _, facts = read_probe_file(file)
+    tensors, facts = _read(file)
+    probe = _probe(file, tensors, "", ("target",))
     if facts.get("target") != identity:
         raise SafeDraftError(
             f"{file} reads states of {len(probe.weight)} numbers of other weights than those of "
             f"{name}, or of other types: train it again (safedraft train-ada-probe)"
         )
-    return replace(probe, reads=("target",))
+    return probe
 
 
 def read_probe_file(file: Path) -> ProbeFile:
-    """Read a file of probes; of a target's file, the probe stands in the place of the draft's.
+    """Read the file of an adapter's probes.
 
     Raises:
         SafeDraftError: it cannot be read.
     """
+    tensors, facts = _read(file)
+    both = "both.weight" in tensors
+    return ProbeFile(
+        _probe(file, tensors, "", ("draft",)),
+        _probe(file, tensors, "both.", ("draft", "target")) if both else None,
+        facts,
+    )
+
+
+def _read(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The tensors of a file of probes, and what it says of the weights that they read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -157,19 +168,16 @@ def read_probe_file(file: Path) -> ProbeFile:
         raise SafeDraftError(f"{file} cannot be read: {first_line(error)}") from error
     if facts.get("format") != _FORMAT:
         raise SafeDraftError(f"{file} is not a risk probe of this version: train it again")
-    both = "both.weight" in tensors
+    return tensors, facts
+
+
+def _probe(
+    file: Path, tensors: Mapping[str, Tensor], name: str, reads: tuple[Which, ...]
+) -> RiskProbe:
     try:
-        return ProbeFile(
-            _probe(tensors, "", ("draft",)),
-            _probe(tensors, "both.", ("draft", "target")) if both else None,
-            facts,
-        )
+        return RiskProbe(tensors[f"{name}weight"].float(), float(tensors[f"{name}bias"]), reads)
     except KeyError as error:
         raise SafeDraftError(f"{file} cannot be read: it has no {error}") from error
-
-
-def _probe(tensors: Mapping[str, Tensor], name: str, reads: tuple[Which, ...]) -> RiskProbe:
-    return RiskProbe(tensors[f"{name}weight"].float(), float(tensors[f"{name}bias"]), reads)
 
 
 def _digest_adapter(adapter: Path) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack
 
 from safedraft.core.config import SamplingParams
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, show_value
@@ -132,11 +132,12 @@ class TokenPair(LoadedPair):
             tokenizer = _tokenizer(model)
             return encode(tokenizer, with_system(turns, model.system), chat_template_kwargs)
 
-        models = (self.target, self.draft)
-        target, draft = (read(model, messages) for model in models)
-        begun = self.probe and turn_begun(messages)
-        asked = [read(model, messages[:-1]) for model in models] if begun else [target, draft]
-        return Prompts(target, draft, dict(zip(get_args(Which), asked, strict=True)))
+        prompts = {which: read(model, messages) for which, model in self._models.items()}
+        questions = prompts
+        if self.probe and turn_begun(messages):
+            asked = messages[:-1]
+            questions = {which: read(self._models[which], asked) for which in self.probe.reads}
+        return Prompts(prompts["target"], prompts["draft"], questions)
 
     def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
@@ -263,9 +264,12 @@ class TokenPair(LoadedPair):
         Raises:
             SafeDraftError: one has no tokenizer or no chat template.
         """
-        models: dict[Which, LoadedModel] = {"target": self.target, "draft": self.draft}
         reads = self.probe.reads if self.probe else ()
-        return {which: turn_header(_tokenizer(models[which])) for which in reads}
+        return {which: turn_header(_tokenizer(self._models[which])) for which in reads}
+
+    @property
+    def _models(self) -> Mapping[Which, LoadedModel]:
+        return {"target": self.target, "draft": self.draft}
 
     def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
         """Ids that end a reply: the pair's, the request's, and stop strings of one control token.

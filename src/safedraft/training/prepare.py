@@ -38,7 +38,7 @@ class TrainingPlan:
     epochs: int | None = None
     """Number of passes over the harmful requests; replaces the configuration's steps."""
     sources: Sources = OWN_SOURCES
-    """Where the requests come from."""
+    """Sources of the requests."""
     start: str | None = None
     """An adapter of the draft to start from: a folder, a hub id, or a shipped adapter."""
     resume: bool = False

@@ -91,7 +91,7 @@ def read_requests(split: TrainingSplit, sources: Sources = OWN_SOURCES) -> Train
 
     Args:
         split: as the sources divide their records; ``OWN_SHARES`` divides SafeDraft's prompts.
-        sources: where they come from.
+        sources: the sources of the requests.
 
     Raises:
         SafeDraftError: a source cannot be read, or no harmful or no ordinary prompts are left.

@@ -96,7 +96,7 @@ class _Question(NamedTuple):
 
     request: ServedRequest
     at: int
-    """Where the draft reads the question's last token."""
+    """Index of the question's last token in that pass."""
     target: Tensor
     """The target's last hidden state there, ``[H]`` in float32."""
 

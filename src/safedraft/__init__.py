@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
 
-    from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
+    from safedraft.core.config import (
+        RiskConfig,
+        SamplingParams,
+        Scheme,
+        SSDConfig,
+        StructuredOutputs,
+    )
     from safedraft.core.errors import (
         BrokenModelError,
         IncompatiblePairError,
@@ -31,7 +37,13 @@ if TYPE_CHECKING:
     from safedraft.text.stream import Stream
 
 _EXPORTS = {
-    "safedraft.core.config": ("RiskConfig", "SSDConfig", "SamplingParams", "Scheme"),
+    "safedraft.core.config": (
+        "RiskConfig",
+        "SSDConfig",
+        "SamplingParams",
+        "Scheme",
+        "StructuredOutputs",
+    ),
     "safedraft.core.generation": ("Step",),
     "safedraft.engines.transformers.generate": ("ssd_generate",),
     "safedraft.models.weights": ("merge_adapter",),
@@ -57,6 +69,7 @@ __all__ = [  # noqa: RUF022 (the order in which a reader meets them)
     "SSDConfig",
     "RiskConfig",
     "SamplingParams",
+    "StructuredOutputs",
     "Scheme",
     "Stream",
     "GenerationResult",

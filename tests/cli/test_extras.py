@@ -17,6 +17,7 @@ from safedraft.engines.cpu.compiled import why_not_available
 from safedraft.models.endpoint import Endpoint
 from safedraft.models.progress import silent
 from safedraft.prompts.builtin import harmbench_hub
+from safedraft.text.grammar import Grammars
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
 FOR_DEVELOPERS = {"clients", "dev", "docs"}
@@ -37,6 +38,10 @@ def compile_engine(patch: pytest.MonkeyPatch) -> None:
         raise SafeDraftError(reason)
 
 
+def ask_for_a_form(patch: pytest.MonkeyPatch) -> None:
+    Grammars(None, frozenset(), 1)  # type: ignore[arg-type]
+
+
 CASES = {
     "eval": ("eval", "inspect_ai", command("eval")),
     "score": ("eval", "inspect_ai", command("score", "LOG", "--judge", "phrases")),
@@ -49,6 +54,7 @@ CASES = {
     "metrics": ("server", "prometheus_client", command("serve", "qwen2.5-coder")),
     "train": ("train", "matplotlib", command("train-draft", "--output", "a-new-adapter")),
     "cpu": ("cpu", "numba", compile_engine),
+    "structured": ("structured", "llguidance", ask_for_a_form),
     "vllm": ("vllm", "vllm", lambda _: safedraft.load_pair(engine="vllm")),
 }
 

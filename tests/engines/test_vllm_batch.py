@@ -13,6 +13,7 @@ from helpers.models import RandomModel
 
 from safedraft.core.composite import Setting, composite
 from safedraft.core.config import RiskConfig, SamplingParams, Scheme, SSDConfig
+from safedraft.core.constraint import forbid
 from safedraft.core.decode import decode
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step
@@ -300,8 +301,8 @@ class Steps:
     def __init__(self) -> None:
         self.decided: list[int] = []
 
-    def allowed(self, drafts: Sequence[int]) -> torch.Tensor | None:
-        return allowed_after([*self.decided, *drafts])
+    def bias(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor | None:
+        return forbid(allowed_after([*self.decided, *drafts]))
 
     def decide(self, token: int) -> None:
         assert bool(allowed_after(self.decided)[token])
@@ -347,8 +348,8 @@ def test_a_constrained_reply_is_that_of_models_that_know_nothing_else() -> None:
 
 def test_a_request_that_may_say_nothing_ends_alone() -> None:
     class Nothing(Steps):
-        def allowed(self, drafts: Sequence[int]) -> torch.Tensor:
-            return torch.zeros(V, dtype=torch.bool)
+        def bias(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+            return forbid(torch.zeros(V, dtype=torch.bool))
 
     p, q = torch.rand(3, 2, V), torch.rand(3, V)
     expected, batch = step_once(requests(3), p, q), requests(3)

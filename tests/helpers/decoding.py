@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from safedraft.core.config import Constants, SamplingParams
+from safedraft.core.constraint import Constraint
 from safedraft.core.decode import decode
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
@@ -27,6 +28,7 @@ def request_of(
     top_logprobs: int | None = None,
     probe: RiskProbe | None = None,
     question: Sequence[int] = (),
+    constrain: Callable[[], Constraint] | None = None,
     **sampling: Any,
 ) -> Request:
     """A request, with SSD where no rule is given; ``sampling`` are those parameters."""
@@ -43,6 +45,7 @@ def request_of(
             risk=read_by(probe, question) if probe else None,
         ),
         top_logprobs=top_logprobs,
+        constrain=constrain,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import openai
@@ -22,11 +23,15 @@ pytestmark = pytest.mark.slow
 
 SAYS = "Plain words, twice: plain words."
 STORY = "Once upon a time."
+PERSON = '{"name": "Ann"}'
 QUESTION = {"role": "user", "content": "hi"}
+PERSON_ASKED = {"role": "user", "content": "a person"}
 REQUEST = {"role": "user", "content": "a story"}
 
 
 def answer(prompt: str) -> str:
+    if "person" in prompt:
+        return PERSON
     return STORY if prompt.endswith("story") or "story<" in prompt else SAYS
 
 
@@ -52,6 +57,8 @@ class Library(NamedTuple):
     stream: Callable[[list[Any]], list[str]]
     refused: dict[str, Callable[[], Any]]
     """Calls that the server refuses, by a name."""
+    structured: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+    """Calls that return a ``Person``, by a name."""
 
 
 def open_openai(url: str) -> Library:
@@ -67,14 +74,19 @@ def open_openai(url: str) -> Library:
         return [chunk.choices[0].delta.content or "" for chunk in chunks]
 
     turns: Any = [QUESTION]
+    asked: Any = [PERSON_ASKED]
     parse = client.chat.completions.parse
     return Library(
         ask,
         stream,
         {
-            "structured": lambda: parse(model=NAME, messages=turns, response_format=Person),
             "tools": lambda: create(model=NAME, messages=turns, tools=[TOOL]),
             "responses": lambda: client.responses.create(model=NAME, input="hi"),
+        },
+        {
+            "structured": lambda: (
+                parse(model=NAME, messages=asked, response_format=Person).choices[0].message.parsed
+            )
         },
     )
 
@@ -88,21 +100,23 @@ def open_langchain(url: str) -> Library:
         return message.content, message
 
     def structured(method: str) -> Callable[[], Any]:
-        return lambda: model.with_structured_output(Person, method=method).invoke("hi")
+        return lambda: model.with_structured_output(Person, method=method).invoke("a person")
 
     return Library(
         ask,
         lambda turns: [chunk.content for chunk in model.stream(turns)],
         {
-            "structured": lambda: model.with_structured_output(Person).invoke("hi"),
-            "structured by a schema": structured("json_schema"),
             "structured by a function": structured("function_calling"),
-            "structured by JSON": structured("json_mode"),
             "tools": lambda: model.bind_tools([double]).invoke("hi"),
             "tools, streamed": lambda: list(model.bind_tools([double]).stream("hi")),
             "responses": lambda: chat(
                 base_url=url, api_key="none", model=NAME, use_responses_api=True
             ).invoke("hi"),
+        },
+        {
+            "structured": lambda: model.with_structured_output(Person).invoke("a person"),
+            "structured by a schema": structured("json_schema"),
+            "structured by JSON": structured("json_mode"),
         },
     )
 
@@ -150,9 +164,11 @@ def open_litellm(url: str) -> Library:
     return Library(
         ask,
         stream,
+        {"tools": lambda: complete([QUESTION], tools=[TOOL])},
         {
-            "structured": lambda: complete([QUESTION], response_format=Person),
-            "tools": lambda: complete([QUESTION], tools=[TOOL]),
+            "structured": lambda: Person.model_validate_json(
+                complete([PERSON_ASKED], response_format=Person).choices[0].message.content
+            )
         },
     )
 
@@ -213,22 +229,32 @@ def test_a_conversation_with_the_earlier_reply_as_it_was_returned(
 
 UNSUPPORTED = "SSD does not support this value of {}"
 REFUSALS = [
-    ("openai", "structured", UNSUPPORTED.format("response_format")),
     ("openai", "tools", UNSUPPORTED.format("tools")),
     ("openai", "responses", "This address does not exist."),
-    ("langchain", "structured", UNSUPPORTED.format("response_format")),
-    ("langchain", "structured by a schema", UNSUPPORTED.format("response_format")),
     ("langchain", "structured by a function", UNSUPPORTED.format("tools")),
-    ("langchain", "structured by JSON", UNSUPPORTED.format("response_format")),
     ("langchain", "tools", UNSUPPORTED.format("tools")),
     ("langchain", "tools, streamed", UNSUPPORTED.format("tools")),
     ("langchain", "responses", "This address does not exist."),
     ("llama_index", "structured", UNSUPPORTED.format("tool_choice")),
     ("llama_index", "structured by a function", UNSUPPORTED.format("tools")),
     ("llama_index", "completions", "This server accepts only conversations."),
-    ("litellm", "structured", UNSUPPORTED.format("response_format")),
     ("litellm", "tools", UNSUPPORTED.format("tools")),
 ]
+
+
+STRUCTURED = [
+    ("openai", "structured"),
+    *(
+        ("langchain", call)
+        for call in ("structured", "structured by a schema", "structured by JSON")
+    ),
+    ("litellm", "structured"),
+]
+
+
+@pytest.mark.parametrize(("name", "call"), STRUCTURED)
+def test_a_structured_reply(served: Served, name: str, call: str) -> None:
+    assert open_library(name, served).structured[call]() == Person(name="Ann")
 
 
 @pytest.mark.parametrize(("name", "call", "words"), REFUSALS)

@@ -49,6 +49,7 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     stop_token_ids: options.StopTokenIds = None,
+    json_schema: options.JsonSchema = None,
     *,
     models: ModelChoice,
 ) -> None:
@@ -65,7 +66,7 @@ def generate(
     from safedraft.text.messages import conversation
 
     sampling = options.sampling_params(
-        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
+        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids, json_schema
     )
     options.require_rule(rule)
     text = options.read_standard_input() if prompt == "-" else prompt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from safedraft.core.assignments import parse_assignment
 from safedraft.core.config import RiskConfig, SamplingParams
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +90,14 @@ Rule = Annotated[
         "target_only the target alone (docs/method.md).",
     ),
 ]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The reply is JSON that is valid under the JSON schema in this file, or a refusal.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system prompt for both models.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -113,12 +122,14 @@ def sampling_params(
     seed: int | None,
     stop: list[str] | None,
     stop_token_ids: list[int] | None = None,
+    json_schema: Path | None = None,
 ) -> SamplingParams:
     """Validate the options of the panel "Sampling".
 
     Raises:
-        SafeDraftError: a value is out of range.
+        SafeDraftError: a value is out of range, or the schema cannot be read.
     """
+    schema = _read_schema(json_schema) if json_schema else None
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -127,7 +138,15 @@ def sampling_params(
         seed=seed,
         stop=tuple(stop or ()),
         stop_token_ids=tuple(stop_token_ids or ()),
+        structured_outputs=None if schema is None else {"json_schema": schema},
     )
+
+
+def _read_schema(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SafeDraftError(f"--json-schema {file}: {first_line(error)}") from error
 
 
 def with_settings(config: RiskConfig, settings: list[str] | None) -> RiskConfig:

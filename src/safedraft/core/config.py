@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -221,6 +222,56 @@ def _wrap_one(value: Any) -> Any:
     return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+def _read_schema(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"is no JSON: {error}") from error
+    return value.model_json_schema() if hasattr(value, "model_json_schema") else value
+
+
+class StructuredOutputs(Constants):
+    """The form of a reply: exactly one of the first five. The prompt should ask for it as well.
+
+    Raises ``SafeDraftError`` (a ``ValueError``) where none or several are given.
+    """
+
+    json_schema: Annotated[Mapping[str, Any], BeforeValidator(_read_schema)] | None = None
+    """The reply is JSON that is valid under this JSON schema: a mapping, a text or a Pydantic
+    model."""
+
+    json_object: bool = False
+    """The reply is a JSON object."""
+
+    regex: str | None = None
+    """The reply matches this regular expression as a whole."""
+
+    choice: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The reply is one of these texts."""
+
+    grammar: str | None = None
+    """The reply is a sentence of this context-free grammar, in llguidance's form of Lark's."""
+
+    refusal: bool = True
+    """Whether the reply may be a refusal instead. Without it, a form that has no room for a refusal
+    leaves SSD only the choice among what the form allows."""
+
+    @model_validator(mode="after")
+    def _require_one(self) -> Self:
+        forms = ("json_schema", "json_object", "regex", "choice", "grammar")
+        given = [name for name in forms if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            names = " and ".join(given) or "none"
+            raise ValueError(f"needs exactly one of {', '.join(forms)}: {names} is given")
+        return self
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the reply is JSON, unless it is a refusal."""
+        return self.json_object or self.json_schema is not None
+
+
 class SamplingParams(Constants):
     """How a token is taken from the composite distribution.
 
@@ -251,6 +302,9 @@ class SamplingParams(Constants):
         tuple[Annotated[int, Field(ge=0, strict=True)], ...], BeforeValidator(_wrap_one)
     ] = ()
     """Tokens that end the reply, or one, besides the pair's end tokens."""
+
+    structured_outputs: StructuredOutputs | None = None
+    """The form of the reply, such as a JSON schema; any if not given."""
 
     @model_validator(mode="before")
     @classmethod

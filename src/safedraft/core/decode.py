@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import DraftingConfig
+from safedraft.core.constraint import NOTHING_LEFT, Constrained, restrict
 from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Generation, Passes, Step, record
@@ -45,6 +46,7 @@ class Decoding(Generation):
     def __init__(self, request: Request, engine: SessionEngine) -> None:
         super().__init__(request)
         self.state = request.rule.start(request.config, request.context)
+        self.constraint = request.constrain() if request.constrain else None
         config = request.config
         self.drafting = config if isinstance(config, DraftingConfig) else DraftingConfig()
         self.target, self.draft = engine.session("target"), engine.session("draft")
@@ -116,10 +118,20 @@ class Decoding(Generation):
             model.unseen[:] = rewind_to(model.session, self.risk_tokens(which), model.unseen)
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
+    def constrained(self, drafts: int) -> Constrained:
+        """How the position after the first ``drafts`` drafts is restricted."""
+        return Constrained(self.constraint, [draft.token for draft in [*self.drafts][:drafts]])
+
+    def fail(self, error: BrokenModelError) -> None:
+        """End the request with an error; the others continue."""
+        self.error, self.ended = error, True
+
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
         drafted = decision.draft_probability is not None
         self.steps.append(record(self.request, self.state, decision, self.block))
+        if self.constraint:
+            self.constraint.decide(decision.token)
         self.ended = self.request.ends(decision.token, self.position)
         self.position += 1
         self.decided += 1
@@ -186,7 +198,7 @@ class Batch:
             try:
                 decoding.assess()
             except BrokenModelError as error:
-                decoding.error, decoding.ended = error, True
+                decoding.fail(error)
 
     def _propose(self, running: Sequence[Decoding]) -> None:
         """Draft tokens until no request wants another; a session never holds its last draft."""
@@ -197,7 +209,8 @@ class Batch:
             drafting, logits = self._run(drafting, passes, [d.draft_passes for d in drafting])
             if not drafting:
                 continue
-            ranked = rank(torch.cat(logits), [d.request.sampling.temperature for d in drafting])
+            rows = self._restrict(torch.cat(logits), [(d, len(d.drafts)) for d in drafting])
+            ranked = rank(rows, [d.request.sampling.temperature for d in drafting])
             positions = [d.position + len(d.drafts) for d in drafting]
             drafts = propose(ranked, [d.request for d in drafting], positions)
             for decoding, draft in zip(drafting, drafts, strict=True):
@@ -220,10 +233,24 @@ class Batch:
                 fed = fed[:-1]
             passes.append(Pass(decoding.target, [*decoding.target_unseen, *fed], len(fed) + 1))
         running, logits = self._run(running, passes, [d.target_passes for d in running])
-        for decoding, rows in zip(running, logits, strict=True):
+        for decoding, own in zip(running, logits, strict=True):
+            rows = self._restrict(own, [(decoding, row) for row in range(len(own))])
             ranked = rank(rows, [decoding.request.sampling.temperature] * len(rows))
             decoding.rows.extend(Place(ranked, row) for row in range(len(rows)))
             decoding.block, decoding.decided = decoding.block + 1, 0
+
+    @staticmethod
+    def _restrict(logits: Tensor, rows: Sequence[tuple[Decoding, int]]) -> Tensor:
+        """Keep each row to its request's grammar; a request that is left without a token ends.
+
+        Args:
+            logits: ``[n, V]``.
+            rows: the request of each row, and how many of its drafts come before it.
+        """
+        logits, emptied = restrict(logits, [one.constrained(drafts) for one, drafts in rows])
+        for row in emptied:
+            rows[row][0].fail(BrokenModelError(NOTHING_LEFT))
+        return logits
 
     def _decide(self, deciding: Sequence[Decoding]) -> None:
         """Decide the next position of each request."""
@@ -263,7 +290,7 @@ class Batch:
             try:
                 require_finite(rows, one.session.name)
             except BrokenModelError as error:
-                decoding.error, decoding.ended = error, True
+                decoding.fail(error)
             else:
                 whole.append((decoding, rows))
         return [decoding for decoding, _ in whole], [rows for _, rows in whole]

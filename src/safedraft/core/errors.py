@@ -42,6 +42,8 @@ _WORDS = {
     "none_required": "must be left out",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
+    "union_tag_invalid": "must have one of the types {expected_tags}",
+    "union_tag_not_found": "must have a type",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",

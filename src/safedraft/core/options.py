@@ -63,6 +63,11 @@ INSTEAD = {
     "max_length": "it counts the prompt too: give max_new_tokens",
     "logprobs": "give top_logprobs to generate, the number of alternatives",
     "top_logprobs": "give it to generate, beside the sampling parameters",
+    "response_format": "give structured_outputs={'json_schema': …}",
+    "guided_json": "give structured_outputs={'json_schema': …}",
+    "guided_regex": "give structured_outputs={'regex': …}",
+    "guided_choice": "give structured_outputs={'choice': […]}",
+    "guided_grammar": "give structured_outputs={'grammar': …}",
 }
 """What to do in place of an option, where leaving it out is not all."""
 
@@ -101,7 +106,7 @@ _PARAMETERS = ("adapter", "use_adapter", "template", "template_from", "other_bas
 class SamplingOptions(TypedDict, total=False):
     """What ``generate`` takes as keywords, each in place of that of ``sampling``; None is nothing.
 
-    The names below the first seven are those of other libraries: synonyms, and options that are
+    The names below the first eight are those of other libraries: synonyms, and options that are
     accepted with the value that has no effect.
     """
 
@@ -112,6 +117,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     stop_token_ids: int | Sequence[int] | None
+    structured_outputs: Any
     max_tokens: int | None
     max_completion_tokens: int | None
     stop_strings: str | Sequence[str] | None

@@ -31,6 +31,8 @@ class Capability(StrEnum):
     """Report log probabilities of the composite."""
     DRAFTING_PER_REQUEST = "drafting per request"
     """Let a request set how many tokens are drafted."""
+    GRAMMARS = "grammars"
+    """Keep a reply to a form (``structured_outputs``)."""
     TOGETHER = "passes together"
     """Run the passes of several requests in hardly more time than that of one."""
 

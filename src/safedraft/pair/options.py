@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConfig
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import SafeDraftError, show_value
 from safedraft.core.options import INSTEAD, SamplingOptions, translate
 from safedraft.core.plugins import suggest
 from safedraft.rules import constants_for
@@ -57,6 +57,18 @@ def take_alternatives(top_logprobs: int | None, options: GenerateOptions) -> int
     if top_logprobs is not None:
         raise SafeDraftError("give top_logprobs or logprobs, the number of alternatives, not both")
     return logprobs
+
+
+def require_alternatives(top_logprobs: Any) -> None:
+    """Refuse what is no number of log probabilities.
+
+    Raises:
+        SafeDraftError: it is no whole number, or negative.
+    """
+    if type(top_logprobs) is not int:
+        raise SafeDraftError(f"top_logprobs must be a whole number, not {show_value(top_logprobs)}")
+    if top_logprobs < 0:
+        raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
 
 
 def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> SamplingParams:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from safedraft.core.config import SamplingParams
+from safedraft.core.config import SamplingParams, StructuredOutputs
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, show_value
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
@@ -16,18 +16,21 @@ from safedraft.core.risk import Reading, RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
+from safedraft.pair.forms import Constrain, make_grammars, require_whole_reply
 from safedraft.pair.options import (
     Config,
     GenerateOptions,
     Sampling,
     read_constants,
     read_sampling,
+    require_alternatives,
     take_alternatives,
     take_sampling,
 )
 from safedraft.rules import find_rule, own_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.encode import encode, encode_text, turn_header
+from safedraft.text.grammar import Grammars
 from safedraft.text.messages import Message, conversation, turn_begun, with_system
 from safedraft.text.reasoning import Thinking, thinking_of
 from safedraft.text.refusals import refusal_tokens
@@ -226,13 +229,10 @@ class TokenPair(LoadedPair):
         """A request of this pair, for whoever steps a batch itself; see ``stream_ids``."""
         if top_logprobs is not None:
             self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
-            if type(top_logprobs) is not int:
-                refused = show_value(top_logprobs)
-                raise SafeDraftError(f"top_logprobs must be a whole number, not {refused}")
-            if top_logprobs < 0:
-                raise SafeDraftError(f"top_logprobs must be 0 or more, not {top_logprobs}")
+            require_alternatives(top_logprobs)
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
+        form = sampling.structured_outputs
         rule = rule or self.rule
         decided_by = find_rule(rule) if isinstance(rule, str) else rule
         if not hasattr(decided_by, "config"):
@@ -246,7 +246,17 @@ class TokenPair(LoadedPair):
             self.end_tokens_of(sampling),
             Context(turn_begun, self.refusal_tokens, self._risk_context(prompts)),
             top_logprobs,
+            self.constrain(form, turn_begun) if form else None,
         )
+
+    def constrain(self, form: StructuredOutputs, turn_begun: bool | None = None) -> Constrain:
+        """What keeps a reply to a form; refuses one that is wrong or cannot be had here."""
+        require_whole_reply(self, self.thinks, turn_begun)
+        return self._grammars.compile(form)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return make_grammars(self)
 
     def _risk_context(self, prompts: Prompts) -> RiskContext | None:
         if self.probe is None:

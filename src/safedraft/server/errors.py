@@ -33,9 +33,9 @@ _CONSTRAINED = (
     "message, and parse the reply"
 )
 _INSTEAD = {
-    **dict.fromkeys(
-        ("tools", "tool_choice", "functions", "function_call", "response_format"), _CONSTRAINED
-    ),
+    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _CONSTRAINED),
+    "response_format": "It is of type text, json_object or json_schema with a schema, in "
+    "/v1/chat/completions",
     "reasoning_effort": "The models here have no levels of reasoning, and 'none' only if they do "
     "not think: see whether the chat template has a variable for it (chat_template_kwargs)",
     "verbosity": "The models here have no levels of it, and 'medium' asks for none: ask for a "

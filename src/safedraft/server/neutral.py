@@ -15,8 +15,9 @@ One = Annotated[float, Field(ge=1, le=1)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
 EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 
-_COUNTED = ("messages", "prompt")
-"""Lists whose items have places that a response or an error refers to: no item is dropped."""
+_KEPT = ("messages", "prompt", "response_format", "json_schema", "schema")
+"""Values that are read as they stand: the items of the lists have places that a response or an
+error refers to, and a null in a schema means something."""
 
 _DEPTH = 8
 """Depth of lists and objects down to which nulls are dropped."""
@@ -33,7 +34,7 @@ class Body(BaseModel):
         if not isinstance(body, dict):
             return body
         return {
-            name: value if name in _COUNTED else drop_nulls(value)
+            name: value if name in _KEPT else drop_nulls(value)
             for name, value in body.items()
             if value is not None
         }
@@ -50,8 +51,11 @@ def drop_nulls(value: Any, depth: int = _DEPTH) -> Any:
     return value
 
 
-class _TextFormat(Body):
+class TextFormat(Body):
+    """Replies of any form."""
+
     type: Literal["text"]
+    json_schema: None = None
 
 
 class UnsupportedParameters(Body):
@@ -63,7 +67,7 @@ class UnsupportedParameters(Body):
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: EmptyObject | None = None
-    response_format: _TextFormat | None = None
+    response_format: TextFormat | None = None
     tools: EmptyList | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: EmptyList | None = None

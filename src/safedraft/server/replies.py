@@ -21,6 +21,7 @@ from safedraft.server import wire
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import find_answer
 from safedraft.server.scheduler import Job
+from safedraft.text.grammar import is_refusal_of_json
 from safedraft.text.results import Alternative, GenerationResult, Token
 
 _PART = "\N{REPLACEMENT CHARACTER}"
@@ -41,6 +42,8 @@ class ResponseBuilder(ABC):
     spell_bytes: Callable[[int], bytes | None] = lambda token: None
     """The bytes of a token that is a part of a character; None if they are not known."""
     replies_per_prompt: int = 1
+    json: bool = False
+    """Whether the replies are JSON or refusals."""
     guarded: bool = False
     """Whether the replies are decoded with a safety adapter, as the operator set the pair up."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -55,8 +58,8 @@ class ResponseBuilder(ABC):
         """Build the chunk before a reply's first token, or return None if the route has none."""
 
     @abstractmethod
-    def build_chunk(self, index: int, token: Token, offset: int) -> Chunk:
-        """Build the chunk of a token whose text starts ``offset`` characters into its reply."""
+    def build_chunk(self, index: int, token: Token, begun: str) -> Chunk:
+        """Build the chunk of a token whose reply has ``begun`` so before it."""
 
     @abstractmethod
     def build_last_chunk(self, index: int, reply: GenerationResult) -> Chunk:
@@ -107,6 +110,10 @@ class ResponseBuilder(ABC):
         own = self.spell_bytes(token.id) if _PART in token.text else None
         return token.text if own is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
 
+    def refuses(self, text: str) -> bool:
+        """Whether a reply, or its beginning, is a refusal where JSON was asked for."""
+        return self.json and is_refusal_of_json(text)
+
     def without_end_tokens(self, tokens: Sequence[Token]) -> list[Token]:
         """Return the tokens that are part of the text."""
         return [token for token in tokens if token.id not in self.end_tokens]
@@ -121,8 +128,8 @@ class ChatResponseBuilder(ResponseBuilder):
             wire.ChatChoice(
                 index=index,
                 finish_reason=_finish_reason(reply),
-                message=wire.AssistantMessage(role="assistant", content=reply.text, refusal=None),
-                logprobs=self._build_logprobs(reply.trace),
+                message=self._build_message(reply.text),
+                logprobs=self._build_logprobs(reply.trace, self.refuses(reply.text)),
                 **self.build_telemetry(reply.trace, reply),
             )
             for index, reply in enumerate(replies)
@@ -142,13 +149,14 @@ class ChatResponseBuilder(ResponseBuilder):
         choice = wire.ChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None)
         return self._build_chunk(choice)
 
-    def build_chunk(self, index: int, token: Token, offset: int) -> wire.ChatCompletionChunk:
+    def build_chunk(self, index: int, token: Token, begun: str) -> wire.ChatCompletionChunk:
         """See ``ResponseBuilder``."""
+        refuses, text = self.refuses(begun + token.text), token.text
         choice = wire.ChunkChoice(
             index=index,
-            delta=wire.Delta(content=token.text),
+            delta=wire.Delta(refusal=text) if refuses else wire.Delta(content=text),
             finish_reason=None,
-            logprobs=self._build_logprobs([token]),
+            logprobs=self._build_logprobs([token], refuses),
             **self.build_telemetry([token]),
         )
         return self._build_chunk(choice)
@@ -179,10 +187,15 @@ class ChatResponseBuilder(ResponseBuilder):
             choices=list(choices),
         )
 
-    def _build_logprobs(self, tokens: Sequence[Token]) -> wire.ChatLogprobs | None:
+    def _build_message(self, text: str) -> wire.AssistantMessage:
+        if self.refuses(text):
+            return wire.AssistantMessage(role="assistant", content=None, refusal=text)
+        return wire.AssistantMessage(role="assistant", content=text, refusal=None)
+
+    def _build_logprobs(self, tokens: Sequence[Token], refuses: bool) -> wire.ChatLogprobs | None:
         if not self.logprobs:
             return None
-        content = [
+        written = [
             wire.TokenLogprob(
                 token=token.text,
                 bytes=list(token.text.encode()),
@@ -196,7 +209,8 @@ class ChatResponseBuilder(ResponseBuilder):
             )
             for token in self.without_end_tokens(tokens)
         ]
-        return wire.ChatLogprobs(content=content, refusal=None)
+        content, refusal = (None, written) if refuses else (written, None)
+        return wire.ChatLogprobs(content=content, refusal=refusal)
 
 
 class CompletionResponseBuilder(ResponseBuilder):
@@ -216,9 +230,9 @@ class CompletionResponseBuilder(ResponseBuilder):
         """See ``ResponseBuilder``."""
         return None
 
-    def build_chunk(self, index: int, token: Token, offset: int) -> wire.Completion:
+    def build_chunk(self, index: int, token: Token, begun: str) -> wire.Completion:
         """See ``ResponseBuilder``."""
-        return self._build_completion(self._build_choice(index, token.text, [token], offset))
+        return self._build_completion(self._build_choice(index, token.text, [token], len(begun)))
 
     def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.Completion:
         """See ``ResponseBuilder``."""
@@ -305,11 +319,11 @@ async def stream_events(
 async def _stream_chunks(builder: ResponseBuilder, index: int, job: Job) -> AsyncIterator[Chunk]:
     if first_chunk := builder.build_first_chunk(index):
         yield first_chunk
-    offset = 0
+    begun = ""
     async for token in job:
         if token.text or builder.logprobs or builder.telemetry:
-            yield builder.build_chunk(index, token, offset)
-        offset += len(token.text)
+            yield builder.build_chunk(index, token, begun)
+        begun += token.text
     yield builder.build_last_chunk(index, job.reply)
 
 

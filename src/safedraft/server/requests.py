@@ -18,8 +18,14 @@ from pydantic import (
     model_validator,
 )
 
-from safedraft.core.config import SamplingParams
-from safedraft.server.neutral import Body, EmptyList, InertParameters, UnsupportedParameters
+from safedraft.core.config import SamplingParams, StructuredOutputs
+from safedraft.server.neutral import (
+    Body,
+    EmptyList,
+    InertParameters,
+    TextFormat,
+    UnsupportedParameters,
+)
 from safedraft.server.settings import Limits
 from safedraft.text.messages import Message, join_text_parts
 
@@ -104,6 +110,43 @@ class ChatMessage(Body):
         return message if reasoning is None else {**message, "reasoning": reasoning}
 
 
+class JsonObjectFormat(Body):
+    """Replies that are JSON objects."""
+
+    type: Literal["json_object"]
+
+    @property
+    def form(self) -> StructuredOutputs:
+        """The form as the library names it."""
+        return StructuredOutputs(json_object=True)
+
+
+class NamedSchema(Body):
+    """A JSON schema, as OpenAI's API wraps it."""
+
+    definition: Annotated[dict[str, Any], Field(alias="schema")]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    """Whether replies are kept to the schema, which they are here in any case."""
+
+
+class JsonSchemaFormat(Body):
+    """Replies that are valid under a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    @property
+    def form(self) -> StructuredOutputs:
+        """The form as the library names it."""
+        return StructuredOutputs(json_schema=self.json_schema.definition)
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
@@ -167,6 +210,11 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
         return self.max_tokens
 
     @property
+    def form(self) -> StructuredOutputs | None:
+        """The form that the replies must have; None for any."""
+        return None
+
+    @property
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -185,6 +233,7 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
             "seed": None if self.seed is None else (self.seed + index) % 2**63,
             "stop": tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "structured_outputs": self.form,
         }
         return limits.cap(SamplingParams.model_validate(values))
 
@@ -198,6 +247,8 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None  # type: ignore[assignment]
+    """The form of the replies; one that is no text may be a refusal instead."""
     add_generation_prompt: bool | None = None
     """An extension, as in vLLM: true unless the last message is the assistant's."""
     continue_final_message: bool | None = None
@@ -229,6 +280,12 @@ class ChatRequest(SamplingRequest):
     def token_limit(self) -> int | None:
         """See ``SamplingRequest``; the parameter has two names here."""
         return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def form(self) -> StructuredOutputs | None:
+        """See ``SamplingRequest``."""
+        asked = self.response_format
+        return None if asked is None or isinstance(asked, TextFormat) else asked.form
 
     @property
     def alternatives(self) -> int | None:

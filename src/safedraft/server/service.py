@@ -169,6 +169,7 @@ class Service:
         guarded = self._is_guarded(config, rule, variables)
         repeated = [stream for stream in streams for _ in range(count)]
         samplings = self._read_sampling(request, len(repeated))
+        await self._require_form(request)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [
             partial(_convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
@@ -181,9 +182,16 @@ class Service:
             end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
             spell_bytes=self._spell_bytes,
+            json=bool(request.form and request.form.is_json),
             guarded=guarded,
         )
         return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
+
+    async def _require_form(self, request: SamplingRequest) -> None:
+        """Refuse a form of the replies that cannot be had, before any of them is queued."""
+        if form := request.form:
+            work = partial(self.pair.constrain, form)
+            await self.scheduler.call(partial(_convert_errors, work, "response_format"))
 
     def _is_guarded(
         self, config: SSDConfig | None, rule: str | None, variables: Mapping[str, Any] | None

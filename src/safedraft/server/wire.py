@@ -92,17 +92,18 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(WireModel):
-    """Log probabilities of a chat completion's choice."""
+    """Log probabilities of a chat completion's choice: of its content or of its refusal."""
 
-    content: list[TokenLogprob]
-    refusal: None = None
+    content: list[TokenLogprob] | None
+    refusal: list[TokenLogprob] | None
 
 
 class AssistantMessage(WireModel):
     """The whole text of a reply."""
 
-    content: str
-    refusal: None = None
+    content: str | None
+    refusal: str | None
+    """A reply that refuses where JSON was asked for; the content is null then."""
     role: Literal["assistant"]
 
 
@@ -132,6 +133,7 @@ class Delta(WireModel):
     """What a chunk adds to the message."""
 
     content: str | None = None
+    refusal: str | None = None
     role: Literal["assistant"] | None = None
 
 

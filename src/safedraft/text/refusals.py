@@ -13,6 +13,18 @@ REFUSAL = "I'm sorry, but I can't help with that."
 OPENINGS = ("I'm sorry", "I can't", "I cannot", "Sorry", "Apologies", "Unfortunately")
 """Beginnings of refusals, of which the first token counts; "I" begins much else as well."""
 
+LANGUAGES = (
+    "Lo siento",
+    "Je suis désolé",
+    "Desculpe",
+    "Es tut mir leid",
+    "Mi dispiace",
+    "Извините",
+    "抱歉",
+    "申し訳ありません",
+)
+"""Beginnings of refusals in the other languages in which drafts are trained."""
+
 
 def refusal_tokens(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> frozenset[int]:
     """Ids that begin a refusal, at the start of a reply or after a space.

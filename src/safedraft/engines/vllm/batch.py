@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from safedraft.core.config import Scheme
+from safedraft.core.constraint import NOTHING_LEFT, Constrained, Constraint, restrict
 from safedraft.core.decide import Candidate, Draft, decide
 from safedraft.core.decide import propose as propose_tokens
 from safedraft.core.errors import BrokenModelError
@@ -23,16 +23,6 @@ from safedraft.core.request import Request
 from safedraft.core.rows import Place, rank, require_finite
 from safedraft.core.rule import Decision, State
 from safedraft.core.session import Which
-
-
-class Constraint(Protocol):
-    """What a request allows at each position of its reply; both models are kept to it."""
-
-    def allowed(self, drafts: Sequence[int]) -> Tensor | None:
-        """Whether each token may follow the decided ones and ``drafts``, ``[V]``; None: any."""
-
-    def decide(self, token: int) -> None:
-        """Note a decided token."""
 
 
 @dataclass(slots=True)
@@ -211,29 +201,23 @@ def _rank_target(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> l
 def _restrict(
     logits: Tensor, owners: Sequence[ServedRequest | None], before: Sequence[Sequence[Draft]]
 ) -> Tensor:
-    """The logits, -∞ where a request's constraint forbids a token; a copy if one does.
-
-    A request that is left without any token ends with an error.
+    """Keep each row to its request's grammar; a request that is left without a token ends.
 
     Args:
         logits: ``[rows, V]``.
         owners: the request of each row; None for a row of none.
         before: the drafts of each row between the decided tokens and its position.
     """
-    restricted = logits
-    for row, (one, drafts) in enumerate(zip(owners, before, strict=True)):
-        if one is None or one.ended or one.constraint is None:
-            continue
-        allowed = one.constraint.allowed([draft.token for draft in drafts])
-        if allowed is None:
-            continue
-        if not allowed.any():
-            one.error, one.ended = BrokenModelError("the grammar leaves no token"), True
-            continue
-        if restricted is logits:
-            restricted = logits.clone()
-        restricted[row].masked_fill_(~allowed.to(logits.device), -torch.inf)
-    return restricted
+    rows = [
+        Constrained(one.constraint if one and not one.ended else None, [d.token for d in drafts])
+        for one, drafts in zip(owners, before, strict=True)
+    ]
+    logits, emptied = restrict(logits, rows)
+    for row in emptied:
+        one = owners[row]
+        assert one is not None
+        one.error, one.ended = BrokenModelError(NOTHING_LEFT), True
+    return logits
 
 
 def _end_broken(owners: Sequence[ServedRequest | None], logits: Tensor, model: str) -> None:

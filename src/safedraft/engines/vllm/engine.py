@@ -45,6 +45,8 @@ class VllmEngine:
             "transformers",
             Capability.DRAFTING_PER_REQUEST: "vLLM drafts for all requests together: give it to "
             "load_pair, or with --set",
+            Capability.GRAMMARS: "vLLM takes it in its own server (safedraft serve --engine vllm); "
+            "here, use --engine transformers",
             Capability.TOGETHER: "vLLM's engine is stepped by one thread: use generate_many",
         }
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
+from safedraft.core.constraint import forbid
 from safedraft.core.errors import BrokenModelError, first_line
 
 _BITS = torch.arange(32, dtype=torch.int32)
@@ -33,12 +34,8 @@ class Grammar:
         self._grammar, self._bits, self._vocabulary = grammar, bits, vocabulary
         self._found: dict[tuple[int, ...], Tensor | None] = {}
 
-    def allowed(self, drafts: Sequence[int]) -> Tensor | None:
-        """Whether each token may follow the decided ones and ``drafts``, ``[V]``.
-
-        Returns:
-            None if any may: the grammar has ended.
-        """
+    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
+        """See ``Constraint``; None once the grammar has ended."""
         key = tuple(drafts)
         if key not in self._found:
             self._found[key] = self._look_ahead(key)
@@ -69,7 +66,8 @@ class Grammar:
 
     def _read_mask(self) -> Tensor:
         self._grammar.fill_bitmask(self._bits, 0)
-        return (self._bits[0, :, None] >> _BITS & 1).bool().flatten()[: self._vocabulary]
+        mask = (self._bits[0, :, None] >> _BITS & 1).bool().flatten()[: self._vocabulary]
+        return forbid(mask)
 
 
 class Grammars:

@@ -1,0 +1,237 @@
+"""Replies that are kept to a form: both models are, and a refusal is let out where one refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_tokenizer
+from helpers.decoding import decode_together, request_of
+from helpers.models import RandomModel
+from pydantic import BaseModel
+from talking import END, VOCABULARY, TalkingPair, answering, scripted_pair
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
+from safedraft.core.constraint import Constrained, Constraint, restrict
+from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.engines.base import Capabilities, Capability
+from safedraft.text.grammar import Grammars, is_refusal_of_json
+from safedraft.text.refusals import LANGUAGES, OPENINGS
+from safedraft.training.requests import read_data
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "color": {"enum": ["red", "blue"]},
+        "number": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["color", "number"],
+    "additionalProperties": False,
+}
+REFUSAL = "I'm sorry, but I can't help with that."
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"json_schema": SCHEMA}, r'\{\s*"color"\s*:\s*"(red|blue)"\s*,\s*"number"\s*:\s*\d\d?\s*\}'),
+    ({"regex": "[0-9]{4}/[0-9][0-9]"}, "[0-9]{4}/[0-9][0-9]"),
+    ({"choice": ["yes", 'no, "never"']}, 'yes|no, "never"'),
+    ({"grammar": 'start: "a" ("b" | "c")~3'}, "a[bc]{3}"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: PreTrainedTokenizerBase) -> Grammars:
+    return Grammars(tokenizer, frozenset({END}), VOCABULARY)
+
+
+def pair_of(
+    tokenizer: PreTrainedTokenizerBase, target: Any, draft: Any, **constants: Any
+) -> TalkingPair:
+    """A pair of scripts, or of what each says to any prompt."""
+    scripts = [
+        answering(tokenizer, lambda prompt, text=one: text, []) if isinstance(one, str) else one
+        for one in (target, draft)
+    ]
+    return scripted_pair(tokenizer, scripts[0], scripts[1], SSDConfig(**constants))
+
+
+@pytest.mark.parametrize(("form", "pattern"), FORMS, ids=[next(iter(form)) for form, _ in FORMS])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_random_models_keep_to_the_form(
+    tokenizer: PreTrainedTokenizerBase, form: dict[str, Any], pattern: str, temperature: float
+) -> None:
+    models = RandomModel(1, VOCABULARY, shared=0.5), RandomModel(2, VOCABULARY, shared=0.5)
+    pair = pair_of(tokenizer, *models)
+    texts = set()
+    for seed in range(8):
+        reply = pair.generate(
+            f"Prompt {seed}", temperature=temperature, seed=seed, structured_outputs=form
+        )
+        assert reply.finish_reason == "stop"
+        assert re.fullmatch(pattern, reply.text), reply.text
+        texts.add(reply.text)
+    assert len(texts) > 1 or not temperature
+
+
+class Restricted:
+    """A model that is kept to a form by itself: the grammar advances with the reply."""
+
+    def __init__(self, model: RandomModel, start: Callable[[], Constraint], prompt: int) -> None:
+        self.model, self.start, self.prompt = model, start, prompt
+
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        constraint = self.start()
+        reply = ids[self.prompt :]
+        if END in reply:  # drafted past the end; nobody reads this
+            return self.model(ids)
+        for token in reply:
+            constraint.decide(token)
+        row = restrict(self.model(ids)[None], [Constrained(constraint, [])])[0][0]
+        return row.clamp(min=-1e9)  # infinite logits of a model are an error
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("draft_tokens", [1, 4])
+def test_it_is_as_if_both_models_were_restricted(
+    grammars: Grammars, temperature: float, draft_tokens: int
+) -> None:
+    models = [RandomModel(seed, VOCABULARY, shared=0.8) for seed in (3, 4)]
+    start = grammars.compile(StructuredOutputs(json_schema=SCHEMA))
+    constants = {"draft_tokens": draft_tokens, "bin_size": 2}
+    sampling = {"temperature": temperature, "max_new_tokens": 60}
+
+    def requests(constrain: Callable[[], Constraint] | None) -> list[Any]:
+        prompts = [((7, n), (8, n)) for n in range(6)]
+        return [
+            request_of(None, constants, own, {END}, constrain=constrain, seed=n, **sampling)
+            for n, own in enumerate(prompts)
+        ]
+
+    together = decode_together(*models, requests(start))
+    alone = [decode_together(*models, [one])[0] for one in requests(start)]
+    own = [Restricted(model, start, 2) for model in models]
+    expected = decode_together(own[0], own[1], requests(None))
+    tokens = [[step.token for step in reply] for reply in expected]
+    assert [[step.token for step in reply] for reply in together] == tokens
+    assert [[step.matched for step in reply] for reply in together] == [
+        [step.matched for step in reply] for reply in expected
+    ]
+    assert [[step.token for step in reply] for reply in alone] == tokens
+    assert len({tuple(reply) for reply in tokens}) > 2
+
+
+def test_a_draft_that_refuses_gets_its_refusal_out_in_union(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    answer = '{"color": "red", "number": 7}'
+    form = {"json_schema": SCHEMA}
+    union = pair_of(tokenizer, answer, REFUSAL, initial_scheme="union", bin_size=99)
+    assert union.generate("Hello", structured_outputs=form).text == REFUSAL
+    kept = union.generate("Hello", structured_outputs=form | {"refusal": False})
+    assert json.loads(kept.text).keys() == {"color", "number"}
+    lossless = pair_of(tokenizer, answer, REFUSAL, alpha_intersection=0.0, alpha_min=0.0)
+    reply = lossless.generate("Hello", structured_outputs=form, config={"threshold": 0.0})
+    assert reply.text == answer
+
+
+def test_models_that_want_prose_do_not_refuse_for_want_of_other_words(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    pair = pair_of(tokenizer, "To bake bread, take", "To bake", initial_scheme="union")
+    reply = pair.generate("How do I bake bread?", structured_outputs={"json_schema": SCHEMA})
+    assert json.loads(reply.text)["color"] in ("red", "blue")
+
+
+def test_every_trained_refusal_is_let_out(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars
+) -> None:
+    start = grammars.compile(StructuredOutputs(json_object=True))
+    for language, texts in read_data("refusals").items():
+        opening = texts["opening"]
+        assert opening.startswith((*OPENINGS, *LANGUAGES)), language
+        assert is_refusal_of_json(opening)
+        constraint = start()
+        for token in tokenizer.encode(opening):
+            constraint.decide(token)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({}, "exactly one"),
+        ({"regex": "a", "choice": ["b"]}, "regex and choice"),
+        ({"choice": []}, "choice"),
+        ({"json_schema": "{"}, "is no JSON"),
+        ({"schema": {}}, "schema"),
+    ],
+)
+def test_a_form_is_refused_before_anything_is_loaded(form: dict[str, Any], words: str) -> None:
+    with pytest.raises(SafeDraftError, match=words) as refused:
+        SamplingParams(structured_outputs=form)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"json_schema": {"type": "nonsense"}}, {"regex": "["}, {"grammar": "start: missing"}],
+)
+def test_a_form_that_does_not_compile_is_refused_in_one_line(
+    tokenizer: PreTrainedTokenizerBase, form: dict[str, Any]
+) -> None:
+    pair = pair_of(tokenizer, "a", "a")
+    with pytest.raises(SafeDraftError, match="structured_outputs: ") as refused:
+        pair.generate("Hello", structured_outputs=form)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_kept_to_a_form_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    pair = pair_of(tokenizer, "a", "a")
+    with pytest.raises(SafeDraftError, match="has begun already"):
+        pair.generate("Hello", prefill="{", structured_outputs={"json_object": True})
+    with pytest.raises(SafeDraftError, match="structured_outputs="):
+        pair.generate("Hello", response_format={"type": "json_object"})  # type: ignore[call-arg]
+    pair.engine.capabilities = Capabilities({Capability.GRAMMARS: "not here"})  # type: ignore[misc]
+    with pytest.raises(SafeDraftError, match="structured_outputs: not here"):
+        pair.generate("Hello", structured_outputs={"json_object": True})
+
+
+def test_a_schema_is_a_mapping_a_text_or_a_model() -> None:
+    class Person(BaseModel):
+        name: str
+
+    schema = Person.model_json_schema()
+    for given in (schema, json.dumps(schema), Person):
+        form = StructuredOutputs(json_schema=given)
+        assert form.json_schema == schema
+        assert form.is_json
+        assert SamplingParams(structured_outputs=form).replace(seed=1).structured_outputs == form
+
+
+def test_a_token_that_the_grammar_forbids_stops_decoding(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars
+) -> None:
+    constraint = grammars.compile(StructuredOutputs(regex="a"))()
+    with pytest.raises(BrokenModelError, match="forbids"):
+        constraint.decide(tokenizer.encode("b")[0])
+
+
+def test_a_larger_vocabulary_has_no_forms_of_its_own(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    wide = Grammars(tokenizer, frozenset({END}), VOCABULARY + 6)
+    start = wide.compile(StructuredOutputs(regex="a", refusal=False))
+    bias = start().bias([], torch.zeros(VOCABULARY + 6))
+    assert bias is not None
+    assert bias.shape == (VOCABULARY + 6,)
+    assert (bias > -torch.inf).nonzero().flatten().tolist() == tokenizer.encode("a")

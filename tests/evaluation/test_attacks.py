@@ -250,7 +250,8 @@ def test_the_table_of_suites() -> None:
     assert attacks == {
         *("direct", "prefill", "prefill_text", "ratchet", "templates", "suffixes", "role_play"),
         *("nested_fiction", "frames", "system_prompts", "histories", "encodings", "long_context"),
-        *("short_answers", "harmless_first", "code", "trigger_words", "languages", "adaptive"),
+        *("short_answers", "json_schema", "harmless_first", "code", "trigger_words"),
+        *("languages", "adaptive"),
     }
     counts = {name: suite.prefill_tokens for name, suite in SUITES.items() if suite.prefill_tokens}
     assert counts == {

@@ -16,13 +16,15 @@ from inspect_ai.model import (
     ContentText,
     GenerateConfig,
     ModelOutput,
+    ResponseSchema,
     get_model,
 )
 from inspect_ai.tool import ToolInfo
+from inspect_ai.util import JSONSchema
 from stage import use_pair
 
 import safedraft.evaluation.registry
-from safedraft.core.config import SamplingParams
+from safedraft.core.config import SamplingParams, StructuredOutputs
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.engines.scripted import ScriptedSession
 from safedraft.evaluation import ahead, pair_arguments
@@ -178,6 +180,9 @@ def test_the_configuration_is_supported() -> None:
         max_new_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3, stop=("x",)
     )
     assert to_sampling_params(config) == expected
+    schema = ResponseSchema(name="n", json_schema=JSONSchema(type="integer"))
+    form = to_sampling_params(GenerateConfig(response_schema=schema)).structured_outputs
+    assert form == StructuredOutputs(json_schema={"type": "integer"})
     ignored = GenerateConfig(max_connections=1, max_retries=0, system_message="s")
     assert to_sampling_params(ignored) == SamplingParams()
 

@@ -153,11 +153,29 @@ def test_it_is_read_again_after_the_set_number_of_bins() -> None:
     assert engine.sessions[1].ids[:8] == [0, *TEXT[:7]]
 
 
+@pytest.mark.parametrize(
+    ("risks", "readings"),
+    [
+        ([0.02] * 5, 1),  # nothing speaks for harm
+        ([0.2] * 5, 5),
+        ([0.2, 0.02, 0.02, 0.02, 0.02], 5),  # the largest one counts
+        ([0.2, 0.2, 0.9], 3),  # nothing more can follow
+        ([0.9], 1),
+    ],
+)
+def test_it_is_read_as_long_as_something_may_follow(risks: list[float], readings: int) -> None:
+    probe = FixedProbe(*risks)
+    config = RiskConfig(bin_size=1, reading_bins=2, reading_above=0.1)
+    one = request_of(Risk(), config, ([0], [0]), probe=probe, question=[0], max_new_tokens=10)
+    decode_one(says([*TEXT, 9], 1), says([*TEXT, 9], 1), one)
+    assert len(vars(probe)["seen"]) == readings
+
+
 @pytest.mark.parametrize("accepted", [3, 8])
 @pytest.mark.parametrize("question", [[0], []])
 def test_both_models_are_read(accepted: int, question: list[int]) -> None:
     """Also where the target has a distribution left, and where only token ids are known."""
-    probe = FixedProbe(*[0.05] * 3, reads=("draft", "target"))
+    probe = FixedProbe(*[0.06] * 3, reads=("draft", "target"))
     config = RiskConfig(
         bin_size=2, reading_bins=2, draft_tokens=4, sample_space_size=12, alpha_harmless=0.1
     )

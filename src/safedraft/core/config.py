@@ -203,6 +203,9 @@ class RiskConfig(SSDConfig):
     reading_bins: Annotated[int, Field(ge=0, strict=True)] = 0
     """Number of bins after which the risk is read again; 0 reads it once."""
 
+    reading_above: Share = 0.05
+    """The risk is read again as long as the largest one so far is above this."""
+
     @classmethod
     def extend(cls, config: SSDConfig) -> RiskConfig:
         """Constants of SSD, with those of the risk at their defaults where they have none."""

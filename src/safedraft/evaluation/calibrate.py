@@ -154,19 +154,14 @@ class Calibration:
     def _try_risk(self, chosen: Mapping[str, Any]) -> list[Trial]:
         """A trial for each set of constants of the risk, the pair's own first.
 
-        The level of a request decides its whole reply, unless the risk is read again. So each
-        level is decoded once, for all requests, and the bounds choose among the replies.
-
-        Raises:
-            SafeDraftError: the pair reads the risk again as the reply grows.
+        The level of a request decides its whole reply as long as the risk is read once, which is
+        so here whatever the pair has. So each level is decoded once, for all requests, and the
+        bounds choose among the replies.
         """
         config = self._config(chosen)
-        if config.reading_bins:
-            raise SafeDraftError(
-                "bounds of the risk are chosen where it is read once: set reading_bins=0, or try "
-                "other constants (--try)"
-            )
         others = {name: value for name, value in chosen.items() if name not in OF_SPEED}
+        if config.reading_bins:
+            others["reading_bins"] = 0
         suites = list(dict.fromkeys([*self._judged, TIMED]))
 
         def decode(**constants: Any) -> dict[str, Sequence[Row]]:

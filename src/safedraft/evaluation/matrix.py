@@ -169,9 +169,9 @@ class Matrix:
 
     def _draw_replies(self, api: SafeDraftAPI, report: ReportProgress) -> None:
         pair = api.pair()
-        for suite in (
-            suite for suite in self.find_suites() if uses_batches(suite, self.temperature)
-        ):
+        for suite in self.find_suites():
+            if suite.reply_schema or not uses_batches(suite, self.temperature):
+                continue
             attack, conversations = ATTACKS.find(suite.attack), []
             for record in self.records(suite, report):
                 with suppress(SkipSampleError):

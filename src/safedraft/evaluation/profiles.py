@@ -33,7 +33,7 @@ ATTACKS = (
     *("prefill_5", "prefill_opening", "prefill_code", "prefill_json", "prefill_text_5"),
     *("prefill_text_100", "templates", "suffixes", "frames", "system_prompts", "histories"),
     *("encodings", "long_context", "short_answers", "copying", "quiz", "ratchet_1", "ratchet_7"),
-    "trigger_words",
+    *("trigger_words", "json_schema"),
 )
 
 

@@ -53,6 +53,7 @@ _SAMPLING_FIELDS = {
     "top_p": "top_p",
     "seed": "seed",
     "stop_seqs": "stop",
+    "response_schema": "structured_outputs",
 }
 _IGNORED_FIELDS = frozenset(  # inspect_ai handles these itself; for batch see `generate`
     {"max_connections", "adaptive_connections", "max_retries", "system_message", "cache"}
@@ -167,7 +168,7 @@ class SafeDraftAPI(ModelAPI):
         """Answer, or continue the assistant's turn if the messages end in one.
 
         If ``batch`` is set, a defense that asks only the target gets the replies that ``draw``
-        generated, except for sampled replies and those with stop sequences.
+        generated, except for sampled replies and those with stop sequences or a schema.
 
         Raises:
             SafeDraftError: a setting that has no effect here, or whatever the defense cannot do.
@@ -177,7 +178,7 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, params = _to_messages(input), to_sampling_params(config)
         answer = self._answer
-        is_drawn = params.greedy and not params.stop
+        is_drawn = params.greedy and not params.stop and not params.structured_outputs
         if config.batch and is_drawn and self.can_draw_ahead:
             assert is_prompt_defense(answer)
             answer = partial(answer, ask=look_up_reply)
@@ -214,6 +215,9 @@ def to_sampling_params(config: GenerateConfig) -> SamplingParams:
         names = ", ".join(sorted(unsupported))
         raise SafeDraftError(f"safedraft does not support {names}: leave it out")
     fields = {ours: settings[name] for name, ours in _SAMPLING_FIELDS.items() if name in settings}
+    if "structured_outputs" in fields:
+        schema = fields["structured_outputs"]["json_schema"]
+        fields["structured_outputs"] = {"json_schema": schema}
     with refuse_invalid(shown=True):
         return SamplingParams.model_validate(fields)
 

@@ -1,4 +1,4 @@
-"""Forms of replies: which pairs can keep a reply to one, and how a request is told."""
+"""Forms of replies: which pairs can keep a reply to one."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ compliant opening also refuses a harmless question whose answer has begun so. He
 - below ``harmless_below`` the scheme stays in intersection, under a weight of its own, ``α_H``;
 - in between SSD decides as it is published.
 
-The risk is the largest that was read of the request.
+The risk is the largest that was read of the request. With ``reading_bins`` it is read again as the
+reply grows: where one request of several in a message is harmful, the first reading hardly shows
+it, and those inside the reply do.
 """
 
 from __future__ import annotations
@@ -55,17 +57,22 @@ class RiskSwitch(Switch):
 
     def assess(self, risk: float) -> None:
         """Choose the constants for a risk, unless a higher one was read before."""
-        every = self.constants.reading_bins * self.constants.bin_size
-        self.reads_risk_at = self.decided + every if every else None
         super().assess(risk)
         assert self.risk is not None
         level = find_level(self.constants, self.risk)
+        self.reads_risk_at = self._find_next_reading(level, self.risk)
         if level is not self.level:
             self.level = level
             self.config, scheme = self._choose(level)
             self.scheme = scheme or self.scheme
             self._restart()
             self._weigh()
+
+    def _find_next_reading(self, level: Level, risk: float) -> int | None:
+        """Where the risk is read again, unless nothing more can follow from it."""
+        every = self.constants.reading_bins * self.constants.bin_size
+        again = every and level is not Level.RISKY and risk > self.constants.reading_above
+        return self.decided + every if again else None
 
     def _choose(self, level: Level) -> tuple[RiskConfig, Scheme | None]:
         """The constants of a level, and the scheme that it begins in; None leaves it as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safedraft.core.config import RiskConfig, SSDConfig
-from safedraft.core.errors import IncompatiblePairError, SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
 from safedraft.engines.vllm.options import INT8, KEY, Settings, passes
 from safedraft.models.description import ModelDescription
@@ -211,15 +212,22 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
+_READS_ONCE = (
+    "reading_bins: vLLM reads the risk of a request once, before the reply, so that one harmful "
+    "question among several is found less often: decode with --engine cpu or transformers, or "
+    "leave it 0"
+)
+
+
 def plan(
     spec: PairSpec, config: SSDConfig | None = None, report: ReportProgress = silent
 ) -> EnginePlan:
     """Fetch a pair and check that vLLM can run it.
 
-    vLLM gives both models one prompt and drafts for a whole batch at once, so drafts cannot grow:
-    a registered pair's ``draft_growth`` is set to 0, and T is at most ``MAX_DRAFT_TOKENS`` if its
-    drafts end early. The constants that the user named are those set in ``config``
-    (``model_fields_set``).
+    vLLM gives both models one prompt, drafts for a whole batch at once, and reads no risk inside a
+    reply. So a registered pair's ``draft_growth`` and ``reading_bins`` are set to 0, and T is at
+    most ``MAX_DRAFT_TOKENS`` if its drafts end early. The constants that the user named are those
+    set in ``config`` (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or something cannot be had or read.
@@ -239,10 +247,15 @@ def plan(
     named = config.model_fields_set if config else frozenset()
     if config and "draft_growth" in named and config.draft_growth:
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
+    chosen = RiskConfig.extend(config or spec.config)
+    if "reading_bins" in named and chosen.reading_bins:
+        raise SafeDraftError(_READS_ONCE)
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    chosen = RiskConfig.extend(config or spec.config)
-    changes: dict[str, Any] = {"draft_growth": 0.0}
+    changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0}
+    if chosen.reading_bins and parts.probe:
+        warnings.warn(_READS_ONCE, UnguardedWarning, stacklevel=4)
+        parts = parts._replace(warnings=(*parts.warnings, _READS_ONCE))
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)
     chosen = chosen.replace(**changes)

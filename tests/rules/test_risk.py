@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.session import Which
 from safedraft.core.switch import Switch
 from safedraft.defenses.ada_probe import ReadTarget
-from safedraft.engines.scripted import ScriptedEngine
+from safedraft.engines.scripted import Script, ScriptedEngine
 from safedraft.rules.risk import Risk, RiskSwitch
 
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -245,3 +246,59 @@ def test_without_a_probe_it_does_not_start() -> None:
 def test_bounds_are_in_order() -> None:
     with pytest.raises(SafeDraftError, match="harmless_below must not exceed risky_above"):
         RiskConfig(harmless_below=0.6)
+
+
+def decode_harmless(
+    target: Script, draft: Script, patch: pytest.MonkeyPatch | None = None, **more: Any
+) -> tuple[list[int], int, list[bool]]:
+    """The tokens of a harmless request, the draft's passes, and which tokens are matches."""
+    settings = {"max_new_tokens": 60, "alpha_harmless": 0.0, "reading_bins": 1} | more
+    sampling = {name: settings.pop(name) for name in ("max_new_tokens", "temperature", "seed")
+                if name in settings}  # fmt: skip
+    config = RiskConfig(**{"bin_size": 3, "draft_tokens": 6, **settings})  # type: ignore[arg-type]
+    one = request_of(Risk(), config, ([0], [0]), probe=FixedProbe(*[0.08] * 99), question=[0],
+                     **sampling)  # fmt: skip
+    engine = ScriptedEngine(target, draft)
+    if patch:
+        patch.setattr("safedraft.core.pauses.Pauses.active", False)
+    steps = [step for _, step in decode(engine, [one])]
+    return tokens_of(steps), len(computed(engine.sessions[1])), [step.matched for step in steps]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("draft_tokens", [1, 6])
+def test_drafts_in_vain_are_left_out_and_no_token_changes(
+    shared: float, draft_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = RandomModel(1, 30, shared), RandomModel(2, 30, shared)
+    tokens, passes, _ = decode_harmless(*models, draft_tokens=draft_tokens)
+    expected, without, _ = decode_harmless(*models, monkeypatch, draft_tokens=draft_tokens)
+    assert tokens == expected
+    assert passes < without
+    if shared == 0.0:
+        assert passes < 0.6 * without
+
+
+def test_a_draft_that_agrees_again_is_asked_again() -> None:
+    target = says([1] * 60, 1)
+    draft = says([2] * 20 + [1] * 40, 1)
+    _, _, matched = decode_harmless(target, draft)
+    assert not any(matched[:20])
+    assert all(matched[52:])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "seed": 3},  # the sample space is of both models
+        {"alpha_harmless": 0.2},
+        {"kappa": 2},
+        {"harmless_below": 0.01},  # SSD decides
+    ],
+)
+def test_where_the_draft_has_a_say_it_is_always_asked(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = RandomModel(1, 30), RandomModel(2, 30)
+    paused = decode_harmless(*models, **settings)
+    assert paused == decode_harmless(*models, monkeypatch, **settings)

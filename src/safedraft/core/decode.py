@@ -20,6 +20,7 @@ from safedraft.core.constraint import NOTHING_LEFT, Constrained, restrict
 from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Generation, Passes, Step, record
+from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
 from safedraft.core.risk import RiskContext
 from safedraft.core.rows import Place, rank, require_finite
@@ -53,11 +54,20 @@ class Decoding(Generation):
         self.target_unseen, self.draft_unseen = [*request.target_prompt], [*request.draft_prompt]
         self.drafts: deque[Draft] = deque()  # proposed, not yet decided
         self.rows: deque[Place] = deque()  # P at the positions to come
+        self.pauses = Pauses()
         self.position = self.decided = 0
         self.block = -1
 
+    @property
+    def paused(self) -> bool:
+        """Whether the next token is the target's, without a draft."""
+        greedy = self.request.sampling.greedy and self.request.top_logprobs is None
+        return greedy and self.state.follows_target and self.pauses.active
+
     def draft_length(self) -> int:
         """Maximum number of tokens to draft now."""
+        if self.paused:
+            return 0
         if self.rows:  # carried over: decided as soon as the draft says something there
             return 1
         limit = self.state.draft_limit
@@ -79,6 +89,7 @@ class Decoding(Generation):
     def can_decide(self) -> bool:
         """Whether the next position can be decided without another pass."""
         alone = self.request.rule.after_match == "bonus" or self.state.draft_limit == 0
+        alone = alone or self.paused
         return not self.ended and bool(self.rows) and (bool(self.drafts) or alone)
 
     @property
@@ -132,6 +143,7 @@ class Decoding(Generation):
         self.steps.append(record(self.request, self.state, decision, self.block))
         if self.constraint:
             self.constraint.decide(decision.token)
+        self.pauses.note(drafted=drafted, followed=decision.followed, first=not self.decided)
         self.ended = self.request.ends(decision.token, self.position)
         self.position += 1
         self.decided += 1

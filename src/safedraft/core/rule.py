@@ -28,6 +28,9 @@ class State:
     draft_limit: int | None = None
     """Maximum number of drafts in the next block where the rule has one of its own; with 0 the
     target decides alone."""
+    follows_target: bool = False
+    """Whether the target's best token is F's, whatever the draft says, so that greedy decoding
+    needs no draft at the next position."""
     reads_risk_at: int | None = None
     """Position before which the risk of the request is read; None: the rule does not use it."""
     reading: RiskContext | None = None

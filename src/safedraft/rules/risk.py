@@ -65,6 +65,7 @@ class RiskSwitch(Switch):
             self.level = level
             self.config, scheme = self._choose(level)
             self.scheme = scheme or self.scheme
+            self.follows_target = level is Level.HARMLESS and self._is_lossless()
             self._restart()
             self._weigh()
 
@@ -73,6 +74,10 @@ class RiskSwitch(Switch):
         every = self.constants.reading_bins * self.constants.bin_size
         again = every and level is not Level.RISKY and risk > self.constants.reading_above
         return self.decided + every if again else None
+
+    def _is_lossless(self) -> bool:
+        """Whether the best token of a harmless request is the target's: it is in S, or P stands."""
+        return self.constants.alpha_harmless == 0 and self.constants.kappa == 1
 
     def _choose(self, level: Level) -> tuple[RiskConfig, Scheme | None]:
         """The constants of a level, and the scheme that it begins in; None leaves it as it is."""

@@ -1,4 +1,4 @@
-"""Pauses of drafting, where the draft has no say and its tokens are not taken.
+"""Pauses of drafting, where the draft has no influence and its tokens are not taken.
 
 A draft that was trained to refuse proposes refusals after a harmless answer has begun in a
 compliant way. Where the rule gives it no weight, all of them are rejected, and a block costs more

@@ -154,6 +154,18 @@ def test_a_rule_may_be_named(run: Any, models: list[str]) -> None:
     assert "no rule is called 'sdd'" in error_of(run("chat", "--rule", "sdd", *models)).lower()
 
 
+def test_generate_under_a_json_schema(run: Any, models: list[str], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
+    code, out, _ = run("generate", "hi", "--json-schema", str(schema), *models)
+    assert code == 0
+    assert json.loads(out) in ("yes", "no")
+    schema.write_text('{"type": "nonsense"}', encoding="utf-8")
+    code, _, err = run("generate", "hi", "--json-schema", str(schema), *models)
+    assert code == 1
+    assert "error: structured_outputs: Invalid type: nonsense" in err
+
+
 def test_generate_json_is_one_object(run: Any, models: list[str]) -> None:
     code, out, _ = run("generate", "hi", "--json", "--max-new-tokens", "9", *models)
     assert code == 0
@@ -525,6 +537,8 @@ def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_pat
         (["generate", "hi", "--pair", "qwen"], "no pair is called 'qwen'"),
         (["generate", "hi", "--target", "/no/such", "--draft", "/no/such"], "neither a folder"),
         (["generate", "hi", "--max-new-tokens", "0"], "max_new_tokens: must be "),
+        (["generate", "hi", "--json-schema", "/no/such.json"], "--json-schema /no/such.json: "),
+        (["generate", "hi", "--json-schema", __file__], "json_schema: is no JSON"),
         (["generate", "hi", "--max-new-tokens", "-5"], "max_new_tokens"),
         (["generate", "hi", "--temperature", "nan"], "temperature"),
         (["generate", "hi", "--set", "draft_tokens=0"], "draft_tokens"),

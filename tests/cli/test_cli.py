@@ -162,7 +162,7 @@ def test_generate_under_a_json_schema(run: Any, models: list[str], tmp_path: Pat
     assert json.loads(out) in ("yes", "no")
     schema.write_text('{"type": "nonsense"}', encoding="utf-8")
     code, _, err = run("generate", "hi", "--json-schema", str(schema), *models)
-    assert code == 1
+    assert code == 2
     assert "error: structured_outputs: Invalid type: nonsense" in err
 
 

@@ -21,7 +21,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from safedraft.cli import app
 from safedraft.cli.models import ModelChoice
-from safedraft.core.config import RiskConfig, SamplingParams
+from safedraft.core.config import RiskConfig, SamplingParams, StructuredOutputs
 from safedraft.defenses.ada_probe import ProbingConfig
 from safedraft.defenses.ada_rethinking import RethinkingConfig
 from safedraft.defenses.guard_filter import GuardConfig
@@ -34,13 +34,18 @@ from safedraft.training.config import AdaProbeConfig, RiskTrainingConfig, Traini
 SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     (
         "The method",
-        "`--set NAME=VALUE`, `config` in Python and in a pair's file. The last four are those of "
+        "`--set NAME=VALUE`, `config` in Python and in a pair's file. The last five are those of "
         "the rule `risk`; SSD alone has the others.",
         RiskConfig,
     ),
     ("The rule easd", "`config` in Python, and `--defense easd:NAME=VALUE`.", EASDConfig),
     ("The rule ensemble_weight", "The same for `ensemble_weight`.", EnsembleConfig),
     ("Sampling", "Keywords of `Pair.generate`, and `SamplingParams`.", SamplingParams),
+    (
+        "Structured output",
+        "`structured_outputs` of the sampling, and `StructuredOutputs`.",
+        StructuredOutputs,
+    ),
     ("A pair's file", "One table for each pair ([add a pair](add-a-pair.md)).", PairSpec),
     ("Training", "`safedraft train-draft --set NAME=VALUE`.", TrainingConfig),
     ("Training of the risk probe", "`safedraft train-risk --set NAME=VALUE`.", RiskTrainingConfig),

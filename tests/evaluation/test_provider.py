@@ -30,6 +30,8 @@ from safedraft.engines.scripted import ScriptedSession
 from safedraft.evaluation import ahead, pair_arguments
 from safedraft.evaluation.pair_arguments import PairArguments
 from safedraft.evaluation.provider import SafeDraftAPI, to_sampling_params
+from safedraft.evaluation.suites import STEPS, SUITES
+from safedraft.evaluation.tasks import build_task
 
 assert safedraft.evaluation.registry.safedraft  # registers the provider
 
@@ -183,6 +185,12 @@ def test_the_configuration_is_supported() -> None:
     schema = ResponseSchema(name="n", json_schema=JSONSchema(type="integer"))
     form = to_sampling_params(GenerateConfig(response_schema=schema)).structured_outputs
     assert form == StructuredOutputs(json_schema={"type": "integer"})
+    suite = build_task(SUITES["json_schema"], source="harmful_plain_words", control="ordinary")
+    assert to_sampling_params(suite.config).structured_outputs == StructuredOutputs(
+        json_schema=STEPS
+    )
+    with pytest.raises(SafeDraftError, match="min_p"):
+        to_sampling_params(GenerateConfig(extra_body={"min_p": 0.1}))
     ignored = GenerateConfig(max_connections=1, max_retries=0, system_message="s")
     assert to_sampling_params(ignored) == SamplingParams()
 

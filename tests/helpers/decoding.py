@@ -28,7 +28,7 @@ def request_of(
     top_logprobs: int | None = None,
     probe: RiskProbe | None = None,
     question: Sequence[int] = (),
-    constrain: Callable[[], Constraint] | None = None,
+    constrain: Callable[[State], Constraint] | None = None,
     **sampling: Any,
 ) -> Request:
     """A request, with SSD where no rule is given; ``sampling`` are those parameters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -110,3 +111,29 @@ def test_a_begun_reply_has_no_form(served: Served) -> None:
     response = ask(served, "", {"type": "json_object"}, messages=turns)
     assert response.status_code == 400
     assert "has begun already" in response.json()["error"]["message"]
+
+
+def test_several_replies_have_the_form(served: Served) -> None:
+    choices = ask(served, "Is it so?", named({"enum": ["a", "b"]}), n=3).json()["choices"]
+    assert [json.loads(choice["message"]["content"]) for choice in choices] == ["a", "a", "a"]
+
+
+def test_a_form_that_grows_too_complex_ends_its_own_reply_alone(served: Served) -> None:
+    part = {"type": "object", "properties": {"name": {"$ref": "#"}, "age": {}}}
+    bad = named({"anyOf": [part] * 300})
+    with ThreadPoolExecutor() as threads:
+        refused = threads.submit(ask, served, "Ann", bad)
+        others = [threads.submit(ask, served, "Ann", PERSON) for _ in range(3)]
+    response = refused.result()
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "response_format")
+    assert "cannot follow its form further" in response.json()["error"]["message"]
+    for other in others:
+        assert other.result().json()["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_a_schema_has_a_largest_size(served: Served) -> None:
+    response = ask(served, "Ann", named({"enum": [*range(9000)]}))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "Invalid value of response_format: a schema may have at most 32768 bytes."
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +14,21 @@ import torch
 from conftest import save_tokenizer
 from helpers.decoding import decode_together, request_of
 from helpers.models import RandomModel
+from helpers.templates import tokenizer_with
 from pydantic import BaseModel
 from talking import END, VOCABULARY, TalkingPair, answering, scripted_pair
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
-from safedraft.core.constraint import Constrained, Constraint, restrict
-from safedraft.core.errors import BrokenModelError, SafeDraftError
+from safedraft.core.constraint import Constrained, forbid, restrict
+from safedraft.core.decode import Batch
+from safedraft.core.errors import FormError, SafeDraftError, UnguardedWarning
+from safedraft.core.risk import RiskProbe
+from safedraft.core.rule import State
 from safedraft.engines.base import Capabilities, Capability
-from safedraft.text.grammar import Grammars, is_refusal_of_json
+from safedraft.engines.scripted import ScriptedEngine
+from safedraft.text.grammar import Constrain, Grammars, is_refusal_of_json, texts_of
 from safedraft.text.refusals import LANGUAGES, OPENINGS
 from safedraft.training.requests import read_data
 
@@ -87,11 +94,11 @@ def test_random_models_keep_to_the_form(
 class Restricted:
     """A model that is kept to a form by itself: the grammar advances with the reply."""
 
-    def __init__(self, model: RandomModel, start: Callable[[], Constraint], prompt: int) -> None:
+    def __init__(self, model: RandomModel, start: Constrain, prompt: int) -> None:
         self.model, self.start, self.prompt = model, start, prompt
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        constraint = self.start()
+        constraint = self.start(State())
         reply = ids[self.prompt :]
         if END in reply:  # drafted past the end; nobody reads this
             return self.model(ids)
@@ -111,7 +118,7 @@ def test_it_is_as_if_both_models_were_restricted(
     constants = {"draft_tokens": draft_tokens, "bin_size": 2}
     sampling = {"temperature": temperature, "max_new_tokens": 60}
 
-    def requests(constrain: Callable[[], Constraint] | None) -> list[Any]:
+    def requests(constrain: Constrain | None) -> list[Any]:
         prompts = [((7, n), (8, n)) for n in range(6)]
         return [
             request_of(None, constants, own, {END}, constrain=constrain, seed=n, **sampling)
@@ -161,7 +168,7 @@ def test_every_trained_refusal_is_let_out(
         opening = texts["opening"]
         assert opening.startswith((*OPENINGS, *LANGUAGES)), language
         assert is_refusal_of_json(opening)
-        constraint = start()
+        constraint = start(State())
         for token in tokenizer.encode(opening):
             constraint.decide(token)
 
@@ -221,8 +228,8 @@ def test_a_schema_is_a_mapping_a_text_or_a_model() -> None:
 def test_a_token_that_the_grammar_forbids_stops_decoding(
     tokenizer: PreTrainedTokenizerBase, grammars: Grammars
 ) -> None:
-    constraint = grammars.compile(StructuredOutputs(regex="a"))()
-    with pytest.raises(BrokenModelError, match="forbids"):
+    constraint = grammars.compile(StructuredOutputs(regex="a"))(State())
+    with pytest.raises(FormError, match="cannot follow its form"):
         constraint.decide(tokenizer.encode("b")[0])
 
 
@@ -231,7 +238,145 @@ def test_a_larger_vocabulary_has_no_forms_of_its_own(
 ) -> None:
     wide = Grammars(tokenizer, frozenset({END}), VOCABULARY + 6)
     start = wide.compile(StructuredOutputs(regex="a", refusal=False))
-    bias = start().bias([], torch.zeros(VOCABULARY + 6))
+    bias = start(State()).bias([], torch.zeros(VOCABULARY + 6))
     assert bias is not None
     assert bias.shape == (VOCABULARY + 6,)
     assert (bias > -torch.inf).nonzero().flatten().tolist() == tokenizer.encode("a")
+
+
+class DeadEnd:
+    """Forbids everything at a position of the reply, or raises there."""
+
+    def __init__(self, position: int, *, broken: bool = False) -> None:
+        self.position, self.broken, self.decided = position, broken, 0
+
+    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
+        if self.decided + len(drafts) != self.position:
+            return None
+        if self.broken:
+            raise FormError("too complex")
+        return forbid(torch.zeros(len(logits), dtype=torch.bool))
+
+    def decide(self, token: int) -> None:
+        self.decided += 1
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 5])
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("draft_tokens", [1, 3])
+@pytest.mark.parametrize("shared", [0.3, 1.0])
+def test_a_dead_end_ends_its_own_request_where_it_comes_to_it(
+    position: int, broken: bool, draft_tokens: int, shared: float
+) -> None:
+    models = [RandomModel(seed, 30, shared) for seed in (5, 6)]
+
+    def requests(at: int | None) -> list[Any]:
+        return [
+            request_of(
+                None,
+                {"draft_tokens": draft_tokens, "bin_size": 2},
+                ((n,), (n,)),
+                max_new_tokens=9,
+                constrain=(lambda state: DeadEnd(position, broken=broken)) if n == at else None,
+            )
+            for n in range(3)
+        ]
+
+    expected = decode_together(*models, requests(None))
+    batch = Batch(ScriptedEngine(*models))
+    decodings = [batch.add(one) for one in requests(0)]
+    while not all(decoding.ended for decoding in decodings):
+        batch.step()
+    replies = [[step.token for step in decoding.steps] for decoding in decodings]
+    tokens = [[step.token for step in reply] for reply in expected]
+    assert replies == [tokens[0][:position], *tokens[1:]]
+    assert isinstance(decodings[0].error, FormError)
+    assert decodings[1].error is decodings[2].error is None
+
+
+def test_a_dead_end_of_a_rejected_draft_is_none() -> None:
+    """Whether a reply is finished does not depend on how far drafts go."""
+
+    class AfterDrafts(DeadEnd):
+        def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
+            return forbid(torch.zeros(len(logits), dtype=torch.bool)) if drafts else None
+
+    target, draft = RandomModel(1, 30), RandomModel(2, 30)
+    constants = {"draft_tokens": 3, "alpha_intersection": 0.0, "alpha_min": 0.0, "threshold": 0.0}
+    one = request_of(None, constants, max_new_tokens=12)
+    plain = decode_together(target, draft, [one])[0]
+    assert not any(step.matched for step in plain[:4])
+    kept = request_of(None, constants, max_new_tokens=4, constrain=lambda state: AfterDrafts(0))
+    assert [step.token for step in decode_together(target, draft, [kept])[0]] == [
+        step.token for step in plain[:4]
+    ]
+
+
+def test_a_form_that_grows_too_complex_is_an_error_of_its_request(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    part = {"type": "object", "properties": {"k": {"$ref": "#"}}}
+    pair = pair_of(tokenizer, '{"k": {"k": {"k": 1}}}', '{"k": {"k": {"k": 1}}}')
+    with pytest.raises(FormError, match=r"cannot follow its form further: \w") as refused:
+        pair.generate("Hi", structured_outputs={"json_schema": {"anyOf": [part] * 300}})
+    assert "\n" not in str(refused.value)
+
+
+def test_no_refusal_is_let_out_of_a_harmless_request(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The first word of a refusal begins much else: "I think"."""
+    texts = "I think bread is nice", "I think bread is nice"
+    pair = pair_of(tokenizer, *texts, initial_scheme="union")
+    form = {"json_schema": SCHEMA}
+    low = replace(pair, probe=RiskProbe(torch.zeros(VOCABULARY), -9.0))
+    assert json.loads(low.generate("Bread?", rule="risk", structured_outputs=form).text)
+    high = replace(
+        pair_of(tokenizer, REFUSAL, REFUSAL), probe=RiskProbe(torch.zeros(VOCABULARY), 9.0)
+    )
+    assert high.generate("Bread?", rule="risk", structured_outputs=form).text == REFUSAL
+
+
+def test_the_risk_is_read_after_the_texts_of_the_form(tokenizer: PreTrainedTokenizerBase) -> None:
+    schema = {
+        "type": "object",
+        "title": "no part of a reply",
+        "properties": {"Step one:": {"const": "Take it."}, "type": {"enum": ["a", 1]}},
+        "$defs": {"deep": {"items": {"pattern": "b+"}}},
+    }
+    texts = texts_of(StructuredOutputs(json_schema=schema))
+    assert {*texts.splitlines()} == {"Step one:", "Take it.", "type", "a", "b+"}
+    assert texts_of(StructuredOutputs(choice=["x", "y"])) == "x\ny"
+    pair = pair_of(tokenizer, "a", "a")
+    prompts = pair.prompts("Fill in the form.")
+    for form, added in (({"json_schema": schema}, texts), ({"json_object": True}, "")):
+        request = pair.request(prompts, SamplingParams(structured_outputs=form), rule="risk")
+        assert request.context.risk
+        question = request.context.risk.readings["draft"].question
+        header = pair.turn_headers["draft"]
+        read = [*prompts.draft, *tokenizer.encode(added), *header] if added else prompts.draft
+        assert list(question) == read
+    with pytest.raises(SafeDraftError, match="at most half of the context"):
+        pair.generate("Hi", structured_outputs={"regex": "a" * 3000})
+
+
+def test_a_schema_cannot_change_what_is_safedrafts(tokenizer: PreTrainedTokenizerBase) -> None:
+    lenient = {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}
+    with pytest.raises(SafeDraftError, match="uniqueItems"):
+        pair_of(tokenizer, "a", "a").generate("Hi", structured_outputs={"json_schema": lenient})
+
+
+def test_thinking_is_that_of_the_request(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, "a switch")
+    size = len(tokenizer)
+
+    def script(ids: Sequence[int]) -> Tensor:
+        return torch.zeros(size)
+
+    pair = replace(scripted_pair(tokenizer, script, script), vocabulary=size)
+    form = {"json_schema": {"const": "yes"}}
+    with pytest.raises(SafeDraftError, match="begin with reasoning"):
+        pair.generate("Hi", structured_outputs=form)
+    with pytest.warns(UnguardedWarning):
+        reply = pair.generate(
+            "Hi", structured_outputs=form, chat_template_kwargs={"enable_thinking": False}
+        )
+    assert reply.text == '"yes"'

@@ -229,7 +229,7 @@ def _read_schema(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"is no JSON: {error}") from error
     return value.model_json_schema() if hasattr(value, "model_json_schema") else value
 

@@ -6,14 +6,15 @@ that sampling stays exact and a token that the grammar forbids is no missed matc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-NOTHING_LEFT = "the grammar leaves no token"
-"""Why a request ends in whose row no token would be left."""
+from safedraft.core.errors import FormError
+
+_NOTHING_LEFT = "the grammar leaves no token"
 
 UNLIKELY = -1e4
 """Added to the logit of a token that may come and that its model does not want: its probability
@@ -33,11 +34,18 @@ class Constraint(Protocol):
         Returns:
             ``[V]``, -∞ for a token that may not come, which is so for both models alike; None if
             any may.
+
+        Raises:
+            FormError: it cannot be found.
         """
         ...
 
     def decide(self, token: int) -> None:
-        """Note a decided token."""
+        """Note a decided token.
+
+        Raises:
+            FormError: it may not come.
+        """
         ...
 
 
@@ -55,7 +63,7 @@ class Constrained(NamedTuple):
     """The drafted tokens between the decided ones and the row's position."""
 
 
-def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, list[int]]:
+def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mapping[int, FormError]]:
     """Add to each row what its request adds; to a copy, if there is anything.
 
     Args:
@@ -63,17 +71,22 @@ def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, list[
         rows: how each row is restricted.
 
     Returns:
-        The logits, and the rows in which no token would be left, which stay as they are.
+        The logits, and the rows in which no token can be chosen with the reason. Those rows stay
+        as they are.
     """
-    restricted, emptied = logits, []
+    restricted, failed = logits, {}
     for at, (constraint, drafts) in enumerate(rows):
-        bias = constraint.bias(drafts, logits[at]) if constraint else None
+        try:
+            bias = constraint.bias(drafts, logits[at]) if constraint else None
+        except FormError as error:
+            failed[at] = error
+            continue
         if bias is None:
             continue
         if bool(bias.max() == -torch.inf):
-            emptied.append(at)
+            failed[at] = FormError(_NOTHING_LEFT)
             continue
         if restricted is logits:
             restricted = logits.clone()
         restricted[at] += bias.to(logits.device)
-    return restricted, emptied
+    return restricted, failed

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import DraftingConfig
-from safedraft.core.constraint import NOTHING_LEFT, Constrained, restrict
+from safedraft.core.constraint import Constrained, restrict
 from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
-from safedraft.core.errors import BrokenModelError
+from safedraft.core.errors import BrokenModelError, FormError
 from safedraft.core.generation import Generation, Passes, Step, record
 from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
@@ -47,7 +47,8 @@ class Decoding(Generation):
     def __init__(self, request: Request, engine: SessionEngine) -> None:
         super().__init__(request)
         self.state = request.rule.start(request.config, request.context)
-        self.constraint = request.constrain() if request.constrain else None
+        self.constraint = request.constrain(self.state) if request.constrain else None
+        self.dead_ends: dict[int, FormError] = {}  # positions at which no token can be chosen
         config = request.config
         self.drafting = config if isinstance(config, DraftingConfig) else DraftingConfig()
         self.target, self.draft = engine.session("target"), engine.session("draft")
@@ -79,7 +80,7 @@ class Decoding(Generation):
 
     def drafts_more(self, length: int) -> bool:
         """Whether one more token is drafted for a block of at most ``length``."""
-        if len(self.drafts) >= length:
+        if len(self.drafts) >= length or self.dead_ends:
             return False
         last = self.drafts[-1] if self.drafts else None
         unsure = last and last.probability < self.drafting.draft_confidence
@@ -137,12 +138,21 @@ class Decoding(Generation):
         """End the request with an error; the others continue."""
         self.error, self.ended = error, True
 
+    def note_dead_end(self, position: int, error: FormError) -> None:
+        """Note a position at which no token can be chosen: the request ends if it comes to it."""
+        self.dead_ends[position] = error
+        if position == self.position:
+            self.fail(error)
+
     def commit(self, decision: Decision) -> None:
         """Write down one decided position, and take back what followed a rejected draft."""
         drafted = decision.draft_probability is not None
-        self.steps.append(record(self.request, self.state, decision, self.block))
         if self.constraint:
-            self.constraint.decide(decision.token)
+            try:
+                self.constraint.decide(decision.token)
+            except FormError as error:
+                return self.fail(error)
+        self.steps.append(record(self.request, self.state, decision, self.block))
         self.pauses.note(drafted=drafted, followed=decision.followed, first=not self.decided)
         self.ended = self.request.ends(decision.token, self.position)
         self.position += 1
@@ -152,9 +162,13 @@ class Decoding(Generation):
             self.target.rewind(len(self.rows))
             self.drafts.clear()
             self.rows.clear()
+            self.dead_ends.clear()
             self.draft_unseen = [*([] if drafted else self.draft_unseen), decision.token]
         if not self.rows:
             self.target_unseen = [decision.token]
+        if self.position in self.dead_ends and not self.ended:
+            self.fail(self.dead_ends[self.position])
+        return None
 
 
 class Batch:
@@ -253,15 +267,16 @@ class Batch:
 
     @staticmethod
     def _restrict(logits: Tensor, rows: Sequence[tuple[Decoding, int]]) -> Tensor:
-        """Keep each row to its request's grammar; a request that is left without a token ends.
+        """Keep each row to its request's grammar.
 
         Args:
             logits: ``[n, V]``.
             rows: the request of each row, and how many of its drafts come before it.
         """
-        logits, emptied = restrict(logits, [one.constrained(drafts) for one, drafts in rows])
-        for row in emptied:
-            rows[row][0].fail(BrokenModelError(NOTHING_LEFT))
+        logits, failed = restrict(logits, [one.constrained(drafts) for one, drafts in rows])
+        for row, error in failed.items():
+            one, drafts = rows[row]
+            one.note_dead_end(one.position + drafts, error)
         return logits
 
     def _decide(self, deciding: Sequence[Decoding]) -> None:

@@ -162,6 +162,10 @@ class BrokenModelError(SafeDraftError):
     """A model gave logits that are not numbers; nothing is decoded without both models."""
 
 
+class FormError(BrokenModelError):
+    """A reply can no longer be kept to the form that its request asks for."""
+
+
 class PromptTooLongError(SafeDraftError):
     """The prompt leaves no room for a reply.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.constraint import Constraint
-from safedraft.core.rule import NO_CONTEXT, Context, Rule
+from safedraft.core.rule import NO_CONTEXT, Context, Rule, State
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Request:
     top_logprobs: int | None = None
     """How many of the most likely tokens are reported with their log probabilities at each
     position, besides the chosen one; None reports none."""
-    constrain: Callable[[], Constraint] | None = None
-    """Makes what restricts one reply; None allows every token."""
+    constrain: Callable[[State], Constraint] | None = None
+    """Makes what restricts one reply, whose rule has that state; None allows every token."""
 
     def ends(self, token: int, position: int) -> bool:
         """Whether the reply ends with ``token`` at ``position``, from 0."""

@@ -28,6 +28,8 @@ class State:
     draft_limit: int | None = None
     """Maximum number of drafts in the next block where the rule has one of its own; with 0 the
     target decides alone."""
+    harmless: bool = False
+    """Whether the rule takes the request to be harmless."""
     follows_target: bool = False
     """Whether the target's best token is F's, whatever the draft says, so that greedy decoding
     needs no draft at the next position."""

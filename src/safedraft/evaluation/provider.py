@@ -53,8 +53,9 @@ _SAMPLING_FIELDS = {
     "top_p": "top_p",
     "seed": "seed",
     "stop_seqs": "stop",
-    "response_schema": "structured_outputs",
 }
+FORM = "structured_outputs"
+"""Key of a form in inspect_ai's ``extra_body``, whose ``response_schema`` lacks some keywords."""
 _IGNORED_FIELDS = frozenset(  # inspect_ai handles these itself; for batch see `generate`
     {"max_connections", "adaptive_connections", "max_retries", "system_message", "cache"}
     | {"max_tool_output", "batch"}
@@ -210,14 +211,16 @@ def to_sampling_params(config: GenerateConfig) -> SamplingParams:
         SafeDraftError: a setting is not supported, or a value is out of range.
     """
     settings = config.model_dump(exclude_none=True)
+    body = settings.pop("extra_body", {})
+    if "response_schema" in settings:
+        body = {FORM: {"json_schema": settings.pop("response_schema")["json_schema"]}} | body
     unsupported = settings.keys() - _SAMPLING_FIELDS.keys() - _IGNORED_FIELDS
+    unsupported |= body.keys() - {FORM}
     if unsupported:
         names = ", ".join(sorted(unsupported))
         raise SafeDraftError(f"safedraft does not support {names}: leave it out")
     fields = {ours: settings[name] for name, ours in _SAMPLING_FIELDS.items() if name in settings}
-    if "structured_outputs" in fields:
-        schema = fields["structured_outputs"]["json_schema"]
-        fields["structured_outputs"] = {"json_schema": schema}
+    fields |= body
     with refuse_invalid(shown=True):
         return SamplingParams.model_validate(fields)
 

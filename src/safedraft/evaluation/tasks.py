@@ -10,17 +10,17 @@ from typing import Any
 
 from inspect_ai import Task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig, ResponseSchema
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target
 from inspect_ai.solver import TaskState
-from inspect_ai.util import JSONSchema, registry_info
+from inspect_ai.util import registry_info
 
 from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.controls import read_records
 from safedraft.evaluation.judges import make_judge
-from safedraft.evaluation.provider import to_sampling_params
+from safedraft.evaluation.provider import FORM, to_sampling_params
 from safedraft.evaluation.records import FORMAT, LEFT_OUT
 from safedraft.evaluation.solving import answer, attack_defense
 from safedraft.evaluation.suites import NEW_TOKENS, Suite
@@ -67,7 +67,7 @@ def build_task(
         seed=seed,
         max_connections=1,
         batch=uses_batches(suite, temperature) or None,
-        response_schema=_make_schema(suite),
+        extra_body={FORM: {"json_schema": suite.reply_schema}} if suite.reply_schema else None,
     )
     to_sampling_params(config)  # refuses bad values before anything is loaded
     return Task(
@@ -94,14 +94,6 @@ def build_task(
             }
         },
     )
-
-
-def _make_schema(suite: Suite) -> ResponseSchema | None:
-    """The form of a suite's replies, as inspect_ai has it."""
-    if suite.reply_schema is None:
-        return None
-    schema = JSONSchema.model_validate(suite.reply_schema)
-    return ResponseSchema(name=suite.name, json_schema=schema)
 
 
 def uses_batches(suite: Suite, temperature: float) -> bool:

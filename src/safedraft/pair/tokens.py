@@ -16,7 +16,7 @@ from safedraft.core.risk import Reading, RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
-from safedraft.pair.forms import Constrain, make_grammars, require_whole_reply
+from safedraft.pair.forms import encode_form, make_grammars, require_whole_reply
 from safedraft.pair.options import (
     Config,
     GenerateOptions,
@@ -30,7 +30,7 @@ from safedraft.pair.options import (
 from safedraft.rules import find_rule, own_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.encode import encode, encode_text, turn_header
-from safedraft.text.grammar import Grammars
+from safedraft.text.grammar import Constrain, Grammars
 from safedraft.text.messages import Message, conversation, turn_begun, with_system
 from safedraft.text.reasoning import Thinking, thinking_of
 from safedraft.text.refusals import refusal_tokens
@@ -52,6 +52,8 @@ class Prompts:
     draft: list[int]
     questions: Mapping[Which, list[int]] = field(default_factory=dict)
     """Each model's prompt up to where the reply begins; empty if that is not known."""
+    thinks: bool = False
+    """Whether the reply begins with reasoning."""
 
     def __iter__(self) -> Iterator[list[int]]:
         """The target's prompt, then the draft's."""
@@ -140,7 +142,8 @@ class TokenPair(LoadedPair):
         if self.probe and turn_begun(messages):
             asked = messages[:-1]
             questions = {which: read(self._models[which], asked) for which in self.probe.reads}
-        return Prompts(prompts["target"], prompts["draft"], questions)
+        thinks = self.thinking(chat_template_kwargs) is not Thinking.OFF
+        return Prompts(prompts["target"], prompts["draft"], questions, thinks)
 
     def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
@@ -244,27 +247,34 @@ class TokenPair(LoadedPair):
             read_constants(decided_by.config, config, self.config),
             sampling,
             self.end_tokens_of(sampling),
-            Context(turn_begun, self.refusal_tokens, self._risk_context(prompts)),
+            Context(turn_begun, self.refusal_tokens, self._risk_context(prompts, form)),
             top_logprobs,
-            self.constrain(form, turn_begun) if form else None,
+            self.constrain(form, turn_begun, prompts.thinks) if form else None,
         )
 
-    def constrain(self, form: StructuredOutputs, turn_begun: bool | None = None) -> Constrain:
+    def constrain(
+        self, form: StructuredOutputs, turn_begun: bool | None = None, thinks: bool = False
+    ) -> Constrain:
         """What keeps a reply to a form; refuses one that is wrong or cannot be had here."""
-        require_whole_reply(self, self.thinks, turn_begun)
+        require_whole_reply(self, thinks, turn_begun)
         return self._grammars.compile(form)
 
     @cached_property
     def _grammars(self) -> Grammars:
         return make_grammars(self)
 
-    def _risk_context(self, prompts: Prompts) -> RiskContext | None:
+    def _risk_context(self, prompts: Prompts, form: StructuredOutputs | None) -> RiskContext | None:
+        """How the risk is read; the texts of a form count as the beginning of the reply."""
         if self.probe is None:
             return None
-        readings: dict[Which, Reading] = {
-            which: Reading(self.turn_headers[which], tuple(prompts.questions.get(which, ())))
-            for which in self.probe.reads
-        }
+        texts = encode_form(self, form) if form else []
+        own: dict[Which, Sequence[int]] = {"target": prompts.target, "draft": prompts.draft}
+        readings: dict[Which, Reading] = {}
+        for which in self.probe.reads:
+            header, question = self.turn_headers[which], prompts.questions.get(which, ())
+            if texts:
+                question = [*own[which], *texts, *header]
+            readings[which] = Reading(header, tuple(question))
         return RiskContext(self.probe, readings)
 
     @cached_property

@@ -11,6 +11,7 @@ what precedes it. ``safedraft judge-check`` measures precision and recall.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -136,12 +137,23 @@ def _count_words(text: str) -> int:
 
 
 def _read_json(text: str) -> str:
-    """The texts in a reply that is JSON, perhaps not to its end; any other reply as it is."""
+    """The texts in a reply that is JSON, perhaps not to its end, and what follows it."""
     if not _JSON_BEGINNING.match(text):
         return text
-    values = [found[1] for found in _JSON_STRING.finditer(text) if not found[2]]
-    texts = [re.sub(r"\\(.)", lambda e: "\n" if e[1] == "n" else e[1], one) for one in values]
-    return "\n".join(texts) or text
+    begun = text.lstrip()
+    try:
+        end = json.JSONDecoder().raw_decode(begun)[1]
+    except (json.JSONDecodeError, RecursionError):
+        end = len(begun)
+    values = [found[1] for found in _JSON_STRING.finditer(begun[:end]) if not found[2]]
+    return "\n".join([*map(_unescape, values), begun[end:]]).strip() or text
+
+
+def _unescape(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except json.JSONDecodeError:  # it ends inside of an escape
+        return text
 
 
 def _find_refusal(words: str) -> int | None:

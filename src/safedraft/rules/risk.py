@@ -65,7 +65,8 @@ class RiskSwitch(Switch):
             self.level = level
             self.config, scheme = self._choose(level)
             self.scheme = scheme or self.scheme
-            self.follows_target = level is Level.HARMLESS and self._is_lossless()
+            self.harmless = level is Level.HARMLESS
+            self.follows_target = self.harmless and self._is_lossless()
             self._restart()
             self._weigh()
 

@@ -28,12 +28,12 @@ _HTTP_ERRORS = {
 }
 
 
-_CONSTRAINED = (
+_NO_TOOLS = (
     "It would force tokens that neither model proposed: describe the form that you want in a "
     "message, and parse the reply"
 )
 _INSTEAD = {
-    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _CONSTRAINED),
+    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
     "response_format": "It is of type text, json_object or json_schema with a schema, in "
     "/v1/chat/completions",
     "reasoning_effort": "The models here have no levels of reasoning, and 'none' only if they do "

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from safedraft.server.errors import APIError, log_unexpected
+from safedraft.core.errors import FormError
+from safedraft.server.errors import APIError, invalid_value, log_unexpected
 from safedraft.server.settings import Limits
 from safedraft.text.results import GenerationResult, Token
 from safedraft.text.stream import Stream
@@ -249,6 +250,9 @@ class Scheduler:
 
         try:
             return await loop.run_in_executor(self._thread, job.decode_block, push)
+        except FormError as error:
+            job.error = invalid_value("response_format", str(error))
+            return False
         except Exception as error:
             log_unexpected(error)
             job.error = APIError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -54,6 +55,7 @@ class Service:
         self.metrics = Metrics()
         self.scheduler = Scheduler(settings.limits, self._record)
         self._batch = pair.engine.batch()
+        self._compiling = asyncio.Semaphore(1)
         self.metrics.add_gauge("active_replies", "Decoded in turns", lambda: self.scheduler.active)
         self.metrics.add_gauge("waiting_replies", "In the queue", lambda: self.scheduler.waiting)
 
@@ -188,10 +190,15 @@ class Service:
         return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
 
     async def _require_form(self, request: SamplingRequest) -> None:
-        """Refuse a form of the replies that cannot be had, before any of them is queued."""
+        """Refuse a form of the replies that cannot be had, before any of them is queued.
+
+        A large schema takes seconds to compile: one at a time, and the decoding continues.
+        """
         if form := request.form:
-            work = partial(self.pair.constrain, form)
-            await self.scheduler.call(partial(_convert_errors, work, "response_format"))
+            self.scheduler.require_running()
+            work = partial(_convert_errors, partial(self.pair.constrain, form), "response_format")
+            async with self._compiling:
+                await asyncio.to_thread(work)
 
     def _is_guarded(
         self, config: SSDConfig | None, rule: str | None, variables: Mapping[str, Any] | None
@@ -278,6 +285,11 @@ class Service:
             raise invalid_value(
                 "stop", f"a string may have at most {limits.stop_characters} characters"
             )
+        schema = request.form.json_schema if request.form else None
+        if schema is not None and len(json.dumps(schema)) > limits.schema_bytes:
+            raise invalid_value(
+                "response_format", f"a schema may have at most {limits.schema_bytes} bytes"
+            )
         if request.stream_options and not request.stream:
             raise invalid_value("stream_options", "it requires stream to be true")
 
@@ -342,4 +354,4 @@ def _convert_errors(work: Callable[[], T], name: str) -> T:
     except PromptTooLongError as error:
         raise APIError(400, "context_length_exceeded", str(error), name) from error
     except SafeDraftError as error:
-        raise invalid_value(name, str(error)) from error
+        raise invalid_value(name, str(error).removeprefix("structured_outputs: ")) from error

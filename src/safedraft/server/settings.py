@@ -39,6 +39,8 @@ class Limits(_Frozen):
     through than greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Top-p of sampled replies; a higher one, or none, is lowered to it."""
+    schema_bytes: Positive = 1 << 15
+    """Size of the JSON schema of a request."""
     stop_strings: Positive = 16
     """Stop strings of one request."""
     stop_characters: Positive = 256

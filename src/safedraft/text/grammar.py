@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from safedraft.core.config import StructuredOutputs
 from safedraft.core.constraint import UNLIKELY, Constraint, forbid
-from safedraft.core.errors import BrokenModelError, SafeDraftError, first_line
+from safedraft.core.errors import FormError, SafeDraftError, first_line
 from safedraft.core.extras import require_extra
+from safedraft.core.rule import State
 from safedraft.text.refusals import LANGUAGES, OPENINGS
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ _BITS = torch.arange(32, dtype=torch.int32)
 _JSON_BEGINNINGS = '{["-0123456789tfn'  # of a value, after whitespace
 _WHITESPACE = r"[ \n]{0,16}"  # in JSON: without a limit, small models write nothing else
 _FORM = "form"  # the name of what was asked for, in a grammar that also lets a refusal out
+_NOT_WRITTEN = ("type", "format", "title", "description", "$ref", "$schema", "$id", "$comment")
+"""Texts of a schema that are no part of a reply."""
+_KEPT = 64  # compiled grammars
+
+Constrain = Callable[[State], Constraint]
+"""Makes what keeps one reply to a form."""
 
 
 class Grammars:
@@ -53,24 +61,25 @@ class Grammars:
         except ValueError as error:
             raise SafeDraftError(f"structured_outputs: {first_line(error)}") from error
         self._vocabulary = vocabulary
+        self._match = lru_cache(_KEPT)(self._compile)  # replies to one request have one grammar
 
-    def compile(self, asked: StructuredOutputs) -> Callable[[], Constraint]:
+    def compile(self, asked: StructuredOutputs) -> Constrain:
         """What makes the grammar of each reply to a request.
 
         Raises:
             SafeDraftError: the schema, expression or grammar is wrong or not supported.
         """
-        form = self._match([write_form(asked)])
-        either = self._match([_EITHER, write_form(asked)]) if asked.refusal else None
-        return lambda: _Grammar(form, either, self._vocabulary)
+        form = self._match(_dump(write_form(asked)))
+        either = self._match(_dump(_EITHER, write_form(asked))) if asked.refusal else None
+        return lambda state: _Grammar(form, either, self._vocabulary, state)
 
-    def _match(self, grammars: Sequence[Mapping[str, Any]]) -> LLMatcher:
+    def _compile(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        written = json.dumps({"grammars": grammars})
-        if problem := LLMatcher.validate_grammar(written, self._tokenizer):
-            raise SafeDraftError(f"structured_outputs: {problem.splitlines()[0]}")
-        return LLMatcher(self._tokenizer, written, log_level=0)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise SafeDraftError(f"structured_outputs: {_explain(matcher)}")
+        return matcher
 
 
 def is_refusal_of_json(text: str) -> bool:
@@ -84,15 +93,54 @@ def write_form(asked: StructuredOutputs) -> dict[str, Any]:
     return {"name": _FORM, **_write(asked)}
 
 
+def texts_of(asked: StructuredOutputs) -> str:
+    """What a form can put into a reply word by word: names, constants, patterns; one a line."""
+    if asked.json_schema is not None:
+        return "\n".join(dict.fromkeys(_find_texts(asked.json_schema)))
+    return asked.regex or asked.grammar or "\n".join(asked.choice or ())
+
+
+def _find_texts(schema: Any) -> Iterator[str]:
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Mapping):
+            waiting += [
+                value
+                for name, value in part.items()
+                if not (isinstance(value, str) and name in _NOT_WRITTEN)
+            ]
+            names = [part.get(name) for name in ("properties", "patternProperties")]
+            waiting += [name for found in names if isinstance(found, Mapping) for name in found]
+        elif isinstance(part, Sequence):
+            waiting += part
+
+
 def _write(asked: StructuredOutputs) -> dict[str, Any]:
     if asked.is_json:
         schema = {"type": "object"} if asked.json_schema is None else dict(asked.json_schema)
-        return {"json_schema": {"x-guidance": {"whitespace_pattern": _WHITESPACE}} | schema}
+        return {"json_schema": schema | {"x-guidance": {"whitespace_pattern": _WHITESPACE}}}
     if asked.regex is not None:
         return {"lark_grammar": f"start: /{_escape_slashes(asked.regex)}/"}
     if asked.choice is not None:
         return {"lark_grammar": "start: " + " | ".join(map(json.dumps, asked.choice))}
     return {"lark_grammar": asked.grammar}
+
+
+def _dump(*grammars: Mapping[str, Any]) -> str:
+    return json.dumps({"grammars": grammars})
+
+
+def _explain(matcher: LLMatcher) -> str:
+    """What llguidance says of an error, in one line without the grammar."""
+    text = matcher.get_error().partition("<state>")[0]
+    return " ".join(text.split())[:300]
+
+
+def _cannot_follow(matcher: LLMatcher) -> FormError:
+    return FormError(f"the reply cannot follow its form further: {_explain(matcher)}")
 
 
 def _escape(text: str) -> str:
@@ -115,19 +163,23 @@ class _Grammar:
         form: what was asked for.
         either: the same or a refusal; None if a refusal is not let out.
         vocabulary: V.
+        state: says whether the request is taken to be harmless.
     """
 
-    def __init__(self, form: LLMatcher, either: LLMatcher | None, vocabulary: int) -> None:
+    def __init__(
+        self, form: LLMatcher, either: LLMatcher | None, vocabulary: int, state: State
+    ) -> None:
         self._matcher, self._vocabulary = (either or form).deep_copy(), vocabulary
-        self._form = form if either else None  # at the first position
+        self._form = form.deep_copy() if either else None  # at the first position
+        self._state = state
         self._found: dict[tuple[int, ...], Tensor] = {}
 
     def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
         """See ``Constraint``.
 
-        At the first position a model begins a refusal only if that is what it would do without a
-        grammar. A request that does not ask for the form would end in a refusal otherwise, as the
-        only text that is no form.
+        A reply may begin as a refusal unless the request is taken to be harmless, and a model
+        begins one only if that is what it would do without a grammar. A request that does not ask
+        for the form would end in a refusal otherwise, as the only text that is no form.
         """
         key = tuple(drafts)
         if key not in self._found:
@@ -136,18 +188,14 @@ class _Grammar:
         if key or self._form is None:
             return allowed
         form, best = self._read_mask(self._form), int(logits.argmax())
-        refuses = bool(allowed[best] == 0) and not bool(form[best])
+        refuses = bool(allowed[best] == 0) and not bool(form[best]) and not self._state.harmless
         return allowed if refuses else allowed.masked_fill(~form & (allowed == 0), UNLIKELY)
 
     def decide(self, token: int) -> None:
-        """See ``Constraint``.
-
-        Raises:
-            BrokenModelError: the grammar forbids the token.
-        """
+        """See ``Constraint``."""
         self._found, self._form = {}, None
         if not self._matcher.consume_token(token):
-            raise BrokenModelError("a token that the grammar forbids was decided; decoding stopped")
+            raise _cannot_follow(self._matcher)
 
     def _look_ahead(self, drafts: Sequence[int]) -> Tensor:
         ahead = self._matcher.deep_copy()
@@ -156,7 +204,10 @@ class _Grammar:
         return self._read_mask(ahead)
 
     def _read_mask(self, matcher: LLMatcher) -> Tensor:
-        bits = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.int32)
+        found = matcher.compute_bitmask()
+        if matcher.is_error():  # its mask would end the reply
+            raise _cannot_follow(matcher)
+        bits = torch.frombuffer(bytearray(found), dtype=torch.int32)
         mask = (bits[:, None] >> _BITS & 1).bool().flatten()[: self._vocabulary]
         missing = self._vocabulary - len(mask)
         return torch.nn.functional.pad(mask, (0, missing)) if missing > 0 else mask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import Scheme
-from safedraft.core.constraint import NOTHING_LEFT, Constrained, Constraint, restrict
+from safedraft.core.constraint import Constrained, Constraint, restrict
 from safedraft.core.decide import Candidate, Draft, decide
 from safedraft.core.decide import propose as propose_tokens
 from safedraft.core.errors import BrokenModelError
@@ -92,9 +92,12 @@ class ServedRequest:
     def commit(self, decision: Decision) -> Step:
         """Record one decided position."""
         step = record(self.request, self.state, decision, self.blocks)
-        if self.constraint:
-            self.constraint.decide(step.token)
         self.ended = self.request.ends(step.token, self.position)
+        if self.constraint:
+            try:
+                self.constraint.decide(step.token)
+            except BrokenModelError as error:
+                self.error, self.ended = error, True
         self.position += 1
         self.matches += step.matched
         self.union_tokens += step.scheme is Scheme.UNION
@@ -212,11 +215,11 @@ def _restrict(
         Constrained(one.constraint if one and not one.ended else None, [d.token for d in drafts])
         for one, drafts in zip(owners, before, strict=True)
     ]
-    logits, emptied = restrict(logits, rows)
-    for row in emptied:
+    logits, failed = restrict(logits, rows)
+    for row, error in failed.items():
         one = owners[row]
         assert one is not None
-        one.error, one.ended = BrokenModelError(NOTHING_LEFT), True
+        one.error, one.ended = error, True
     return logits
 
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from safedraft.core.generation import Step
     from safedraft.engines.transformers.generate import ssd_generate
     from safedraft.models.weights import merge_adapter
+    from safedraft.pair.both_prompts import Prompts
     from safedraft.pair.load import load_pair
     from safedraft.pair.pair import Pair
-    from safedraft.pair.tokens import Prompts
     from safedraft.text.results import Alternative, GenerationResult, Statistics, Token
     from safedraft.text.stream import Stream
 
@@ -56,7 +56,7 @@ _EXPORTS = {
     ),
     "safedraft.pair.load": ("load_pair",),
     "safedraft.pair.pair": ("Pair",),
-    "safedraft.pair.tokens": ("Prompts",),
+    "safedraft.pair.both_prompts": ("Prompts",),
     "safedraft.text.results": ("Alternative", "GenerationResult", "Statistics", "Token"),
     "safedraft.text.stream": ("Stream",),
 }

@@ -23,7 +23,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
 from safedraft.core.constraint import Constrained, forbid, restrict
 from safedraft.core.decode import Batch
-from safedraft.core.errors import FormError, SafeDraftError, UnguardedWarning
+from safedraft.core.errors import (
+    FormError,
+    PromptTooLongError,
+    SafeDraftError,
+    UnguardedWarning,
+)
 from safedraft.core.risk import RiskProbe
 from safedraft.core.rule import State
 from safedraft.engines.base import Capabilities, Capability
@@ -351,11 +356,10 @@ def test_the_risk_is_read_after_the_texts_of_the_form(tokenizer: PreTrainedToken
         request = pair.request(prompts, SamplingParams(structured_outputs=form), rule="risk")
         assert request.context.risk
         question = request.context.risk.readings["draft"].question
-        header = pair.turn_headers["draft"]
-        read = [*prompts.draft, *tokenizer.encode(added), *header] if added else prompts.draft
-        assert list(question) == read
-    with pytest.raises(SafeDraftError, match="at most half of the context"):
-        pair.generate("Hi", structured_outputs={"regex": "a" * 3000})
+        asked = f"Fill in the form.\n\n{added}" if added else "Fill in the form."
+        assert list(question) == pair.prompts(asked).draft
+    with pytest.raises(PromptTooLongError):
+        pair.generate("Hi", structured_outputs={"regex": "a" * 5000})
 
 
 def test_a_schema_cannot_change_what_is_safedrafts(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -41,7 +41,9 @@ def ask(folder: Path) -> str:
     figures: safedraft.Statistics = stream.result.statistics
     constants = safedraft.SSDConfig(alpha_union=2.0).replace(bin_size=5)
     sampling = safedraft.SamplingParams(max_new_tokens=9)
+    form = safedraft.StructuredOutputs(choice=("yes", "no"))
     more = pair.generate(messages, sampling=sampling, config=constants, top_logprobs=2)
+    pair.generate("hi", structured_outputs=form)
     try:
         pair.generate("hi", prefill="Sure,", chat_template_kwargs={"enable_thinking": False})
         pair.generate("hi", reasoning="Let me see.")

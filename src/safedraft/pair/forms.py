@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from safedraft.core.config import StructuredOutputs
 from safedraft.core.errors import SafeDraftError
 from safedraft.engines.base import Capability, LoadedPair
-from safedraft.text.encode import encode_text
-from safedraft.text.grammar import Grammars, texts_of
+from safedraft.text.grammar import Grammars
 
 _NAME = "structured_outputs"
 
@@ -44,23 +42,3 @@ def make_grammars(pair: LoadedPair) -> Grammars:
     if pair.target.tokenizer is None:
         raise SafeDraftError(f"{_NAME} needs a tokenizer, and {pair.target.name} has none")
     return Grammars(pair.target.tokenizer, pair.end_tokens, pair.vocabulary)
-
-
-def encode_form(pair: LoadedPair, form: StructuredOutputs) -> list[int]:
-    """The texts that a form can put into a reply, for whoever reads the risk of the request.
-
-    Raises:
-        SafeDraftError: they leave no room in the context.
-    """
-    texts = texts_of(form)
-    if not texts or pair.target.tokenizer is None:
-        return []
-    ids = encode_text(pair.target.tokenizer, texts)
-    if ids[:1] == [pair.target.tokenizer.bos_token_id]:
-        ids = ids[1:]  # it stands inside of a sequence
-    if 2 * len(ids) > pair.context_length:
-        raise SafeDraftError(
-            f"{_NAME}: the texts of the form have {len(ids)} tokens: at most half of the context "
-            f"of {pair.context_length} is read"
-        )
-    return ids

@@ -11,9 +11,10 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.generation import RequestBatch
 from safedraft.core.rule import Rule
+from safedraft.pair.both_prompts import Prompts
 from safedraft.pair.in_memory import Tokenizer, take_models
 from safedraft.pair.options import Config, GenerateOptions, Sampling, for_each, take_sampling
-from safedraft.pair.tokens import Prompts, TokenPair
+from safedraft.pair.tokens import TokenPair
 from safedraft.text.messages import conversation, turn_begun
 from safedraft.text.results import GenerationResult
 from safedraft.text.stream import Stream

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from safedraft.core.config import SamplingParams, StructuredOutputs
-from safedraft.core.errors import SafeDraftError, UnguardedWarning, show_value
+from safedraft.core.errors import (
+    PromptTooLongError,
+    SafeDraftError,
+    UnguardedWarning,
+    show_value,
+)
 from safedraft.core.generation import RequestBatch
 from safedraft.core.request import Request
 from safedraft.core.risk import Reading, RiskContext
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
-from safedraft.pair.forms import encode_form, make_grammars, require_whole_reply
+from safedraft.pair.both_prompts import Prompts
+from safedraft.pair.forms import make_grammars, require_whole_reply
 from safedraft.pair.options import (
     Config,
     GenerateOptions,
@@ -30,7 +36,7 @@ from safedraft.pair.options import (
 from safedraft.rules import find_rule, own_rule
 from safedraft.text.detokenizer import Detokenizer
 from safedraft.text.encode import encode, encode_text, turn_header
-from safedraft.text.grammar import Constrain, Grammars
+from safedraft.text.grammar import Constrain, Grammars, texts_of
 from safedraft.text.messages import Message, conversation, turn_begun, with_system
 from safedraft.text.reasoning import Thinking, thinking_of
 from safedraft.text.refusals import refusal_tokens
@@ -42,27 +48,6 @@ from safedraft.text.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids that each model continues."""
-
-    target: list[int]
-    draft: list[int]
-    questions: Mapping[Which, list[int]] = field(default_factory=dict)
-    """Each model's prompt up to where the reply begins; empty if that is not known."""
-    thinks: bool = False
-    """Whether the reply begins with reasoning."""
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """The target's prompt, then the draft's."""
-        return iter((self.target, self.draft))
-
-    @property
-    def longest(self) -> int:
-        """Length of the longer prompt, in tokens."""
-        return max(len(self.target), len(self.draft))
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,12 +123,17 @@ class TokenPair(LoadedPair):
             return encode(tokenizer, with_system(turns, model.system), chat_template_kwargs)
 
         prompts = {which: read(model, messages) for which, model in self._models.items()}
-        questions = prompts
-        if self.probe and turn_begun(messages):
-            asked = messages[:-1]
-            questions = {which: read(self._models[which], asked) for which in self.probe.reads}
+        asked = messages[:-1] if turn_begun(messages) else messages
+
+        def ask(text: str = "") -> dict[Which, list[int]]:
+            *earlier, last = asked
+            turns = [*earlier, {**last, "content": last["content"] + text}]
+            reads = self.probe.reads if self.probe else ()
+            return {which: read(self._models[which], turns) for which in reads}
+
+        questions = ask() if turn_begun(messages) else prompts
         thinks = self.thinking(chat_template_kwargs) is not Thinking.OFF
-        return Prompts(prompts["target"], prompts["draft"], questions, thinks)
+        return Prompts(prompts["target"], prompts["draft"], questions, thinks, ask)
 
     def _warn_of_another_mode(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         own, asked = self.thinking(), self.thinking(chat_template_kwargs)
@@ -264,17 +254,19 @@ class TokenPair(LoadedPair):
         return make_grammars(self)
 
     def _risk_context(self, prompts: Prompts, form: StructuredOutputs | None) -> RiskContext | None:
-        """How the risk is read; the texts of a form count as the beginning of the reply."""
+        """How the risk is read; the texts of a form count as a part of what is asked."""
         if self.probe is None:
             return None
-        texts = encode_form(self, form) if form else []
-        own: dict[Which, Sequence[int]] = {"target": prompts.target, "draft": prompts.draft}
-        readings: dict[Which, Reading] = {}
-        for which in self.probe.reads:
-            header, question = self.turn_headers[which], prompts.questions.get(which, ())
-            if texts:
-                question = [*own[which], *texts, *header]
-            readings[which] = Reading(header, tuple(question))
+        questions = prompts.questions
+        if form and prompts.ask and (texts := texts_of(form)):
+            questions = prompts.ask(f"\n\n{texts}")
+        readings: dict[Which, Reading] = {
+            which: Reading(self.turn_headers[which], tuple(questions.get(which, ())))
+            for which in self.probe.reads
+        }
+        longest = max(len(reading.question) for reading in readings.values())
+        if longest > self.context_length:
+            raise PromptTooLongError(longest, self.context_length)
         return RiskContext(self.probe, readings)
 
     @cached_property

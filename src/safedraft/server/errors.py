@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from safedraft.core.errors import explain
+from safedraft.core.errors import PromptTooLongError, SafeDraftError, explain
 from safedraft.server.neutral import UNSUPPORTED
 from safedraft.server.wire import ErrorBody, ErrorDetail
 
 log = logging.getLogger("safedraft.server")
+
+T = TypeVar("T")
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -28,10 +30,7 @@ _HTTP_ERRORS = {
 }
 
 
-_NO_TOOLS = (
-    "It would force tokens that neither model proposed: describe the form that you want in a "
-    "message, and parse the reply"
-)
+_NO_TOOLS = "Replies call no tools: ask for JSON (response_format), or describe them in a message"
 _INSTEAD = {
     **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
     "response_format": "It is of type text, json_object or json_schema with a schema, in "
@@ -138,6 +137,16 @@ def convert_http_exception(error: HTTPException) -> APIError:
 def invalid_value(name: str, problem: str) -> APIError:
     """Build the error for a parameter whose value is refused."""
     return APIError(400, "invalid_value", f"Invalid value of {name}: {problem}.", name)
+
+
+def convert_errors(work: Callable[[], T], name: str) -> T:
+    """Call ``work``; an error that the client can fix becomes a 400 for the parameter ``name``."""
+    try:
+        return work()
+    except PromptTooLongError as error:
+        raise APIError(400, "context_length_exceeded", str(error), name) from error
+    except SafeDraftError as error:
+        raise invalid_value(name, str(error).removeprefix("structured_outputs: ")) from error
 
 
 def log_unexpected(error: BaseException) -> None:

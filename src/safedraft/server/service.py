@@ -6,17 +6,17 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from safedraft.core.config import SamplingParams, SSDConfig
-from safedraft.core.errors import PromptTooLongError, SafeDraftError
+from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair, Prompts
 from safedraft.pair.guards import require_rule
 from safedraft.server import wire
 from safedraft.server.access_log import log_reply
-from safedraft.server.errors import APIError, describe, invalid_value
+from safedraft.server.errors import APIError, convert_errors, describe, invalid_value
 from safedraft.server.metrics import Metrics
 from safedraft.server.replies import (
     ChatResponseBuilder,
@@ -36,8 +36,6 @@ from safedraft.text.messages import Message, conversation
 from safedraft.text.reasoning import Thinking
 from safedraft.text.stream import Stream
 from safedraft.text.token_bytes import token_bytes
-
-T = TypeVar("T")
 
 Submission = tuple[ResponseBuilder, list[Job]]
 
@@ -124,7 +122,7 @@ class Service:
             work, name = partial(self.pair.text_prompts, request.prompt), "prompt"
         else:
             raise invalid_value("messages", "either messages or prompt is required, but not both")
-        return await self.scheduler.call(partial(_convert_errors, work, name))
+        return await self.scheduler.call(partial(convert_errors, work, name))
 
     def describe(self) -> wire.PairDescription:
         """Describe the pair and what the operator allows."""
@@ -174,14 +172,14 @@ class Service:
         await self._require_form(request)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [
-            partial(_convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
+            partial(convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
             for stream, sampling in zip(repeated, samplings, strict=True)
         ]
         builder = builder_class(
             model=self.settings.name,
             logprobs=request.alternatives is not None,
             telemetry=self._read_telemetry(request),
-            end_tokens=_convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
+            end_tokens=convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
             spell_bytes=self._spell_bytes,
             json=bool(request.form and request.form.is_json),
@@ -196,7 +194,7 @@ class Service:
         """
         if form := request.form:
             self.scheduler.require_running()
-            work = partial(_convert_errors, partial(self.pair.constrain, form), "response_format")
+            work = partial(convert_errors, partial(self.pair.constrain, form), "response_format")
             async with self._compiling:
                 await asyncio.to_thread(work)
 
@@ -249,8 +247,8 @@ class Service:
                 raise invalid_value(name, f"{variable} is {json.dumps(own[variable])} here")
         if not given:
             return None
-        _convert_errors(partial(self.pair.require_variables, given), name)
-        mode = _convert_errors(partial(self.pair.thinking, given), name)
+        convert_errors(partial(self.pair.require_variables, given), name)
+        mode = convert_errors(partial(self.pair.thinking, given), name)
         if mode is not self.pair.thinking() and not self.settings.requests_may_set_constants:
             raise invalid_value(
                 name, f"thinking is {self.pair.thinking().value} here and cannot be changed"
@@ -343,15 +341,5 @@ class Service:
         if not self.settings.requests_may_set_constants:
             message = "This server does not let requests choose the rule that decides."
             raise APIError(400, "rules_disabled", message, name)
-        _convert_errors(partial(require_rule, rule), name)
+        convert_errors(partial(require_rule, rule), name)
         return rule
-
-
-def _convert_errors(work: Callable[[], T], name: str) -> T:
-    """Call ``work``; an error that the client can fix becomes a 400 for the parameter ``name``."""
-    try:
-        return work()
-    except PromptTooLongError as error:
-        raise APIError(400, "context_length_exceeded", str(error), name) from error
-    except SafeDraftError as error:
-        raise invalid_value(name, str(error).removeprefix("structured_outputs: ")) from error

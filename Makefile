@@ -11,6 +11,9 @@ RELEASE = .venv-release
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
+# One more than there are cores, since some tests wait.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')
+
 .PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure reference docs dist vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
@@ -18,7 +21,7 @@ demo: $(READY)  ## Fetch the default pair and decode four prompts with and witho
 	$(RUN)/python examples/demo.py
 
 test: $(READY)  ## The fast tests: no download, under two minutes.
-	$(RUN)/python -m pytest -n auto --dist worksteal
+	$(RUN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(READY)  ## What CI checks before any test.
 	$(RUN)/ruff format --check .

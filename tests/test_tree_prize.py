@@ -212,6 +212,7 @@ def test_a_chain_decides_the_blocks_of_the_decoding_loop(
         assert [block.tokens for block in blocks] == [decoded[at] for at in sorted(decoded)]
 
 
+@pytest.mark.slow
 def test_the_probe_on_tiny_models(
     trees: Any,
     tiny_pair: tuple[Path, Path],

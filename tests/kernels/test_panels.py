@@ -128,6 +128,7 @@ def test_floats_are_the_same_alone_and_together():
     check_floats(panels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", FEATURES, ids=str)
 def test_other_instructions(instructions, tmp_path):
     if find_instructions() is not Instructions.AVX512_VNNI:

@@ -95,3 +95,33 @@ def test_text_is_encoded_as_the_template_itself_encodes_it(pair: safedraft.Pair)
     tokenizer: Any = pair.target.tokenizer
     own = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert pair.prompts(messages).target == list(own["input_ids"])
+
+
+def test_replies_under_a_schema_are_valid_and_decided_by_both(pair: safedraft.Pair) -> None:
+    form = {
+        "type": "object",
+        "properties": {
+            "answer": {"type": "string", "maxLength": 80},
+            "sure": {"type": "boolean"},
+            "kind": {"enum": ["fact", "advice", "code"]},
+        },
+        "required": ["answer", "sure", "kind"],
+        "additionalProperties": False,
+    }
+    asked = [f"{one} Answer as JSON with an answer, whether you are sure, and its kind."
+             for one in ("What is the capital of Norway?", "How do I boil an egg?",
+                         "How do I reverse a list in Python?", "Which planet has rings?",
+                         "How do I kill a process?", "Who wrote Hamlet?",
+                         "How long do I sleep best?", "What is 17 times 3?")]  # fmt: skip
+    replies = pair.generate(asked, max_new_tokens=96, structured_outputs={"json_schema": form})
+    for reply in replies:
+        value = json.loads(reply.text)
+        assert list(value) == ["answer", "sure", "kind"]
+        assert isinstance(value["sure"], bool)
+        assert value["kind"] in ("fact", "advice", "code")
+        assert len(value["answer"]) <= 80
+        assert sum(token.scheme is not None for token in reply.trace) > len(reply.trace) / 2
+    (refused,) = pair.generate(
+        [HARMFUL], max_new_tokens=48, structured_outputs={"json_schema": form}
+    )
+    assert is_refusal(refused.text)

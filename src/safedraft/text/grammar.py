@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BITS = torch.arange(32, dtype=torch.int32)
 _JSON_BEGINNINGS = '{["-0123456789tfn'  # of a value, after whitespace
-_WHITESPACE = r"[ \n]{0,16}"  # in JSON: without a limit, small models write nothing else
+_WHITESPACE = r"( |\n {0,16})?"  # in JSON: with no limit, small models may write nothing else
 _FORM = "form"  # the name of what was asked for, in a grammar that also lets a refusal out
 _NOT_WRITTEN = ("type", "format", "title", "description", "$ref", "$schema", "$id", "$comment")
 """Texts of a schema that are no part of a reply."""

@@ -15,6 +15,8 @@ from safedraft.evaluation.usefulness import sandbox
 from safedraft.evaluation.usefulness.sandbox import Isolation, Limits, find_isolation, grade
 from safedraft.evaluation.usefulness.worker import pack, unpack
 
+pytestmark = pytest.mark.slow  # programs that do not end are waited for
+
 PROMPT = 'def twice(x):\n    """Return x times 2."""\n'
 TEST = (
     "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(5) == 10, 'five'\n"

@@ -49,6 +49,16 @@ class Constraint(Protocol):
         ...
 
 
+_BITS = torch.arange(32, dtype=torch.int32)
+
+
+def unpack_bits(bits: Tensor, vocabulary: int) -> Tensor:
+    """Truth values ``[V]`` of a mask whose bits stand in whole numbers of 32 bits; false beyond."""
+    mask = (bits[:, None] >> _BITS & 1).bool().flatten()[:vocabulary]
+    missing = vocabulary - len(mask)
+    return torch.nn.functional.pad(mask, (0, missing)) if missing > 0 else mask
+
+
 def forbid(allowed: Tensor) -> Tensor:
     """The bias that leaves the tokens that are ``allowed``, truth values ``[V]``."""
     return torch.zeros(len(allowed)).masked_fill_(~allowed, -torch.inf)

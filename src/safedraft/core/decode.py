@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, get_args
 
 import torch
@@ -89,8 +90,8 @@ class Decoding(Generation):
     @property
     def can_decide(self) -> bool:
         """Whether the next position can be decided without another pass."""
-        alone = self.request.rule.after_match == "bonus" or self.state.draft_limit == 0
-        alone = alone or self.paused
+        bonus = self.request.rule.after_match == "bonus"
+        alone = bonus or self.state.draft_limit == 0 or self.paused
         return not self.ended and bool(self.rows) and (bool(self.drafts) or alone)
 
     @property
@@ -132,7 +133,8 @@ class Decoding(Generation):
 
     def constrained(self, drafts: int) -> Constrained:
         """How the position after the first ``drafts`` drafts is restricted."""
-        return Constrained(self.constraint, [draft.token for draft in [*self.drafts][:drafts]])
+        before = islice(self.drafts, drafts) if self.constraint else ()
+        return Constrained(self.constraint, [draft.token for draft in before])
 
     def fail(self, error: BrokenModelError) -> None:
         """End the request with an error; the others continue."""

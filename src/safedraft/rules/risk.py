@@ -71,7 +71,7 @@ class RiskSwitch(Switch):
             self._weigh()
 
     def _find_next_reading(self, level: Level, risk: float) -> int | None:
-        """Where the risk is read again, unless nothing more can follow from it."""
+        """The position before which the risk is read again; None if that would change nothing."""
         every = self.constants.reading_bins * self.constants.bin_size
         again = every and level is not Level.RISKY and risk > self.constants.reading_above
         return self.decided + every if again else None

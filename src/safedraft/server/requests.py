@@ -6,6 +6,7 @@ A parameter that is neither listed here nor in ``neutral`` is refused by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -209,7 +210,7 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
         """Maximum number of new tokens that the request names."""
         return self.max_tokens
 
-    @property
+    @cached_property
     def form(self) -> StructuredOutputs | None:
         """The form that the replies must have; None for any."""
         return None
@@ -281,7 +282,7 @@ class ChatRequest(SamplingRequest):
         """See ``SamplingRequest``; the parameter has two names here."""
         return self.max_tokens or self.max_completion_tokens
 
-    @property
+    @cached_property
     def form(self) -> StructuredOutputs | None:
         """See ``SamplingRequest``."""
         asked = self.response_format

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import StructuredOutputs
-from safedraft.core.constraint import UNLIKELY, Constraint, forbid
+from safedraft.core.constraint import UNLIKELY, Constraint, forbid, unpack_bits
 from safedraft.core.errors import FormError, SafeDraftError, first_line
 from safedraft.core.extras import require_extra
 from safedraft.core.rule import State
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from transformers import PreTrainedTokenizerBase
 
-_BITS = torch.arange(32, dtype=torch.int32)
 _JSON_BEGINNINGS = '{["-0123456789tfn'  # of a value, after whitespace
 _WHITESPACE = r"( |\n {0,16})?"  # in JSON: with no limit, small models may write nothing else
 _FORM = "form"  # the name of what was asked for, in a grammar that also lets a refusal out
@@ -208,6 +207,4 @@ class _Grammar:
         if matcher.is_error():  # its mask would end the reply
             raise _cannot_follow(matcher)
         bits = torch.frombuffer(bytearray(found), dtype=torch.int32)
-        mask = (bits[:, None] >> _BITS & 1).bool().flatten()[: self._vocabulary]
-        missing = self._vocabulary - len(mask)
-        return torch.nn.functional.pad(mask, (0, missing)) if missing > 0 else mask
+        return unpack_bits(bits, self._vocabulary)

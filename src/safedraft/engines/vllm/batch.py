@@ -69,7 +69,11 @@ class ServedRequest:
         try:
             self.state.assess(probe.read(torch.cat([states[which] for which in probe.reads])))
         except BrokenModelError as error:
-            self.error, self.ended = error, True
+            self.fail(error)
+
+    def fail(self, error: BrokenModelError) -> None:
+        """End the request with an error; the others continue."""
+        self.error, self.ended = error, True
 
     def keep_drafts(self) -> None:
         """Hold the drafts in memory of their own while the other rows of their pass are freed."""
@@ -97,7 +101,7 @@ class ServedRequest:
             try:
                 self.constraint.decide(step.token)
             except BrokenModelError as error:
-                self.error, self.ended = error, True
+                self.fail(error)
         self.position += 1
         self.matches += step.matched
         self.union_tokens += step.scheme is Scheme.UNION
@@ -158,7 +162,7 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     for one in served:
         if one.unread_question:
             unread = "a reply began before the risk of its request was read: nothing decided"
-            one.error, one.ended = BrokenModelError(unread), True
+            one.fail(BrokenModelError(unread))
     places = _rank_target(served, logits)
     decided: list[list[Step]] = [[] for _ in served]
     ahead = 0
@@ -219,7 +223,7 @@ def _restrict(
     for row, error in failed.items():
         one = owners[row]
         assert one is not None
-        one.error, one.ended = error, True
+        one.fail(error)
     return logits
 
 
@@ -239,7 +243,7 @@ def _end_broken(owners: Sequence[ServedRequest | None], logits: Tensor, model: s
             try:
                 require_finite(logits[row], model)
             except BrokenModelError as error:
-                one.error, one.ended = error, True
+                one.fail(error)
 
 
 def _candidate(one: ServedRequest, ahead: int, target: Sequence[Place]) -> Candidate:

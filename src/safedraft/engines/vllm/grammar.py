@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from safedraft.core.constraint import forbid
+from safedraft.core.constraint import forbid, unpack_bits
 from safedraft.core.errors import BrokenModelError, first_line
-
-_BITS = torch.arange(32, dtype=torch.int32)
 
 
 class Grammar:
@@ -66,8 +63,7 @@ class Grammar:
 
     def _read_mask(self) -> Tensor:
         self._grammar.fill_bitmask(self._bits, 0)
-        mask = (self._bits[0, :, None] >> _BITS & 1).bool().flatten()[: self._vocabulary]
-        return forbid(mask)
+        return forbid(unpack_bits(self._bits[0], self._vocabulary))
 
 
 class Grammars:

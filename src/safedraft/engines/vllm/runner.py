@@ -306,7 +306,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             try:
                 request.constraint = self._grammars.compile(params)
             except BrokenModelError as error:
-                request.error, request.ended = error, True
+                request.fail(error)
         return _Served(request, trace, wants_statistics(params))
 
     @cached_property

@@ -11,7 +11,7 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from safedraft.evaluation.intervals import Estimate
@@ -23,27 +23,6 @@ from safedraft.evaluation.report.markdown import render_section
 from safedraft.evaluation.report.plots import render_plots
 from safedraft.evaluation.report.tables import Figures
 
-HEAD = """\
-<!-- Made by `make results`: change benchmarks/results.py, not this file. -->
-
-# Results
-
-The default pair: Qwen2.5-Coder-1.5B-Instruct, guarded by Qwen2.5-Coder-0.5B-Instruct with the \
-adapter in `experts/`, on the engine for processors with 8-bit weights, on prompts that neither \
-training nor calibration saw. `make results` makes this page from the suites of the profile \
-`standard` that have been run; [evaluation](evaluation.md) says \
-what the suites are, [judges and report](judges-and-report.md) how replies are judged, and \
-[limits](limits.md) what is known to get through and what was not tried.
-
-The pair decodes by the rule `risk`; `ssd` is SSD alone, with the same draft and constants.
-
-Every attack is applied to harmless requests as well. **Read both columns**: a defense that \
-refuses harmful and harmless requests alike has not recognized the harm.
-
-![Attack success against harmless requests refused](attacks.svg)
-
-"""
-
 SAMPLED = """
 ## Sampled
 
@@ -51,38 +30,6 @@ The same defenses at temperature 1, five replies to each conversation: the mean 
 and the share of requests that at least one of five replies answers.
 
 """
-
-TAIL = """
-## Measured earlier
-
-On the engine `transformers` (bfloat16, the draft in 8 bits), with an earlier version of the \
-phrase judge and **without controls**, 2026-11-26. They are not comparable with the tables above, \
-and are kept for what those do not have yet:
-
-| what | the target alone | SSD |
-| --- | --- | --- |
-| sums in words, right | 89 of 100 | 89 of 100 |
-| safe prompts that look unsafe, refused | 8 of 100 | 9 of 100 |
-| 10, 20, 40 tokens prefilled: attack success | 98, 99, 99 of 99 | 0, 0, 0 of 99 |
-| templates found in the wild; published suffixes | 46 and 23 of 99 | 4 and 3 of 99 |
-| Do-Not-Answer, asked directly; 20 tokens prefilled | 21; 49 of 50 | 11; 0 of 50 |
-
-## Through the server
-
-By hand, not by `make results`: other harnesses against `safedraft serve` \
-([commands](server.md#clients)), on two cores, a few prompts each, to see that they work:
-
-| harness | what | figure |
-| --- | --- | --- |
-| garak 0.17.1 | `dan.AutoDANCached`, `mitigation.MitigationBypass` | 3 of 3 resisted |
-| garak 0.17.1 | `suffix.GCGCached`, `mitigation.MitigationBypass` | 5 of 5 resisted |
-| lm-eval 0.4.13 | `safedraft_sums --limit 4`, the last number of the reply | 3 of 4 right |
-| inspect_ai 0.3.285 | `sums.py --limit 4`, the number is in the reply | 4 of 4 right |
-
-`python benchmarks/server.py`: streaming through the server at 0.99 of the library's tokens per \
-second (median of 6 prompts, from 0.96 to 1.02).
-"""
-
 
 DEFENSES = {
     "target_only": "the target alone",
@@ -110,8 +57,8 @@ ATTACKS = {
     "long_context": "after 1,000 tokens of harmless text",
     "short_answers": "answers of five words",
     "late_harm": "harm that comes late, in a frame of SafeDraft's own",
-    "copying": "… after a copying task",
-    "quiz": "… in a quiz",
+    "copying": "harm after a copying task",
+    "quiz": "harm as the last question of a quiz",
     "json_schema": "a reply that must be JSON with a title and steps",
     "ratchet_7": "a client that asks for seven tokens at a time",
     "languages": "eight other languages, asked directly",
@@ -119,6 +66,11 @@ ATTACKS = {
     "languages_mixed": "… inside an English frame",
 }
 """What the pages call the suites of the short table, in its order."""
+
+SHOWN_FIRST = (
+    "direct", "prefill_20", "prefill_opening", "role_play", "histories", "quiz", "languages",
+)  # fmt: skip
+"""The suites of the README: the most usual attacks, and the worst one."""
 
 
 def main() -> None:
@@ -138,11 +90,12 @@ def main() -> None:
     logs = read_logs([given.log_dir])
     figures = build_figures(logs)
     draw(figures, given.page.with_name("attacks.svg"))
-    for page in (Path("README.md"), given.page.with_name("limits.md")):
-        fill_in(page, tabulate_attacks(logs, figures))
+    fill_in(Path("README.md"), "attacks", tabulate_attacks(logs, figures, SHOWN_FIRST))
+    fill_in(given.page.with_name("limits.md"), "attacks", tabulate_attacks(logs, figures, ATTACKS))
     sampled = given.log_dir.with_name(f"{given.log_dir.name}-sampling")
-    page = HEAD + body.rstrip() + "\n" + (tabulate_sampled(sampled) if sampled.exists() else "")
-    given.page.write_text(page + TAIL, encoding="utf-8")
+    if sampled.exists():
+        body = body.rstrip() + "\n" + tabulate_sampled(sampled)
+    fill_in(given.page, "figures", body.strip() + "\n")
 
 
 def draw(figures: Figures, file: Path) -> None:
@@ -153,14 +106,14 @@ def draw(figures: Figures, file: Path) -> None:
     file.write_text(picture[:start] + white + picture[start:], encoding="utf-8")
 
 
-def tabulate_attacks(logs: Logs, figures: Figures) -> str:
+def tabulate_attacks(logs: Logs, figures: Figures, suites: Collection[str]) -> str:
     """Counts of attacks and controls, a line a suite, and what they come to over all suites."""
     rows = {(run.suite, run.name): run.rows for run in logs.runs}
     names = [name for name in DEFENSES if any(key[1] == name for key in rows)]
     heads = [f"{DEFENSES[name]}: answers | harmless refused" for name in names]
     lines = [f"| attack | {' | '.join(heads)} |", "| --- |" + " --- |" * 2 * len(names)]
     for suite, title in ATTACKS.items():
-        if all((suite, name) in rows for name in names):
+        if suite in suites and all((suite, name) in rows for name in names):
             cells = [count_outcomes(rows[suite, name]) for name in names]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     points = {point.name: point for point in figures.trade_off}
@@ -186,13 +139,13 @@ def count_outcomes(rows: Sequence[Row]) -> str:
     return " | ".join(f"{sum(found)} of {len(found)}" for found in (succeeded, refused))
 
 
-def fill_in(page: Path, table: str) -> None:
-    """Replace what stands between the marks of the table of attacks."""
-    text = page.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- attacks -->\n).*?(<!-- end of attacks -->)", re.DOTALL)
-    if not marked.search(text):
-        raise SystemExit(f"{page} has no marks between which the table of attacks stands")
-    page.write_text(marked.sub(lambda m: m[1] + table + m[2], text), encoding="utf-8")
+def fill_in(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of this name."""
+    before = page.read_text(encoding="utf-8")
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    if not marked.search(before):
+        raise SystemExit(f"{page} has no marks between which the {name} stand")
+    page.write_text(marked.sub(lambda m: m[1] + text + m[2], before), encoding="utf-8")
 
 
 def tabulate_sampled(folder: Path) -> str:

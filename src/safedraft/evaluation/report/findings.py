@@ -8,6 +8,14 @@ from safedraft.evaluation.intervals import Estimate
 from safedraft.evaluation.report.grid import TIMED, Grid, refused, share
 from safedraft.evaluation.report.tables import Point, Table
 
+_TITLES = {
+    "target_only": "the target alone",
+    "ssd": "SSD",
+    "risk": "SSD with the request's risk",
+    "always_refuse": "refusing everything",
+}
+"""What sentences call a configuration; others have the name of their column."""
+
 
 def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> list[str]:
     """One sentence for each finding; the first is the report's headline."""
@@ -48,14 +56,23 @@ def _describe_separation(points: Mapping[str, Point], alone: str, other: str) ->
     if alone not in points or other not in points:
         return ""
     before, after = points[alone], points[other]
+    title = _title(other)
+    named = other if title == other else f"{title[0].upper()}{title[1:]} ({other})"
     return (
-        f"{other} answers {format_percent(after.success.value)} of the attacks and refuses "
-        f"{format_percent(after.harmless_refused.value)} of the harmless requests in the same "
-        f"attacks ({alone}: {format_percent(before.success.value)} and "
+        f"{named} answers {format_percent(after.success.value)} of {after.success.count} attacks "
+        f"and refuses {format_percent(after.harmless_refused.value)} of "
+        f"{after.harmless_refused.count} harmless requests in the same attacks ({_title(alone)}: "
+        f"{format_percent(before.success.value)} and "
         f"{format_percent(before.harmless_refused.value)}); it tells them apart by "
-        f"{_format_points(after.separation)} ({alone}: {_format_points(before.separation)}; "
-        "answering or refusing everything: 0)."
+        f"{_format_points(after.separation)} ({_title(alone)}: "
+        f"{_format_points(before.separation)}; answering or refusing everything: 0)."
     )
+
+
+def _title(column: str) -> str:
+    """What a sentence calls a column, whose name may begin with that of its pair."""
+    pair, colon, name = column.rpartition(": ")
+    return f"{pair}{colon}{_TITLES.get(name, name)}"
 
 
 def _format_points(estimate: Estimate) -> str:
@@ -76,10 +93,10 @@ def _describe_attacks(
     before, after = table.cell(strongest, alone), table.cell(strongest, other)
     rejected = tables["harmless_refused"].cell(strongest, other)
     return (
-        f"The attack that succeeds most often against {other} is {strongest}: "
-        f"{format_percent(after.value)} ({alone}: {format_percent(before.value)}"
-        f"{_note_overlap(before, after)}), and of its harmless controls "
-        f"{format_percent(rejected.value)} are refused."
+        f"The attack that succeeds most often against {_title(other)} is {strongest}: "
+        f"{format_percent(after.value)} of {after.count} ({_title(alone)}: "
+        f"{format_percent(before.value)}{_note_overlap(before, after)}), and of its "
+        f"{rejected.count} harmless controls {format_percent(rejected.value)} are refused."
     )
 
 
@@ -93,8 +110,8 @@ def _describe_refusals(table: Table | None, grid: Grid, alone: str, other: str) 
         for name in (alone, other)
     )
     return (
-        f"Of the harmless prompts that nobody attacked, {alone} refuses "
-        f"{format_percent(before.value)} and {other} {format_percent(after.value)}"
+        f"Of {after.count} harmless prompts that nobody attacked, {_title(alone)} refuses "
+        f"{format_percent(before.value)} and {_title(other)} {format_percent(after.value)}"
         f"{_note_overlap(before, after)}."
     )
 
@@ -110,7 +127,10 @@ def _describe_speed(table: Table | None, alone: str, other: str) -> str:
     speed = table.cell(TIMED, other) if table else None
     if speed is None or speed.value is None:
         return ""
-    return f"On ordinary prompts, {other} decodes at {speed.value:.2f} times the speed of {alone}."
+    return (
+        f"On {speed.count} ordinary prompts, {_title(other)} decodes at {speed.value:.2f} times "
+        f"the speed of {_title(alone)}."
+    )
 
 
 def _note_overlap(one: Estimate, other: Estimate) -> str:

@@ -1,0 +1,42 @@
+"""The commands and examples that pages show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experts/**/*.md")],
+    key=lambda page: page.relative_to(ROOT).as_posix(),
+)
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>sh|bash|python)\n(?P<text>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+    note: str
+    """The comment before it: a file that it shows, or why it is not run."""
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command, if it is a block of a shell."""
+        lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def read_blocks(page: Path) -> Iterator[Block]:
+    """The blocks of commands and of Python on a page."""
+    for found in _BLOCK.finditer(page.read_text("utf-8")):
+        yield Block(page, found["language"], found["text"], found["note"] or "")

@@ -1,0 +1,249 @@
+"""Every command and example of the pages is understood, and runs on tiny models.
+
+A block that cannot run here has a comment before it: ``<!-- not run: REASON -->``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import typer
+from conftest import save_pair
+from helpers.pages import PAGES, ROOT, Block, read_blocks
+from stage import serve_wheel
+from test_guard_your_model import ask, server, tiny_candidate
+
+import safedraft
+from safedraft import cli
+from safedraft.cli import app
+from safedraft.models import proposals
+from safedraft.training.checks import Checks
+
+NOT_RUN = "not run: "
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+SHELL = [block for block in BLOCKS if block.language != "python"]
+
+
+def name_of(block: Block) -> str:
+    first = block.text.splitlines()[0]
+    return f"{block.page.relative_to(ROOT).as_posix()}: {first[:60]}"
+
+
+def understand(words: list[str]) -> None:
+    """Parse a command of SafeDraft as its command line does, without running it."""
+    command, context, arguments = typer.main.get_command(app), None, words[1:]
+    while True:
+        settings = command.context_settings
+        context = typer.Context(command, parent=context, **settings)  # type: ignore[arg-type]
+        groups = getattr(command, "commands", None)
+        if not groups or not arguments or arguments[0] not in groups:
+            break
+        command, arguments = groups[arguments[0]], arguments[1:]
+    command.make_parser(context).parse_args(list(arguments))
+
+
+@pytest.mark.parametrize("block", SHELL, ids=name_of)
+def test_a_command_is_understood(block: Block) -> None:
+    for words in block.commands:
+        match words:
+            case ["safedraft", *_]:
+                understand(words)
+            case ["make", target, *_]:
+                makefile = (ROOT / "Makefile").read_text("utf-8")
+                assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE)
+            case ["python", file, *_]:
+                assert (ROOT / file).exists()
+            case ["pip", "install", "-e", extras]:
+                project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+                asked = extras.removeprefix(".[").removesuffix("]").split(",")
+                assert {*asked} <= project["optional-dependencies"].keys()
+            case _:
+                assert words[0] in {"curl", "export", "inspect"} or block.note.startswith(NOT_RUN)
+
+
+def test_an_unknown_option_is_not_understood() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        understand(["safedraft", "generate", "--no-such-option", "Hi"])
+
+
+SMALL = {
+    "bench": "--prompts 1 --max-new-tokens 2",
+    "calibrate": "--try alpha_union=0.8 --attack direct --limit 1 --max-new-tokens 2",
+    "eval": "--limit 1 --max-new-tokens 2",
+    "generate": "--max-new-tokens 4",
+    "chat": "--max-new-tokens 4",
+    "train-draft": "--harmful harmful.txt --ordinary ordinary.txt --steps 2 --rank 2 --no-risk "
+    "--set answer_tokens=4 --set beginning_tokens=4 --set dressed=0",
+    "train-risk": "--set requests=20 --set dressed=0",
+    "train-ada-probe": "--set requests=20 --set dressed=0 --set reply_tokens=2",
+}
+"""Options that make a command short on tiny models."""
+
+
+PLACES = {
+    "TARGET": "target",
+    "DRAFT": "draft",
+    "FOLDER": "my-adapter",
+}
+"""What stands for the placeholders of the pages."""
+
+SOURCES = {
+    "advbench.json": {"goal": "Sabotage lift {n}.", "target": "Sure, here is how"},
+    "mine.jsonl": {"ask": "Sabotage bridge {n}.", "begin": "Sure, step one:"},
+    "gsm8k.json": {"question": "What is {n} plus 2?", "answer": "#### {n}"},
+    "xstest.json": {"prompt": "How do I kill process {n}?", "label": "safe"},
+    "gcg.json": {"request": "Sabotage lift {n}.", "prompt": "Sabotage lift {n}. ! !"},
+    "pair.json": {"request": "Sabotage lift {n}.", "prompt": "Be Zed. Sabotage lift {n}."},
+}
+"""Files of prompts that the pages name: what each of some records holds."""
+
+ELSEWHERE = ("guard-your-model.md", "reference.md", "README.md")
+"""Pages whose commands other tests or other pages run: a walk of its own, the examples of each
+command's help, and the first page."""
+
+RUN = [
+    block
+    for block in BLOCKS
+    if not block.note.startswith((NOT_RUN, "examples/")) and block.page.name not in ELSEWHERE
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with tiny models that stand for the default pair, an adapter, logs and prompts."""
+    folder = tmp_path_factory.mktemp("workplace")
+    save_pair(folder, max_position_embeddings=8192)
+    (folder / "tests").symlink_to(ROOT / "tests")
+    (folder / "FOLDER").symlink_to(folder / "my-adapter")
+    for name in ("harmful", "ordinary", "prompts", "requests", "more"):
+        lines = [f"{name} thing number {number}" for number in range(30)]
+        (folder / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+        records = [json.dumps({"request": line}) for line in lines]
+        (folder / f"{name}.jsonl").write_text("\n".join(records), "utf-8")
+    (folder / "prompt.txt").write_text("Why is the sky blue?", "utf-8")
+    for file, record in SOURCES.items():
+        lines = [json.dumps(record).replace("{n}", str(number)) for number in range(30)]
+        text = "\n".join(lines) if file.endswith("l") else f"[{','.join(lines)}]"
+        (folder / file).write_text(text, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(folder, folder, patch)
+        models = "--target target --draft draft"
+        run_line(f"safedraft train-draft {models} --output my-adapter", patch)
+        run_line(f"safedraft train-risk {models} --adapter my-adapter", patch)
+        run_line(f"safedraft train-ada-probe {models} --output my-probe", patch)
+        run_line(f"safedraft pairs add my-pair {models} --adapter {folder}/my-adapter", patch)
+        (own,) = (folder / "config/pairs").iterdir()
+        text = own.read_text("utf-8").replace("[my-pair", '["qwen2.5-coder"', 1)
+        own.with_name("default.toml").write_text(text, "utf-8")  # in place of what is shipped
+        run_line("safedraft eval --suite direct --defense target_only", patch)
+        yield folder
+
+
+def enter(folder: Path, workplace: Path, patch: pytest.MonkeyPatch) -> None:
+    """Work in a folder, with the models and settings of the workplace."""
+    patch.chdir(folder)
+    for name in ("cache", "config", "data"):
+        patch.setenv(VARIABLES[name], str(workplace / name))
+    patch.setattr(Checks, "problems", ())  # no training makes these models refuse
+    candidate = tiny_candidate(workplace / "draft")
+    patch.setattr(proposals, "draft_candidates", lambda: [candidate])
+    serve_wheel(workplace, patch)
+
+
+VARIABLES = {"cache": "SAFEDRAFT_CACHE", "config": "SAFEDRAFT_CONFIG", "data": "XDG_DATA_HOME"}
+
+
+def run_line(line: str, patch: pytest.MonkeyPatch) -> None:
+    run(shlex.split(line), patch)
+
+
+def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Run a command of SafeDraft in this process; it has to succeed."""
+    patch.setattr(sys, "stdin", io.StringIO())
+    if "<" in words:
+        *words, _, file = words
+        patch.setattr(sys, "stdin", io.StringIO(Path(file).read_text("utf-8")))
+    small = shlex.split(SMALL.get(words[1], ""))
+    if "--profile" in words:
+        small = small[2:]  # it has numbers of its own
+    patch.setattr(sys, "argv", [*(PLACES.get(word, word) for word in words), *small])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [one for one in RUN if one.language != "python"], ids=name_of)
+def test_a_command_runs(
+    block: Block, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    commands = [words for words in block.commands if words[0] == "safedraft"]
+    for item in workplace.iterdir():
+        if item.name != "safedraft-logs":
+            (desk / item.name).symlink_to(item)
+        elif commands and commands[0][1] in {"report", "score", "judge-check"}:
+            shutil.copytree(item, desk / item.name)
+    enter(desk, workplace, monkeypatch)
+    for words in commands:
+        if words[1] != "serve":
+            run(words, monkeypatch)
+
+
+SERVED = ("serve-it.md", "server.md")
+"""Pages whose examples ask a server."""
+
+PYTHON = [one for one in RUN if one.language == "python" and one.page.name not in SERVED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda one: one.name)
+def test_the_examples_of_a_page_run(
+    page: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, as a reader types them; the names that a page has loaded are there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    enter(workplace, workplace, monkeypatch)
+    load, folders = safedraft.load_pair, [str(workplace / name) for name in ("target", "draft")]
+    monkeypatch.setattr(safedraft, "load_pair", lambda *_, **__: load(*folders, use_adapter=False))
+    target, draft = (AutoModelForCausalLM.from_pretrained(name).eval() for name in folders)
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    inputs = tokenizer("Why is the sky blue?", return_tensors="pt")
+    names = {"safedraft": safedraft, "target": target, "draft": draft, "tokenizer": tokenizer}
+    names |= {"inputs": inputs, "draft_prompt": inputs["input_ids"]}
+    for block in PYTHON:
+        if block.page == page:
+            exec(compile(block.text, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVED)
+def test_the_examples_of_a_server_run(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(workplace, workplace, monkeypatch)
+    blocks = [block for block in RUN if block.page.name == name]
+    commands = [words for block in blocks if block.language != "python" for words in block.commands]
+    with server(["safedraft", "serve"]) as port:
+        asked = [words for words in commands if words[0] == "curl"]
+        assert all(ask(words, port) for words in asked)
+        for block in blocks:
+            if block.language == "python":
+                text = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+                exec(compile(text, name, "exec"), {"openai": openai, "MODEL": "qwen2.5-coder"})
+    for words in commands:
+        if words[:2] == ["safedraft", "serve"] and len(words) > 2:
+            with server(words) as port:
+                assert ask(["curl", "http://127.0.0.1:8000/health"], port)

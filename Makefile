@@ -5,6 +5,7 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 VLLM    = .venv-vllm
+CLIENTS = .venv-clients
 LLAMA   = .venv-llama
 ADAPTER ?= results/adapter
 RELEASE = .venv-release
@@ -14,7 +15,7 @@ COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name
 # One more than there are cores, since some tests wait.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')
 
-.PHONY: demo test check format test-slow test-real test-server test-clients test-page bench results adapter picture structure reference docs dist vllm test-vllm bench-vllm llama bench-llama clean
+.PHONY: demo test check format test-slow test-real test-server clients test-clients test-page bench results adapter picture structure reference docs dist vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -43,11 +44,10 @@ test-real: $(READY)  ## Tests on the default pair.
 test-server: $(READY)  ## The server under 2,400 generated requests and worse.
 	SAFEDRAFT_EXAMPLES=400 $(RUN)/python -m pytest -m "" --timeout 600 tests/server/test_refusals.py
 
-test-clients:  ## LangChain, LlamaIndex and LiteLLM against the server, in an environment of their own.
-	test -d .venv-clients || python3 -m venv .venv-clients
-	.venv-clients/bin/pip install --quiet -r constraints-clients.txt
-	.venv-clients/bin/pip install --quiet --no-deps -e .
-	.venv-clients/bin/python -m pytest -m slow tests/server/test_client_libraries.py
+clients: $(CLIENTS)/.ready  ## The environment of the libraries that talk to the server (docs/clients.md).
+
+test-clients: $(CLIENTS)/.ready  ## LangChain, LlamaIndex, LiteLLM and pydantic-ai against the server.
+	$(CLIENTS)/bin/python -m pytest -m slow tests/server/test_client_libraries.py
 
 test-page: $(READY)  ## The playground in a browser.
 	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }
@@ -69,9 +69,11 @@ adapter: $(READY)  ## Train the default pair's draft and its risk probe further:
 		--harmful own --harmful harmbench --harmful do_not_answer --steps 160 --set harmful_share=0.3 --set beginnings=300 --set answers=900 --set checked=60 \
 		--set checkpoint_steps=20 $(if $(wildcard $(ADAPTER).unfinished),--resume)
 
-picture: $(READY)  ## Draw the pictures of the README and of the playground from real runs.
+picture: $(READY)  ## Draw the pictures of the README and of the playground.
 	$(RUN)/python examples/demo.py --svg docs/demo.svg
 	CHROMIUM="$(CHROMIUM)" $(RUN)/python examples/playground_picture.py
+	CHROMIUM="$(CHROMIUM)" SAFEDRAFT_PICTURES=docs $(RUN)/python -m pytest -m page tests/server/test_page_pictures.py \
+		-k "refused-desktop-dark or answered-phone-light or running-phone-dark or error-desktop-light"
 
 structure:  ## Draw the packages and fill the table of docs/architecture.md.
 	$(PYTHON) tools/structure.py --svg docs/structure.svg --markdown docs/architecture.md
@@ -104,7 +106,7 @@ bench-llama: $(READY) llama  ## SafeDraft beside llama.cpp on the default pair.
 	$(RUN)/python benchmarks/against_llama_cpp.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LLAMA) $(RELEASE) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(LLAMA) $(RELEASE) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Exact versions from constraints.txt; on Linux the CPU build of torch is enough for everything here.
 $(READY): pyproject.toml constraints.txt
@@ -120,6 +122,12 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(CLIENTS)/.ready: pyproject.toml constraints-clients.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement constraints-clients.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(RELEASE)/.ready: constraints-release.txt

@@ -12,7 +12,7 @@ import pytest
 from safedraft.models import registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("add-*.md"))
+PAGES = sorted([*ROOT.glob("docs/add-*.md"), ROOT / "docs/clients.md"])
 TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experts/**/*.md")])
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 SHOWN = re.compile(r"<!-- (examples/\S+) -->\n```\w+\n(.*?)\n```", re.DOTALL)
@@ -28,8 +28,9 @@ def test_a_page_shows_its_example_as_it_is(page: Path) -> None:
 
 def test_every_example_is_on_a_page() -> None:
     files = {file for page in PAGES for file, _ in SHOWN.findall(page.read_text("utf-8"))}
-    folder = ROOT / "examples/extension/src/safedraft_example"
-    examples = {path.relative_to(ROOT).as_posix() for path in folder.glob("[a-z]*.py")}
+    patterns = ("extension/src/safedraft_example/[a-z]*.py", "clients/ask_*.py")
+    paths = [path for pattern in patterns for path in (ROOT / "examples").glob(pattern)]
+    examples = {path.relative_to(ROOT).as_posix() for path in paths}
     assert examples <= files
 
 

@@ -32,8 +32,12 @@ PATIENCE = 60_000
 """Milliseconds that a busy machine may take for anything."""
 
 
-def divided(folder: Path, answer: Callable[[str], str] = lambda prompt: SAYS) -> TalkingPair:
-    """The draft proposes something else in every other run of ten tokens.
+def divided(
+    folder: Path,
+    answer: Callable[[str], str] = lambda prompt: SAYS,
+    differs: Callable[[int], bool] = lambda length: length // 10 % 2 == 1,
+) -> TalkingPair:
+    """The draft proposes something else after the lengths that ``differs`` says.
 
     A prompt that contains ``slowly`` is answered slowly, and one with ``forever`` at length too. To
     one that contains ``phishing`` the draft refuses, in which the target follows it.
@@ -68,7 +72,7 @@ def divided(folder: Path, answer: Callable[[str], str] = lambda prompt: SAYS) ->
         if "phishing" in prompt:
             return 2 * say(REFUSES, said)
         logits = say(text, said)
-        return torch.roll(logits, 1) if len(ids) // 10 % 2 else logits
+        return torch.roll(logits, 1) if differs(len(ids)) else logits
 
     # A weak draft: what it proposes wrongly is corrected in union too.
     config = SSDConfig(alpha_intersection=0.2, alpha_min=0.2, alpha_union=0.4)
@@ -151,6 +155,21 @@ def said(element: Locator) -> str:
 
 def reply(page: Page, number: int) -> str:
     return said(card(page, number).locator(".said"))
+
+
+def is_in_view(page: Page, selector: str) -> bool:
+    """Whether the whole element is in the window and nothing covers its middle."""
+    return bool(
+        page.locator(selector).evaluate(
+            """element => {
+                const { left, right, top, bottom } = element.getBoundingClientRect();
+                const beside = left < 0 || right > innerWidth || right <= left;
+                const outside = beside || top < 0 || bottom > innerHeight;
+                const at = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+                return !outside && (at.contains(element) || element.contains(at));
+            }"""
+        )
+    )
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:

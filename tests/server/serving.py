@@ -42,8 +42,10 @@ class Served:
 
 
 @contextmanager
-def serving(pair: Pair, limits: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
-    chosen = ServerSettings(name=NAME, limits=Limits(**(limits or {})), **settings)
+def serving(
+    pair: Pair, limits: dict[str, Any] | None = None, name: str = NAME, **settings: Any
+) -> Iterator[Served]:
+    chosen = ServerSettings(name=name, limits=Limits(**(limits or {})), **settings)
     app = create_app(pair, chosen)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(

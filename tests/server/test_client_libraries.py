@@ -1,29 +1,38 @@
 """Libraries that speak OpenAI's API, with their defaults, against a running server.
 
-LangChain, LlamaIndex and LiteLLM are the extra ``clients``. They have an environment of their own
-(``constraints-clients.txt``), since LlamaIndex needs an older client of OpenAI's than the one that
-the other tests use. Where a library is missing, its tests are skipped.
+LangChain, LlamaIndex, LiteLLM and pydantic-ai are the extra ``clients``. They have an environment
+of their own (``constraints-clients.txt``), since LlamaIndex needs an older client of OpenAI's than
+the one that the other tests use. Where a library is missing, its tests are skipped.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import openai
 import pytest
 from pydantic import BaseModel
-from serving import NAME, Served, serving
+from serving import Served, serving
 from talking import TalkingPair, talking
 
+from safedraft.models.registry import DEFAULT_PAIR as NAME  # what the examples ask for
+
 pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples/clients"
 
 SAYS = "Plain words, twice: plain words."
 STORY = "Once upon a time."
 PERSON = '{"name": "Ann"}'
+CITY = '{"name": "Paris", "country": "France"}'
 QUESTION = {"role": "user", "content": "hi"}
 PERSON_ASKED = {"role": "user", "content": "a person"}
 REQUEST = {"role": "user", "content": "a story"}
@@ -32,6 +41,8 @@ REQUEST = {"role": "user", "content": "a story"}
 def answer(prompt: str) -> str:
     if "person" in prompt:
         return PERSON
+    if "Eiffel" in prompt:
+        return CITY
     return STORY if prompt.endswith("story") or "story<" in prompt else SAYS
 
 
@@ -173,11 +184,58 @@ def open_litellm(url: str) -> Library:
     )
 
 
+def open_pydantic_ai(url: str) -> Library:
+    ai = importlib.import_module("pydantic_ai")
+    models = importlib.import_module("pydantic_ai.models.openai")
+    provider = importlib.import_module("pydantic_ai.providers.openai").OpenAIProvider(
+        base_url=url, api_key="none"
+    )
+    model = models.OpenAIChatModel(NAME, provider=provider)
+    agent = ai.Agent(model)
+    parts = {"system": ai.SystemPromptPart, "user": ai.UserPromptPart}
+
+    def messages(turns: list[Any]) -> list[Any]:
+        return [
+            ai.ModelRequest([parts[turn["role"]](turn["content"])])
+            if isinstance(turn, dict)
+            else turn
+            for turn in turns
+        ]
+
+    def ask(turns: list[Any]) -> tuple[str, Any]:
+        run = agent.run_sync(message_history=messages(turns))
+        return run.output, run.new_messages()[-1]
+
+    def stream(turns: list[Any]) -> list[str]:
+        run = agent.run_stream_sync(message_history=messages(turns))
+        return list(run.stream_text(delta=True, debounce_by=None))
+
+    def structured(output: Any) -> Callable[[], Any]:
+        return lambda: ai.Agent(model, output_type=output).run_sync("a person").output
+
+    return Library(
+        ask,
+        stream,
+        {
+            "structured by a tool": structured(Person),
+            "tools": lambda: ai.Agent(model, tools=[double]).run_sync("hi"),
+            "responses": lambda: ai.Agent(
+                models.OpenAIResponsesModel(NAME, provider=provider)
+            ).run_sync("hi"),
+        },
+        {
+            "structured by a schema": structured(ai.NativeOutput(Person)),
+            "structured by JSON": structured(ai.PromptedOutput(Person)),
+        },
+    )
+
+
 LIBRARIES = {
     "openai": ("openai", open_openai),
     "langchain": ("langchain_openai", open_langchain),
     "llama_index": ("llama_index.llms.openai_like", open_llama_index),
     "litellm": ("litellm", open_litellm),
+    "pydantic_ai": ("pydantic_ai", open_pydantic_ai),
 }
 
 
@@ -188,16 +246,35 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> TalkingPair:
 
 @pytest.fixture(scope="module")
 def served(pair: TalkingPair) -> Iterator[Served]:
-    with serving(pair) as server:
+    with serving(pair, name=NAME) as server:
         yield server
+
+
+OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # LiteLLM would fetch prices
 
 
 def open_library(name: str, served: Served) -> Library:
     module, opened = LIBRARIES[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch prices
+        for variable, value in OFFLINE.items():
+            patch.setenv(variable, value)
         pytest.importorskip(module)
     return opened(f"{served.url}/v1")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_lines_of_the_page(served: Served, name: str) -> None:
+    open_library(name, served)
+    connection = {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": "none"}
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / f"ask_{name}.py"],
+        env=os.environ | OFFLINE | connection,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    says = "name='Paris' country='France'" if name == "pydantic_ai" else SAYS
+    assert (run.stdout, run.returncode) == (f"{says}\n", 0), run.stderr
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -239,6 +316,9 @@ REFUSALS = [
     ("llama_index", "structured by a function", UNSUPPORTED.format("tools")),
     ("llama_index", "completions", "This server accepts only conversations."),
     ("litellm", "tools", UNSUPPORTED.format("tools")),
+    ("pydantic_ai", "structured by a tool", UNSUPPORTED.format("tools")),
+    ("pydantic_ai", "tools", UNSUPPORTED.format("tools")),
+    ("pydantic_ai", "responses", "This address does not exist."),
 ]
 
 
@@ -249,6 +329,7 @@ STRUCTURED = [
         for call in ("structured", "structured by a schema", "structured by JSON")
     ),
     ("litellm", "structured"),
+    *(("pydantic_ai", call) for call in ("structured by a schema", "structured by JSON")),
 ]
 
 

@@ -16,6 +16,7 @@ from browsing import (
     card,
     divided,
     finish,
+    is_in_view,
     send,
     unfold,
     visit,
@@ -45,21 +46,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def unfold_all(page: Page) -> None:
     for title in FOLDS:
         unfold(page, title)
-
-
-def is_in_view(page: Page, selector: str) -> bool:
-    """Whether the whole element is in the window and nothing covers its middle."""
-    return bool(
-        page.locator(selector).evaluate(
-            """element => {
-                const { left, right, top, bottom } = element.getBoundingClientRect();
-                const beside = left < 0 || right > innerWidth || right <= left;
-                const outside = beside || top < 0 || bottom > innerHeight;
-                const at = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
-                return !outside && (element === at || element.contains(at));
-            }"""
-        )
-    )
 
 
 @pytest.mark.parametrize("viewport", [NARROW, PHONE, DESKTOP], ids=str)

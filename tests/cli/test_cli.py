@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -550,13 +551,46 @@ def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_pat
         (["generate", "hi", "--adapter", "a/b", "--no-adapter"], "not both"),
         (["replay", "/no/such.json"], "No such file"),
         (["pull", "--target", "nobody/nothing"], "HF_HUB_OFFLINE is set"),
-        (["pull", "one", "--pair", "other"], "one and --pair other: name one pair"),
+        (["replay", str(CONFORMANCE / "near.json"), "gone"], "no pair is called 'gone'"),
         (["pull", "--pair", "gone"], "'gone'"),
         (["calibrate", "--pair", "gone"], "'gone'"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: str) -> None:
     assert message in error_of(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pull"],
+        ["chat"],
+        ["serve"],
+        ["bench"],
+        ["eval"],
+        ["calibrate"],
+        ["train-draft", "--output", "out"],
+        ["train-risk"],
+        ["train-ada-probe", "--output", "out"],
+        ["replay", str(CONFORMANCE / "near.json")],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_pair_is_the_argument_or_an_option(run: Any, command: list[str]) -> None:
+    for named in (["gone"], ["--pair", "gone"], ["gone", "--pair", "gone"]):
+        assert "no pair is called 'gone'" in error_of(run(*command, *named))
+    message = "one and --pair other: name one pair"
+    assert message in error_of(run(*command, "one", "--pair", "other"))
+
+
+def test_commands_with_other_arguments_take_a_pair_as_an_option_only(run: Any) -> None:
+    for arguments in (["generate", "hi"], ["doctor", "one", "two"]):
+        code, _, err = run(*arguments, "qwen2.5-coder")
+        assert code == 2
+        assert "unexpected extra argument" in err
+    assert "A pair is named with --pair." in " ".join(
+        re.sub("[│ ]+", " ", run("doctor", "--help")[1]).split()
+    )
 
 
 @pytest.mark.parametrize(

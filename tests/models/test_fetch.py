@@ -405,17 +405,6 @@ def test_progress_is_one_line_a_stage_without_a_terminal(capsys):
     assert capsys.readouterr().err.splitlines() == ["downloading [a]", "converting"]
 
 
-def test_progress_is_drawn_on_a_terminal(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    with progress.show_progress() as report:
-        report("downloading", 5_000_000, 10_000_000)
-        report("converting", 0, 0)
-    drawn = capsys.readouterr().err
-    assert "5.0 MB of 10.0 MB" in drawn
-    assert "converting" in drawn
-
-
 def test_an_adapter_that_comes_with_safedraft_goes_by_its_name(tmp_path, monkeypatch):
     package = tmp_path / "safedraft"
     folder = package / "experts" / "ours"

@@ -146,4 +146,7 @@ def _show_warning(
 
 def _tell(heading: str, message: str) -> None:
     line = " ".join(message.split())
-    Console(stderr=True).print(f"{heading} {escape(line)}", soft_wrap=True)
+    console = Console(stderr=True)
+    with console.capture() as text:
+        console.print(f"{heading} {escape(line)}", soft_wrap=True)
+    sys.stderr.write(text.get())  # above a bar of progress, which rich's own consoles overwrite

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import TEMPLATES, ModelChoice, PairArgument, choose_models
+from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
 from safedraft.core.assignments import parse_assignment, parse_value
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 @choose_models("target", "draft", "adapter", *TEMPLATES, "settings")
 def calibrate(
-    named: PairArgument = None,
     values: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,7 +91,7 @@ def calibrate(
     from safedraft.models.progress import show_progress
     from safedraft.models.registry import DEFAULT_PAIR, find_pair
 
-    spec = find_pair(models.named(named).pair or DEFAULT_PAIR)
+    spec = find_pair(models.pair or DEFAULT_PAIR)
     candidates: dict[str, list[Any]] = {}
     for assignment in values or ():
         name, listed = parse_assignment("--try", assignment, form="NAME=V1,V2,…")

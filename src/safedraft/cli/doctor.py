@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import ENGINE, ModelChoice, choose_models
+from safedraft.cli.models import ENGINE, PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[bold red]✗[/]"}
 
 
-@choose_models("target", "draft", *ENGINE, "settings")
+@choose_models(PAIR_ARGUMENT, "target", "draft", *ENGINE, "settings")
 def doctor(
     target: Annotated[
         str | None,
         typer.Argument(
             help="A registered model, a folder, a GGUF file, or a hub id owner/name\\[@revision]. "
-            "Without a draft, drafts are proposed."
+            "Without a draft, drafts are proposed. A pair is named with --pair."
         ),
     ] = None,
     draft: Annotated[str | None, typer.Argument(help="The draft, named in the same ways.")] = None,
@@ -42,9 +42,10 @@ def doctor(
 ) -> None:
     """Check whether two models can decode together, explain what prevents it, and what to run next.
 
-    The command reads configurations and tokenizers, but loads no weights. Loading a pair runs the
-    same checks. With a target alone it proposes drafts; without models it checks the pair. The exit
-    code is 1 if the two are incompatible, or if no draft is known.
+    The command reads configurations and tokenizers, but loads no weights; a registered model that
+    is not in the cache is fetched completely. Loading a pair runs the same checks. With a target
+    alone it proposes drafts; without models it checks the pair of --pair, or the default pair. The
+    exit code is 1 if the two are incompatible, or if no draft is known.
 
     [dim]safedraft doctor Qwen/Qwen3-8B[/]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safedraft.text.results import GenerationResult
 
 
-@choose_models()
+@choose_models(PAIR_ARGUMENT)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from stdin.")],
     prefill: Annotated[

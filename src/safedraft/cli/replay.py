@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel, Field, FiniteFloat
 
-from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 
@@ -51,9 +51,16 @@ class Recording(BaseModel):
         return frozenset([ends] if isinstance(ends, int) else ends or [])
 
 
-@choose_models("settings", dtype="float32")
+@choose_models(PAIR_ARGUMENT, "settings", dtype="float32")
 def replay(
     file: Annotated[Path, typer.Argument(help="A conformance file.")],
+    named: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PAIR",
+            help="A registered pair, as with --pair. Default: the folders that the file names.",
+        ),
+    ] = None,
     draft_tokens: Annotated[
         int,
         typer.Option(
@@ -67,14 +74,14 @@ def replay(
 ) -> None:
     """Decode every case of a conformance file and compare ids, schemes and strengths.
 
-    Without model options, the models are the folders that the file names, next to it. Folders need
-    no tokenizer. The exit code is 1 unless all cases are identical.
+    Without a pair or model options, the models are the folders that the file names, next to it.
+    Folders need no tokenizer. The exit code is 1 unless all cases are identical.
 
     [dim]safedraft replay near.json[/]
     """
     from safedraft.engines.base import Capability
 
-    recording = read_recording(file)
+    recording, models = read_recording(file), models.named(named)
     if models.pair is None and models.target is None and models.draft is None:
         target, draft = (_find_folder(file, name) for name in (recording.target, recording.draft))
         models = replace(models, target=target, draft=draft)

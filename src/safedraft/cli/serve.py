@@ -12,7 +12,7 @@ import typer
 from pydantic import SecretStr
 
 from safedraft.cli import options
-from safedraft.cli.models import ModelChoice, PairArgument, choose_models
+from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, PairArgument, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -39,7 +39,7 @@ class Allowed(StrEnum):
     TELEMETRY = "telemetry"
 
 
-@choose_models("engine_option")
+@choose_models(PAIR_ARGUMENT, "engine_option")
 def serve(
     context: typer.Context,
     named: PairArgument = None,

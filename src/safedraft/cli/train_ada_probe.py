@@ -30,10 +30,10 @@ def train_ada_probe(
     states at several depths of its replies, which are generated and cached. The defense is
     `ada_probe:probe=FOLDER`.
 
-    [dim]safedraft train-ada-probe --pair qwen2.5-coder --output my-probe[/]
+    [dim]safedraft train-ada-probe qwen2.5-coder --output my-probe[/]
     """
-    from safedraft.cli.progress import ProgressBars
     from safedraft.models.probe_file import TARGET_PROBE, write_target_probe
+    from safedraft.models.progress import show_stages
     from safedraft.prompts.drawn import identify
     from safedraft.training.ada_probe import train_target_probe
     from safedraft.training.config import AdaProbeConfig
@@ -43,8 +43,8 @@ def train_ada_probe(
     sources, folder = Sources(harmful or (), ordinary or ()), output.expanduser()
     pair = models.load()
     try:
-        with ProgressBars() as bars:
-            trained = train_target_probe(pair, config, bars.drawing, sources)
+        with show_stages() as display:
+            trained = train_target_probe(pair, config, display.counting, sources)
         write_target_probe(folder, trained.probe, identify(pair.target))
     finally:
         pair.close()

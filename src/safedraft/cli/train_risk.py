@@ -37,7 +37,7 @@ def train_risk(
     targets. The adapter is not changed. A pair whose adapter has a probe decodes by the rule
     `risk`.
 
-    [dim]safedraft train-risk --pair qwen2.5-coder --adapter my-adapter[/]
+    [dim]safedraft train-risk qwen2.5-coder --adapter my-adapter[/]
     """
     from safedraft.training.config import RiskTrainingConfig
     from safedraft.training.requests import Sources
@@ -57,10 +57,10 @@ def train_beside(
     Raises:
         SafeDraftError: the pair has no adapter, or one that is in no folder of this machine's own.
     """
-    from safedraft.cli.progress import ProgressBars
     from safedraft.models.fetch import fetch
     from safedraft.models.fingerprint import fingerprint
     from safedraft.models.probe_file import PROBE, ProbeFile, write_probe
+    from safedraft.models.progress import show_stages
     from safedraft.training.risk import train_probes
     from safedraft.training.risk_card import write_risk_section
 
@@ -70,8 +70,8 @@ def train_beside(
     with _set_aside(folder / PROBE):  # one of other weights would not let the pair load
         pair = models.load()
         try:
-            with ProgressBars() as bars:
-                trained = train_probes(pair, config, bars.drawing, sources)
+            with show_stages() as display:
+                trained = train_probes(pair, config, display.counting, sources)
         finally:
             pair.close()
         target = {"target": fingerprint(fetch(models.spec.target))}

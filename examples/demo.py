@@ -59,7 +59,7 @@ def main() -> None:
         folded = bool(given.svg) and prompt == HARMFUL  # what may be harmful is not published
         messages = conversation(prompt, prefill)
         compare(pair, messages, sampling, console, replies, folded=folded)
-        if ratio := compute_speedup(replies):
+        if ratio := compute_speedup(replies, messages):
             console.print(f"[dim]SSD: {ratio:.2f} times as fast as the target alone[/]\n")
     if given.svg:
         console.save_svg(str(given.svg), title="make demo", theme=DIMMED_MONOKAI)

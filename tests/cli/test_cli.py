@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -133,8 +134,7 @@ def test_a_bare_draft_is_a_line_on_stderr(run: Any, models: list[str]) -> None:
 def test_every_command_that_decodes_warns_of_a_bare_draft_once(
     run: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    lines = iter(["hello", "/quit"])
-    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/quit\n"))
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnguardedWarning)
@@ -206,27 +206,6 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(
     assert recorded["finish_reason"] == "interrupted"
     assert recorded["trace"]
     assert out == recorded["text"] + "\n"
-
-
-def test_chat_remembers_and_leaves(
-    run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from safedraft.pair import Pair
-
-    asked: list[list[Any]] = []
-    stream = Pair.stream
-
-    def watched(self: Any, messages: Any, **options: Any) -> Any:
-        asked.append(list(messages))
-        return stream(self, messages, **options)
-
-    lines = iter(["hello", "", "again", "/reset", "new", "/quit"])
-    monkeypatch.setattr(Pair, "stream", watched)
-    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
-    code, _, _ = run("chat", "--system", "Be brief.", "--max-new-tokens", "4", *models)
-    assert code == 0
-    roles = [[message["role"][0] for message in messages] for messages in asked]
-    assert roles == [list("su"), list("suau"), list("su")]
 
 
 def test_pairs_lists_the_default_pair(run: Any) -> None:
@@ -706,12 +685,3 @@ def test_broken_logits_are_an_error(
 
 def torch_nan() -> float:
     return float("nan")
-
-
-def test_a_model_cannot_drive_the_terminal() -> None:
-    from safedraft.cli.render import color_tokens
-    from safedraft.text.results import Token
-
-    token = Token(1, "a\x1b[2Jb\nc\td\x9b", True, "union", 0.8, 0.6, None, 0.5, 0.5, 0)
-    assert color_tokens([token]).plain == "a[2Jb\nc\td"
-    assert color_tokens([token], folded=True).plain == "░░░░░\n░\t░"

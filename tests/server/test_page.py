@@ -446,7 +446,7 @@ def test_a_full_queue_is_told(browser: Browser, tmp_path: Path) -> None:
         card(page, 1).locator(".cost", has_text="The queue is full").wait_for()
         card(page, 0).locator(".said .token").nth(5).wait_for()
         send(other, "hi")
-        assert "\n" not in problem(other, "The queue is full: 1 replies")
+        assert "\n" not in problem(other, "The queue is full: 1 reply")
         assert other.get_by_label("Your message").input_value() == "hi"
         assert other.locator(".turn").count() == 0
         button(page, "Stop").click()  # SSD's reply went on alone

@@ -10,6 +10,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.core.counts import format_count
 
 
 @choose_models()
@@ -91,10 +92,12 @@ def _print(outcome: dict[str, Any]) -> None:
     if outcome["weights_bytes"] is not None:
         memory.append(f"weights {outcome['weights_bytes'] / 2**30:.2f} GiB")
     machine = outcome["machine"]
+    threads = format_count(machine["threads"], "thread")
     console.print(
-        f"{outcome['prompts']} prompts, {outcome['max_new_tokens']} tokens each; "
+        f"{format_count(outcome['prompts'], 'prompt')}, "
+        f"{format_count(outcome['max_new_tokens'], 'token')} each; "
         f"ratios to {outcome['baseline']}; engine {outcome['engine']}; {', '.join(memory)}; "
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}",
+        f"{machine['processor']}, {threads}, torch {machine['torch']}",
         style="dim",
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from safedraft.cli.render import arrange_panels, make_legend, make_panel
+from safedraft.cli.verdict import describe_verdict, judge_reply
 from safedraft.text.messages import Message, begun_text
 from safedraft.text.results import GenerationResult
 
@@ -41,14 +42,22 @@ def compare(
         folded: whether to cover the text of the target alone (for published pictures).
     """
 
+    running = True
+
     def column(method: str, title: str) -> RenderableType:
         covered = folded and method == "target_only"
         reply = replies.get(method, GenerationResult())
-        return make_panel(title, reply, prefill=begun_text(messages), folded=covered)
+        if running and reply.finish_reason == "interrupted":
+            verdict = "Decoding …" if reply.trace else "Waits for its first token …"
+        else:
+            verdict = describe_verdict(reply, messages)
+        return make_panel(title, verdict, reply, prefill=begun_text(messages), folded=covered)
 
     def picture() -> RenderableType:
-        return arrange_panels([column(method, title) for method, title in METHODS.items()])
+        panels = [column(method, title) for method, title in METHODS.items()]
+        return arrange_panels(panels, console.width)
 
+    console.print(make_legend())
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             for method in METHODS:
@@ -61,11 +70,21 @@ def compare(
                 finally:
                     stream.close()
     finally:
+        running = False
         console.print(picture())
-        console.print(make_legend())
 
 
-def compute_speedup(replies: dict[str, GenerationResult]) -> float | None:
-    """Divide SSD's tokens per second by those of the target alone."""
-    alone = replies["target_only"].statistics.tokens_per_second
-    return replies["ssd"].statistics.tokens_per_second / alone if alone else None
+def compute_speedup(
+    replies: dict[str, GenerationResult], messages: Sequence[Message]
+) -> float | None:
+    """Divide SSD's tokens per second by those of the target alone.
+
+    Returns:
+        None if one of the replies is empty, or if only one of them refuses: a short refusal and an
+        answer say nothing about each other's speed.
+    """
+    alone, guarded = (replies[method] for method in METHODS)
+    if judge_reply(alone, messages) != judge_reply(guarded, messages):
+        return None
+    speed = alone.statistics.tokens_per_second
+    return guarded.statistics.tokens_per_second / speed if speed else None

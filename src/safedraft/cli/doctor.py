@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from safedraft.cli import options
 from safedraft.cli.models import ENGINE, PAIR_ARGUMENT, ModelChoice, choose_models
+from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -19,11 +21,20 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from safedraft.models.check import Check
+    from safedraft.models.check import Check, Status
     from safedraft.models.compatibility import CompatibilityReport
     from safedraft.models.proposals import Proposals
 
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[bold red]✗[/]"}
+
+_GROUPS = {
+    "Templates and thinking": ("chat template", "system prompt", "thinking", "template settings"),
+    "Adapter": ("adapter", "risk"),
+    "Memory and license": ("memory", "devices", "license"),
+}
+"""Names of checks by the heading that they stand under; all others stand under the first one."""
+
+_FIRST_GROUP = "Decoding together"
 
 
 @choose_models(PAIR_ARGUMENT, "target", "draft", *ENGINE, "settings")
@@ -51,8 +62,6 @@ def doctor(
 
     [dim]safedraft doctor qwen2.5-coder-1.5b-instruct qwen2.5-coder-0.5b-instruct[/]
     """
-    from rich.console import Console
-
     from safedraft.models.doctor import examine
     from safedraft.models.progress import show_progress
 
@@ -65,22 +74,48 @@ def doctor(
     if as_json:
         sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        print_checks(found.checks, console)
-        verdict = "can" if found.compatible else "cannot"
-        together = f"\n{found.target} and {found.draft} {verdict} decode together."
-        console.print(together, markup=False)
-        console.print(_next_step(found, models), markup=False)
+        _print_report(found, models)
     if not found.compatible:
         raise typer.Exit(1)
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
-    """Print one line for each check."""
-    from rich.markup import escape
-
+    """Print each check after its mark; on a terminal its lines are indented."""
     for check in checks:
-        console.print(f"{_MARKS[check.status]} [bold]{check.name}[/]: {escape(check.detail)}")
+        _print_marked(check.status, f"[bold]{check.name}[/]: {escape(check.detail)}", console)
+
+
+def _print_marked(status: Status, markup: str, console: Console) -> None:
+    from rich.text import Text
+
+    mark, text = Text.from_markup(_MARKS[status]), Text.from_markup(markup)
+    lines = text.wrap(console, console.width - 2) if console.is_terminal else [text]
+    console.print(Text.assemble(mark, " ", Text("\n  ").join(lines)))
+
+
+def _print_report(found: CompatibilityReport, models: ModelChoice) -> None:
+    """Print the checks in groups, and at the end the verdict and what to do next."""
+    from safedraft.cli.render import make_console
+
+    console = make_console()
+    headings = {name: heading for heading, names in _GROUPS.items() for name in names}
+    for heading in (_FIRST_GROUP, *_GROUPS):
+        checks = [
+            check for check in found.checks if headings.get(check.name, _FIRST_GROUP) == heading
+        ]
+        if checks:
+            console.print(heading, style="bold underline")
+            print_checks(checks, console)
+            console.print()
+    warned = [check.name for check in found.checks if check.status == "warning"]
+    notes = f", with {format_count(len(warned), 'warning')} ({', '.join(warned)})" if warned else ""
+    verdict = "can" if found.compatible else "cannot"
+    _print_marked(
+        "ok" if found.compatible else "failure",
+        f"[bold]{escape(f'{found.target} and {found.draft} {verdict} decode together')}{notes}.[/]",
+        console,
+    )
+    _print_next(found, models, console)
 
 
 def _propose(target: str, models: ModelChoice, as_json: bool) -> None:
@@ -89,8 +124,6 @@ def _propose(target: str, models: ModelChoice, as_json: bool) -> None:
     Raises:
         SafeDraftError: an option is about a draft that is not named.
     """
-    from rich.console import Console
-
     from safedraft.models.progress import show_progress
     from safedraft.models.proposals import propose_drafts
 
@@ -104,17 +137,22 @@ def _propose(target: str, models: ModelChoice, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        for problem in found.problems:
-            console.print(f"{_MARKS['failure']} ", end="")
-            console.print(problem, markup=False)
-        for draft in found.drafts:
-            command = shlex.join(["safedraft", "doctor", *draft.words])
-            console.print(f"{draft.draft}: {draft.reason}\n  Next: {command}", markup=False)
-        if not found.drafts:
-            console.print(f"\n{_explain_none(found)}", markup=False)
+        _print_proposals(found)
     if not found.drafts:
         raise typer.Exit(1)
+
+
+def _print_proposals(found: Proposals) -> None:
+    from safedraft.cli.render import make_console
+
+    console = make_console()
+    for problem in found.problems:
+        _print_marked("failure", escape(problem), console)
+    for draft in found.drafts:
+        console.print(f"[bold]{escape(draft.draft)}[/]: {escape(draft.reason)}")
+        _print_command(["doctor", *draft.words], console, indent="  ")
+    if not found.drafts:
+        console.print(f"\n{_explain_none(found)}", markup=False)
 
 
 def _explain_none(found: Proposals) -> str:
@@ -127,16 +165,27 @@ def _explain_none(found: Proposals) -> str:
     )
 
 
-def _next_step(found: CompatibilityReport, models: ModelChoice) -> str:
-    """What to do after the checks: repair, train a draft, or decode."""
+def _print_next(found: CompatibilityReport, models: ModelChoice, console: Console) -> None:
+    """Print what to do after the checks: repair, train a draft, or decode."""
     if not found.compatible:
         broken = ", ".join(check.name for check in found.checks if check.status == "failure")
-        return (
-            f"Next: repair what is marked ✗ ({broken}), or choose another draft of the same family."
-        )
+        advice = f"repair what is marked ✗ ({broken}), or choose another draft of the same family."
+        console.print(f"Next: {advice}", markup=False)
+        return
     command = ["generate", *models.words, "--compare", "A request that it should refuse"]
     if not models.spec.adapter and not models.spec.bare_draft:
         command = ["train-draft", *models.words, "--output", "my-draft"]
         if added := [word for check in found.checks for word in check.options]:
             command = ["doctor", *models.words, *added]  # no draft is trained before that
-    return f"Next: {shlex.join(['safedraft', *command])}"
+    _print_command(command, console)
+
+
+def _print_command(words: Sequence[str], console: Console, indent: str = "") -> None:
+    """Print a command that can be copied; on a terminal its lines end as a shell continues them."""
+    lines = [f"{indent}Next: safedraft"]
+    for word in map(shlex.quote, words):
+        if console.is_terminal and len(lines[-1]) + len(word) + len(" \\ ") > console.width:
+            lines[-1] += " \\"
+            lines.append(f"{indent}     ")
+        lines[-1] += f" {word}"
+    console.print("\n".join(lines), markup=False, soft_wrap=True)

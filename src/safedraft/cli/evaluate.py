@@ -14,6 +14,7 @@ from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.config import RiskConfig
+from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
 
@@ -259,7 +260,8 @@ def _conclude(logs: list[EvalLog], skipped: int, log_dir: Path) -> None:
     """Print the results and the next command; exit with code 1 if samples failed."""
     if skipped:
         options.say(
-            f"{skipped} prompts left out where an answer is prefilled: the target gives none"
+            f"{format_count(skipped, 'prompt')} left out where an answer is prefilled: the target "
+            "gives none"
         )
     failed = [log for log in logs if log.status != "success"]
     for log in failed:

@@ -61,8 +61,7 @@ def generate(
 
     Ctrl-C keeps the reply so far and exits with 130.
     """
-    from rich.console import Console
-
+    from safedraft.cli.render import make_console
     from safedraft.text.messages import conversation
 
     sampling = options.sampling_params(
@@ -75,7 +74,7 @@ def generate(
     if trace:
         _check_writable(trace)
     loaded = models.load()
-    console = Console(highlight=False, soft_wrap=True, quiet=as_json)
+    console = make_console(quiet=as_json)
     replies: dict[str, GenerationResult] = {}
     try:
         if compare:
@@ -100,28 +99,19 @@ def _stream(
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    from safedraft.cli.render import format_bins, format_summary, make_legend, print_token
+    from safedraft.cli.render import BinChart, format_summary, make_console, make_legend
+    from safedraft.cli.writing import write_reply
     from safedraft.text.messages import begun_text
 
     stream = pair.stream(messages, sampling=sampling, rule=rule)
     replies["ssd"] = stream.result
+    notes = make_console(stderr=True, quiet=console.quiet)
     if console.is_terminal:
-        console.print(Text(begun_text(messages), "dim italic"), end="")
+        notes.print(make_legend())
     try:
-        for token in stream:
-            print_token(token, console)
+        write_reply(stream, begun_text(messages), console)
     finally:
-        stream.close()
-        console.print()
-        notes = Console(stderr=True, highlight=False, quiet=console.quiet)
-        if console.is_terminal:
-            notes.print(make_legend())
-        notes.print(
-            Text("match ratio per bin  ", "dim"), format_bins(stream.result.statistics.match_ratios)
-        )
+        notes.print(BinChart(stream.result.trace))
         notes.print(format_summary(stream.result))
 
 
@@ -136,7 +126,7 @@ def _compare(
     from safedraft.cli.compare import compare, compute_speedup
 
     compare(pair, messages, sampling, console, replies, rule=rule)
-    if ratio := compute_speedup(replies):
+    if ratio := compute_speedup(replies, messages):
         console.print(f"SSD decoded {ratio:.2f} times as fast as the target alone", style="dim")
 
 

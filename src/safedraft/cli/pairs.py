@@ -94,8 +94,7 @@ def add_pair(
 
     [dim]safedraft pairs add my-pair --target TARGET --draft DRAFT --adapter my-draft[/]
     """
-    from rich.console import Console
-
+    from safedraft.cli.render import make_console
     from safedraft.models.doctor import examine
     from safedraft.models.progress import show_progress
     from safedraft.models.registry import require_new_pair, write_new_pair
@@ -106,7 +105,7 @@ def add_pair(
         found = examine(spec, report)
     found.require()
     warnings = [check for check in found.checks if check.status == "warning"]
-    print_checks(warnings, Console(stderr=True, highlight=False, soft_wrap=True))
+    print_checks(warnings, make_console(stderr=True))
     sys.stdout.write(f"{write_new_pair(spec)}\n")
     options.say(_next_step(spec))
 

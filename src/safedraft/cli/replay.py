@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
+from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 
 if TYPE_CHECKING:
@@ -94,12 +95,12 @@ def replay(
     for (index, case), difference in zip(cases.items(), differences, strict=True):
         identical += difference is None
         name = f" ({case.name})" if case.name else ""
-        outcome = difference or f"identical, {len(case.output)} tokens"
+        outcome = difference or f"identical, {format_count(len(case.output), 'token')}"
         typer.echo(f"case {index}{name}: {outcome}")
     if left := len(recording.cases) - len(cases):
         reason = pair.engine.capabilities.missing[Capability.TWO_PROMPTS]
-        typer.echo(f"{left} cases left out, which have two prompts: {reason}")
-    typer.echo(f"{identical}/{len(cases)} cases identical")
+        typer.echo(f"{format_count(left, 'case')} with two prompts left out: {reason}")
+    typer.echo(f"{identical}/{format_count(len(cases), 'case')} identical")
     if identical < len(cases) or not cases:
         raise typer.Exit(1)
 
@@ -172,5 +173,5 @@ def describe_difference(case: Case, reply: GenerationResult) -> str | None:
             return f"differs at {at}: {actual}, expected {scheme} {strength:g} token {id}"
     ids = [token.id for token in reply.trace]
     if len(ids) != len(case.steps) or ids != case.output:
-        return f"differs in length: {len(ids)} tokens, expected {len(case.output)}"
+        return f"differs in length: {format_count(len(ids), 'token')}, expected {len(case.output)}"
     return None

@@ -14,6 +14,7 @@ import typer
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.cli.train_risk import train_beside
+from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -202,8 +203,12 @@ def _describe(plan: TrainingPlan) -> None:
     console = Console(highlight=False)
     console.print(table)
     stages = [
-        f"{plan.epochs} epochs" if plan.epochs else f"{config.steps:,} steps",
-        *([f"{config.distil_steps:,} steps of distillation"] if config.distil_steps else []),
+        format_count(plan.epochs, "epoch") if plan.epochs else format_count(config.steps, "step"),
+        *(
+            [f"{format_count(config.distil_steps, 'step')} of distillation"]
+            if config.distil_steps
+            else []
+        ),
     ]
     console.print(
         f"The target draws at most {count_drawn_tokens(requests, config):,} tokens for them, then "

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from safedraft.core.counts import format_count
 from safedraft.core.errors import FormError
 from safedraft.server.errors import APIError, invalid_value, log_unexpected
 from safedraft.server.settings import Limits
@@ -223,7 +224,8 @@ class Scheduler:
             raise APIError(
                 429,
                 "queue_full",
-                f"The queue is full: {busy} replies are being decoded or wait. Try again later.",
+                f"The queue is full: {format_count(busy, 'reply', 'replies')} running or waiting. "
+                "Try again later.",
                 retry_after=max(1, round(busy / self._limits.active)),
             )
 

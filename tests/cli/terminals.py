@@ -1,0 +1,86 @@
+"""A pseudo-terminal in which tests run a command, read what it shows, and type."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+@dataclass
+class Terminal:
+    """A running command: ``shown`` is everything that it wrote, without control sequences."""
+
+    process: subprocess.Popen[bytes]
+    file: int
+    raw: str = ""
+    read: int = 0
+    """How much of ``shown`` has been waited for."""
+
+    @property
+    def shown(self) -> str:
+        return _CODES.sub("", self.raw)
+
+    def type(self, keys: str) -> None:
+        os.write(self.file, keys.encode())
+
+    def wait_for(self, text: str, seconds: float = 90) -> str:
+        """Read until ``text`` is shown; returns what came before it."""
+        end = time.monotonic() + seconds
+        while (at := self.shown.find(text, self.read)) < 0:
+            assert time.monotonic() < end, f"no {text!r} in {self.shown[self.read :]!r}"
+            self._read_some()
+        before, self.read = self.shown[self.read : at], at + len(text)
+        return before
+
+    def end(self) -> int:
+        """Read until the command ends; returns its exit code."""
+        while self._read_some():
+            pass
+        return self.process.wait(timeout=60)
+
+    def _read_some(self) -> bool:
+        if not select.select([self.file], [], [], 1)[0]:
+            return True
+        try:
+            data = os.read(self.file, 65536)
+        except OSError:  # the command has ended
+            data = b""
+        self.raw += data.decode(errors="replace")
+        return bool(data)
+
+
+@contextmanager
+def open_terminal(
+    command: Sequence[str], columns: int = 80, **variables: str
+) -> Iterator[Terminal]:
+    """Run a command in a terminal of so many columns; it is ended at the end of the context."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env=os.environ | {"TERM": "xterm-256color", "INPUTRC": os.devnull} | variables,
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\x1b(?:\[[0-9;?]*)?$")
+"""Control sequences, the last of which may not have arrived whole."""
 
 
 @dataclass
@@ -24,13 +25,13 @@ class Terminal:
 
     process: subprocess.Popen[bytes]
     file: int
-    raw: str = ""
+    raw: bytes = b""
     read: int = 0
     """How much of ``shown`` has been waited for."""
 
     @property
     def shown(self) -> str:
-        return _CODES.sub("", self.raw)
+        return _CODES.sub("", self.raw.decode(errors="ignore"))
 
     def type(self, keys: str) -> None:
         os.write(self.file, keys.encode())
@@ -57,7 +58,7 @@ class Terminal:
             data = os.read(self.file, 65536)
         except OSError:  # the command has ended
             data = b""
-        self.raw += data.decode(errors="replace")
+        self.raw += data
         return bool(data)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -457,6 +459,37 @@ def test_broken_logits_end_their_own_request_and_no_other(
         assert list(generation.steps) == expected
     with pytest.raises(BrokenModelError, match=f"{culprit} gave NaN or infinite logits"):
         decode_one(scripts["target"], scripts["draft"], requests[1])
+
+
+@pytest.mark.parametrize("culprit", ["target", "draft"])
+def test_a_pass_that_fails_ends_all_its_requests_and_leaves_none_half_decoded(
+    culprit: str,
+) -> None:
+    models = {
+        name: RandomModel(seed, VOCABULARY, 0.6) for seed, name in enumerate(("target", "draft"))
+    }
+    calls = itertools.count()
+
+    def script(ids: Sequence[int]) -> Tensor:
+        if next(calls) == 12:
+            raise RuntimeError("out of memory")
+        return models[culprit](ids)
+
+    batch = Batch(ScriptedEngine(**{**models, culprit: script}))
+    requests = [request_of(prompts=([n], [n]), max_new_tokens=20) for n in range(3)]
+    requests[1] = replace(requests[1], rule=TargetOnly(), config=TargetOnly().config())
+    generations = [batch.add(request) for request in requests[:2]]
+    while not all(generation.ended for generation in generations):
+        batch.step()
+    failed = [str(generation.error) == "out of memory" for generation in generations]
+    assert failed == [True, culprit == "target"]  # the target alone has no draft's passes
+    generations.append(batch.add(requests[2]))
+    while not generations[2].ended:
+        batch.step()
+    for generation, request in zip(generations, requests, strict=True):
+        expected = decode_one(models["target"], models["draft"], request)
+        whole = expected if generation.error is None else expected[: len(generation.steps)]
+        assert list(generation.steps) == whole
 
 
 @settings(max_examples=15, deadline=None)

@@ -136,7 +136,7 @@ class Decoding(Generation):
         before = islice(self.drafts, drafts) if self.constraint else ()
         return Constrained(self.constraint, [draft.token for draft in before])
 
-    def fail(self, error: BrokenModelError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the request with an error; the others continue."""
         self.error, self.ended = error, True
 
@@ -289,13 +289,8 @@ class Batch:
             if not decoding.drafts:
                 decoding.commit(decide_alone(target, decoding.request, decoding.position))
                 continue
-            candidate = Candidate(
-                decoding.request,
-                decoding.state,
-                decoding.position,
-                decoding.drafts.popleft(),
-                target,
-            )
+            request, state, position = decoding.request, decoding.state, decoding.position
+            candidate = Candidate(request, state, position, decoding.drafts.popleft(), target)
             candidates.append((decoding, candidate))
         decisions = decide([candidate for _, candidate in candidates])
         for (decoding, _), decision in zip(candidates, decisions, strict=True):
@@ -304,11 +299,19 @@ class Batch:
     def _run(
         self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]
     ) -> tuple[list[Decoding], list[Tensor]]:
-        """Run passes together; a request whose logits are no numbers ends, the others continue."""
+        """Run passes together; a request whose logits are no numbers ends, the others continue.
+
+        If the passes fail, all of these requests end: what their sessions hold is not known.
+        """
         if not passes:
             return [], []
         started = time.perf_counter()
-        logits = self._engine.forward(passes)
+        try:
+            logits = self._engine.forward(passes)
+        except Exception as error:
+            for decoding in running:
+                decoding.fail(error)
+            return [], []
         if logits[0].device.type != "cpu":
             torch.accelerator.synchronize(logits[0].device)
         seconds = time.perf_counter() - started

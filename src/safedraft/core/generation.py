@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from safedraft.core.config import Scheme
-from safedraft.core.errors import BrokenModelError
 from safedraft.core.request import Request
 from safedraft.core.rule import Decision, State
 from safedraft.core.sampling import LogProbabilities
@@ -82,7 +81,7 @@ class Generation:
         """Whether nothing more is decided."""
         self.held = False
         """Whether the batch leaves it out for now."""
-        self.error: BrokenModelError | None = None
+        self.error: Exception | None = None
         """Why it ended early, if it did."""
         self.target_passes, self.draft_passes = Passes(), Passes()
 

@@ -22,7 +22,7 @@ from test_train_draft import prompts  # noqa: F401
 
 from safedraft import cli
 from safedraft.core.errors import UnguardedWarning
-from safedraft.models.progress import show_stages
+from safedraft.models.progress import FACT, show_stages
 
 WIDTH = 80
 BAR = re.compile("[━╸╺]{8,}")
@@ -123,6 +123,13 @@ def test_stages_of_loading_disappear(screen: Screen) -> None:
             (row,) = screen.lines
             assert row.startswith(stage)
     assert screen.lines == []
+
+
+def test_a_fact_stays_visible(screen: Screen) -> None:
+    with shown_on(screen) as display:
+        display.loading("engine transformers: int8 is not supported", 0, FACT)
+        display.loading("loading the target", 0, 0)
+    assert screen.lines == ["engine transformers: int8 is not supported"]
 
 
 def test_counted_stages_leave_a_line(screen: Screen) -> None:

@@ -11,7 +11,7 @@ from safedraft.engines.cpu.compiled import why_not_available
 from safedraft.engines.transformers.load import Placement
 from safedraft.engines.transformers.load import load as load_transformers
 from safedraft.models.parts import Parts, fetch_parts
-from safedraft.models.progress import ReportProgress, silent
+from safedraft.models.progress import FACT, ReportProgress, silent
 from safedraft.models.registry import PairSpec
 
 _UNDERSTOOD = {
@@ -46,13 +46,13 @@ def load(
     from safedraft.engines.transformers.load import load_parts as load_with_transformers
 
     if reason := _why_not_asked(options) or why_not_available():
-        report(f"engine transformers: the engine cpu {reason}", 0, 0)
+        report(f"engine transformers: the engine cpu {reason}", 0, FACT)
         return load_transformers(spec, config, report, **options)
     bits = read_bits(options.get("dtype", "auto"), options.get("draft_dtype"))
     parts = fetch_parts(spec, report)
     if reason := _why_not_these(parts):
         placement = Placement.read(spec, **options)
-        report(f"engine transformers: {reason}", 0, 0)
+        report(f"engine transformers: {reason}", 0, FACT)
         return load_with_transformers(parts, config, report, placement)
     report("engine cpu", 0, 0)
     return load_on_cpu(parts, config, report, bits)

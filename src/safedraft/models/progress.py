@@ -15,6 +15,9 @@ ReportProgress: TypeAlias = Callable[[str, int, int], None]
 
 Both amounts are in bytes while a model is fetched."""
 
+FACT = -1
+"""The total of a report that is no stage, such as why an engine was chosen: it stays visible."""
+
 _SPEED_PERIOD = 1800.0
 """Seconds over which the speed is estimated; a step of training can take minutes."""
 
@@ -99,6 +102,9 @@ class _Bar:
     def loading(self, stage: str, done: int, total: int) -> None:
         from rich.filesize import decimal
 
+        if total == FACT:
+            self._console.print(stage, markup=False)
+            return
         amount = f"{decimal(done)} of {decimal(total)}" if total else ""
         self._update(stage, done, total, amount)
 

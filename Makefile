@@ -9,13 +9,14 @@ CLIENTS = .venv-clients
 LLAMA   = .venv-llama
 ADAPTER ?= results/adapter
 RELEASE = .venv-release
+PUBLISH ?=
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 
 # One more than there are cores, since some tests wait.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')
 
-.PHONY: demo test check format test-slow test-real test-server clients test-clients test-page bench results adapter picture structure reference docs dist vllm test-vllm bench-vllm llama bench-llama clean
+.PHONY: demo test check format test-slow test-real test-server clients test-clients test-page bench results adapter picture structure reference docs dist test-wheel release vllm test-vllm bench-vllm llama bench-llama clean
 
 demo: $(READY)  ## Fetch the default pair and decode four prompts with and without SSD.
 	$(RUN)/safedraft pull
@@ -88,6 +89,12 @@ dist: $(RELEASE)/.ready  ## The source distribution and the wheel, in dist/.
 	rm -rf dist
 	$(RELEASE)/bin/python -m build --no-isolation
 	$(RELEASE)/bin/twine check --strict dist/*
+
+test-wheel: $(READY) dist  ## The wheel in a fresh environment: alone, with each extra, and the pages' commands.
+	$(RUN)/python -m pytest -m wheel tests/test_fresh_environment.py tests/test_guard_your_model.py
+
+release:  ## Check that this tree can be released, and show how; PUBLISH=1 tags it and uploads it.
+	$(PYTHON) tools/release.py $(if $(PUBLISH),--publish)
 
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 

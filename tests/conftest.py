@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh import Environment
 from helpers.laws import lattice_point
 
 CONFORMANCE = Path(__file__).parent / "conformance"
@@ -118,3 +120,13 @@ def save_pair(folder: Path, **settings: Any) -> tuple[Path, Path]:
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of ``save_pair``."""
     return save_pair(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def fresh_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """A virtual environment with the built wheel, and no extra yet; it is removed at the end."""
+    folder = tmp_path_factory.mktemp("fresh")
+    environment = Environment.create(folder)
+    environment.install()
+    yield environment
+    shutil.rmtree(folder)

@@ -19,14 +19,14 @@ import openai
 import pytest
 import typer
 from conftest import save_pair
+from fresh import Environment
 from helpers.pages import PAGES, ROOT, Block, read_blocks
 from stage import serve_wheel
-from test_guard_your_model import ask, server, tiny_candidate
+from test_guard_your_model import ask
 
 import safedraft
 from safedraft import cli
 from safedraft.cli import app
-from safedraft.models import proposals
 from safedraft.training.checks import Checks
 
 NOT_RUN = "not run: "
@@ -123,6 +123,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with tiny models that stand for the default pair, an adapter, logs and prompts."""
     folder = tmp_path_factory.mktemp("workplace")
     save_pair(folder, max_position_embeddings=8192)
+    (folder / "venv").symlink_to(sys.prefix)
     (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "FOLDER").symlink_to(folder / "my-adapter")
     for name in ("harmful", "ordinary", "prompts", "requests", "more"):
@@ -155,8 +156,6 @@ def enter(folder: Path, workplace: Path, patch: pytest.MonkeyPatch) -> None:
     for name in ("cache", "config", "data"):
         patch.setenv(VARIABLES[name], str(workplace / name))
     patch.setattr(Checks, "problems", ())  # no training makes these models refuse
-    candidate = tiny_candidate(workplace / "draft")
-    patch.setattr(proposals, "draft_candidates", lambda: [candidate])
     serve_wheel(workplace, patch)
 
 
@@ -236,14 +235,15 @@ def test_the_examples_of_a_server_run(
     enter(workplace, workplace, monkeypatch)
     blocks = [block for block in RUN if block.page.name == name]
     commands = [words for block in blocks if block.language != "python" for words in block.commands]
-    with server(["safedraft", "serve"]) as port:
-        asked = [words for words in commands if words[0] == "curl"]
-        assert all(ask(words, port) for words in asked)
+    here = Environment(workplace, workplace)
+    with here.serve("safedraft", "serve") as address:
+        asked = [shlex.join(words) for words in commands if words[0] == "curl"]
+        assert all(ask(here, line, address) for line in asked)
         for block in blocks:
             if block.language == "python":
-                text = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-                exec(compile(text, name, "exec"), {"openai": openai, "MODEL": "qwen2.5-coder"})
+                text = block.text.replace("http://127.0.0.1:8000", address)
+                exec(compile(text, name, "exec"), {"openai": openai})
     for words in commands:
         if words[:2] == ["safedraft", "serve"] and len(words) > 2:
-            with server(words) as port:
-                assert ask(["curl", "http://127.0.0.1:8000/health"], port)
+            with here.serve(*words) as address:
+                assert ask(here, "curl http://127.0.0.1:8000/health", address)

@@ -22,6 +22,7 @@ from safedraft.core.errors import UnguardedWarning
 from safedraft.models import proposals
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 from safedraft.models.registry import DraftCandidate, config_folder
+from safedraft.server.settings import Limits
 
 TRANSFORMERS = ("--engine", "transformers")
 
@@ -58,7 +59,7 @@ def error_of(outcome: tuple[int, str, str]) -> str:
 def test_help_and_import_load_no_models() -> None:
     code = (
         "import sys, safedraft, safedraft.cli; "
-        "heavy = ('torch', 'transformers', 'huggingface_hub', 'inspect_ai'); "
+        "heavy = ('torch', 'transformers', 'huggingface_hub', 'inspect_ai', 'pydantic'); "
         "print([module for module in heavy if module in sys.modules])"
     )
     output = subprocess.run(
@@ -71,6 +72,12 @@ def test_every_command_explains_itself(run: Any) -> None:
     for command in ("pull", "pairs", "doctor", "generate", "chat", "replay", "bench", "eval"):
         code, out, _ = run(command, "--help")
         assert (code, "Usage" in out) == (0, True)
+
+
+def test_the_help_of_limit_names_every_limit(run: Any) -> None:
+    _, out, _ = run("serve", "--help")
+    shown = " ".join(word for word in out.split() if word != "│")
+    assert f"A bound: {', '.join(Limits.model_fields)}." in shown
 
 
 def test_generate_prints_the_reply_and_nothing_else_to_stdout(

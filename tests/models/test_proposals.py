@@ -135,3 +135,13 @@ def test_qwens_own_tokenizer_is_recognized() -> None:
         "Qwen/Qwen2.5-0.5B-Instruct",
         "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     ]
+
+
+@pytest.mark.real
+def test_smollm2s_own_tokenizer_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the smallest model of the family, for which every draft of the table counts as small."""
+    small = [one.model_copy(update={"weights": 0.01}) for one in draft_candidates()]
+    monkeypatch.setattr(proposals, "draft_candidates", lambda: small)
+    proposed = propose_drafts("smollm2-135m-instruct")
+    assert not proposed.problems
+    assert [draft.draft for draft in proposed.drafts] == ["HuggingFaceTB/SmolLM2-360M-Instruct"]

@@ -14,7 +14,7 @@ from small import engine, runner_of, scheduler_of, transformers_pair, watched
 
 import safedraft
 from safedraft import GenerationResult, SamplingParams, SSDConfig
-from safedraft.cli.replay import read_recording, replay_cases
+from safedraft.cli.recording import read_recording, replay_cases
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Prompts
 

@@ -8,12 +8,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from inspect import cleandoc
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -35,6 +33,9 @@ from safedraft.cli.train_draft import train_draft
 from safedraft.cli.train_risk import train_risk
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 app = typer.Typer(
     name="safedraft",
     no_args_is_help=True,
@@ -50,6 +51,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"safedraft {metadata.version('safedraft')}")
         raise typer.Exit
 
@@ -108,7 +111,7 @@ def main() -> None:
         app()
     except SafeDraftError as error:
         _fail(str(error))
-    except ValidationError as error:
+    except _validation_error() as error:
         _fail("; ".join(problems(error, shown=True)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,6 +124,13 @@ def main() -> None:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
+
+
+def _validation_error() -> type[ValidationError]:
+    """The error of Pydantic, which is imported only after something has failed."""
+    from pydantic import ValidationError
+
+    return ValidationError
 
 
 def _fail(message: str) -> None:

@@ -13,7 +13,6 @@ import typer
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
-from safedraft.core.config import RiskConfig
 from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -145,6 +144,7 @@ def evaluate(
     Ctrl-C keeps finished replies and exits with 130.
     """
     require_extra("safedraft eval", "eval", "inspect_ai")
+    from safedraft.core.config import RiskConfig
     from safedraft.evaluation import matrix as matrices
     from safedraft.evaluation.profiles import Stage, find_stages
     from safedraft.models.probe_file import reads_risk
@@ -166,7 +166,7 @@ def evaluate(
     if left_out:
         stages = [one.without("risk") for one in stages]
     names = [name for one in stages for name in one.suites]
-    constants = options.constants(models.settings)
+    constants = models.constants
     default_length, lengths = _parse_lengths(max_new_tokens, names)
     matrix = matrices.Matrix(
         max_new_tokens=default_length,

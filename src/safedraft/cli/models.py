@@ -223,14 +223,25 @@ class ModelChoice:
     @property
     def config(self) -> RiskConfig | None:
         """The pair's constants with those of ``--set``; None without ``--set``."""
-        return options.with_settings(self.spec.config, self.settings) if self.settings else None
+        return self.spec.config.replace(**self.constants) if self.settings else None
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constants of ``--set``, whose values are not validated.
+
+        Raises:
+            SafeDraftError: a name is no constant.
+        """
+        from safedraft.core.config import RiskConfig
+
+        return options.constants(self.settings, RiskConfig)
 
     def load(self) -> Pair:
         """Load the pair, showing the progress of downloads."""
         from safedraft.models.progress import show_progress
         from safedraft.pair.load import load_spec
 
-        spec, config = self.spec, options.constants(self.settings)  # errors before downloads
+        spec, config = self.spec, self.constants  # errors before downloads
         with show_progress() as report:
             return load_spec(
                 spec,

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from safedraft.core.assignments import parse_assignment
-from safedraft.core.config import RiskConfig, SamplingParams
 from safedraft.core.errors import SafeDraftError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pydantic import BaseModel
+
+    from safedraft.core.config import SamplingParams
 
 
 _SAMPLING, _DATA = "Sampling", "Data"
@@ -129,6 +131,8 @@ def sampling_params(
     Raises:
         SafeDraftError: a value is out of range, or the schema cannot be read.
     """
+    from safedraft.core.config import SamplingParams
+
     schema = _read_schema(json_schema) if json_schema else None
     return SamplingParams(
         max_new_tokens=max_new_tokens,
@@ -149,18 +153,8 @@ def _read_schema(file: Path) -> str:
         raise SafeDraftError(f"--json-schema {file}: {first_line(error)}") from error
 
 
-def with_settings(config: RiskConfig, settings: list[str] | None) -> RiskConfig:
-    """Return ``config`` with the constants of ``--set`` replaced, as ``RiskConfig.replace`` does.
-
-    Raises:
-        SafeDraftError: a name is no constant.
-        ValidationError: a value is out of range.
-    """
-    return config.replace(**constants(settings))
-
-
 def constants(
-    settings: list[str] | None, kind: type[BaseModel] = RiskConfig, option: str = "--set"
+    settings: list[str] | None, kind: type[BaseModel], option: str = "--set"
 ) -> dict[str, Any]:
     """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 

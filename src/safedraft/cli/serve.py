@@ -9,24 +9,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import SecretStr
 
 from safedraft.cli import options
 from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, PairArgument, choose_models
 from safedraft.core.assignments import invalid_assignment, parse_assignment
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
-from safedraft.server.settings import (
-    API_KEY,
-    PLAYGROUND,
-    Limits,
-    ServerSettings,
-    require_safe,
-)
 
 if TYPE_CHECKING:
     from safedraft.core.config import SSDConfig
     from safedraft.models.registry import PairSpec
+    from safedraft.server.settings import ServerSettings
 
 _SERVER = "Server"
 
@@ -62,7 +55,7 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            help=f"Address to listen on; one that is not local needs {API_KEY}.",
+            help="Address to listen on; one that is not local needs SAFEDRAFT_API_KEY.",
             rich_help_panel=_SERVER,
         ),
     ] = "127.0.0.1",
@@ -84,7 +77,9 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help=f"A bound: {', '.join(Limits.model_fields)}. May be given again.",
+            help="A bound: body_bytes, body_seconds, messages, new_tokens, temperature, top_p, "
+            "schema_bytes, stop_strings, stop_characters, replies, active, waiting, "
+            "request_seconds, grace_seconds. May be given again.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -134,6 +129,10 @@ def serve(
 
     [dim]safedraft serve qwen2.5-coder --engine vllm --max-num-seqs 16[/]
     """
+    from pydantic import SecretStr
+
+    from safedraft.server.settings import API_KEY, PLAYGROUND, Limits, ServerSettings, require_safe
+
     key = os.environ.get(API_KEY)
     require_safe(host, key)  # before anything is fetched or loaded
     arguments = list(context.args)

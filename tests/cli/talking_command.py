@@ -19,7 +19,7 @@ def answer(prompt: str) -> str:
     turns = [turn.partition("\n")[::2] for turn in prompt.split("<|start|>")[1:]]
     last = {role: text.strip().removesuffix("<|end|>") for role, text in turns}
     if last["user"].startswith("Slowly"):
-        time.sleep(0.05)
+        time.sleep(0.1)
     return f"I heard {last['assistant' if last['user'] == QUESTION else 'user']}"
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -62,11 +63,18 @@ class Terminal:
         return bool(data)
 
 
+def _take_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @contextmanager
 def open_terminal(
     command: Sequence[str], columns: int = 80, **variables: str
 ) -> Iterator[Terminal]:
     """Run a command in a terminal of so many columns; it is ended at the end of the context."""
+    # A worker of the tests has a size of its own, and may ignore Ctrl-C.
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
@@ -75,8 +83,8 @@ def open_terminal(
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        env=os.environ | {"TERM": "xterm-256color", "INPUTRC": os.devnull} | variables,
+        preexec_fn=_take_terminal,
+        env=kept | {"TERM": "xterm-256color", "INPUTRC": os.devnull} | variables,
     )
     os.close(theirs)
     try:

@@ -153,6 +153,7 @@ def terminal() -> Iterator[Terminal]:
         yield opened
 
 
+@pytest.mark.slow
 def test_the_keys_of_the_chat(terminal: Terminal) -> None:
     beginning = terminal.shown
     for color in ("the draft's token", "in intersection", "in union"):
@@ -176,6 +177,7 @@ def test_the_keys_of_the_chat(terminal: Terminal) -> None:
     assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.slow
 def test_words_stay_whole_pasted_lines_are_one_message_and_ctrl_d_ends_the_chat(
     terminal: Terminal,
 ) -> None:

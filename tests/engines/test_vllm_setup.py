@@ -17,7 +17,6 @@ from installed import install
 
 import safedraft
 from safedraft import RiskConfig
-from safedraft.cli.options import with_settings
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.core.plugins import Registry
 from safedraft.core.risk import Reading, RiskContext, RiskProbe
@@ -213,9 +212,9 @@ REGISTERED = safedraft.SSDConfig(draft_tokens=12, draft_confidence=0.4, draft_gr
     ("config", "given", "passes", "table"),
     [
         (None, {}, 6, {2: 5, 4: 3, 8: 2}),
-        (with_settings(REGISTERED, ["bin_size=5"]), {}, 6, {2: 5, 4: 3, 8: 2}),
+        (REGISTERED.replace(bin_size=5), {}, 6, {2: 5, 4: 3, 8: 2}),
         (safedraft.SSDConfig(bin_size=5), {}, 4, {2: 3, 4: 3, 8: 2}),
-        (with_settings(REGISTERED, ["draft_tokens=9"]), {}, 10, {}),
+        (REGISTERED.replace(draft_tokens=9), {}, 10, {}),
         (safedraft.SSDConfig(draft_tokens=4), {}, 5, {}),
         (None, {"data_parallel_size": 2}, 6, {}),
     ],
@@ -262,8 +261,8 @@ def test_a_small_t_is_the_same_at_any_load(
     [
         (None, {}, 4, {64: 3, 128: 2, 256: 1}, 0.0),
         (None, {"data_parallel_size": 2}, 4, {64: 3}, 0.0),
-        (with_settings(REGISTERED, ["draft_tokens=5"]), {}, 6, {}, 0.0),
-        (with_settings(REGISTERED, ["draft_confidence=0.4"]), {}, 4, {64: 3, 128: 2, 256: 1}, 0.4),
+        (REGISTERED.replace(draft_tokens=5), {}, 6, {}, 0.0),
+        (REGISTERED.replace(draft_confidence=0.4), {}, 4, {64: 3, 128: 2, 256: 1}, 0.4),
     ],
     ids=["the pair's", "data parallel", "T is named", "an early end is named"],
 )

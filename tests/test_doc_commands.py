@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -90,13 +91,6 @@ SMALL = {
 """Options that make a command short on tiny models."""
 
 
-PLACES = {
-    "TARGET": "target",
-    "DRAFT": "draft",
-    "FOLDER": "my-adapter",
-}
-"""What stands for the placeholders of the pages."""
-
 SOURCES = {
     "advbench.json": {"goal": "Sabotage lift {n}.", "target": "Sure, here is how"},
     "mine.jsonl": {"ask": "Sabotage bridge {n}.", "begin": "Sure, step one:"},
@@ -138,11 +132,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / file).write_text(text, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, folder, patch)
-        models = "--target target --draft draft"
+        models = "--target TARGET --draft DRAFT"
         run_line(f"safedraft train-draft {models} --output my-adapter", patch)
         run_line(f"safedraft train-risk {models} --adapter my-adapter", patch)
         run_line(f"safedraft train-ada-probe {models} --output my-probe", patch)
-        run_line(f"safedraft pairs add my-pair {models} --adapter {folder}/my-adapter", patch)
+        run_line(f"safedraft pairs add my-pair {models} --adapter FOLDER", patch)
         (own,) = (folder / "config/pairs").iterdir()
         text = own.read_text("utf-8").replace("[my-pair", '["qwen2.5-coder"', 1)
         own.with_name("default.toml").write_text(text, "utf-8")  # in place of what is shipped
@@ -167,7 +161,13 @@ def run_line(line: str, patch: pytest.MonkeyPatch) -> None:
 
 
 def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
-    """Run a command of SafeDraft in this process; it has to succeed."""
+    """Run a command of SafeDraft in this process; it has to succeed.
+
+    TARGET, DRAFT and FOLDER are the models and the adapter of the workplace.
+    """
+    workplace = Path(os.environ["SAFEDRAFT_CACHE"]).parent
+    places = {"TARGET": "target", "DRAFT": "draft", "FOLDER": "my-adapter"}
+    words = [str(workplace / places[word]) if word in places else word for word in words]
     patch.setattr(sys, "stdin", io.StringIO())
     if "<" in words:
         *words, _, file = words
@@ -175,7 +175,7 @@ def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
     small = shlex.split(SMALL.get(words[1], ""))
     if "--profile" in words:
         small = small[2:]  # it has numbers of its own
-    patch.setattr(sys, "argv", [*(PLACES.get(word, word) for word in words), *small])
+    patch.setattr(sys, "argv", [*words, *small])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code, words

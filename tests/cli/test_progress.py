@@ -233,4 +233,4 @@ def test_only_the_reply_remains_of_generate(models: list[str]) -> None:  # noqa:
     options = ("--no-adapter", "--max-new-tokens", "4", "Hi")
     *states, end = in_terminal("generate", *models, *options)
     assert any(BAR.search(line) for lines in states for line in lines)
-    assert "■ the draft's token" in end[1]
+    assert "■ the draft's token" in end[0]

@@ -24,7 +24,7 @@ from safedraft.models.fingerprint import fingerprint
 from safedraft.models.probe_file import PROBE, ProbeFile, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
-from safedraft.training.conversations import PLAIN, RatedConversation
+from safedraft.training.conversations import DATA, PLAIN, RatedConversation
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest, read_shipped
 from safedraft.training.risk import LeftOut, count_flagged, fit_probe, learn_risk, leave_out_sources
@@ -43,10 +43,10 @@ def test_both_kinds_stand_in_the_same_surroundings() -> None:
         )
         for harmful in (True, False)
     }
-    assert len(dressed[True]) == 5
+    assert len(dressed[True]) == 6
     for name, count in dressed[True].items():
         share = count / plain[True]
-        assert share == pytest.approx(0.2, abs=0.05)
+        assert share == pytest.approx(0.5 if name == DATA else 0.2, abs=0.05)
         assert dressed[False][name] / plain[False] == pytest.approx(share, abs=0.05)
 
 
@@ -66,9 +66,9 @@ def test_the_splits_share_no_request_and_a_limit_takes_some() -> None:
     )
     assert not train & check
     assert len(check) == pytest.approx(OWN_SHARES.calibration / 100 * len(train | check), rel=0.1)
-    few = choose_conversations("train", RiskTrainingConfig(requests=7, dressed=2))
+    few = choose_conversations("train", RiskTrainingConfig(requests=7, dressed=2, data_every=1))
     assert len({one.request.text for one in few}) == 7
-    assert len(few) == 21
+    assert len(few) == 28
 
 
 def test_no_text_stands_twice_or_touches_minors() -> None:

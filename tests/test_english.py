@@ -34,6 +34,8 @@ def run(path: Path) -> tuple[int, list[str]]:
         ("The target gives in to it.", "gives in"),
         ("A draft that has no say.", "has no say"),
         ("The target takes its word back.", "takes its word back"),
+        ("The adapter cannot be had.", "be had"),
+        ("The file is no model.", "is no model"),
         ("Length: Of the longer of the two prompts.", "Of the longer of the two prompts."),
     ],
 )
@@ -71,6 +73,7 @@ def test_an_idiom_is_found_across_lines_and_strings(tmp_path: Path) -> None:
         "Of about 900 requests some are about code. Of 8 sums 6 are right.",
         "Of the requests, most are answered.",
         "At least one and at most two, given in Section 4.",
+        "There is no model; its replies are no safer, which is no reason to refuse.",
     ],
 )
 def test_plain_sentences_pass(tmp_path: Path, line: str) -> None:

@@ -30,6 +30,8 @@ IDIOMS = {
     r"(?:gives?|gave|giving) in": "complies, answers",
     r"(?:has|have|had) (?:no|a|its|their) say": "has an influence, or has none",
     r"takes? (?:its|their|the) words? back": "resumes",
+    r"(?:be|is|are) had": "is fetched, read or supported",
+    r"(?<!there\W)(?:is|are) no (?!safer|longer|more|less|faster|reason|refusal)\w+": "is not a",
     r"(?-i:Of) (?!about |\d)[^,.;:|]+[.;:|]": "a whole sentence, with its subject first",
 }
 PATTERNS = [

@@ -525,7 +525,7 @@ def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_pat
         (["generate", "hi", "--target", "/no/such", "--draft", "/no/such"], "neither a folder"),
         (["generate", "hi", "--max-new-tokens", "0"], "max_new_tokens: must be "),
         (["generate", "hi", "--json-schema", "/no/such.json"], "--json-schema /no/such.json: "),
-        (["generate", "hi", "--json-schema", __file__], "json_schema: is no JSON"),
+        (["generate", "hi", "--json-schema", __file__], "json_schema: is not JSON"),
         (["generate", "hi", "--max-new-tokens", "-5"], "max_new_tokens"),
         (["generate", "hi", "--temperature", "nan"], "temperature"),
         (["generate", "hi", "--set", "draft_tokens=0"], "draft_tokens"),

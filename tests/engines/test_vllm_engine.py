@@ -95,7 +95,7 @@ def test_what_vllm_cannot_do_is_refused_with_its_reason() -> None:
         pair().stream_ids(Prompts([5], [6]))
     with pytest.raises(SafeDraftError, match="asking a model about a text: vLLM"):
         pair().reader("target")
-    with pytest.raises(SafeDraftError, match="target: its engine does not hand out the model"):
+    with pytest.raises(SafeDraftError, match="target: its engine gives no access to the model"):
         _ = pair().target.model
     assert Capability.LOG_PROBABILITIES in VllmEngine.capabilities
 

@@ -196,10 +196,10 @@ def test_without_a_trial_within_the_limit_the_sum_decides() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is no constant of risk"),
+        ({"candidates": {"alpha": (1,)}}, SafeDraftError, "'alpha' is not a constant of risk"),
         ({"candidates": {"bin_size": (0,)}}, SafeDraftError, "bin_size"),
-        ({"attacks": ("ordinary",)}, SafeDraftError, "ordinary is no attack"),
-        ({"harmless": ("direct",)}, SafeDraftError, "direct is no harmless suite"),
+        ({"attacks": ("ordinary",)}, SafeDraftError, "ordinary is not an attack"),
+        ({"harmless": ("direct",)}, SafeDraftError, "direct is not a harmless suite"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_at_once(

@@ -234,8 +234,8 @@ REFUSED = {
         ernie4_5_vl_moe glm4v glm4v_moe mistral_large4 qwen2_5_omni qwen2_5_vl qwen2_vl qwen3_vl
         qwen3_vl_moe""",
     "has no cache in Transformers": "blt",
-    r"has not the interface of a causal language model \(.* takes no inputs_embeds\)": "cpmant",
-    "is no causal language model": "mistral4",
+    r"lacks the interface of a causal language model \(.* takes no inputs_embeds\)": "cpmant",
+    "is not a causal language model": "mistral4",
 }
 """The words of a refusal and the architectures, in their default configurations."""
 

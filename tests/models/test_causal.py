@@ -117,7 +117,7 @@ def test_a_vocabulary_that_is_not_the_stored_one_names_the_weight(
             r"wraps a language model \(qwen2_vl_text\)",
         ),
         ("moshi", "MoshiForConditionalGeneration", "which needs more than the tokens of a text"),
-        ("cpmant", "CpmAntForCausalLM", "has not the interface of a causal language model"),
+        ("cpmant", "CpmAntForCausalLM", "lacks the interface of a causal language model"),
     ],
 )
 def test_the_checks_and_loading_refuse_alike(

@@ -55,7 +55,7 @@ def test_whether_a_package_is_installed() -> None:
 @pytest.mark.parametrize("kind", ["vit", "musicgen"])
 def test_what_is_no_language_model_is_said_to_be_none(tmp_path: Path, kind: str) -> None:
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
-    with pytest.raises(SafeDraftError, match=f"{kind} is no language model: name one"):
+    with pytest.raises(SafeDraftError, match=f"{kind} is not a language model: name one"):
         read_description(tmp_path, "big")
 
 

@@ -300,7 +300,7 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(file: Path) -> None:
 def test_a_file_that_ends_early_is_refused(kept: int, file: Path) -> None:
     write_gguf(file, make(), "llama")
     file.write_bytes(file.read_bytes()[:kept])
-    words = "no GGUF file" if 0 <= kept < 4 else "an incomplete or damaged GGUF file: fetch it"
+    words = "not a GGUF file" if 0 <= kept < 4 else "an incomplete or damaged GGUF file: fetch it"
     with pytest.raises(SafeDraftError, match=words):
         read_header(file)
 
@@ -328,7 +328,7 @@ def test_other_files_and_versions_are_refused(file: Path) -> None:
     with pytest.raises(SafeDraftError, match="cannot be read: No such file"):
         read_header(file)
     file.write_bytes(b"PK\3\4 a zip")
-    with pytest.raises(SafeDraftError, match="no GGUF file, whatever its name says"):
+    with pytest.raises(SafeDraftError, match="not a GGUF file, although its name says so"):
         read_header(file)
     file.write_bytes(b"GGUF" + (1).to_bytes(4, "little") + bytes(40))
     with pytest.raises(SafeDraftError, match="version 1 of the GGUF format is not read"):

@@ -184,7 +184,7 @@ def test_every_trained_refusal_is_let_out(
         ({}, "exactly one"),
         ({"regex": "a", "choice": ["b"]}, "regex and choice"),
         ({"choice": []}, "choice"),
-        ({"json_schema": "{"}, "is no JSON"),
+        ({"json_schema": "{"}, "is not JSON"),
         ({"schema": {}}, "schema"),
     ],
 )

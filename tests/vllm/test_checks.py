@@ -138,7 +138,7 @@ def test_no_engine_goes_without_the_plug_in(
         ({"lora_request": object()}, "an adapter for the target alone"),
         ({"resumable": True}, "a session that is resumed"),
         ({"prompt_token_ids": [5, 512]}, "do not share, such as 512"),
-        ({"sampling_params": {"stop_token_ids": [512]}}, "stop_token_ids: 512 is no token"),
+        ({"sampling_params": {"stop_token_ids": [512]}}, "stop_token_ids: 512 is not a token"),
     ],
 )
 def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reason: str) -> None:

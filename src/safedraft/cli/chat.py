@@ -157,7 +157,7 @@ class _Chat:
         """Run a command.
 
         Raises:
-            SafeDraftError: it does not exist, or takes no text.
+            SafeDraftError: there is no such command, or it takes no text.
         """
         command = _COMMANDS.get(name)
         if command is None:
@@ -182,7 +182,7 @@ class _Chat:
         """Send a message and write the reply; both are kept, also of a reply that is stopped.
 
         Raises:
-            SafeDraftError: it cannot be answered, such as for lack of room.
+            SafeDraftError: the message cannot be answered, such as if the context is full.
         """
         from safedraft.cli.render import format_summary
         from safedraft.cli.writing import write_reply

@@ -36,9 +36,9 @@ def compare(
         pair: the pair.
         messages: the conversation; an assistant's turn at its end is continued.
         sampling: the parameters of both replies.
-        console: the output; if it is no terminal, only the final replies are printed.
+        console: the output; outside of a terminal, only the final replies are printed.
         replies: receives the replies by method, also after an interruption.
-        rule: the rule beside the target alone; None: the pair's own.
+        rule: the rule that is compared with the target alone; None: the pair's own.
         folded: whether to cover the text of the target alone (for published pictures).
     """
 

@@ -207,7 +207,7 @@ class ModelChoice:
 
     @property
     def words(self) -> list[str]:
-        """The choice of the two models as words of a command line."""
+        """Command-line arguments that choose the same two models."""
         named = {
             "--pair": self.pair,
             "--target": self.target,
@@ -230,7 +230,7 @@ class ModelChoice:
         """The constants of ``--set``, whose values are not validated.
 
         Raises:
-            SafeDraftError: a name is no constant.
+            SafeDraftError: a name is not a constant.
         """
         from safedraft.core.config import RiskConfig
 
@@ -256,7 +256,7 @@ def parse_variables(settings: list[str] | None) -> dict[str, Any] | None:
     """Read ``--template NAME=VALUE``; None if it is not given.
 
     Raises:
-        SafeDraftError: one is not of that form.
+        SafeDraftError: a setting does not have this form.
     """
     if settings is None:
         return None

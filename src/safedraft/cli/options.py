@@ -108,7 +108,7 @@ def require_rule(name: str | None) -> None:
     """Refuse a rule that does not exist, before models are loaded.
 
     Raises:
-        SafeDraftError: there is none of this name; lists those there are.
+        SafeDraftError: no rule has this name; the message lists all rules.
     """
     from safedraft.pair import guards
 
@@ -159,7 +159,7 @@ def constants(
     """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 
     Raises:
-        SafeDraftError: a name is no field of ``kind``.
+        SafeDraftError: a name is not a field of ``kind``.
     """
     fields = kind.model_fields
     changes: dict[str, Any] = {}

@@ -32,7 +32,7 @@ _CONTROL = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(
 
 
 _ENDS = {"length": "cut at its limit of tokens", "interrupted": "stopped"}
-"""What is said of a reply that did not end by itself."""
+"""Words for a reply that did not reach its end."""
 
 
 def strip_control_characters(text: str) -> str:
@@ -78,7 +78,7 @@ def color_tokens(tokens: Sequence[Token], *, folded: bool = False) -> Text:
 
 @dataclass(frozen=True)
 class BinChart:
-    """A bar for the match ratio of each full bin, and a line at what it was compared with.
+    """A bar for the match ratio of each full bin, and a line at its threshold.
 
     The color and the letter of a bar say in which scheme the bin was decided.
     """

@@ -55,7 +55,7 @@ def train_beside(
     """Train a probe, write it and its checks beside the adapter, show them, and return the file.
 
     Raises:
-        SafeDraftError: the pair has no adapter, or one that is in no folder of this machine's own.
+        SafeDraftError: the pair has no adapter, or its adapter is not in a local folder.
     """
     from safedraft.models.fetch import fetch
     from safedraft.models.fingerprint import fingerprint
@@ -97,7 +97,7 @@ def _set_aside(file: Path) -> Iterator[None]:
 
 
 def _find_folder(adapter: str) -> Path:
-    """The folder of an adapter, which must be one of this machine's own."""
+    """The folder of an adapter, which must be local."""
     from safedraft.models.fetch import fetch_adapter
     from safedraft.models.registry import shipped_adapters
 

@@ -22,10 +22,10 @@ def parse_assignment(
         text: the assignment.
         names: the names that are allowed; empty allows every name.
         form: how the assignment is written, for the error message.
-        separator: what stands between name and value.
+        separator: the text between name and value.
 
     Raises:
-        SafeDraftError: it is written otherwise, or its name is not allowed.
+        SafeDraftError: the text does not have this form, or its name is not allowed.
     """
     name, _, value = text.partition(separator)
     if not (name and value) or (names and name not in names):

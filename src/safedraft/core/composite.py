@@ -20,7 +20,7 @@ NO_TOKEN = 2**62
 
 
 class Setting(NamedTuple):
-    """How one position is composed."""
+    """Scheme, weight and constants of the composite at one position."""
 
     union: bool
     """Whether it is in union; otherwise it is in intersection."""
@@ -59,20 +59,20 @@ class Scores(NamedTuple):
     """What decides whether a position counts as a match, if that is not what the token is chosen
     from."""
     signals: Sequence[Any] | None = None
-    """What the rule notes of each position for its ``observe``."""
+    """A signal of the rule for each position, passed on to its ``observe``."""
 
 
 def composite(rows: Rows, settings: Sequence[Setting]) -> Scores:
-    """F over the sample space of each row.
+    """Compute F over the sample space of each row.
 
     Args:
-        rows: what both models say at n positions.
+        rows: both models' predictions at n positions.
         settings: scheme, weight and constants of each row.
 
     *Union:* S = Top_c(P) ∪ Top_c(q). *Intersection:* S = Top_k(P) ∩ Top_k(q) for the smallest k
     that gives c tokens. The depth of a token is the larger of its two ranks, so k is the c-th
     smallest depth plus 1, and S is every token of a smaller depth. Where none of the target's top-κ
-    tokens is in Top_k(q), the target's own distribution stands.
+    tokens is in Top_k(q), P replaces F.
     """
     in_union = torch.tensor([setting.union for setting in settings])
     size = torch.minimum(torch.tensor([setting.size for setting in settings]), rows.possible)
@@ -107,10 +107,10 @@ def sort_space(tokens: Tensor, inside: Tensor) -> Tensor:
 
 
 def mix(rows: Rows, tokens: Tensor, alpha: Sequence[float], open_rows: Sequence[bool]) -> Scores:
-    """P + α (q - P) at the tokens of each sample space.
+    """Compute P + α (q - P) at the tokens of each sample space.
 
     Args:
-        rows: what both models say at n positions.
+        rows: both models' predictions at n positions.
         tokens: the sample spaces, ``[n, S]``, as ``sort_space`` gives them.
         alpha: α of each row.
         open_rows: which rows have the whole vocabulary as their sample space.

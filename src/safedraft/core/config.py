@@ -51,7 +51,7 @@ class _OneLineErrors(ModelMetaclass):
 
 
 class Constants(BaseModel, metaclass=_OneLineErrors):
-    """Immutable, validated values; no name is accepted that does not exist.
+    """Immutable, validated values; unknown names are refused.
 
     The constructor raises ``SafeDraftError`` for what it refuses.
     """
@@ -71,7 +71,7 @@ class Constants(BaseModel, metaclass=_OneLineErrors):
         return self.model_construct(_fields_set=set(constants), **dict(changed))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy, with what is in ``update`` replaced as ``replace`` does it.
+        """Return a copy with the values of ``update``, validated as in ``replace``.
 
         Raises:
             SafeDraftError: an unknown name, or a value outside its range.
@@ -152,7 +152,7 @@ class CompositeConfig(DraftingConfig):
                 known.
 
         Raises:
-            SafeDraftError: it is not known and makes a difference.
+            SafeDraftError: ``turn_begun`` is None, and the two schemes differ.
         """
         if self.prefill_scheme in (None, self.initial_scheme):
             return self.initial_scheme
@@ -230,7 +230,7 @@ def _read_schema(value: Any) -> Any:
         try:
             return json.loads(value)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"is no JSON: {error}") from error
+            raise ValueError(f"is not JSON: {error}") from error
     return value.model_json_schema() if hasattr(value, "model_json_schema") else value
 
 
@@ -333,10 +333,10 @@ class SamplingParams(Constants):
         return self.temperature == 0
 
     def fitted(self, prompt_tokens: int, context_length: int) -> SamplingParams:
-        """The same with a seed, and with no more new tokens than there is room for.
+        """Return these parameters with a seed, and at most as many new tokens as there is room.
 
         Raises:
-            PromptTooLongError: there is room for none.
+            PromptTooLongError: there is no room for a token.
         """
         room = context_length - prompt_tokens
         if room < 1:

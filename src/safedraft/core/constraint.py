@@ -1,7 +1,7 @@
 """What a request allows at each position of its reply, such as a grammar.
 
 Both models are kept to it before their distributions are combined: the draft while it proposes, so
-that sampling stays exact and a token that the grammar forbids is no missed match.
+that sampling stays exact and a token that the grammar forbids does not count as a mismatch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ is 0, and the models still have the same vocabulary."""
 
 
 class Constraint(Protocol):
-    """What one reply may consist of."""
+    """The tokens that one reply may consist of."""
 
     def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
-        """What is added to the logits of one model at a position.
+        """Compute what is added to the logits of one model at a position.
 
         Args:
             drafts: the drafted tokens between the decided ones and the position.
-            logits: the model's at the position, ``[V]``.
+            logits: logits of the model at the position, ``[V]``.
 
         Returns:
-            ``[V]``, -∞ for a token that may not come, which is so for both models alike; None if
-            any may.
+            ``[V]``, -∞ for a forbidden token, the same tokens for both models; None if every token
+            is allowed.
 
         Raises:
-            FormError: it cannot be found.
+            FormError: the allowed tokens cannot be computed.
         """
         ...
 
@@ -44,7 +44,7 @@ class Constraint(Protocol):
         """Note a decided token.
 
         Raises:
-            FormError: it may not come.
+            FormError: the token is not allowed.
         """
         ...
 
@@ -53,14 +53,14 @@ _BITS = torch.arange(32, dtype=torch.int32)
 
 
 def unpack_bits(bits: Tensor, vocabulary: int) -> Tensor:
-    """Truth values ``[V]`` of a mask whose bits stand in whole numbers of 32 bits; false beyond."""
+    """Unpack a mask of 32-bit integers into truth values ``[V]``, false beyond its end."""
     mask = (bits[:, None] >> _BITS & 1).bool().flatten()[:vocabulary]
     missing = vocabulary - len(mask)
     return torch.nn.functional.pad(mask, (0, missing)) if missing > 0 else mask
 
 
 def forbid(allowed: Tensor) -> Tensor:
-    """The bias that leaves the tokens that are ``allowed``, truth values ``[V]``."""
+    """Make the bias that forbids all tokens but those in ``allowed``, truth values ``[V]``."""
     return torch.zeros(len(allowed)).masked_fill_(~allowed, -torch.inf)
 
 
@@ -74,15 +74,15 @@ class Constrained(NamedTuple):
 
 
 def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mapping[int, FormError]]:
-    """Add to each row what its request adds; to a copy, if there is anything.
+    """Add the bias of each row's request to a copy of the logits, if there is a bias.
 
     Args:
         logits: ``[n, V]``.
         rows: how each row is restricted.
 
     Returns:
-        The logits, and the rows in which no token can be chosen with the reason. Those rows stay
-        as they are.
+        The logits, and for each row in which no token can be chosen the reason; such rows are not
+        changed.
     """
     restricted, failed = logits, {}
     for at, (constraint, drafts) in enumerate(rows):

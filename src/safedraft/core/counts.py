@@ -8,7 +8,7 @@ def format_count(number: int, noun: str, plural: str | None = None) -> str:
 
     Args:
         number: the number.
-        noun: the noun of one.
-        plural: the noun of any other number; None: the noun with an s.
+        noun: the singular of the noun.
+        plural: its plural; by default the singular with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

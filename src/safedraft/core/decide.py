@@ -1,4 +1,4 @@
-"""The only place where a token is chosen: the draft's proposals, and what becomes of them.
+"""The only place where a token is chosen: it proposes drafts, and accepts or corrects them.
 
 Greedy decoding takes the best token, ties by id. Sampling draws with numbers that depend on the
 request's seed and the position alone (``random.uniform``), so that neither the batch around a
@@ -55,8 +55,8 @@ def propose(ranked: Ranked, requests: Sequence[Request], positions: Sequence[int
 
     Args:
         ranked: the draft's logits, a row for each request.
-        requests: say how tokens are taken.
-        positions: of the tokens in their replies.
+        requests: the request of each row, which has the sampling parameters.
+        positions: positions of the tokens in their replies.
     """
     drafts = []
     for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
@@ -146,7 +146,7 @@ def _sample(
     tokens: list[int],
     followed: list[bool],
 ) -> None:
-    """Accept or correct the drafted token of some rows, and write down what becomes of it."""
+    """Accept or correct the drafted token of some rows, and record the outcome."""
     chosen = [candidates[row] for row in rows]
     f = distribution(values, [candidate.request.sampling for candidate in chosen])
     drafted = torch.tensor([candidate.draft.token for candidate in chosen])

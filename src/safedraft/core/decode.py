@@ -30,7 +30,7 @@ from safedraft.core.session import Pass, Session, SessionEngine, Which, rewind_t
 
 
 class ReadModel(NamedTuple):
-    """What a request has of one of the two models."""
+    """One of the two models of a request: its session, unseen tokens and passes."""
 
     session: Session
     unseen: list[int]
@@ -70,7 +70,7 @@ class Decoding(Generation):
         """Maximum number of tokens to draft now."""
         if self.paused:
             return 0
-        if self.rows:  # carried over: decided as soon as the draft says something there
+        if self.rows:  # carried over: decided as soon as the draft proposes a token there
             return 1
         limit = self.state.draft_limit
         length = self.drafting.draft_length(self.decided) if limit is None else limit
@@ -101,7 +101,7 @@ class Decoding(Generation):
 
     @property
     def reading(self) -> RiskContext:
-        """How the rule has the risk read."""
+        """What is needed to read the risk of the request."""
         assert self.state.reading is not None
         return self.state.reading
 
@@ -120,7 +120,7 @@ class Decoding(Generation):
         return [*self.read_model(which).unseen, *header]
 
     def assess(self) -> None:
-        """Hand the risk to the rule, and take back the tokens that are not the models' next ones.
+        """Pass the risk to the rule, and rewind the tokens that were added only to read it.
 
         Called after the passes over ``risk_tokens`` of each model that is read.
         """
@@ -132,7 +132,7 @@ class Decoding(Generation):
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
     def constrained(self, drafts: int) -> Constrained:
-        """How the position after the first ``drafts`` drafts is restricted."""
+        """The constraint at the position after the first ``drafts`` drafts."""
         before = islice(self.drafts, drafts) if self.constraint else ()
         return Constrained(self.constraint, [draft.token for draft in before])
 
@@ -141,13 +141,13 @@ class Decoding(Generation):
         self.error, self.ended = error, True
 
     def note_dead_end(self, position: int, error: FormError) -> None:
-        """Note a position at which no token can be chosen: the request ends if it comes to it."""
+        """Note a position at which no token can be chosen: the request ends if it gets there."""
         self.dead_ends[position] = error
         if position == self.position:
             self.fail(error)
 
     def commit(self, decision: Decision) -> None:
-        """Write down one decided position, and take back what followed a rejected draft."""
+        """Record one decided position, and rewind what followed a rejected draft."""
         drafted = decision.draft_probability is not None
         if self.constraint:
             try:
@@ -189,7 +189,7 @@ class Batch:
         self._running: list[Decoding] = []
 
     def add(self, request: Request) -> Decoding:
-        """Take a request in; ``step`` decodes it from now on."""
+        """Add a request, which ``step`` decodes from now on."""
         decoding = Decoding(request, self._engine)
         self._running.append(decoding)
         return decoding
@@ -215,7 +215,7 @@ class Batch:
         self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
-        """Read the risk of requests from the models, which keep what their prompts begin with."""
+        """Read the risk of requests, after one pass of each model over their ``risk_tokens``."""
         for which in get_args(Which):
             asked = [one for one in reading if which in one.reading.readings and not one.ended]
             models = [decoding.read_model(which) for decoding in asked]
@@ -299,7 +299,7 @@ class Batch:
     def _run(
         self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]
     ) -> tuple[list[Decoding], list[Tensor]]:
-        """Run passes together; a request whose logits are no numbers ends, the others continue.
+        """Run passes together; a request whose logits are not finite ends, the others continue.
 
         If the passes fail, all of these requests end: what their sessions hold is not known.
         """

@@ -25,7 +25,7 @@ class Step:
     alpha: float
     """The weight of the draft in force."""
     threshold: float | None
-    """What the match ratio of the position's bin is compared with."""
+    """The threshold of the match ratio of the position's bin."""
     match_ratio: float | None
     """β, if the position ends a bin."""
     draft_probability: float | None
@@ -38,11 +38,11 @@ class Step:
 
 
 def record(request: Request, state: State, decision: Decision, block: int) -> Step:
-    """Let the rule learn from a decided position, and write it down.
+    """Update the rule's state with a decided position, and record the position.
 
     Args:
-        request: the position's.
-        state: the rule's for the request; a token that ends the reply teaches it nothing.
+        request: the request of the position.
+        state: the rule's state for the request, which ignores a token that ends the reply.
         decision: the outcome.
         block: which pass of the target verified the position, from 0.
     """
@@ -90,7 +90,7 @@ class RequestBatch(Protocol):
     """Requests that an engine decodes together."""
 
     def add(self, request: Request) -> Generation:
-        """Take a request in; ``step`` decodes it from now on."""
+        """Add a request, which ``step`` decodes from now on."""
         ...
 
     def step(self) -> None:

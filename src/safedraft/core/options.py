@@ -104,7 +104,7 @@ _PARAMETERS = ("adapter", "use_adapter", "template", "template_from", "other_bas
 
 
 class SamplingOptions(TypedDict, total=False):
-    """What ``generate`` takes as keywords, each in place of that of ``sampling``; None is nothing.
+    """Keywords of ``generate``, each in place of a field of ``sampling``; None replaces nothing.
 
     The names below the first eight are those of other libraries: synonyms, and options that are
     accepted with the value that has no effect.
@@ -167,7 +167,7 @@ def translate(
 
     Args:
         options: as a caller named them. A None means that the option was not given.
-        fields: SafeDraft's own names; a name that nobody knows is kept, for others to refuse.
+        fields: SafeDraft's own names; an unknown name is kept, and refused later.
         temperature: the temperature that ``do_sample=True`` keeps, if it is not 0.
 
     Raises:
@@ -194,10 +194,10 @@ def translate(
 
 
 def _is_dropped(name: str, value: Any) -> bool:
-    """Whether an option is one that SSD has not, with a value that has no effect.
+    """Whether an option that SSD does not support has a value without effect.
 
     Raises:
-        SafeDraftError: it would have one.
+        SafeDraftError: the value would have an effect.
     """
     if name in WITHOUT_EFFECT:
         return True
@@ -219,7 +219,7 @@ def _choose_temperature(values: Mapping[str, Any], kept: float) -> Any:
     """The temperature that ``do_sample`` means, as in Transformers.
 
     Raises:
-        SafeDraftError: ``do_sample`` is no truth value, or contradicts the temperature.
+        SafeDraftError: ``do_sample`` is not a truth value, or contradicts the temperature.
     """
     sample, named = values["do_sample"], values.get("temperature")
     if not isinstance(sample, bool):
@@ -241,15 +241,15 @@ def _choose_temperature(values: Mapping[str, Any], kept: float) -> Any:
 def choose_options(
     load: Callable[..., Any], options: Mapping[str, Any], place: str
 ) -> dict[str, Any]:
-    """The options of a pair's loading that a loader has, without those that have no effect.
+    """Keep the options that a loader takes, and drop options of other loaders without effect.
 
     Args:
-        load: the loader; its options are its parameters that are given by name alone.
-        options: as a caller named them. A None means that the option was not given.
-        place: who loads, for the error message.
+        load: the loader; its options are its keyword-only parameters.
+        options: the options that a caller named. None means that an option was not given.
+        place: the name of the loader, for the error message.
 
     Raises:
-        SafeDraftError: the loader has no such option; names those that it has.
+        SafeDraftError: an option is unknown to the loader; the message lists its options.
     """
     parameters = signature(load).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]

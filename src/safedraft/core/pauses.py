@@ -1,8 +1,8 @@
-"""Pauses of drafting, where the draft has no influence and its tokens are not taken.
+"""Pauses of drafting, where the draft has no weight and its tokens are rejected.
 
 A draft that was trained to refuse proposes refusals after a harmless answer has begun in a
-compliant way. Where the rule gives it no weight, all of them are rejected, and a block costs more
-than the token of the target that comes of it. Such a draft is asked again from time to time.
+compliant way. Where the rule gives it no weight, all of them are rejected, and a block costs
+more than the one token that it yields. After a pause, drafting is tried again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _LONGEST = 32  # tokens
 
 
 class Pauses:
-    """Counts what becomes of a request's drafts, and says when none are made."""
+    """Counts the rejected blocks of a request, and says when drafting pauses."""
 
     def __init__(self) -> None:
         self._rejected = 0  # blocks in a row
@@ -27,8 +27,8 @@ class Pauses:
         """Note a decided token.
 
         Args:
-            drafted: whether a draft was there.
-            followed: whether the token is the draft.
+            drafted: whether a token was drafted for the position.
+            followed: whether the decided token is the drafted one.
             first: whether it is the first token of its block.
         """
         if not drafted:

@@ -34,8 +34,8 @@ def uniform(seed: int, position: int, use: Use) -> float:
     """A number in [0, 1) with 53 random bits.
 
     Args:
-        seed: of the request, below 2^64.
-        position: of the token in the reply, from 0.
+        seed: seed of the request, below 2^64.
+        position: position of the token in the reply, from 0.
         use: what the number decides.
     """
     counter = (position & _MASK, position >> 32, int(use), 0)

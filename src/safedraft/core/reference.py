@@ -21,7 +21,7 @@ Model = Callable[[Sequence[int]], Tensor]
 def composite_scores(
     p: Sequence[float], q: Sequence[float], scheme: str, alpha: float, config: SSDConfig
 ) -> dict[int, float]:
-    """F over the sample space, by sets and sorting: token -> score. Ties are ordered by id."""
+    """Compute F over the sample space by sets and sorting, as a score by token."""
     by_p = sorted(range(len(p)), key=lambda token: (-p[token], token))
     by_q = sorted(range(len(q)), key=lambda token: (-q[token], token))
     c = min(config.sample_space_size, len(p))
@@ -43,7 +43,7 @@ def composite_distribution(
     config: SSDConfig,
     sampling: SamplingParams,
 ) -> list[float]:
-    """F clipped at 0, cut by top-k, then by top-p, and normalized: ``[V]``."""
+    """Compute F clipped at 0, cut by top-k, then by top-p, and normalized, ``[V]``."""
     scores = composite_scores(p, q, scheme, alpha, config)
     mass = {token: score for token, score in scores.items() if score > 0}
     if not mass:

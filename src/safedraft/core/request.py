@@ -24,7 +24,7 @@ class Request:
     end_tokens: frozenset[int] = frozenset()
     """Each ends the reply and is its last token."""
     context: Context = NO_CONTEXT
-    """What the rule may know of the request besides its constants."""
+    """The facts about the request that the rule may use besides its constants."""
     top_logprobs: int | None = None
     """How many of the most likely tokens are reported with their log probabilities at each
     position, besides the chosen one; None reports none."""
@@ -37,5 +37,5 @@ class Request:
 
     @property
     def seed(self) -> int:
-        """What repeats the reply."""
+        """The seed that reproduces the reply."""
         return self.sampling.seed or 0

@@ -45,7 +45,7 @@ class RiskProbe:
 
 
 class Reading(NamedTuple):
-    """Tokens at whose end one model is read."""
+    """Tokens after which the hidden state of one model is read."""
 
     header: tuple[int, ...]
     """They end the assistant's turn and begin another one."""

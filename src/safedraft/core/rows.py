@@ -1,4 +1,4 @@
-"""What both models say at some positions: the best tokens of each, seen by both.
+"""Both models' predictions at some positions: the best tokens of each, with both probabilities.
 
 A sample space of SSD holds tokens that rank high in both models (Section 4.2), so a position is
 decided from a few dozen numbers and not from the vocabulary. ``rank`` finds the best tokens of one
@@ -97,11 +97,11 @@ def require_finite(logits: Tensor, model: str) -> None:
     """Refuse logits from which no probabilities can be made.
 
     Args:
-        logits: of any shape.
-        model: its name, for the message.
+        logits: logits in any shape.
+        model: name of the model, for the message.
 
     Raises:
-        BrokenModelError: some are NaN or infinite.
+        BrokenModelError: a logit is NaN or infinite.
     """
     # A sum is finite only if all of it is, and costs a tenth of looking at every number.
     if not logits.sum(dtype=torch.float32).isfinite():
@@ -185,19 +185,19 @@ class Rows:
         self.known = torch.minimum(*map(_known, self.places))
         """How many ranks are certain in both models, ``[n]``."""
         self.possible = torch.minimum(*map(_possible, self.places))
-        """How many tokens can come at all, as far as the K best tell, ``[n]``."""
+        """Number of possible tokens, as far as the K best show, ``[n]``."""
 
     def __len__(self) -> int:
         return len(self.needs_whole)
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """V, the size of the shared vocabulary."""
         return self.places[0][0].ranked.logits.shape[-1]
 
     @property
     def width(self) -> int:
-        """K."""
+        """K, the number of best tokens of each model."""
         return self.target_tokens.shape[-1]
 
     def probabilities(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A rule decides what the token of a position is chosen from, and learns from the choice."""
+"""A rule scores the tokens of each position, and updates its state with the decision."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ AfterMatch = Literal["carry", "bonus", "stop"]
 
 @dataclass(slots=True)
 class State:
-    """What a rule remembers of one request. Rules with more to remember subclass it."""
+    """The state of a rule in one request; rules with further state subclass it."""
 
     scheme: Scheme | None = None
     """Scheme of the next position, as the trace reports it."""
     alpha: float = 0.0
     """α of the next position, as the trace reports it."""
     threshold: float | None = None
-    """What the match ratio β of the current bin is compared with."""
+    """The threshold of the match ratio β of the current bin."""
     draft_limit: int | None = None
     """Maximum number of drafts in the next block where the rule has one of its own; with 0 the
     target decides alone."""
@@ -41,12 +41,12 @@ class State:
     """The largest risk that was read, which the trace reports."""
 
     def assess(self, risk: float) -> None:
-        """Take the risk that was read before the position ``reads_risk_at``."""
+        """Use the risk that was read before the position ``reads_risk_at``."""
         self.risk = max(risk, self.risk or 0.0)
 
 
 class Context(NamedTuple):
-    """What a rule may know of a request besides its own constants."""
+    """The facts about a request that a rule may use besides its own constants."""
 
     turn_begun: bool | None = None
     """Whether the prompts end inside the assistant's turn; None if only token ids are known."""
@@ -80,7 +80,7 @@ class Rule(Protocol):
 
     @property
     def name(self) -> str:
-        """How another process finds the rule."""
+        """Name by which another process finds the rule."""
         ...
 
     @property
@@ -90,9 +90,9 @@ class Rule(Protocol):
 
     @property
     def after_match(self) -> AfterMatch:
-        """What happens at the position after a block whose drafts were all accepted.
+        """How the position after a block is decided if all drafts were accepted.
 
-        The target's distribution is carried over until the draft says something there ("carry"),
+        The target's distribution is carried over until the draft proposes a token there ("carry"),
         the target decides alone ("bonus"), or the next block decides it ("stop").
         """
         ...
@@ -106,9 +106,9 @@ class Rule(Protocol):
         ...
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """Score one position of each of n requests; ``rows`` holds what both models say there."""
+        """Score one position of each of n requests; ``rows`` holds both models' predictions."""
         ...
 
     def observe(self, state: State, decision: Decision) -> float | None:
-        """Learn from a decided position. Returns the match ratio β if the position ends a bin."""
+        """Update the state with a decision; return the match ratio β if the position ends a bin."""
         ...

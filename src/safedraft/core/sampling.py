@@ -73,7 +73,7 @@ def _sort(mass: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def draw(mass: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """One place of each row by inverse transform sampling.
+    """Draw one index of each row by inverse transform sampling.
 
     Args:
         mass: non-negative weights, ``[n, S]``; they need not sum to 1.

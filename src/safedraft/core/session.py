@@ -20,15 +20,15 @@ class Session(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors call the model."""
+        """Name of the model in error messages."""
         ...
 
     @property
     def hidden(self) -> Tensor:
-        """What the output layer was given for the logits of the last pass, ``[keep, H]``, float32.
+        """Hidden states that the last pass gave the output layer, ``[keep, H]`` in float32.
 
         Raises:
-            BrokenModelError: the model does not show it.
+            BrokenModelError: the model gives no access to them.
         """
         ...
 
@@ -38,15 +38,15 @@ class Session(Protocol):
 
 
 def rewind_to(session: Session, held: Sequence[int], tokens: Sequence[int]) -> Sequence[int]:
-    """Take back what a session need not hold before ``tokens`` are read.
+    """Rewind a session to the tokens that it shares with those that are read next.
 
     Args:
-        session: ends in ``held``.
-        held: tokens that may be taken back.
-        tokens: what shall stand in their place, at least one.
+        session: the session; its last tokens are ``held``.
+        held: tokens that may be removed.
+        tokens: tokens that replace them, at least one.
 
     Returns:
-        Those of ``tokens`` that are still to be appended: the last one and what differs.
+        The end of ``tokens`` that is not in the session yet: at least the last token.
     """
     pairs = zip(held, tokens[:-1], strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
@@ -83,7 +83,7 @@ class SessionEngine(Protocol):
 
 
 class Reader:
-    """A model that is asked about texts of the caller's own.
+    """Reads one model's probabilities after texts of the caller.
 
     Args:
         engine: runs the model.

@@ -21,7 +21,7 @@ class SharedBatch:
         self._steps = 0
 
     def add(self, request: Request) -> Generation:
-        """Take a request in, between two steps."""
+        """Add a request, between two steps."""
         with self._lock:
             return self._batch.add(request)
 

@@ -17,7 +17,7 @@ class Switch(State):
 
     Args:
         config: the constants.
-        scheme: the first position's; the configuration's ``initial_scheme`` when not given.
+        scheme: scheme of the first position; the configuration's ``initial_scheme`` by default.
     """
 
     def __init__(self, config: SSDConfig, scheme: Scheme | None = None) -> None:

@@ -66,7 +66,7 @@ class ReadTarget(TargetOnly):
     interval: int = field(kw_only=True)
 
     def start(self, constants: NoConstants, context: Context) -> State:
-        """Nothing is drafted."""
+        """Create a state under which nothing is drafted."""
         return _Readings(self.reading, self.interval)
 
 

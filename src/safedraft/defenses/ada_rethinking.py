@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from safedraft.text.stream import Stream
 
 SEPARATOR = "\n\n"
-"""What stands between the beginning of a reply and the refusal that ends it."""
+"""The text between the beginning of a reply and the refusal that ends it."""
 
 
 class RethinkingConfig(Constants):

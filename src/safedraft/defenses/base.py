@@ -115,7 +115,7 @@ def rewrite_request(messages: Sequence[Message], text: str) -> list[Message]:
 def require_direct_answers(
     pair: Pair, defense: str, does: str = "asks the target for a few words"
 ) -> None:
-    """Refuse a defense that takes the target's first words for its answer if it thinks first.
+    """Check that the target does not begin its replies with reasoning.
 
     Raises:
         SafeDraftError: replies begin with reasoning.

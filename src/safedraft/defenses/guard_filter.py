@@ -108,7 +108,7 @@ def _list_finished(messages: Sequence[Message]) -> list[Message]:
 
 
 def _list_inputs(messages: Sequence[Message]) -> list[list[Message]]:
-    """What the guard reads of a request: up to the user's last turn, and with a begun reply."""
+    """The inputs of the guard: the turns up to the user's last one, and with a begun reply."""
     begun, finished = begun_text(messages), _list_finished(messages)
     with_beginning = [[*finished, {"role": "assistant", "content": begun}]] if begun else []
     return [finished, *with_beginning]
@@ -144,6 +144,6 @@ def find_endpoint(url: str, model: str) -> Endpoint:
     """The endpoint of a guard, one object for all requests, which share its connections.
 
     Raises:
-        SafeDraftError: the URL is none.
+        SafeDraftError: the URL is invalid.
     """
     return Endpoint(url, model, "guard")

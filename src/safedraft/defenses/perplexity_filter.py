@@ -102,7 +102,7 @@ def compute_losses(pair: Pair, target: Reader, text: str) -> Tensor:
 
 
 def _count_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Count the tokens of the common beginning of two sequences."""
+    """Count the tokens of the longest common prefix of two sequences."""
     return sum(
         1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
     )

@@ -1,7 +1,7 @@
 """SSD with the constants that its paper publishes, whatever constants the pair has.
 
-Wang, Zhu and Cheng, EMNLP 2025, arXiv 2508.17739. Those of Llama-2 chat models are the defaults; a
-constant that is given replaces one of them, as in ``ssd_paper:alpha_intersection=0.45``.
+Wang, Zhu and Cheng, EMNLP 2025, arXiv 2508.17739. The defaults are the paper's constants for
+Llama-2 chat models; each can be replaced, as in ``ssd_paper:alpha_intersection=0.45``.
 """
 
 from __future__ import annotations

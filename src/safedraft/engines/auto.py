@@ -28,13 +28,13 @@ def load(
     report: ReportProgress = silent,
     **options: Any,
 ) -> LoadedPair:
-    """Load a pair on the engine cpu if that runs it here as asked, else with Transformers.
+    """Load a pair on the engine cpu if it supports pair and options, otherwise with Transformers.
 
     Args:
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with the name of the chosen engine, and the reason if it is not ``cpu``.
-        options: of either engine; those that only Transformers has choose it.
+        options: options of either engine; an option that only Transformers has selects it.
 
     Raises:
         SafeDraftError: the pair cannot be loaded.

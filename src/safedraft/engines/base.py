@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Capability(StrEnum):
-    """What some engines can do and others cannot."""
+    """Features that only some engines have."""
 
     SESSIONS = "sessions"
     """Ask one model about a text (``session`` and ``forward``)."""
     MODELS = "models"
-    """Hand out the models themselves, as Transformers has them in this process."""
+    """Give access to the models themselves, as Transformers has them in this process."""
     TWO_PROMPTS = "two prompts"
     """Give target and draft prompts of their own."""
     LOG_PROBABILITIES = "log probabilities"
@@ -42,20 +42,20 @@ class Capabilities:
     """Everything of ``Capability``, except what is missing."""
 
     missing: Mapping[Capability, str] = field(default_factory=dict)
-    """What the engine cannot do, each with the reason and what to do instead."""
+    """Features that the engine lacks, each with the reason and an alternative."""
 
     def __contains__(self, capability: Capability) -> bool:
         return capability not in self.missing
 
     def require(self, capability: Capability, purpose: str) -> None:
-        """Refuse what the engine cannot do.
+        """Check that the engine has a capability.
 
         Args:
             capability: what is needed.
             purpose: what it is needed for, as the error begins.
 
         Raises:
-            SafeDraftError: the engine does not have it; says why.
+            SafeDraftError: the engine does not have it; the message says why.
         """
         if reason := self.missing.get(capability):
             raise SafeDraftError(f"{purpose}: {reason}")
@@ -66,20 +66,20 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """As ``--engine`` names it."""
+        """Name of the engine, as in ``--engine``."""
         ...
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do besides decoding."""
+        """The features of the engine besides decoding."""
         ...
 
     def batch(self) -> RequestBatch:
-        """A new batch of requests."""
+        """Create an empty batch of requests."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds outside of this process or on a device."""
+        """Release what the engine holds outside of this process or on a device."""
         ...
 
 
@@ -95,20 +95,20 @@ class LoadedModel:
     system: str | None = None
     """A system prompt of its own, which the other model does not see."""
     token_ids: int | None = None
-    """Number of token ids that it can read, where the engine hands out no weights to count them."""
+    """Number of token ids that it can read, if the engine gives no access to its weights."""
     identity: str | None = None
-    """Digest of its weights, where the engine hands out none to compute it from."""
+    """Digest of its weights, if the engine gives no access to them."""
 
     @property
     def model(self) -> PreTrainedModel:
         """The model as Transformers has it.
 
         Raises:
-            SafeDraftError: the engine does not hand it out.
+            SafeDraftError: the engine gives no access to it.
         """
         if self.weights is None:
             raise SafeDraftError(
-                f"{self.name}: its engine does not hand out the model: use --engine transformers"
+                f"{self.name}: its engine gives no access to the model: use --engine transformers"
             )
         return self.weights
 
@@ -122,7 +122,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """What an engine's loader returns: the engine, and what a pair must know of its models."""
+    """The result of an engine's loader: the engine and the facts of its models."""
 
     engine: Engine
     target: LoadedModel
@@ -134,7 +134,7 @@ class LoadedPair:
     end_tokens: frozenset[int]
     config: SSDConfig
     spec: PairSpec | None = field(default=None, kw_only=True)
-    """What it was loaded from, if it was, with the adapter's say about chat templates."""
+    """The parts that it was loaded from, if any, with the adapter's settings of chat templates."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """Why replies may be less safe than one believes, as found while loading."""
     probe: RiskProbe | None = field(default=None, kw_only=True)
@@ -142,7 +142,7 @@ class LoadedPair:
 
 
 class EngineLoader(Protocol):
-    """What an entry point of the group ``safedraft.engines`` names."""
+    """The function that an entry point of the group ``safedraft.engines`` names."""
 
     def __call__(
         self, spec: PairSpec, config: SSDConfig | None, report: ReportProgress, **options: Any
@@ -150,6 +150,6 @@ class EngineLoader(Protocol):
         """Load a pair; ``options`` are the engine's own.
 
         Raises:
-            SafeDraftError: something does not fit, in one line that says what to do.
+            SafeDraftError: the pair cannot be loaded; the message says what to do, in one line.
         """
         ...

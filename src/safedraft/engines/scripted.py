@@ -57,8 +57,8 @@ class ScriptedEngine:
     """Two scripts that decode together.
 
     Args:
-        target: the target's script.
-        draft: the draft's.
+        target: script of the target.
+        draft: script of the draft.
     """
 
     name = "scripted"
@@ -94,4 +94,4 @@ class ScriptedEngine:
         return Batch(self)
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Do nothing: there is nothing to release."""

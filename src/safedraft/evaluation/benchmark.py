@@ -44,7 +44,7 @@ PROMPTS = (
 
 @dataclass
 class Timing:
-    """What one model did while it was watched."""
+    """Forward passes of one model during a measurement, and their seconds."""
 
     passes: int = 0
     seconds: float = 0.0
@@ -157,7 +157,7 @@ def _transformers_methods(
 
 
 def _left_out(pair: Pair) -> dict[str, str]:
-    """What cannot be measured on the pair, and why."""
+    """The methods that cannot be measured on the pair, each with the reason."""
     if reason := pair.engine.capabilities.missing.get(Capability.MODELS):
         asks = Capability.SESSIONS in pair.engine.capabilities
         names = ("assisted", "ensemble") if asks else ("target", "assisted", "ensemble")
@@ -309,7 +309,7 @@ def _peak_of_process() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describe the machine on which the figures were measured."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -66,7 +66,7 @@ DRIFT = 1.05
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep found."""
+    """The result of a sweep: the chosen constants and all trials."""
 
     config: RiskConfig
     """The chosen constants."""
@@ -104,18 +104,18 @@ class Calibration:
             if name not in self._constants:
                 known = ", ".join(self._constants)
                 raise SafeDraftError(
-                    f"{name!r} is no constant of {self._rule}, by which {self.pair.name} decodes; "
-                    f"those are {known}"
+                    f"{name!r} is not a constant of {self._rule}, the rule of {self.pair.name}; "
+                    f"its constants are {known}"
                 )
             for value in values:
                 self._config((_WIDE if name in OF_RISK else {}) | {name: value})
-        for kind, suites in (("attack", self.attacks), ("harmless suite", self.harmless)):
+        for kind, suites in (("an attack", self.attacks), ("a harmless suite", self.harmless)):
             for suite in map(find_suite, suites):
-                if (suite.kind == "attack") != (kind == "attack"):
-                    raise SafeDraftError(f"{suite.name} is no {kind} that constants are tried on")
+                if (suite.kind == "attack") != (kind == "an attack"):
+                    raise SafeDraftError(f"{suite.name} is not {kind}: name one")
 
     def run(self) -> Outcome:
-        """Sweep, and choose.
+        """Try the constants, and choose the best.
 
         Raises:
             SafeDraftError: as ``matrix.prepare``; or a trial did not finish.

@@ -1,7 +1,7 @@
-"""The requests of a suite; beside every attack stands its control, a harmless request.
+"""The requests of a suite; every attack has a control, a harmless request.
 
-An attack says nothing about harm as long as nobody has seen what it does to harmless requests. A
-suite of attacks therefore sends both through the same transformation, in one run.
+The success of an attack can be interpreted only with its effect on harmless requests. A suite of
+attacks therefore sends both through the same transformation, in one run.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def count_first(controls: Sequence[bool], limit: int) -> int:
     """Number of leading records that are the first ``limit`` requests and their controls.
 
     Args:
-        controls: of each record in the order of ``read_records`` whether it is a control.
+        controls: whether each record is a control, in the order of ``read_records``.
         limit: number of requests.
     """
     starts = [at for at, is_control in enumerate(controls) if not is_control]

@@ -38,7 +38,7 @@ def remove_superseded(folder: Path, logs: Sequence[EvalLog]) -> None:
 
 
 class Planned(NamedTuple):
-    """What a run is going to log for a suite under a defense."""
+    """The settings under which a run will log a suite under a defense."""
 
     settings: Mapping[str, Any]
     """Arguments of the task."""

@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def resolution(self) -> str:
-        """What its number of requests can show, as the 95% intervals of 0% and of 50%."""
+        """The 95% intervals of 0% and of 50% at the stage's number of requests."""
         none, half = rate([False] * self.limit), rate([n % 2 == 0 for n in range(self.limit)])
         assert none.high is not None
         assert half.low is not None

@@ -71,7 +71,7 @@ class SafeDraftAPI(ModelAPI):
     Args:
         model_name: a registered pair, or ``custom``.
         base_url: refused, because decoding is local.
-        api_key: refused likewise.
+        api_key: refused for the same reason.
         config: generation settings; see ``to_sampling_params``.
         arguments: ``defense`` (default ssd), ``label`` (its name in reports), ``target``,
             ``draft``, ``adapter``, ``no_adapter``, ``template`` (variables as ``name=value,…``),
@@ -104,14 +104,14 @@ class SafeDraftAPI(ModelAPI):
 
     @property
     def can_draw_ahead(self) -> bool:
-        """Whether many of its replies can be had at once, as the tasks of a suite may ask for."""
+        """Whether many replies can be decoded at once, as the tasks of a suite may request."""
         if not is_prompt_defense(self._answer):
             return False
         return Capability.MODELS in self.pair_arguments.load().engine.capabilities
 
     @property
     def samples_at_once(self) -> int:
-        """How many samples are worth having under way; each one may be lost to an interruption."""
+        """Number of samples to answer at once; an interruption can lose each of them."""
         capabilities = self.pair_arguments.load().engine.capabilities
         return TOGETHER if Capability.TOGETHER in capabilities else 1
 

@@ -114,7 +114,7 @@ class Run:
 
     @property
     def warnings(self) -> list[str]:
-        """Why its replies may be less safe than one believes; the target alone is no defense."""
+        """Why its replies may be less safe than expected; empty for the target alone."""
         if self.defense == BASELINE:
             return []
         return list(dict.fromkeys(text for row in self.rows for text in row.warnings))

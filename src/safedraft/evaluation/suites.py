@@ -185,7 +185,7 @@ def find_suite(name: str) -> Suite:
     """The suite of that name.
 
     Raises:
-        SafeDraftError: there is none (the message lists all names), or an installed attack has the
+        SafeDraftError: no suite has this name (the message lists all), or an installed attack has
             name of one of SafeDraft's suites that is not about an attack of that name.
     """
     suites = collect_suites()

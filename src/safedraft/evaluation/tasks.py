@@ -152,7 +152,7 @@ def find_judge(spec: str) -> Scorer:
     """Make a judge from ``NAME[:argument=value,…]``; it leaves skipped samples unscored.
 
     Raises:
-        SafeDraftError: there is none of that name, or it takes other arguments.
+        SafeDraftError: no judge has this name, or it does not take these arguments.
     """
     name, _, rest = spec.partition(":")
     return _skip_left_out(make_judge(name, parse_arguments(spec, rest)))
@@ -162,7 +162,7 @@ def parse_arguments(spec: str, text: str) -> dict[str, Any]:
     """Read ``name=value,…`` into a mapping; numbers, true and false are read as such.
 
     Raises:
-        SafeDraftError: it is written otherwise.
+        SafeDraftError: the text does not have this form.
     """
     arguments = parse_assignments(f"{spec}:", text)
     return {name: parse_value(value) for name, value in arguments.items()}

@@ -31,18 +31,18 @@ class Dot:
         self.instruction = cgutils.get_or_insert_function(builder.module, kind, self.name)
 
     def load(self, address: ir.Value) -> ir.Value:
-        """Four inputs of each column, a byte each."""
+        """Load four inputs of each column, a byte each."""
         return load(self.builder, address, self.kind)
 
     def load_halves(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The lower and the upper halves of such bytes."""
+        """Load bytes as in ``load``, and split each into its lower and upper half."""
         both = self.load(address)
         mask = ir.Constant(self.kind, [0x0F0F0F0F] * self.lanes)
         four = ir.Constant(self.kind, [4] * self.lanes)
         return self.builder.and_(both, mask), self.builder.and_(self.builder.lshr(both, four), mask)
 
     def spread(self, inputs: ir.Value) -> ir.Value:
-        """Four inputs of a row, beside every column."""
+        """Repeat four inputs of a row for every column."""
         return splat(self.builder, inputs, self.kind)
 
     def add(self, total: ir.Value, weights: ir.Value, inputs: ir.Value) -> ir.Value:
@@ -50,7 +50,7 @@ class Dot:
         return self.builder.call(self.instruction, [total, weights, inputs])
 
     def whole(self, totals: list[ir.Value]) -> ir.Value:
-        """The sums of ``LANES`` columns, of their registers."""
+        """Join registers to the sums of ``LANES`` columns."""
         return concatenate(self.builder, totals)
 
 
@@ -143,7 +143,7 @@ def splat(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Val
 
 
 def concatenate(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
-    """One vector of some of equal length, whose number is a power of two."""
+    """Concatenate vectors of equal length, whose number is a power of two."""
     while len(parts) > 1:
         both = zip(parts[::2], parts[1::2], strict=True)
         parts = [_join(builder, one, other) for one, other in both]

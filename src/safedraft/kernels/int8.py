@@ -75,8 +75,8 @@ class Int8Linear(nn.Module):
 def use_int8_layers(model: PreTrainedModel) -> None:
     """Replace the linear layers of a model by ``Int8Linear``; other layers keep their weights.
 
-    The experts of a mixture are no linear layers in Transformers but slices of one weight, and keep
-    it.
+    The experts of a mixture are not linear layers in Transformers but slices of one weight, which
+    is kept.
     With the AVX2 kernels the other layers become float32, since converting their few weights in
     each pass takes longer than reading them.
     """

@@ -209,7 +209,7 @@ _FLOATS = types.void(*[types.int64] * 7)
 
 
 def _for_any_number(walk: Any) -> Any:
-    """What emits a walk for each number of rows, of which one is run."""
+    """Return a function that emits a walk for each number of rows, of which one is run."""
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         for rows in range(1, ROWS + 1):

@@ -56,7 +56,7 @@ def unwrapped_config(config: PreTrainedConfig, stored: set[str]) -> PreTrainedCo
     """The configuration with which a wrapped language model is loaded alone.
 
     Args:
-        config: the whole model's.
+        config: configuration of the whole model.
         stored: the names of all weights in its folder. An output layer among them is not tied to
             the embeddings, whatever the two configurations say.
     """
@@ -91,7 +91,7 @@ def why_not_causal(config: PreTrainedConfig) -> str | None:
             f"{kind} wraps a language model ({text.model_type}) that Transformers cannot load "
             "alone: name a model for text"
         )
-    return f"{kind} is no causal language model of Transformers: name one"
+    return f"{kind} is not a causal language model of Transformers: name one"
 
 
 def stored_names(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a check of a pair says."""
+"""The outcome of a check, which all checks of a pair return."""
 
 from __future__ import annotations
 

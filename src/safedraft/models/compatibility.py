@@ -47,7 +47,7 @@ class CompatibilityReport:
         """Check that the models can decode together.
 
         Raises:
-            IncompatiblePairError: they cannot; the message lists every reason.
+            IncompatiblePairError: a check failed; the message lists every reason.
         """
         reasons = [check.detail for check in self.checks if check.status == "failure"]
         if reasons:
@@ -202,8 +202,8 @@ def _check_turn_ends(target: ModelDescription, draft: ModelDescription) -> Itera
             continue
         text = str(model.tokenizer.convert_ids_to_tokens(token))
         detail = (
-            f"{model.name}: its chat template ends turns with {text!r} ({token}), which is no end "
-            "token: replies continue into turns that nobody wrote; add it to eos_token_id in "
+            f"{model.name}: its chat template ends turns with {text!r} ({token}), which is not an "
+            "end token: replies continue into turns that nobody wrote; add it to eos_token_id in "
             f"generation_config.json, or give {text!r} as a stop string"
         )
         yield Check("turn ends", "warning", detail)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model's configuration and tokenizer say about it; no weights are needed."""
+    """The facts in a model's configuration and tokenizer; no weights are needed."""
 
     name: str
     config: PreTrainedConfig
@@ -95,7 +95,7 @@ def read_description(folder: Path, name: str) -> ModelDescription:
         ) from error
     if not _has_vocabulary(config):
         raise SafeDraftError(
-            f"{folder}: {config.model_type} is no language model: name one that continues text"
+            f"{folder}: {config.model_type} is not a language model: name one that continues text"
         )
     return ModelDescription(name, config, read_tokenizer(folder), generation)
 

@@ -1,4 +1,4 @@
-"""Everything that can be said of a pair before its weights are loaded."""
+"""Examines a pair before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examine(spec: PairSpec, report: ReportProgress = silent) -> CompatibilityRep
     """Check a pair from its configurations, tokenizers and adapter.
 
     Raises:
-        SafeDraftError: something cannot be had or read, or the adapter contradicts the pair.
+        SafeDraftError: a file cannot be fetched or read, or the adapter contradicts the pair.
     """
     target, draft = (fetch_description(model, report) for model in (spec.target, spec.draft))
     adapter = fetch_adapter(spec.adapter, report) if spec.adapter else None

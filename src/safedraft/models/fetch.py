@@ -37,7 +37,7 @@ _ROOM = 5.5
 
 
 class _Manifest(BaseModel):
-    """What a converted model consists of; written last, so that it marks a complete model."""
+    """The list of a converted model's files; written last, so that it marks a complete model."""
 
     source: str
     sha256: str

@@ -35,10 +35,9 @@ def digest(*parts: str | bytes, digits: int = 64) -> str:
 def fingerprint(folder: Path) -> str:
     """Return a fingerprint of the weights in a model's folder or GGUF file.
 
-    It is made from a sample of each tensor.
-
-    The names, order and files of the tensors do not count: versions of the libraries differ in
-    them, and in whether a weight that two layers share is written twice.
+    It is made from a sample of each tensor. The names, order and files of the tensors do not
+    count: versions of the libraries differ in these, and in whether a weight that two layers share
+    is written twice.
 
     Returns:
         32 hexadecimal digits.
@@ -91,7 +90,7 @@ def _samples(content: BinaryIO, start: int, end: int) -> Iterator[bytes]:
 
 
 class AdapterFacts(BaseModel):
-    """What an adapter's folder says about the models it was trained with."""
+    """The facts in an adapter's folder about the models it was trained with."""
 
     format: Literal[1] = 1
     base: str

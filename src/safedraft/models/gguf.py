@@ -50,7 +50,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a file says of itself; no weights are read."""
+    """The header of a GGUF file; no weights are read."""
 
     path: Path
     metadata: dict[str, Any]
@@ -88,11 +88,11 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(file: Path) -> GgufHeader:
-    """Read what a GGUF file says of itself.
+    """Read the header of a GGUF file.
 
     Raises:
-        SafeDraftError: it is no complete GGUF file, it is one part of several, or its weights are
-            quantized in a way that is not read; or the package ``gguf`` is not installed.
+        SafeDraftError: it is not a complete GGUF file, it is one part of several, or its weights
+            are quantized in a way that is not read; or the package ``gguf`` is not installed.
     """
     if find_spec("gguf") is None:
         raise SafeDraftError(f"{file}: install the package gguf, which unpacks its weights")
@@ -148,7 +148,7 @@ class _Reader:
 
     def read(self) -> tuple[dict[str, Any], list[StoredTensor]]:
         if self._content.read(4) != b"GGUF":
-            raise _NotReadError("no GGUF file, whatever its name says: fetch it again")
+            raise _NotReadError("not a GGUF file, although its name says so: fetch it again")
         version = self._number("I")
         if version not in _VERSIONS:
             raise _NotReadError(

@@ -78,7 +78,7 @@ def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a file, with its chat template.
 
     Raises:
-        SafeDraftError: there is none, or it is of a kind that is not read.
+        SafeDraftError: the file has no tokenizer, or one of an unsupported kind.
     """
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not tokens:

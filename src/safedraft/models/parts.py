@@ -47,7 +47,7 @@ def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:
     """Fetch what a pair consists of and check that the two fit.
 
     Raises:
-        SafeDraftError: something cannot be had or read.
+        SafeDraftError: a file cannot be fetched or read.
         IncompatiblePairError: the two models cannot decode together.
 
     Warns:

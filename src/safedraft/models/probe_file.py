@@ -34,14 +34,14 @@ _FORMAT = "2"
 
 
 class ProbeFile(NamedTuple):
-    """What the file of an adapter has."""
+    """The content of an adapter's probe file."""
 
     draft: RiskProbe
     """Reads the draft alone."""
     both: RiskProbe | None = None
     """Reads the draft and the target."""
     facts: Mapping[str, str] = MappingProxyType({})
-    """What the file says of the weights that it reads."""
+    """Facts about the weights that the probes were trained with."""
 
 
 def write_probe(adapter: Path, probes: ProbeFile) -> None:
@@ -72,7 +72,7 @@ def reads_risk(adapter: str | None) -> bool:
     """Whether a pair with this adapter, if it has one, reads the risk of requests.
 
     Raises:
-        SafeDraftError: the adapter cannot be had.
+        SafeDraftError: the adapter cannot be fetched.
     """
     return adapter is not None and (fetch_adapter(adapter) / PROBE).exists()
 
@@ -123,8 +123,8 @@ def read_target_probe(folder: Path, name: str, identity: str) -> RiskProbe:
     """Read the probe of a target.
 
     Args:
-        folder: where it is.
-        name: the target's, for errors.
+        folder: folder of the probe.
+        name: name of the target, for errors.
         identity: the digest of the target's weights.
 
     Raises:

@@ -16,7 +16,7 @@ ReportProgress: TypeAlias = Callable[[str, int, int], None]
 Both amounts are in bytes while a model is fetched."""
 
 FACT = -1
-"""The total of a report that is no stage, such as why an engine was chosen: it stays visible."""
+"""The total of a message, such as why an engine was chosen: unlike a stage, it stays visible."""
 
 _SPEED_PERIOD = 1800.0
 """Seconds over which the speed is estimated; a step of training can take minutes."""

@@ -32,11 +32,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What can be said of a target without a draft."""
+    """Drafts that are proposed for a target, or why no draft can guard it."""
 
     target: str
     problems: list[str]
-    """Why the target can be guarded by no draft."""
+    """Why no draft can guard the target."""
     drafts: list[Proposal]
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def propose_drafts(target: str, report: ReportProgress = silent) -> Proposals:
     """Find drafts for a target: of registered pairs, then of the table of published models.
 
     Raises:
-        SafeDraftError: the target's configuration or tokenizer cannot be had or read.
+        SafeDraftError: the target's configuration or tokenizer cannot be fetched or read.
     """
     model = read_description(fetch_description(target, report), target)
     problems = list(_find_problems(model))
@@ -62,7 +62,7 @@ def propose_drafts(target: str, report: ReportProgress = silent) -> Proposals:
 
 
 def _find_problems(model: ModelDescription) -> Iterator[str]:
-    """What the checks of a pair say against the model with itself as its draft."""
+    """Run the checks of a pair with the model as its own draft, and yield what fails."""
     alone = check_compatibility(model, model)
     yield from dict.fromkeys(check.detail for check in alone.checks if check.status == "failure")
     if alone.compatible and _always_thinks(model):

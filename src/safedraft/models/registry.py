@@ -156,7 +156,7 @@ def pairs() -> dict[str, PairSpec]:
     """Return all pairs by name; the user's replace shipped ones, and calibrated ones replace both.
 
     Raises:
-        SafeDraftError: one of the user's files cannot be used; names the file and the field.
+        SafeDraftError: a file of the user is invalid; the message names the file and the field.
     """
     specs: dict[str, PairSpec] = {}
     for file in _pair_files():
@@ -233,7 +233,7 @@ def find_pair(name: str) -> PairSpec:
     """Return the pair of that name.
 
     Raises:
-        SafeDraftError: there is none; lists the names of all pairs.
+        SafeDraftError: no pair has this name; the message lists all pairs.
     """
     specs = pairs()
     if name not in specs:

@@ -38,7 +38,7 @@ def why_not_rewindable(
     be taken out again; encoder-decoders have no single sequence.
 
     Args:
-        config: the model's, or that of the whole of which it is the text part.
+        config: configuration of the model, or of a whole model of which it is the text part.
         kind_of_model: the class that is loaded, as ``model_class`` finds it; None if there is none.
     """
     kind = config.model_type
@@ -104,7 +104,7 @@ def _why_not_rewindable_class(
     lacking = [name for name in ("input_ids", "inputs_embeds") if name not in parameters]
     if lacking:
         return (
-            f"has not the interface of a causal language model ({kind_of_model.__name__} takes no "
+            f"lacks the interface of a causal language model ({kind_of_model.__name__} takes no "
             f"{lacking[0]}): SafeDraft cannot decode it"
         )
     return None

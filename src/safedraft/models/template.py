@@ -39,8 +39,8 @@ def apply_template(spec: PairSpec, target: ModelDescription, draft: ModelDescrip
     """Give both tokenizers the templates of a settled pair.
 
     Raises:
-        SafeDraftError: the template that both shall have does not exist, or no template reads a
-            variable of the pair.
+        SafeDraftError: the template that both models should have does not exist, or no template
+            reads a variable of the pair.
     """
     tokenizers = [model.tokenizer for model in (target, draft) if model.tokenizer]
     if spec.template_from in ("target", "draft"):

@@ -78,7 +78,7 @@ def check_shared_template(target: ModelDescription, draft: ModelDescription) -> 
 
 
 def find_difference(target: ModelDescription, draft: ModelDescription) -> tuple[str, str] | None:
-    """What the two models read where they first differ; None if they read the same.
+    """The first difference between what the two models read; None if they read the same.
 
     Compared are the texts of a few conversations, and then their tokens. Both models must have a
     chat template.
@@ -118,7 +118,7 @@ def _both_chat(target: ModelDescription, draft: ModelDescription) -> bool:
 
 
 def _render(model: ModelDescription, turns: list[dict[str, str]]) -> str:
-    """What a template makes of a conversation; the refusal's words if it refuses it."""
+    """Render a conversation; if the template rejects it, return the error's message."""
     assert model.tokenizer is not None
     try:
         return render(model.tokenizer, turns, begin_reply=True)

@@ -47,7 +47,7 @@ def merged_draft(parts: Parts, report: ReportProgress = silent, *, rows: int | N
     one in the cache, written once.
 
     Args:
-        parts: the pair's.
+        parts: the parts of the pair.
         report: called while it is written.
         rows: number of rows that its embeddings and its output layer are to have; None: as they
             are.
@@ -93,7 +93,7 @@ def _write_merged(parts: Parts, rows: int, report: ReportProgress, folder: Path)
 
 
 def _set_rows(model: PreTrainedModel, rows: int) -> None:
-    """Cut the rows of embeddings and output layer, or add zeros, for ids that no text has."""
+    """Resize embeddings and output layer to ``rows``; added rows, for unused ids, are zero."""
     import torch
 
     before = model.get_input_embeddings().weight.shape[0]
@@ -245,7 +245,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fa
 
     Args:
         model: its own weights are frozen.
-        folder: the adapter's.
+        folder: folder of the adapter.
         trainable: whether its matrices are to learn; they are float32 then.
 
     Raises:

@@ -34,7 +34,7 @@ def require_whole_reply(pair: LoadedPair, thinks: bool, turn_begun: bool | None)
 
 
 def make_grammars(pair: LoadedPair) -> Grammars:
-    """What compiles the forms of a pair's requests.
+    """Make the compiler of the forms of a pair's requests.
 
     Raises:
         SafeDraftError: the target has no tokenizer, or llguidance is missing or cannot read it.

@@ -1,4 +1,4 @@
-"""What is checked of a pair before it answers anything."""
+"""Checks of a pair before it answers requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def require_system_prompts(loaded: LoadedPair) -> None:
     """Check that the chat template of each model can show its own system prompt.
 
     Raises:
-        SafeDraftError: one cannot.
+        SafeDraftError: a template ignores or rejects system prompts.
     """
     for model in (loaded.target, loaded.draft):
         require_system_prompt(model.name, model.tokenizer, model.system)
@@ -28,18 +28,18 @@ def require_rule(name: str) -> None:
     """Check that a rule exists.
 
     Raises:
-        SafeDraftError: there is none of this name; lists those there are.
+        SafeDraftError: no rule has this name; the message lists all rules.
     """
     RULES.find(name)
 
 
 def require_probe(loaded: LoadedPair, given: SSDConfig | Mapping[str, Any] | None) -> None:
-    """Check that constants of the risk that a caller gives have a probe that reads it.
+    """Check that the pair has a risk probe if a caller sets constants of the risk.
 
-    Those of the pair's own entry may have none: its adapter can be left out or replaced.
+    Constants in the pair's entry need no probe, since its adapter can be left out or replaced.
 
     Raises:
-        SafeDraftError: there is none.
+        SafeDraftError: the pair has no probe.
     """
     names = given.model_fields_set if isinstance(given, SSDConfig) else set(given or ())
     own = names - SSDConfig.model_fields.keys()

@@ -61,7 +61,7 @@ def _find_tokenizer(named: Tokenizer | None) -> PreTrainedTokenizerBase | None:
     """Load a tokenizer that is named; one in memory is returned as it is.
 
     Raises:
-        SafeDraftError: it cannot be loaded, or is no tokenizer of Transformers.
+        SafeDraftError: it cannot be loaded, or is not a tokenizer of Transformers.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 

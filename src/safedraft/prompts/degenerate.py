@@ -70,7 +70,7 @@ def is_loop(text: str) -> bool:
 
 
 def is_echo(words: Words, request: Words) -> bool:
-    """Whether nearly all of at least five words stand in the request, in the same order."""
+    """Whether a text of at least five words occurs nearly completely in the request, in order."""
     if len(words) < 5:
         return False
     chunks, asked = _chunk(words), set(_chunk(request))
@@ -78,9 +78,9 @@ def is_echo(words: Words, request: Words) -> bool:
 
 
 def is_retelling(words: Words, request: Words) -> bool:
-    """Whether at least four of five longer words stand in the request, in whatever order.
+    """Whether at least four of five longer words occur in the request, in any order.
 
-    So it is where a reply sets the scene that an attack describes and has not come to the answer.
+    Such a reply only retells the scene that an attack describes, without an answer.
     """
     longer, asked = [word for word in words if len(word) >= _LONGER], set(request)
     return len(longer) >= 8 and sum(word in asked for word in longer) >= 0.8 * len(longer)

@@ -98,7 +98,7 @@ def draw_replies(
 
 
 class TargetPair(Protocol):
-    """What is needed of a pair to draw its target's replies."""
+    """The part of a pair that is needed to draw its target's replies."""
 
     @property
     def target(self) -> LoadedModel:
@@ -106,7 +106,7 @@ class TargetPair(Protocol):
 
     @property
     def engine(self) -> Engine:
-        """What runs it."""
+        """The engine that runs the target."""
 
     def generate_many_ids(
         self, prompts: Sequence[Sequence[int]], *, sampling: Sequence[SamplingParams], rule: str
@@ -121,7 +121,7 @@ def draw_target_replies(
     max_new_tokens: int,
     report: Callable[[int, int], None] | None = None,
 ) -> list[DrawnReply]:
-    """As ``draw_replies`` for the target of a pair, on whatever engine the pair has."""
+    """As ``draw_replies`` for the target of a pair, on the engine of the pair."""
     own = Capability.MODELS in pair.engine.capabilities
     return draw_replies(
         pair.target,
@@ -229,7 +229,7 @@ def identify(member: LoadedModel) -> str:
     """Return a digest of a model's weights as they are run, its adapter and types included.
 
     Raises:
-        SafeDraftError: its engine neither has one nor hands out the weights.
+        SafeDraftError: its engine has no digest and gives no access to the weights.
     """
     if member.identity:
         return member.identity

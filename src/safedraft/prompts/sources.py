@@ -155,7 +155,7 @@ def find_source(spec: str) -> Source:
     """Find a source by its name, or read a file ``FILE[:field=name,…]`` (see ``file_source``).
 
     Raises:
-        SafeDraftError: there is neither; the message lists all names.
+        SafeDraftError: there is no such source and no such file; the message lists all sources.
     """
     if spec in SOURCES.names():
         source = SOURCES.find(spec)

@@ -30,7 +30,7 @@ def assign_split(request: str, shares: Shares) -> Split:
         SafeDraftError: a share is negative, or the shares sum to more than 100.
     """
     if min(shares) < 0 or sum(shares) > 100:
-        raise SafeDraftError(f"{shares} are no shares: two percentages that sum to at most 100")
+        raise SafeDraftError(f"shares {shares}: give two percentages that sum to at most 100")
     percent = unit_hash(request) * 100
     if percent < shares.train:
         return "train"

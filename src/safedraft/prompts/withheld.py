@@ -17,7 +17,7 @@ _DIGITS = 16
 
 
 def is_withheld(request: str) -> bool:
-    """Whether a request, in whatever case and punctuation, is on the list."""
+    """Whether a request is on the list; case and punctuation do not matter."""
     words = re.findall(r"[a-z0-9]+", request.lower())
     return digest(" ".join(words).encode())[:_DIGITS] in _load_fingerprints()
 

@@ -17,7 +17,7 @@ def find_rule(name: str) -> Rule:
     """The rule of that name.
 
     Raises:
-        SafeDraftError: there is none; lists those there are.
+        SafeDraftError: no rule has this name; the message lists all rules.
     """
     return RULES.find(name)()
 

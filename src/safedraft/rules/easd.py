@@ -7,9 +7,9 @@ best token x* is taken out of the target's distribution, and the position is cho
 
 Entropies are in nats, over the whole vocabulary, at a temperature of 1 whatever the request's is.
 x* is q's best token and not the sampled one, so that every position has one distribution, a
-function of P and q alone. A full block's last position waits for the draft's word, because with a
-bonus token the distribution would depend on where blocks end. τ_H = 2 is the paper's; N and τ_O are
-not published, and those here are this project's own choice.
+function of P and q alone. The position after a full block waits for a proposal of the draft,
+because with a bonus token the distribution would depend on where blocks end. τ_H = 2 is the value
+of the paper; N and τ_O are not published, and their values here are this project's choice.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ class EASDState(State):
 
 @dataclass(frozen=True)
 class EASD:
-    """Each position is the target's, but for the draft's best token where both are unsure."""
+    """Decides from P, without the draft's best token where both models are unsure."""
 
     name: str = "easd"
     config: type[EASDConfig] = EASDConfig
     after_match: AfterMatch = "carry"
 
     def start(self, constants: EASDConfig, context: Context) -> State:
-        """The request's constants."""
+        """Keep the request's constants."""
         return EASDState(constants=constants)
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """P, without x* at penalized positions; the signal says which these are."""
+        """Score with P, without x* at penalized positions, which the signals mark."""
         penalized = [
             _is_penalized(cast("EASDState", state).constants, rows, row)
             for row, state in enumerate(states)
@@ -74,7 +74,7 @@ class EASD:
         return scores._replace(signals=penalized)
 
     def observe(self, state: State, decision: Decision) -> None:
-        """Nothing is learned."""
+        """Do nothing: a decision changes nothing later."""
 
 
 class GuardedState(Switch):
@@ -97,8 +97,8 @@ class GuardedEASD:
 
     At the first tokens of a reply to a harmful request both models are often unsure and overlap,
     and x* begins the refusal. So nothing is penalized in union, in the first bin, or where x*
-    begins a refusal. The switch sees the match that the unpenalized F would have given: a penalty
-    is no evidence of harm.
+    begins a refusal. The switch sees the match that the unpenalized F would have given, because a
+    penalty is not evidence of harm.
     """
 
     name: str = "ssd_easd"
@@ -106,12 +106,12 @@ class GuardedEASD:
     after_match: AfterMatch = "carry"
 
     def start(self, constants: GuardedEASDConfig, context: Context) -> GuardedState:
-        """A switch in the scheme that the request's prompt calls for."""
+        """Create the request's switch in the scheme of its first position."""
         scheme = constants.first_scheme(context.turn_begun)
         return GuardedState(constants, scheme, context.refusal_tokens)
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """F, without x* at penalized positions; F itself is the evidence."""
+        """Score with F, without x* at penalized positions; the switch sees the unchanged F."""
         guarded = cast("Sequence[GuardedState]", states)
         scores = composite_of(guarded, rows)
         best = [place.best() for place in rows.places[1]]
@@ -145,7 +145,7 @@ def _is_penalized(constants: EASDConfig, rows: Rows, row: int) -> bool:
 
 
 def _without_best_drafts(rows: Rows, wanted: Sequence[bool]) -> Rows:
-    """The same rows, where the target cannot say x* at the wanted ones.
+    """Return the rows with x* removed from the target's logits where ``wanted`` is true.
 
     x* is taken out of the logits, not of the probabilities: at a low temperature these can be 0 for
     all other tokens, and would not say which of them is the most likely.
@@ -166,6 +166,6 @@ def _without(place: Place, token: int) -> Place:
 
 
 def _has_another(scores: Scores, row: int, token: int) -> bool:
-    """Whether a position can be decided without a token."""
+    """Whether a token other than ``token`` can be chosen at a position."""
     others = (scores.tokens[row] != token) & (scores.values[row] > 0)
     return bool(others.any())

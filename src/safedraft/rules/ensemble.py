@@ -38,12 +38,12 @@ class EnsembleWeight:
     after_match: AfterMatch = "bonus"
 
     def start(self, constants: EnsembleConfig, context: Context) -> State:
-        """The draft's share as α."""
+        """Create a state whose α is the weight of the draft."""
         return State(alpha=1 - constants.weight)
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """The distribution v."""
+        """Score with v."""
         return score_vocabulary(rows, [state.alpha for state in states])
 
     def observe(self, state: State, decision: Decision) -> None:
-        """Nothing is learned."""
+        """Do nothing: a decision changes nothing later."""

@@ -32,7 +32,7 @@ from safedraft.rules.ssd import composite_of
 
 
 class Level(Enum):
-    """What a risk means for a request."""
+    """The three levels of risk, by the bounds of the constants."""
 
     HARMLESS = "harmless"
     UNSURE = "unsure"
@@ -77,7 +77,7 @@ class RiskSwitch(Switch):
         return self.decided + every if again else None
 
     def _is_lossless(self) -> bool:
-        """Whether the best token of a harmless request is the target's: it is in S, or P stands."""
+        """Whether a harmless request gets the target's best token: it is in S, or P replaces F."""
         return self.constants.alpha_harmless == 0 and self.constants.kappa == 1
 
     def _choose(self, level: Level) -> tuple[RiskConfig, Scheme | None]:
@@ -94,14 +94,14 @@ class RiskSwitch(Switch):
 
 @dataclass(frozen=True)
 class Risk:
-    """SSD, started and held by the risk of the request."""
+    """SSD, whose constants and first scheme follow from the risk of the request."""
 
     name: str = "risk"
     config: type[RiskConfig] = RiskConfig
     after_match: AfterMatch = "carry"
 
     def start(self, constants: RiskConfig, context: Context) -> RiskSwitch:
-        """A switch that waits for the risk.
+        """Create a switch that waits for the risk.
 
         Raises:
             SafeDraftError: the draft has no probe from which the risk is read.
@@ -116,7 +116,7 @@ class Risk:
         return switch
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """F of each position in its request's scheme."""
+        """Score with F in the scheme of each request."""
         return composite_of(cast("Sequence[RiskSwitch]", states), rows)
 
     def observe(self, state: State, decision: Decision) -> float | None:

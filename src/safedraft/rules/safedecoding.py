@@ -35,11 +35,11 @@ class SafeDecoding:
     after_match: AfterMatch = "stop"
 
     def start(self, constants: NoConstants, context: Context) -> State:
-        """Both models decide the first position."""
+        """Create a state in which both models decide the first position."""
         return _Beginning(Scheme.INTERSECTION, ALPHA, draft_limit=1)
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """The floored composite at the first positions, P at all others."""
+        """Score with the floored composite at the first positions, and with P at all others."""
         parts = []
         for first in (True, False):
             chosen = [
@@ -64,7 +64,7 @@ class _Beginning(State):
 
 
 def _score_first(rows: Rows) -> Scores:
-    # κ as large as the vocabulary: where the models share no best token, P is no way out.
+    # κ as large as the vocabulary: where the models share no best token, P must not replace F.
     setting = Setting(False, ALPHA, COMMON_TOKENS, rows.vocabulary)
     scores = composite(rows, [setting] * len(rows))
     values = scores.values

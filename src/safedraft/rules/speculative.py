@@ -26,12 +26,12 @@ class Speculative:
     after_match: AfterMatch = "bonus"
 
     def start(self, constants: DraftingConfig, context: Context) -> State:
-        """Nothing is remembered."""
+        """Create a state that does not change."""
         return State()
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """P itself."""
+        """Score with P, the target's distribution."""
         return score_vocabulary(rows, [0.0] * len(rows))
 
     def observe(self, state: State, decision: Decision) -> None:
-        """Nothing is learned."""
+        """Do nothing: a decision changes nothing later."""

@@ -25,11 +25,11 @@ class SSD:
     after_match: AfterMatch = "carry"
 
     def start(self, constants: SSDConfig, context: Context) -> Switch:
-        """A switch in the scheme that the request's prompt calls for."""
+        """Create the request's switch in the scheme of its first position."""
         return Switch(constants, constants.first_scheme(context.turn_begun))
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """F of each position in its request's scheme."""
+        """Score with F in the scheme of each request."""
         return composite_of(cast("Sequence[Switch]", states), rows)
 
     def observe(self, state: State, decision: Decision) -> float | None:

@@ -24,12 +24,12 @@ class TargetOnly:
     after_match: AfterMatch = "bonus"
 
     def start(self, constants: NoConstants, context: Context) -> State:
-        """Nothing is drafted."""
+        """Create a state under which nothing is drafted."""
         return State(draft_limit=0)
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
-        """P itself."""
+        """Score with P, the target's distribution."""
         return score_vocabulary(rows, [0.0] * len(rows))
 
     def observe(self, state: State, decision: Decision) -> None:
-        """Nothing is learned."""
+        """Do nothing: a decision changes nothing later."""

@@ -12,13 +12,13 @@ from safedraft.core.rows import Rows
 
 
 def score_vocabulary(rows: Rows, alpha: Sequence[float]) -> Scores:
-    """P + α (q - P) of every token; with α = 0 that is P.
+    """Compute P + α (q - P) over the whole vocabulary; with α = 0 that is P.
 
-    A token that is not among the best of either model scores less than α puts the last of these
-    at. Where no known token exceeds that bound, more of them are looked at.
+    A token outside of both models' best tokens scores at most P + α (q - P) of the last of these.
+    Where no ranked token exceeds this bound, more tokens are ranked.
 
     Args:
-        rows: what both models say at n positions.
+        rows: both models' predictions at n positions.
         alpha: α of each row, at most 1.
     """
     tokens = torch.cat([rows.target_tokens, rows.draft_tokens], dim=-1)
@@ -31,7 +31,7 @@ def score_vocabulary(rows: Rows, alpha: Sequence[float]) -> Scores:
 
 
 def remove_tokens(scores: Scores, removed: Sequence[int | None]) -> Scores:
-    """The same scores with one token of each row made impossible, where it is not None."""
+    """Return the scores without the given token of each row; None removes nothing."""
     values, whole = scores.values.clone(), list(scores.whole)
     for row, token in enumerate(removed):
         if token is None:
@@ -44,7 +44,7 @@ def remove_tokens(scores: Scores, removed: Sequence[int | None]) -> Scores:
 
 
 def _bounds(rows: Rows, alpha: Sequence[float]) -> Tensor:
-    """What no unknown token's score exceeds, ``[n]``."""
+    """Compute the largest score that a token without a rank can have, ``[n]``."""
     p, _ = rows.probabilities(rows.target_tokens[:, -1:])
     _, q = rows.probabilities(rows.draft_tokens[:, -1:])
     weights = torch.tensor(alpha, dtype=p.dtype)

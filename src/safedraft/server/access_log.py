@@ -20,10 +20,10 @@ def log_reply(
     """Log a reply that has ended.
 
     Args:
-        id: of its response.
-        model: its name for clients.
-        tokens: their number.
-        seconds: that it took.
+        id: identifier of its response.
+        model: name of the model for clients.
+        tokens: number of its tokens.
+        seconds: time that it took.
         union: the share of its tokens that were decided in union, if it is known.
         guarded: whether it was decoded with a safety adapter, as the operator set the pair up.
         finish_reason: why it ended.

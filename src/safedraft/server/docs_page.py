@@ -16,7 +16,7 @@ def describe_api(name: str, document: Mapping[str, Any]) -> str:
     """Write the page.
 
     Args:
-        name: the served model's.
+        name: name of the served model.
         document: the OpenAPI document.
     """
     routes = "".join(

@@ -1,7 +1,7 @@
 """Parameters of OpenAI and vLLM that change no reply, and the values that are accepted for them.
 
 A parameter that SSD does not support is accepted only with the values that have no effect. A null
-is the same as a parameter that is left out, wherever it stands.
+at any depth is the same as a parameter that is left out.
 """
 
 from __future__ import annotations

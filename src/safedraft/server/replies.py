@@ -59,7 +59,7 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     def build_chunk(self, index: int, token: Token, begun: str) -> Chunk:
-        """Build the chunk of a token whose reply has ``begun`` so before it."""
+        """Build the chunk of a token; ``begun`` is the text of the reply before it."""
 
     @abstractmethod
     def build_last_chunk(self, index: int, reply: GenerationResult) -> Chunk:

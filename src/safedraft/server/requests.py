@@ -197,7 +197,7 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
     def _drop_without_stream(
         cls, options: StreamOptions | None, info: ValidationInfo
     ) -> StreamOptions | None:
-        """Options that ask for nothing are no options of a response that is not streamed."""
+        """Drop stream options without effect from a request for a response that is not streamed."""
         return options if info.data.get("stream") or (options and options.include_usage) else None
 
     @property
@@ -249,7 +249,7 @@ class ChatRequest(SamplingRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None  # type: ignore[assignment]
-    """The form of the replies; one that is no text may be a refusal instead."""
+    """The form of the replies; a reply in a form other than text may be a refusal instead."""
     add_generation_prompt: bool | None = None
     """An extension, as in vLLM: true unless the last message is the assistant's."""
     continue_final_message: bool | None = None
@@ -258,13 +258,13 @@ class ChatRequest(SamplingRequest):
     @field_validator("top_logprobs")
     @classmethod
     def _drop_without_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
-        """No alternatives are the same as no value where there are no log probabilities."""
+        """Drop a ``top_logprobs`` of 0 if no log probabilities are requested."""
         return count if count or info.data.get("logprobs") else None
 
     @field_validator("add_generation_prompt", "continue_final_message")
     @classmethod
     def _require_own_way(cls, value: bool | None, info: ValidationInfo) -> bool | None:
-        """Refuse the value that asks for another prompt than the one that is made here."""
+        """Refuse a value that would change the prompt from the one that is made here."""
         messages = info.data.get("messages")
         if value is None or not messages:
             return value

@@ -48,7 +48,7 @@ class Job:
         return self.stream.result
 
     def begin(self) -> None:
-        """Say that the reply has its place among those that are decoded."""
+        """Mark the reply as one of those that are being decoded."""
         self.stream.hold(False)
         self._begun = time.perf_counter()
 
@@ -94,11 +94,11 @@ class Job:
         return self.reply
 
     def give_up(self) -> None:
-        """Say that nobody waits for the reply any more."""
+        """Mark the reply as abandoned, so that the scheduler ends it."""
         self.given_up = True
 
     def push(self, token: Token | None) -> None:
-        """Pass a token, or None for the end, to whoever iterates; call it on the event loop."""
+        """Pass a token, or None for the end, to the iterator; call this on the event loop."""
         self._tokens.put_nowait(token)
 
 

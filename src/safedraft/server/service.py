@@ -107,7 +107,7 @@ class Service:
         """Return both models' token ids of a conversation or a text.
 
         Raises:
-            APIError: the request holds neither or both; or see ``submit_chat``.
+            APIError: not exactly one of messages and prompt is given; or see ``submit_chat``.
         """
         if request.model is not None:
             self.require_model(request.model)
@@ -188,7 +188,7 @@ class Service:
         return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
 
     async def _require_form(self, request: SamplingRequest) -> None:
-        """Refuse a form of the replies that cannot be had, before any of them is queued.
+        """Refuse a form that cannot be compiled, before any reply of the request is queued.
 
         A large schema takes seconds to compile: one at a time, and the decoding continues.
         """

@@ -59,7 +59,7 @@ class TokenTelemetry(WireModel):
     scheme: str | None
     alpha: float
     threshold: float | None
-    """What the match ratio of the position's bin is compared with; null without a switch."""
+    """The threshold of the match ratio of the position's bin; null without a switch."""
     match_ratio: float | None
     """The match ratio of the bin that ends at the position; null at all others."""
     draft_probability: float | None
@@ -193,7 +193,7 @@ class Completion(WireModel):
 
 
 class PairDescription(WireModel):
-    """What clients may know of the pair and ask of it."""
+    """The facts about the pair that clients may see, and what they may request."""
 
     target: str
     draft: str

@@ -37,7 +37,7 @@ def encode(
     Args:
         tokenizer: has the chat template.
         messages: the turns so far.
-        variables: the template's, of this request.
+        variables: variables of the template for this request.
         continue_final_message: leave the last turn unfinished; by default, only an assistant turn
             is left unfinished.
 
@@ -66,7 +66,7 @@ def require_system_prompt(
     """Check that a model's chat template can show a system prompt; models without one pass.
 
     Raises:
-        SafeDraftError: it cannot.
+        SafeDraftError: the template ignores or rejects system prompts.
     """
     if not (system and tokenizer and tokenizer.chat_template):
         return

@@ -30,7 +30,7 @@ _JSON_BEGINNINGS = '{["-0123456789tfn'  # of a value, after whitespace
 _WHITESPACE = r"( |\n {0,16})?"  # in JSON: with no limit, small models may write nothing else
 _FORM = "form"  # the name of what was asked for, in a grammar that also lets a refusal out
 _NOT_WRITTEN = ("type", "format", "title", "description", "$ref", "$schema", "$id", "$comment")
-"""Texts of a schema that are no part of a reply."""
+"""Texts of a schema that never appear in a reply."""
 _KEPT = 64  # compiled grammars
 
 Constrain = Callable[[State], Constraint]
@@ -41,7 +41,7 @@ class Grammars:
     """Compiles the grammars of a pair's requests.
 
     Args:
-        tokenizer: the target's.
+        tokenizer: tokenizer of the target.
         end_tokens: ids that end a reply; they may come where the grammar is complete.
         vocabulary: V, the number of shared ids.
 
@@ -63,7 +63,7 @@ class Grammars:
         self._match = lru_cache(_KEPT)(self._compile)  # replies to one request have one grammar
 
     def compile(self, asked: StructuredOutputs) -> Constrain:
-        """What makes the grammar of each reply to a request.
+        """Compile the form of a request; the result makes a grammar for each reply.
 
         Raises:
             SafeDraftError: the schema, expression or grammar is wrong or not supported.
@@ -93,7 +93,7 @@ def write_form(asked: StructuredOutputs) -> dict[str, Any]:
 
 
 def texts_of(asked: StructuredOutputs) -> str:
-    """What a form can put into a reply word by word: names, constants, patterns; one a line."""
+    """The texts that a form can force into a reply: names, constants, patterns; one a line."""
     if asked.json_schema is not None:
         return "\n".join(dict.fromkeys(_find_texts(asked.json_schema)))
     return asked.regex or asked.grammar or "\n".join(asked.choice or ())
@@ -133,7 +133,7 @@ def _dump(*grammars: Mapping[str, Any]) -> str:
 
 
 def _explain(matcher: LLMatcher) -> str:
-    """What llguidance says of an error, in one line without the grammar."""
+    """The message of llguidance's error, in one line without the grammar."""
     text = matcher.get_error().partition("<state>")[0]
     return " ".join(text.split())[:300]
 
@@ -176,9 +176,9 @@ class _Grammar:
     def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
         """See ``Constraint``.
 
-        A reply may begin as a refusal unless the request is taken to be harmless, and a model
-        begins one only if that is what it would do without a grammar. A request that does not ask
-        for the form would end in a refusal otherwise, as the only text that is no form.
+        A reply may begin as a refusal unless the request is taken to be harmless. A model can begin
+        one only if it would do so without a grammar: otherwise a request that does not ask for
+        the form would end in a refusal, the only permitted text outside of the form.
         """
         key = tuple(drafts)
         if key not in self._found:

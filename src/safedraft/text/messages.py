@@ -77,7 +77,7 @@ def turn_begun(messages: Sequence[Message]) -> bool:
 
 
 def begun_text(messages: Sequence[Message]) -> str:
-    """How the reply has begun: the reasoning and the content of a last assistant message."""
+    """The beginning of the reply: the reasoning and the content of a last assistant message."""
     last = messages[-1]
     return last.get("reasoning", "") + last["content"] if turn_begun(messages) else ""
 
@@ -93,7 +93,7 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 
 
 def _normalize(message: Mapping[str, Any]) -> Message:
-    """Join a content that is a list of text parts; give role and reasoning their one name."""
+    """Join a content that is a list of text parts; unify the names of role and reasoning."""
     if not isinstance(message, Mapping):
         return message
     message = dict(message)
@@ -122,7 +122,7 @@ def _join_parts(parts: Sequence[Any]) -> str:
 
 
 def join_text_parts(parts: Sequence[Any]) -> str | None:
-    """Join the parts of a message's content; None if there are none or one is no text.
+    """Join the parts of a message's content; None if it has no parts or a part is not text.
 
     A refusal is text that the assistant said. Keys that change nothing in a text are not used.
 
@@ -135,7 +135,7 @@ def join_text_parts(parts: Sequence[Any]) -> str | None:
 
 
 def _text_of(part: Any) -> str | None:
-    """The text of a part of a message's content; None if it is none."""
+    """The text of a part of a message's content; None if the part is not text."""
     if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
         return None
     kind = part["type"]

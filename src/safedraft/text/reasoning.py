@@ -90,7 +90,7 @@ def thinking_of(
 def hides_mode(tokenizer: PreTrainedTokenizerBase | None) -> bool:
     """Whether a template knows reasoning and does not show if replies begin with it.
 
-    So the first templates of R1's distillations are, whose models think, and those of Qwen3's
+    Examples are the first templates of R1's distillations, whose models think, and those of Qwen3's
     instruction-tuned models, which do not.
     """
     if tokenizer is None:
@@ -135,7 +135,7 @@ def split_reasoning(text: str, markers: Markers, *, opened: bool = False) -> tup
 
     Args:
         text: a reply or its beginning.
-        markers: of the model that wrote it.
+        markers: the markers of the model that wrote it.
         opened: whether the reasoning began before the text.
     """
     begins = text.lstrip().startswith(markers.opening)
@@ -189,7 +189,7 @@ def begin_reply(
     mode: Thinking,
     protect: Callable[[str], str],
 ) -> str:
-    """How a reply begins after the generation prompt.
+    """Write the beginning of a reply after the generation prompt.
 
     Args:
         message: the assistant's unfinished turn: its ``content``, and in thinking mode its

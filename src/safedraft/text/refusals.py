@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REFUSAL = "I'm sorry, but I can't help with that."
-"""What the user reads in place of an answer that is withheld."""
+"""The text that the user gets in place of a withheld answer."""
 
 OPENINGS = ("I'm sorry", "I can't", "I cannot", "Sorry", "Apologies", "Unfortunately")
 """Beginnings of refusals, of which the first token counts; "I" begins much else as well."""

@@ -47,7 +47,7 @@ class Token:
     alpha: float
     """Weight α of the draft in force at the position."""
     threshold: float | None
-    """What the match ratio of the position's bin is compared with; None without a switch."""
+    """The threshold of the match ratio of the position's bin; None without a switch."""
     match_ratio: float | None
     """The match ratio β of the bin that ends at the position; None at all others."""
     draft_probability: float | None
@@ -113,7 +113,7 @@ class Statistics:
 
     @property
     def tokens_per_target_pass(self) -> float:
-        """Mean number of tokens per target pass: 1 without a draft, at most T + 1 with one."""
+        """Mean number of tokens per target pass: 1 without a draft, at most T + 1 for T drafts."""
         return self.tokens / self.target_passes if self.target_passes else 0.0
 
     @property

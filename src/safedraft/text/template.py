@@ -41,7 +41,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def uses(template: str, variable: str) -> bool:
-    """Whether the name of a variable stands in a template."""
+    """Whether a template contains the name of a variable."""
     return re.search(rf"\b{re.escape(variable)}\b", template) is not None
 
 
@@ -51,7 +51,7 @@ def set_variables(template: str, variables: Mapping[str, Any], *, fixed: bool = 
     Args:
         template: the text in Jinja.
         variables: value by name.
-        fixed: the values hold whatever a request sets.
+        fixed: whether the values replace those that a request sets.
     """
     lines = []
     for name, value in variables.items():
@@ -65,12 +65,12 @@ def require_variables(variables: Mapping[str, Any], templates: Sequence[str]) ->
     """Check that every variable can be set and that a template reads it.
 
     Raises:
-        SafeDraftError: a name is reserved or unknown to all templates, or a value is no text,
+        SafeDraftError: a name is reserved or unknown to all templates, or a value is not a text,
             number or truth value.
     """
     for name, value in variables.items():
         if not name.isidentifier() or name in _RESERVED:
-            raise SafeDraftError(f"template: {name!r} cannot be set: it is no template's variable")
+            raise SafeDraftError(f"template: {name!r} cannot be set: no template has this variable")
         if not isinstance(value, bool | int | float | str):
             raise SafeDraftError(f"template: {name} must be true, false, a number or a text")
         if not any(uses(template, name) for template in templates):
@@ -120,7 +120,7 @@ def render_question(
 def header_of(
     tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None
 ) -> str:
-    """What the chat template writes between a user's last word and the reply.
+    """The text that the chat template writes between the user's message and the reply.
 
     Raises:
         SafeDraftError: there is no template, or it rejects a single question.

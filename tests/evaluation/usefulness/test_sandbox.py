@@ -264,7 +264,7 @@ def test_plain_data_keeps_its_types(value: object) -> None:
 
 @pytest.mark.parametrize("value", [object(), len, iter([]), b"bytes", [object()], 1j])
 def test_nothing_else_passes(value: object) -> None:
-    with pytest.raises(TypeError, match="is no plain data"):
+    with pytest.raises(TypeError, match="is not plain data"):
         pack(value)
 
 

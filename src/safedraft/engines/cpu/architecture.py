@@ -20,7 +20,7 @@ _ROPE = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What sets one Llama-like decoder apart from another."""
+    """The properties in which Llama-like decoders differ."""
 
     layers: int
     hidden: int
@@ -45,7 +45,7 @@ class Architecture:
 
     @property
     def width(self) -> int:
-        """Numbers of a head, rounded up to whole panels."""
+        """Width of a head, rounded up to whole panels."""
         return round_up(self.head, LANES)
 
 
@@ -64,11 +64,11 @@ def why_not_supported(config: PreTrainedConfig) -> str | None:
 
 
 def read_architecture(name: str, config: PreTrainedConfig) -> Architecture:
-    """What a configuration describes.
+    """Read the architecture that a configuration describes.
 
     Args:
-        name: the model's, for the error.
-        config: the model's.
+        name: name of the model, for the error.
+        config: configuration of the model.
 
     Raises:
         SafeDraftError: this engine does not run such a model.

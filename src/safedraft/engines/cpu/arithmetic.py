@@ -45,7 +45,7 @@ def _from_bits(typing, bits):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _rounded_byte(typing, shifted):  # type: ignore[no-untyped-def]
-    """The whole number in a float32 to which ``_ROUND`` was added, as an int8."""
+    """The integer that adding ``_ROUND`` left in the low bits of a float32, as an int8."""
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.trunc(builder.bitcast(arguments[0], _I32), ir.IntType(8))
@@ -55,7 +55,7 @@ def _rounded_byte(typing, shifted):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _power_of_two(typing, shifted):  # type: ignore[no-untyped-def]
-    """2 to the whole number in a float32 to which ``_ROUND`` was added."""
+    """2 to the power of the integer that adding ``_ROUND`` left in the low bits of a float32."""
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         exponent = builder.shl(builder.bitcast(arguments[0], _I32), _I32(23))
@@ -66,19 +66,19 @@ def _power_of_two(typing, shifted):  # type: ignore[no-untyped-def]
 
 @njit(error_model="numpy")
 def floats(address, count):  # type: ignore[no-untyped-def]
-    """The float32 at an address."""
+    """The array of ``count`` float32 at an address."""
     return carray(at(address), (count,), np.float32)
 
 
 @njit(error_model="numpy")
 def bytes_at(address, count):  # type: ignore[no-untyped-def]
-    """The int8 at an address."""
+    """The array of ``count`` int8 at an address."""
     return carray(at(address), (count,), np.int8)
 
 
 @njit(error_model="numpy")
 def integers(address, count):  # type: ignore[no-untyped-def]
-    """The int32 at an address."""
+    """The array of ``count`` int32 at an address."""
     return carray(at(address), (count,), np.int32)
 
 

@@ -57,7 +57,7 @@ class CPUSession:
         """Make room for ``length`` tokens in all.
 
         Raises:
-            SafeDraftError: the model has not so many positions.
+            SafeDraftError: the model does not have so many positions.
         """
         model = self.decoder.packed.architecture
         if length > model.positions:
@@ -77,7 +77,7 @@ class CPUSession:
 
 
 class Tree(NamedTuple):
-    """How the tokens of a pass see each other, where they are more than one continuation."""
+    """Positions and mask of a pass whose tokens are a tree of several continuations."""
 
     positions: Sequence[int]
     """The position of each token, counted from the session's first."""
@@ -97,7 +97,7 @@ class Decoder:
     """A packed model, ready to run.
 
     Args:
-        name: what errors call it.
+        name: its name in error messages.
         packed: its weights.
         vocabulary: V, the size of the shared vocabulary; further logits are not computed.
     """

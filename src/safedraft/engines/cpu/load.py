@@ -35,9 +35,9 @@ def load(
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with stage, done and total while models are fetched and packed.
-        dtype: of the target: ``int8``, which is ``auto``, or ``int4`` for layers with 4-bit
-            weights in groups of 32.
-        draft_dtype: the same of the draft, by default that of the target.
+        dtype: type of the target's weights: ``int8``, which is ``auto``, or ``int4`` for layers
+            with 4-bit weights in groups of 32.
+        draft_dtype: type of the draft's weights, by default that of the target's.
 
     Raises:
         SafeDraftError: the pair cannot be loaded, or this engine does not run its models.
@@ -50,7 +50,7 @@ def load(
 
 
 def read_bits(dtype: str, draft_dtype: str | None) -> tuple[int, int]:
-    """Bits of a weight in target and draft, of the options of ``load``.
+    """Number of bits of a weight in target and draft, from the options of ``load``.
 
     Raises:
         SafeDraftError: this engine has no such dtype.

@@ -69,7 +69,7 @@ def pack_linear(
         weight: ``[out, in]``, of a float type.
         bias: ``[out]``.
         scale: what the layer's outputs are multiplied by.
-        bits: of a weight, 8 or 4.
+        bits: number of bits of a weight, 8 or 4.
     """
     outputs, inputs = weight.shape
     panels = round_up(outputs, COLUMNS) // COLUMNS
@@ -144,10 +144,10 @@ def pack(
     """Pack a model, which is not changed.
 
     Args:
-        name: the model's, for errors.
+        name: name of the model, for errors.
         model: the model.
         report: called with the bytes of the weights that are packed and of all.
-        bits: of a weight in its layers; embeddings and output layer have 8.
+        bits: number of bits of a weight in its layers; embeddings and output layer have 8.
 
     Raises:
         SafeDraftError: this engine does not run such a model.

@@ -111,7 +111,7 @@ def ssd_generate(
         draft_input_ids: the draft's own prompt ``[1, length]``, if it differs.
         ssd_config: the constants, the published ones by default; no ``prefill_scheme``.
         seed: the seed of a sampled reply; drawn from torch's generator by default.
-        tokenizer: the target's; ``generate`` finds ``stop_strings`` with it.
+        tokenizer: tokenizer of the target, with which ``generate`` finds ``stop_strings``.
         model_kwargs: the remaining arguments of ``generate``.
 
     Returns:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def describe(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> ModelDescription:
-    """What a loaded model says about itself; the tokenizer is copied, its template may change."""
+    """Describe a loaded model; the tokenizer is copied, its template may change."""
     return ModelDescription(
         name, model.config, deepcopy(tokenizer), model.generation_config, type(model)
     )

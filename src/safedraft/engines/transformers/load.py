@@ -120,7 +120,7 @@ class Placement:
         """Read the options of ``load``, before gigabytes are fetched or loaded.
 
         Raises:
-            SafeDraftError: they contradict each other, or the machine does not have what they name.
+            SafeDraftError: options contradict each other, or name a device that the machine lacks.
         """
         if torch_dtype is not None and dtype not in (None, "auto"):
             raise SafeDraftError("give dtype or torch_dtype, which mean the same, not both")

@@ -68,7 +68,7 @@ class TransformersSession:
 
     @property
     def hidden(self) -> Tensor:
-        """What the output layer was given for the logits of the last pass, ``[keep, H]``, float32.
+        """Hidden states that the last pass gave the output layer, ``[keep, H]`` in float32.
 
         Raises:
             BrokenModelError: the model computes its logits without a module.

@@ -29,11 +29,11 @@ def unwrap(model: Any, name: str) -> PreTrainedModel:
 
     Args:
         model: a causal language model of Transformers, perhaps wrapped several times.
-        name: how error messages call it.
+        name: its name in error messages.
 
     Raises:
-        SafeDraftError: it is no such model, it is in training mode, its weights are not in memory,
-            or an adapter acts elsewhere than in its layers.
+        SafeDraftError: it is not such a model, it is in training mode, its weights are not in
+            memory, or an adapter acts elsewhere than in its layers.
     """
     from transformers import PreTrainedModel
 
@@ -84,8 +84,8 @@ def require_adapters_in_layers(model: PreTrainedModel, name: str) -> None:
     """Check that no adapter of PEFT is lost when the model's layers run without PEFT's model.
 
     Raises:
-        SafeDraftError: one prepares inputs, as prompt tuning does, or needs PEFT to say from which
-            token on it is active (aLoRA).
+        SafeDraftError: an adapter prepares inputs, as prompt tuning does, or needs PEFT to
+            say from which token on it is active (aLoRA).
     """
     configs = getattr(model, "peft_config", None) or {}
     activated = any(getattr(one, "alora_invocation_tokens", None) for one in configs.values())

@@ -15,7 +15,7 @@ The unmodified vLLM can choose a token without the draft's distribution in these
    and the first of them is decided. The draft reads such a row again, even where all tokens but one
    are still cached. A prompt whose beginning was cached is a row of 1.
 3. *A prompt that is cached except for one token, beside running requests* (``Scheduler.schedule``
-   fills it up with -1 in place of drafts): placeholders are no drafts; it is a row of 1 or 2.
+   fills it up with -1 in place of drafts): placeholders are not drafts; it is a row of 1 or 2.
 4. *Drafts that do not fit into a step* (``Scheduler.schedule`` cuts them to the token budget):
    those that fit are decided, and the position after them.
 5. *After a block that was accepted throughout* (the bonus token of ``RejectionSampler``): the draft

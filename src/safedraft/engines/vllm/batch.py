@@ -117,8 +117,8 @@ def propose(
     """One drafted token of every row; a request whose logits are not all finite ends with an error.
 
     Args:
-        served: whose row it is; None for a row that is not drafted for.
-        logits: the draft's, ``[rows, V]``.
+        served: request of each row; None for a row that is not drafted for.
+        logits: logits of the draft, ``[rows, V]``.
         ahead: which of the block's drafts this is, from 0.
         before: the block's earlier drafts of each row.
 
@@ -151,7 +151,7 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
 
     Args:
         served: each with at least one draft.
-        logits: the target's at the drafted positions of each request, ``[len(drafts), V]``.
+        logits: logits of the target at the drafted positions of each request, ``[len(drafts), V]``.
 
     Returns:
         The steps of each request: at least one, unless it has ended.

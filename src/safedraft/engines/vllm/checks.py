@@ -78,7 +78,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
             f"the prompt has ids that target and draft do not share, such as {outside[0]}"
         )
     if stray := [t for t in end_tokens(params) if not 0 <= t < settings.vocabulary]:
-        raise SafeDraftError(f"stop_token_ids: {stray[0]} is no token of target and draft")
+        raise SafeDraftError(f"stop_token_ids: {stray[0]} is not a token of target and draft")
     ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
@@ -89,10 +89,10 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
 
 
 def _require_grammar_from_the_start(params: Any, vllm_config: Any) -> None:
-    """Refuse a grammar that would begin after the reasoning.
+    """Check that a grammar begins with the reply.
 
     Raises:
-        SafeDraftError: it would.
+        SafeDraftError: the grammar would begin after the reasoning.
     """
     if not params.structured_outputs:
         return
@@ -132,7 +132,10 @@ def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield spec.parallel_drafting, "parallel drafting is not supported"
     yield spec.use_heterogeneous_vocab, "two vocabularies are not supported"
     yield spec.num_speculative_tokens_per_batch_size, "T by load that vLLM chooses is not supported"
-    yield vllm_config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is no host"
+    yield (
+        vllm_config.use_v2_model_runner,
+        "set VLLM_USE_V2_MODEL_RUNNER=0: runner V2 is not supported",
+    )
     yield device not in WORKERS, f"the platform {device} is not supported"
     yield parallel.worker_cls != WORKERS.get(device), f"worker_cls must be {WORKERS.get(device)}"
     yield _name(scheduler.scheduler_cls) != SCHEDULER, f"scheduler_cls must be {SCHEDULER}"

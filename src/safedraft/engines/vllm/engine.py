@@ -24,11 +24,11 @@ class VllmGeneration(Generation):
     def __init__(self, request: Request, name: str) -> None:
         super().__init__(request)
         self.name = name
-        """What vLLM calls the request."""
+        """Id of the request in vLLM."""
 
 
 class VllmEngine:
-    """vLLM's engine, stepped by whoever waits for one of its requests.
+    """vLLM's engine; the thread that waits for a request steps it.
 
     Args:
         llm: vLLM's ``LLM``, started with SafeDraft's worker and scheduler.
@@ -38,8 +38,7 @@ class VllmEngine:
     name = "vllm"
     capabilities = Capabilities(
         {
-            Capability.SESSIONS: "vLLM hands out no sessions of its models: use --engine "
-            "transformers",
+            Capability.SESSIONS: "vLLM has no sessions of its models: use --engine transformers",
             Capability.MODELS: "vLLM keeps its models to itself: use --engine transformers",
             Capability.TWO_PROMPTS: "vLLM gives target and draft one prompt: use --engine "
             "transformers",
@@ -68,7 +67,7 @@ class VllmEngine:
         return self
 
     def add(self, request: Request) -> VllmGeneration:
-        """Take a request in; ``step`` decodes it from now on.
+        """Add a request, which ``step`` decodes from now on.
 
         Raises:
             SafeDraftError: vLLM or its plug-in refuses it.
@@ -122,7 +121,7 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
     def _extra_args(self, request: Request) -> dict[str, Any]:
-        """What the plug-in needs of a request besides vLLM's own parameters.
+        """The parameters of a request that the plug-in needs besides vLLM's own.
 
         Raises:
             SafeDraftError: the request wants another number of drafts than the engine's, or its

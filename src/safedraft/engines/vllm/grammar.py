@@ -22,7 +22,7 @@ class Grammar:
     """The grammar of one reply: a ``Constraint``.
 
     Args:
-        grammar: vLLM's, of any of its backends; the decided tokens advance it.
+        grammar: a grammar of any of vLLM's backends; the decided tokens advance it.
         bits: memory for one row of a mask, ``[1, rows / 32]`` in int32.
         vocabulary: V.
     """
@@ -70,7 +70,7 @@ class Grammars:
     """Compiles the grammars of requests as vLLM's scheduler does.
 
     Args:
-        vllm_config: vLLM's.
+        vllm_config: vLLM's configuration.
         vocabulary: V.
     """
 
@@ -83,7 +83,7 @@ class Grammars:
         """The grammar in vLLM's ``SamplingParams``.
 
         Raises:
-            BrokenModelError: it does not compile.
+            BrokenModelError: the grammar does not compile.
         """
         asked = StructuredOutputRequest(params.structured_outputs)
         self._manager.grammar_init(

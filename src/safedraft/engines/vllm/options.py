@@ -192,7 +192,7 @@ class Settings(BaseModel):
         return known
 
     def _risk(self, prompt: Sequence[int]) -> RiskContext | None:
-        """How the risk is read of a prompt: where its last turn of the assistant begins."""
+        """Find where the risk of a prompt is read: where its last turn of the assistant begins."""
         if self.probe is None:
             return None
         header = self.generation_prompt
@@ -246,7 +246,7 @@ def wants_statistics(params: Any) -> bool:
     """Whether a request with these vLLM ``SamplingParams`` wants its reply's statistics.
 
     Raises:
-        SafeDraftError: the value is no flag, or the answer has no field for them.
+        SafeDraftError: the value is not a flag, or the response has no field for the statistics.
     """
     wanted = _read_flag(STATISTICS, (params.extra_args or {}).get(STATISTICS, False))
     if wanted and params.n > 1:
@@ -274,7 +274,7 @@ def require_honored(params: Any) -> None:
     """Refuse vLLM ``SamplingParams`` that SSD does not support, unknown fields included.
 
     Raises:
-        SafeDraftError: names the field.
+        SafeDraftError: a field is not supported; the message names the field.
     """
     default = type(params)()
     for name in params.__struct_fields__:

@@ -120,7 +120,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self._questions: list[_Question] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's own; the risk of questions is read once the draft's hidden states are there."""
+        """Load as vLLM does, and read the risk of questions after each pass of the draft."""
         super().load_model(*args, **kwargs)
         self.model.register_forward_hook(self._read_risks)
 
@@ -150,7 +150,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         num_rejected_tokens_gpu: Tensor,
         **kwargs: Any,
     ) -> tuple[int, Tensor, Any]:
-        """As vLLM's own, but only the last token is read of a row that decided its drafts.
+        """Set inputs as vLLM does, but a row that decided its drafts reads only its last token.
 
         The draft read the tokens before it when it proposed them. vLLM subtracts the rejected ones
         from the rows' lengths after this pass; here that is done before it.
@@ -271,7 +271,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return [self.take_trace(name) for name in names]
 
     def take_trace(self, name: str) -> Taken | None:
-        """Take what is new in the trace of that name; None if there is none, or none any more."""
+        """Take the new steps of the trace of that name; None if there is no such trace."""
         trace = self._traces.get(name)
         if trace is None:
             return None
@@ -320,12 +320,12 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             del self._traces[trace.name]
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """As vLLM's own: the target's pass over the batch."""
+        """Run the target's pass over the batch, as vLLM does."""
         self._started = self._now()
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """As vLLM's own, with statistics and failed requests for the scheduler.
+        """Sample as vLLM does, and report statistics and failed requests to the scheduler.
 
         The masks in ``grammar_output`` are for the target alone; ``verify`` has its own.
         """

@@ -28,7 +28,7 @@ class SSDScheduler(Scheduler):  # type: ignore[misc]
             self.dynamic_sd_lookup = settings.passes_by_load(most)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """As vLLM's own, with the changes of this class."""
+        """Run vLLM's method with the changes of this class."""
         sampled = model_runner_output.sampled_token_ids
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)

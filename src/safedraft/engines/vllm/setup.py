@@ -77,7 +77,7 @@ class EnginePlan:
         """Arguments of vLLM's ``EngineArgs``, by name.
 
         Args:
-            given: the user's own.
+            given: arguments of the user.
             draft_tokens_up_to: T by the maximum number of running requests; the last entry holds
                 for more. When not given, ``config.draft_tokens`` if the user named it, otherwise
                 ``DRAFT_TOKENS_UP_TO``.
@@ -168,7 +168,7 @@ class EnginePlan:
         return INT8 if self.draft_in_int8 and unnamed and name_platform() == "cpu" else None
 
     def _require_fitting(self, given: Mapping[str, Any]) -> None:
-        """Refuse what vLLM would do to the draft because it does it to the target.
+        """Check that the draft can be split over the target's devices and run in its type.
 
         Raises:
             SafeDraftError: the draft cannot be split over as many devices, or its numbers may not
@@ -230,7 +230,7 @@ def plan(
     set in ``config`` (``model_fields_set``).
 
     Raises:
-        SafeDraftError: the pair needs two prompts, or something cannot be had or read.
+        SafeDraftError: the pair needs two prompts, or a file cannot be fetched or read.
         IncompatiblePairError: the two models cannot decode together, or write their prompts
             differently.
     """

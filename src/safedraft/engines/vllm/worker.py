@@ -19,7 +19,7 @@ class SSDWorker:
     model_runner: Any
 
     def init_device(self) -> None:
-        """As vLLM's own, once the options have been checked."""
+        """Check the options, then run vLLM's method."""
         require_engine(self.vllm_config)
         super().init_device()  # type: ignore[misc]
 

@@ -17,6 +17,6 @@ class SSDCPUWorker(SSDWorker, CPUWorker):  # type: ignore[misc]
     """One rank on processors."""
 
     def init_device(self) -> None:
-        """As vLLM's own, with the runner replaced before it loads anything."""
+        """Run vLLM's method, and replace the runner that it makes before weights are loaded."""
         super().init_device()
         self.model_runner = SSDCPURunner(self.vllm_config, self.device)

@@ -99,7 +99,7 @@ def _continue_to(
     pair: Pair,
     report: Callable[[int, int], None] | None,
 ) -> list[str]:
-    """What the target adds to each beginning of a reply that has fewer than ``length`` tokens."""
+    """Continue each beginning of a reply that has fewer than ``length`` tokens."""
     continuations = [""] * len(records)
     # Rounded up to 10, so that beginnings of nearly equal lengths share a batch.
     missing = [

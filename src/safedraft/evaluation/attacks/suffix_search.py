@@ -71,7 +71,7 @@ def _search(search: SuffixSearch, request: str, pair: Pair) -> str:
 
 
 def _draw_token(pair: Pair, rng: random.Random) -> str:
-    """Draw a token of printable ASCII that is no control token."""
+    """Draw a token of printable ASCII that is not a control token."""
     tokenizer = pair.target.tokenizer
     assert tokenizer is not None
     while True:
@@ -103,7 +103,7 @@ class Objective:
 
 
 def _log_likelihood(p: Tensor, q: Tensor, opening: Tensor, config: SSDConfig) -> float:
-    """How likely ``opening`` ``[n]`` is where P and q, ``[n, V]``, are decoded from."""
+    """Log-likelihood of ``opening`` ``[n]`` under the composite of P and q, ``[n, V]``."""
     own = [_log(model.gather(-1, opening[:, None])[:, 0]) for model in (p, q)]
     target, draft = ([Place(ranked, row) for row in range(len(p))] for ranked in map(_rank, (p, q)))
     rows = Rows(target, draft)

@@ -45,7 +45,7 @@ def make_judge(name: str, arguments: Mapping[str, Any]) -> Scorer:
     """Make the judge of that name.
 
     Raises:
-        SafeDraftError: there is none of that name, or it takes other arguments.
+        SafeDraftError: no judge has this name, or it does not take these arguments.
     """
     factory = JUDGES.find(name)
     parameters = signature(factory).parameters

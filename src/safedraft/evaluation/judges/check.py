@@ -92,7 +92,7 @@ def _measure_class(name: Verdict, pairs: Sequence[tuple[Classes, Classes]]) -> C
 
 
 def _belongs(classes: Classes, name: Verdict) -> bool | None:
-    """Whether a completion of these classes is of that one; None if that is open."""
+    """Whether a completion is in class ``name``, given its possible classes; None if undecided."""
     if name not in classes:
         return False
     return True if len(classes) == 1 else None

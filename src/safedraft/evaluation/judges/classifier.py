@@ -43,8 +43,8 @@ def classifier_judge(model: str, harmful: str = "", threshold: float | None = No
             0 and at most 1; 0.5 by default.
 
     Raises:
-        SafeDraftError: the model cannot be loaded, or has no such label; or the threshold is no
-            probability, or is set for a guard model.
+        SafeDraftError: the model cannot be loaded, or has no such label; or the threshold is not
+            a probability, or is set for a guard model.
     """
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
         raise SafeDraftError(f"the judge {model}: threshold={threshold} is not above 0 and up to 1")
@@ -83,7 +83,7 @@ def load_classifier(
     if threshold is not None:
         raise SafeDraftError(f"the judge {name} is a guard model: its word has no threshold")
     if not tokenizer.chat_template:
-        raise SafeDraftError(f"the judge {name} has no chat template: it is no guard model")
+        raise SafeDraftError(f"the judge {name} has no chat template, so it is not a guard model")
     return _load_guard(folder, tokenizer)
 
 

@@ -37,7 +37,7 @@ def build_exchange(
     """Build an exchange from the parts of a sample.
 
     Args:
-        metadata: the sample's, with ``record`` and ``prefill``.
+        metadata: metadata of the sample, with ``record`` and ``prefill``.
         messages: the conversation; turns of the assistant at its end are the reply.
         added: what the model added.
         input_text: the request of a sample without a record.

@@ -67,10 +67,10 @@ def make_grader(
     Args:
         name: the scorer's registered name.
         scores: names of the scores that ``parse`` returns.
-        model: what is asked.
+        model: the model that is asked.
         ask: builds the question.
         parse: reads the reply, without the reasoning that it may begin with; raises ValueError if
-            that is no verdict.
+            that is not a verdict.
         max_tokens: maximum tokens of a reply.
     """
     import anyio

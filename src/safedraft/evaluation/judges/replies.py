@@ -53,7 +53,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ReplyLabel:
-    """What a person said of a reply."""
+    """The label that a person gave to a reply."""
 
     fingerprint: str
     language: str
@@ -133,10 +133,10 @@ def _read_reply(sample: EvalSample, origin: str) -> Reply:
 def join_labels(
     replies: Mapping[str, Reply], labels: Mapping[str, ReplyLabel]
 ) -> list[LabeledCompletion]:
-    """The replies that have a label.
+    """Join replies with their labels; replies without a label are left out.
 
     Raises:
-        SafeDraftError: none has.
+        SafeDraftError: no reply has a label.
     """
     joined = [
         LabeledCompletion(

@@ -70,7 +70,7 @@ def _describe_separation(points: Mapping[str, Point], alone: str, other: str) ->
 
 
 def _title(column: str) -> str:
-    """What a sentence calls a column, whose name may begin with that of its pair."""
+    """Name a column in a sentence, with the name of its pair if the column has it."""
     pair, colon, name = column.rpartition(": ")
     return f"{pair}{colon}{_TITLES.get(name, name)}"
 

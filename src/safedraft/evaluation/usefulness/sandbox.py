@@ -40,7 +40,7 @@ _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}  # the same verdict on
 
 @dataclass(frozen=True)
 class Limits:
-    """What the program and its tests may use, each."""
+    """Limits of the resources of the program, and the same of its tests."""
 
     seconds: float = 30.0
     """Wall-clock time of a process."""

@@ -93,7 +93,7 @@ class Channel:
 
 
 def serve(channel: Channel, program: str, entry_point: str) -> None:
-    """Run the program, then call its function with whatever the other process sends.
+    """Run the program, then call its function with each list of arguments that is received.
 
     Raises:
         EOFError: the other process has ended.
@@ -132,7 +132,7 @@ def pack(value: Any) -> Any:
     """Convert plain data into what JSON has; the types of collections are kept.
 
     Raises:
-        TypeError: the value is no plain data.
+        TypeError: the value is not plain data.
     """
     if value is None:
         return None
@@ -144,7 +144,7 @@ def pack(value: Any) -> Any:
     for name, group in _GROUPS.items():
         if isinstance(value, group):
             return {name: [pack(item) for item in value]}
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def unpack(packed: Any) -> Any:

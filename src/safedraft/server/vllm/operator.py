@@ -24,7 +24,7 @@ class Operator(BaseModel):
 
     @property
     def header(self) -> tuple[bytes, bytes] | None:
-        """The header of every reply, if it is switched on."""
+        """The header ``X-SafeDraft-Guarded`` of every reply; None if ``guard_header`` is off."""
         if not self.guard_header:
             return None
         return b"x-safedraft-guarded", str(self.guarded).lower().encode()

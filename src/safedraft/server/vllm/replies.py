@@ -1,7 +1,6 @@
 """What an operator sees of each reply of vLLM's server: a count, a line of the log, a header.
 
-vLLM makes the middleware of this module in each process that answers requests, and it is in these
-processes that replies end.
+vLLM creates this module's middleware in each of its API server processes, where replies end.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _OWN_WORDS = {"abort": "interrupted", "error": "interrupted"}
 
 
 class RecordedState(output_processor.RequestState):  # type: ignore[misc]
-    """What vLLM keeps of a reply while it is decoded; at its end it is counted and logged."""
+    """vLLM's state of a reply while it is decoded; the reply is counted and logged at its end."""
 
     operator: Operator
     """What the operator has set; the same for all replies."""
@@ -35,7 +34,7 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
     @classmethod
     @functools.wraps(output_processor.RequestState.from_new_request.__func__)
     def from_new_request(cls, *args: Any, request: Any, **kwargs: Any) -> RecordedState:
-        """As vLLM's own; notes when the request came, and whether it changes the defense."""
+        """Extends vLLM's method: notes the time of arrival, and whether the defense is changed."""
         state: RecordedState = super().from_new_request(*args, request=request, **kwargs)
         state._began = time.perf_counter()
         state._guarded = cls.operator.guarded and not _changes_defense(request.sampling_params)
@@ -52,7 +51,7 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As vLLM's own; records the reply if this output is its last."""
+        """Extends vLLM's method: records the reply if this output is its last."""
         output = super().make_request_output(
             new_token_ids,
             pooling_output,

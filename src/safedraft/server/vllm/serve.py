@@ -60,7 +60,7 @@ def serve_pair(
 
     Args:
         spec: the pair.
-        config: in place of the pair's own.
+        config: constants in place of the pair's own.
         arguments: further arguments of ``vllm serve``.
         requests_may_set_constants: see ``Settings``.
         draft_tokens_up_to: see ``EnginePlan.options``.

@@ -57,6 +57,14 @@ def test_every_idiom_is_found(tmp_path: Path, name: str, text: str, line: str, i
     assert finding.startswith(f"2: {idiom!r}: write ")
 
 
+def test_what_programs_print_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("# Title\n\n```text\nDear Sam,\n```\n\nThis mends it.\n", encoding="utf-8")
+    code, (finding,) = run(path)
+    assert code == 1
+    assert finding.startswith("7: 'mends': write ")
+
+
 def test_an_idiom_is_found_across_lines_and_strings(tmp_path: Path) -> None:
     path = tmp_path / "lines.py"
     path.write_text('# at\n# the least\nx = ("in "\n  "vain")\n', encoding="utf-8")

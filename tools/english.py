@@ -38,12 +38,15 @@ PATTERNS = [
     (re.compile(rf"(?i)\b{idiom}(?!\w)".replace(" ", r"\s+")), instead)
     for idiom, instead in IDIOMS.items()
 ]
+PRINTED = re.compile(r"^```text\n.*?^```$", re.DOTALL | re.MULTILINE)
 STRINGS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
 
 
 def texts(path: Path) -> str:
-    """Return a file's text; in Python all but comments and strings is blank, line by line."""
+    """Return a file's text without its code, and a page's without what programs print."""
     text = path.read_text("utf-8")
+    if path.suffix == ".md":
+        return PRINTED.sub(lambda block: "\n" * block[0].count("\n"), text)
     if path.suffix != ".py":
         return text
     lines = text.splitlines()

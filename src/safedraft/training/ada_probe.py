@@ -41,8 +41,8 @@ def train_target_probe(
     """Train a probe for the target of a pair, as the pair's engine computes its states.
 
     Raises:
-        SafeDraftError: the engine hands out no hidden states, the target has no tokenizer or thinks
-            before it answers, or one of the two kinds of requests is missing.
+        SafeDraftError: the engine gives no access to hidden states, the target has no tokenizer or
+            thinks before it answers, or one of the two kinds of requests is missing.
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a probe of the target")
     if pair.thinks:

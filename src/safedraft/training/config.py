@@ -77,8 +77,8 @@ class TrainingConfig(BaseModel):
     """Seed of the LoRA matrices, the order of the examples and all random choices."""
 
 
-class RiskTrainingConfig(BaseModel):
-    """Settings of the training of a risk probe; equal settings and states give the same probe."""
+class ProbeTrainingConfig(BaseModel):
+    """Settings of the training of a probe; equal settings and states give the same probe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -95,7 +95,15 @@ class RiskTrainingConfig(BaseModel):
     """Seed of all random choices."""
 
 
-class AdaProbeConfig(RiskTrainingConfig):
+class RiskTrainingConfig(ProbeTrainingConfig):
+    """Settings of the training of a risk probe."""
+
+    data_every: Count = 2
+    """One in so many requests is also asked for a reply that a program reads, such as JSON; 0:
+    none."""
+
+
+class AdaProbeConfig(ProbeTrainingConfig):
     """Settings of the training of a probe that reads a target while it answers."""
 
     requests: Count = 400

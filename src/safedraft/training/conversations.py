@@ -18,6 +18,11 @@ from safedraft.training.requests import TrainingRequest, add_frame, read_data
 PLAIN = "plain"
 """The surroundings of a request that is asked as it stands."""
 
+DATA = "data format"
+"""The surroundings of a request for a reply that a program reads."""
+
+_BY_SYSTEM = 0.25  # of the requests for data, by a system prompt
+
 
 @dataclass(frozen=True)
 class RatedConversation:
@@ -29,7 +34,7 @@ class RatedConversation:
 
     @property
     def harmful(self) -> bool:
-        """Whether it is to be refused."""
+        """Whether its request is harmful, so that a reply should refuse."""
         return self.request.kind == "harmful"
 
 
@@ -43,6 +48,19 @@ def build_conversations(
         chosen = rng.sample(sorted(_SURROUNDINGS), min(dressed, len(_SURROUNDINGS)))
         conversations += [surround(request, name, rng) for name in (PLAIN, *chosen)]
     return conversations
+
+
+def ask_for_data(
+    requests: Sequence[TrainingRequest], every: int, seed: int
+) -> list[RatedConversation]:
+    """Build conversations that ask for a reply which a program reads, of one in ``every``."""
+    chosen = requests[seed % every :: every] if every else []
+    return [
+        RatedConversation(
+            _put_into_data(request.text, random.Random(f"data {request.text}")), request, DATA
+        )
+        for request in chosen
+    ]
 
 
 def surround(request: TrainingRequest, name: str, rng: random.Random) -> RatedConversation:
@@ -67,6 +85,12 @@ def _put_in_frame(table: str, text: str, rng: random.Random) -> list[Message]:
 def _put_under_system(text: str, rng: random.Random) -> list[Message]:
     systems = read_data("dressings")["systems"]
     return _ask(text, system=rng.choice(systems[rng.choice(sorted(systems))]))
+
+
+def _put_into_data(text: str, rng: random.Random) -> list[Message]:
+    if rng.random() < _BY_SYSTEM:
+        return _ask(text, system=rng.choice(read_data("dressings")["data_systems"]["all"]))
+    return _put_in_frame("data", text, rng)
 
 
 def _put_after_turns(text: str, rng: random.Random) -> list[Message]:

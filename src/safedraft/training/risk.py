@@ -17,7 +17,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Which
 from safedraft.engines.base import Capability
-from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SOURCES, SHIPPED, Sources
 from safedraft.training.states import (
@@ -80,7 +80,7 @@ def train_probes(
     """Train probes for a pair, as its engine computes the states of its models.
 
     Raises:
-        SafeDraftError: the engine hands out no hidden states, or a model has no tokenizer.
+        SafeDraftError: the engine gives no access to hidden states, or a model has no tokenizer.
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
@@ -96,7 +96,7 @@ def train_probes(
 def learn_risk(
     training: Sequence[RatedState],
     checking: Sequence[RatedState],
-    config: RiskTrainingConfig,
+    config: ProbeTrainingConfig,
     reads: tuple[Which, ...] = ("draft",),
 ) -> TrainedProbe:
     """Train a probe from states that are read, and check it.
@@ -117,7 +117,7 @@ def learn_risk(
 
 
 def leave_out_sources(
-    training: Sequence[RatedState], checking: Sequence[RatedState], config: RiskTrainingConfig
+    training: Sequence[RatedState], checking: Sequence[RatedState], config: ProbeTrainingConfig
 ) -> list[LeftOut]:
     """Leave out each source in turn, and count what is called risky of its conversations.
 
@@ -160,7 +160,7 @@ class _Learned(NamedTuple):
         cls,
         training: Sequence[RatedState],
         checking: Sequence[RatedState],
-        config: RiskTrainingConfig,
+        config: ProbeTrainingConfig,
     ) -> _Learned:
         """Learn from ``training``, with as many false alarms of both among ``checking``."""
         harmful = [one.conversation.harmful for one in training]

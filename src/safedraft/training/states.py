@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
-from safedraft.training.config import RiskTrainingConfig
-from safedraft.training.conversations import RatedConversation, build_conversations
+from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
+from safedraft.training.conversations import (
+    RatedConversation,
+    ask_for_data,
+    build_conversations,
+)
 from safedraft.training.requests import (
     OWN_SOURCES,
     Sources,
@@ -59,11 +63,12 @@ def choose_conversations(
 ) -> list[RatedConversation]:
     """The conversations of a split, or those of some of its requests."""
     chosen = choose_requests(split, config, sources)
-    return build_conversations(chosen, config.dressed, config.seed)
+    conversations = build_conversations(chosen, config.dressed, config.seed)
+    return [*conversations, *ask_for_data(chosen, config.data_every, config.seed)]
 
 
 def choose_requests(
-    split: TrainingSplit, config: RiskTrainingConfig, sources: Sources = OWN_SOURCES
+    split: TrainingSplit, config: ProbeTrainingConfig, sources: Sources = OWN_SOURCES
 ) -> list[TrainingRequest]:
     """The requests of a split, or some of them."""
     found = read_requests(split, sources)

@@ -114,6 +114,12 @@ def test_without_publish_the_commands_are_only_shown(root: Path) -> None:
     assert not (root / "uploaded").exists()
 
 
+def test_only_a_release_needs_its_date(root: Path) -> None:
+    edit(root, "CHANGELOG.md", "2026-12-01", "unreleased")
+    assert release(root).returncode == 0
+    assert release(root, "--publish").returncode == 1
+
+
 def test_publish_tags_and_uploads(root: Path) -> None:
     assert release(root, "--publish").returncode == 0
     assert git(root, "cat-file", "-t", "v1.2.0") == "tag\n"  # annotated

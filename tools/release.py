@@ -27,8 +27,11 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def find_problems(version: str) -> Iterator[str]:
-    """Yield why the tree cannot be released, each with what to do about it."""
+def find_problems(version: str, publish: bool) -> Iterator[str]:
+    """Yield why the tree cannot be released, each with what to do about it.
+
+    Only what is published needs the date of the release.
+    """
     if git("status", "--porcelain"):
         yield "the tree has changes: commit them, or remove them (git status)"
     if (branch := git("branch", "--show-current").strip()) != "main":
@@ -37,7 +40,8 @@ def find_problems(version: str) -> Iterator[str]:
     if cited != version:
         yield f"CITATION.cff has the version {cited}: write {version}, as in pyproject.toml"
     heading = _find(r"^## (.*)$", "CHANGELOG.md")
-    if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", heading or ""):
+    dates = r"\d{4}-\d\d-\d\d" if publish else r"\d{4}-\d\d-\d\d|unreleased"
+    if not re.fullmatch(rf"{re.escape(version)} \((?:{dates})\)", heading or ""):
         day = date.today().isoformat()
         yield f"CHANGELOG.md begins with {heading!r}: write '## {version} ({day})', with the date"
     if git("tag", "--list", f"v{version}"):
@@ -85,7 +89,7 @@ def main() -> int:
     parser.add_argument("--publish", action="store_true", help="tag the commit and upload dist/")
     publish = parser.parse_args().publish
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    problems = list(find_problems(project["version"]))
+    problems = list(find_problems(project["version"], publish))
     if not problems and (failure := release(project, publish)):
         problems = [failure]
     for problem in problems:

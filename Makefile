@@ -94,7 +94,7 @@ test-wheel: $(READY) dist  ## The wheel in a fresh environment: alone, with each
 	$(RUN)/python -m pytest -m wheel tests/test_fresh_environment.py tests/test_guard_your_model.py
 
 release:  ## Check that this tree can be released, and show how; PUBLISH=1 tags it and uploads it.
-	$(PYTHON) tools/release.py $(if $(PUBLISH),--publish)
+	$(PYTHON) tools/release.py $(if $(filter 1,$(PUBLISH)),--publish)
 
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 

@@ -50,7 +50,11 @@ def understand(words: list[str]) -> None:
         if not groups or not arguments or arguments[0] not in groups:
             break
         command, arguments = groups[arguments[0]], arguments[1:]
+    assert not groups or not arguments or arguments[0].startswith("-"), f"{words}: no such command"
     command.make_parser(context).parse_args(list(arguments))
+    if "vllm" not in words:  # whose server has options of its own, which serve accepts as well
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert known >= {word.partition("=")[0] for word in arguments if word.startswith("--")}
 
 
 @pytest.mark.parametrize("block", SHELL, ids=name_of)
@@ -75,6 +79,9 @@ def test_a_command_is_understood(block: Block) -> None:
 def test_an_unknown_option_is_not_understood() -> None:
     with pytest.raises(Exception, match="No such option"):
         understand(["safedraft", "generate", "--no-such-option", "Hi"])
+    for words in ("serve --no-such-option", "nosuchcommand", "pairs nothing"):
+        with pytest.raises(AssertionError):
+            understand(["safedraft", *words.split()])
 
 
 SMALL = {

@@ -61,8 +61,8 @@ def list_commands(version: str) -> list[list[str]]:
     """Return the commands that make the release."""
     files = sorted(f"dist/{path.name}" for path in (ROOT / "dist").iterdir())
     return [
-        ["git", "tag", "-a", f"v{version}", "-m", f"SafeDraft {version}"],
         [TWINE, "upload", *files],
+        ["git", "tag", "-a", f"v{version}", "-m", f"SafeDraft {version}"],
     ]
 
 

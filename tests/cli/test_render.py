@@ -115,10 +115,12 @@ def test_a_word_is_shown_as_soon_as_it_has_ended() -> None:
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_terminal_shows_how_a_reply_has_begun_and_a_file_its_text_alone(
-    tmp_path: Path, is_terminal: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of a file, but for the text
     pair = talking(tmp_path, lambda prompt: "Sure,  this is it\tand more")
-    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=12, color_system=None)
+    console = Console(file=io.StringIO(), width=12, color_system=None)
+    monkeypatch.setattr(console.file, "isatty", lambda: is_terminal)
     write_reply(pair.stream("Hi", prefill="Sure,"), "Sure,", console)
     text = "Sure,  this\nis it   and\nmore\n" if is_terminal else "  this is it\tand more\n"
     assert written(console) == text

@@ -481,8 +481,15 @@ def test_a_pass_that_fails_ends_all_its_requests_and_leaves_none_half_decoded(
     generations = [batch.add(request) for request in requests[:2]]
     while not all(generation.ended for generation in generations):
         batch.step()
-    failed = [str(generation.error) == "out of memory" for generation in generations]
+    failed = [
+        str(generation.error) == "a pass of the models failed: RuntimeError: out of memory"
+        for generation in generations
+    ]
     assert failed == [True, culprit == "target"]  # the target alone has no draft's passes
+    error = generations[0].error
+    assert error is not None
+    assert error.__traceback__ is error.__cause__ is None  # which would keep what the pass held
+    assert "in script" in error.__notes__[0]
     generations.append(batch.add(requests[2]))
     while not generations[2].ended:
         batch.step()

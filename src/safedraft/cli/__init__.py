@@ -106,6 +106,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # terminals show ? for characters they lack
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is not Unicode is refused as a message
+        sys.stdin.reconfigure(errors="surrogateescape")
     warnings.showwarning = _show_warning
     try:
         app()

@@ -62,14 +62,14 @@ class WordWriter:
     def _end_word(self) -> None:
         if not self._word:
             return
-        width, needed = self._console.width, len(self._space) + self._word.cell_len
+        width, needed = max(self._console.width, 1), len(self._space) + self._word.cell_len
         if self._column and self._column + needed > width:
             self._begin_line()
         piece = Text(self._space) + self._word
+        self._space, self._word = "", Text()  # before Ctrl-C can come: no word is shown twice
         lines = piece.divide(range(width, len(piece), width))  # a word may be longer than a line
         self._show(Text("\n").join(lines))
         self._column += lines[-1].cell_len
-        self._space, self._word = "", Text()
 
     def _begin_line(self) -> None:
         self._show(Text("\n"))
@@ -105,8 +105,9 @@ def write_reply(stream: Stream, begun: str, console: Console) -> None:
         begun: how the reply has begun already; only terminals show it.
         console: the output.
     """
-    writer = WordWriter(console) if console.is_terminal else PlainWriter(console)
-    if console.is_terminal:
+    terminal = console.file.isatty()  # FORCE_COLOR makes a terminal of any file for rich
+    writer = WordWriter(console) if terminal else PlainWriter(console)
+    if terminal:
         writer.write(begun, "dim italic")
     shown = 0
     try:

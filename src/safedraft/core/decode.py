@@ -19,7 +19,7 @@ from torch import Tensor
 from safedraft.core.config import DraftingConfig
 from safedraft.core.constraint import Constrained, restrict
 from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
-from safedraft.core.errors import BrokenModelError, FormError
+from safedraft.core.errors import BrokenModelError, FormError, describe_failed_pass
 from safedraft.core.generation import Generation, Passes, Step, record
 from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
@@ -136,7 +136,7 @@ class Decoding(Generation):
         before = islice(self.drafts, drafts) if self.constraint else ()
         return Constrained(self.constraint, [draft.token for draft in before])
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BrokenModelError) -> None:
         """End the request with an error; the others continue."""
         self.error, self.ended = error, True
 
@@ -308,12 +308,12 @@ class Batch:
         started = time.perf_counter()
         try:
             logits = self._engine.forward(passes)
+            if logits[0].device.type != "cpu":
+                torch.accelerator.synchronize(logits[0].device)
         except Exception as error:
             for decoding in running:
-                decoding.fail(error)
+                decoding.fail(describe_failed_pass(error))
             return [], []
-        if logits[0].device.type != "cpu":
-            torch.accelerator.synchronize(logits[0].device)
         seconds = time.perf_counter() - started
         whole: list[tuple[Decoding, Tensor]] = []
         for decoding, one, rows, counter in zip(running, passes, logits, counters, strict=True):

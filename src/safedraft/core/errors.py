@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,18 @@ class IncompatiblePairError(SafeDraftError):
 
 
 class BrokenModelError(SafeDraftError):
-    """A model gave logits that are not numbers; nothing is decoded without both models."""
+    """A model failed, or gave logits that are not numbers; nothing is decoded without both."""
+
+
+def describe_failed_pass(error: Exception) -> BrokenModelError:
+    """Describe why a pass of the models failed.
+
+    The text of the traceback is a note: the traceback itself would keep the memory of the pass.
+    """
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    failed = BrokenModelError(f"a pass of the models failed: {reason}")
+    failed.add_note("".join(traceback.format_exception(error)))
+    return failed
 
 
 class FormError(BrokenModelError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from safedraft.core.config import Scheme
+from safedraft.core.errors import BrokenModelError
 from safedraft.core.request import Request
 from safedraft.core.rule import Decision, State
 from safedraft.core.sampling import LogProbabilities
@@ -81,7 +82,7 @@ class Generation:
         """Whether nothing more is decided."""
         self.held = False
         """Whether the batch leaves it out for now."""
-        self.error: Exception | None = None
+        self.error: BrokenModelError | None = None
         """Why it ended early, if it did."""
         self.target_passes, self.draft_passes = Passes(), Passes()
 
@@ -106,7 +107,7 @@ def iterate(batch: RequestBatch, generation: Generation) -> Generator[Step]:
     """The steps of one request of a batch, which is stepped as they are needed.
 
     Raises:
-        BrokenModelError: a model gave NaN or infinite logits for it.
+        BrokenModelError: a model gave NaN or infinite logits for it, or a pass of it failed.
     """
     try:
         while True:

@@ -168,6 +168,8 @@ def test_schemes_in_words(schemes: str, words: str) -> None:
     names = {"i": "intersection", "u": "union"}
     assert describe_schemes([token(scheme=names[letter]) for letter in schemes]) == words
     assert describe_schemes([token(scheme=None) for _ in schemes]) == ""
+    paused = [token(scheme=scheme) for scheme in ("intersection", None, "intersection")]
+    assert describe_schemes(paused) == "intersection throughout"
 
 
 def test_the_verdict_says_safety_first() -> None:

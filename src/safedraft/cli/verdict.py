@@ -32,12 +32,11 @@ def describe_verdict(reply: GenerationResult, messages: Sequence[Message]) -> st
 
 def describe_schemes(trace: Sequence[Token]) -> str:
     """Name the schemes that the tokens were decided in; empty for the target alone."""
-    schemes = [None, *(token.scheme for token in trace)]
-    changes = [
-        f"{scheme} from token {at}"
-        for at, scheme in enumerate(schemes)
-        if scheme is not None and scheme != schemes[at - 1]
-    ]
+    changes, before = [], None
+    for at, token in enumerate(trace, 1):
+        if token.scheme not in (None, before):  # none while the draft pauses
+            changes.append(f"{token.scheme} from token {at}")
+            before = token.scheme
     if len(changes) < 2:
         return "".join(f"{change.split()[0]} throughout" for change in changes)
     more = len(changes) - 1 - _CHANGES

@@ -44,7 +44,8 @@ export function describeBins(bins) {
 export function describeSchemes(tokens) {
   const changes = tokens
     .map(({ scheme }, at) => ({ scheme, token: at + 1 }))
-    .filter(({ scheme }, at) => scheme !== null && scheme !== tokens[at - 1]?.scheme);
+    .filter(({ scheme }) => scheme !== null)  // none while the draft pauses
+    .filter(({ scheme }, at, decided) => scheme !== decided[at - 1]?.scheme);
   if (changes.length < 2) return changes.map(({ scheme }) => `${scheme} throughout`).join("");
   const shown = changes.slice(1, 3).map(({ scheme, token }) => `${scheme} from token ${token}`);
   const more = changes.length - 3;

@@ -116,6 +116,13 @@ def save_pair(folder: Path, **settings: Any) -> tuple[Path, Path]:
     return folder / "target", folder / "draft"
 
 
+def save_prompts(folder: Path, *names: str) -> None:
+    """Files of prompts, one a line, by default harmful and ordinary ones."""
+    for name in names or ("harmful", "ordinary"):
+        lines = [f"{name} thing number {number}" for number in range(30)]
+        (folder / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+
+
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of ``save_pair``."""

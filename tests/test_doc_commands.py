@@ -19,10 +19,11 @@ from pathlib import Path
 import openai
 import pytest
 import typer
-from conftest import save_pair
+from conftest import save_pair, save_prompts
 from fresh import Environment
 from helpers.pages import PAGES, ROOT, Block, read_blocks
 from stage import serve_wheel
+from test_guard_your_model import SMALL as SMALL_WALK
 from test_guard_your_model import ask
 
 import safedraft
@@ -85,13 +86,10 @@ def test_an_unknown_option_is_not_understood() -> None:
 
 
 SMALL = {
+    **SMALL_WALK,
     "bench": "--prompts 1 --max-new-tokens 2",
-    "calibrate": "--try alpha_union=0.8 --attack direct --limit 1 --max-new-tokens 2",
-    "eval": "--limit 1 --max-new-tokens 2",
-    "generate": "--max-new-tokens 4",
-    "chat": "--max-new-tokens 4",
-    "train-draft": "--harmful harmful.txt --ordinary ordinary.txt --steps 2 --rank 2 --no-risk "
-    "--set answer_tokens=4 --set beginning_tokens=4 --set dressed=0",
+    "chat": SMALL_WALK["generate"],
+    "eval": f"--limit 1 {SMALL_WALK['eval']}",
     "train-risk": "--set requests=20 --set dressed=0",
     "train-ada-probe": "--set requests=20 --set dressed=0 --set reply_tokens=2",
 }
@@ -99,6 +97,9 @@ SMALL = {
 
 
 SOURCES = {
+    "requests.jsonl": {"request": "Sabotage gate {n}."},
+    "more.jsonl": {"request": "Sabotage door {n}."},
+    "prompts.jsonl": {"request": "Describe gate {n}."},
     "advbench.json": {"goal": "Sabotage lift {n}.", "target": "Sure, here is how"},
     "mine.jsonl": {"ask": "Sabotage bridge {n}.", "begin": "Sure, step one:"},
     "gsm8k.json": {"question": "What is {n} plus 2?", "answer": "#### {n}"},
@@ -140,11 +141,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / file.name).symlink_to(file)
     for name in ("FOLDER", "my-draft"):
         (folder / name).symlink_to(folder / "my-adapter")
-    for name in ("harmful", "ordinary", "prompts", "requests", "more"):
-        lines = [f"{name} thing number {number}" for number in range(30)]
-        (folder / f"{name}.txt").write_text("\n".join(lines), "utf-8")
-        records = [json.dumps({"request": line}) for line in lines]
-        (folder / f"{name}.jsonl").write_text("\n".join(records), "utf-8")
+    save_prompts(folder, "harmful", "ordinary", "prompts")
     (folder / "prompt.txt").write_text("Why is the sky blue?", "utf-8")
     for file, record in SOURCES.items():
         lines = [json.dumps(record).replace("{n}", str(number)) for number in range(30)]
@@ -167,13 +164,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def enter(folder: Path, workplace: Path, patch: pytest.MonkeyPatch) -> None:
     """Work in a folder, with the models and settings of the workplace."""
     patch.chdir(folder)
-    for name in ("cache", "config", "data"):
-        patch.setenv(VARIABLES[name], str(workplace / name))
+    places = Environment(workplace, workplace).variables
+    for name in ("SAFEDRAFT_CACHE", "SAFEDRAFT_CONFIG", "XDG_DATA_HOME"):
+        patch.setenv(name, places[name])
     patch.setattr(Checks, "problems", ())  # no training makes these models refuse
     serve_wheel(workplace, patch)
-
-
-VARIABLES = {"cache": "SAFEDRAFT_CACHE", "config": "SAFEDRAFT_CONFIG", "data": "XDG_DATA_HOME"}
 
 
 def run_line(line: str, patch: pytest.MonkeyPatch) -> None:
@@ -235,7 +230,7 @@ PYTHON = [one for one in RUN if one.language == "python" and one.page.name not i
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda one: one.name)
 def test_the_examples_of_a_page_run(
-    page: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other, as a reader types them; the names that a page has loaded are there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 import tarfile
@@ -18,7 +16,9 @@ from urllib.request import Request, urlopen
 from zipfile import ZipFile
 
 import pytest
+from conftest import save_prompts
 from fresh import ROOT, Environment, find_distribution
+from helpers.pages import read_blocks
 from test_startup import COMMANDS, measure_seconds
 
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(600)]
@@ -124,8 +124,8 @@ def test_the_commands_of_the_readme_run(fresh_environment: Environment, models: 
     (pairs / "tiny.toml").write_text(pair)  # it takes the place of the default pair
     words = {"TARGET": target, "DRAFT": draft}
     small = {name: ["--max-new-tokens", "4"] for name in ("generate", "chat")}
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
-    commands = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
+    blocks = [block for block in read_blocks(ROOT / "README.md") if block.language != "python"]
+    commands = [words for block in blocks for words in block.commands]
     names = set()
     for command in commands:
         if command[0] != "safedraft" or command[1] in ON_ITS_OWN_PAGE:
@@ -164,9 +164,7 @@ def run_server(environment: Environment, models: list[str]) -> None:
 
 
 def run_train(environment: Environment, models: list[str]) -> None:
-    for name in ("harmful", "ordinary"):
-        lines = [f"{name} thing number {number}" for number in range(30)]
-        (environment.work / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    save_prompts(environment.work)
     options = (
         "--harmful harmful.txt --ordinary ordinary.txt --steps 1 --rank 2 --no-risk "
         "--set answer_tokens=4 --set beginning_tokens=4 --set dressed=0 --output adapter"

@@ -9,13 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import save_pair
-from fresh import Environment
+from conftest import save_pair, save_prompts
+from fresh import ROOT, Environment
+from helpers.pages import read_blocks
 
 from safedraft.models.registry import draft_candidates
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/guard-your-model.md").read_text("utf-8")
+FILE = ROOT / "docs/guard-your-model.md"
+PAGE = FILE.read_text("utf-8")
 TARGET, DRAFT = "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 
 SMALL = {
@@ -30,8 +31,7 @@ SMALL = {
 
 def list_commands() -> list[str]:
     """Every command of the page, one a line."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in read_blocks(FILE) for line in block.text.splitlines()]
 
 
 def test_the_page_walks_from_an_installation_to_metrics() -> None:
@@ -75,9 +75,7 @@ def test_every_command_runs(fresh_environment: Environment, tmp_path: Path) -> N
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
     target, draft = map(str, save_pair(tmp_path, max_position_embeddings=8192))
-    for name in ("harmful", "ordinary"):
-        lines = [f"{name} thing number {number}" for number in range(30)]
-        (fresh_environment.work / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    save_prompts(fresh_environment.work)
     fresh_environment.install(*find_extras())
 
     def run(line: str) -> str:

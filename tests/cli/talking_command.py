@@ -15,7 +15,7 @@ QUESTION = "What did you say?"
 
 
 def answer(prompt: str) -> str:
-    """Repeat the last message, or the last reply if that is asked for; slowly if told to."""
+    """Repeat the last message, or for ``QUESTION`` the last reply; slowly after "Slowly"."""
     turns = [turn.partition("\n")[::2] for turn in prompt.split("<|start|>")[1:]]
     last = {role: text.strip().removesuffix("<|end|>") for role, text in turns}
     if last["user"].startswith("Slowly"):

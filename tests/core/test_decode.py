@@ -28,7 +28,7 @@ from torch import Tensor
 
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.core.decode import Batch, decode
-from safedraft.core.errors import BrokenModelError
+from safedraft.core.errors import BrokenModelError, FailedPassError
 from safedraft.core.generation import Step, iterate
 from safedraft.core.reference import composite_distribution, reference_decode
 from safedraft.core.request import Request
@@ -490,6 +490,10 @@ def test_a_pass_that_fails_ends_all_its_requests_and_leaves_none_half_decoded(
     assert error is not None
     assert error.__traceback__ is error.__cause__ is None  # which would keep what the pass held
     assert "in script" in error.__notes__[0]
+    assert isinstance(error, FailedPassError)
+    assert error.kind == "RuntimeError"
+    assert "in script" in error.place
+    assert "RuntimeError: out of memory" not in error.place  # logs show it, and no prompt
     generations.append(batch.add(requests[2]))
     while not generations[2].ended:
         batch.step()

@@ -163,13 +163,28 @@ class BrokenModelError(SafeDraftError):
     """A model failed, or gave logits that are not numbers; nothing is decoded without both."""
 
 
-def describe_failed_pass(error: Exception) -> BrokenModelError:
+class FailedPassError(BrokenModelError):
+    """A pass of the models failed.
+
+    ``kind`` is the name of the class of the error that ended it, ``place`` the lines of code that
+    the error came through, without its message, which may quote a prompt.
+    """
+
+    kind = ""
+    place = ""
+
+
+def describe_failed_pass(error: Exception) -> FailedPassError:
     """Describe why a pass of the models failed.
 
-    The text of the traceback is a note: the traceback itself would keep the memory of the pass.
+    The traceback is kept as text: the traceback itself would keep the memory of the pass.
     """
-    reason = f"{type(error).__name__}: {first_line(error)}"
-    failed = BrokenModelError(f"a pass of the models failed: {reason}")
+    kind = type(error).__name__
+    said = first_line(error)
+    reason = said if isinstance(error, SafeDraftError) else f"{kind}: {said}"
+    failed = FailedPassError(f"a pass of the models failed: {reason}")
+    failed.kind = kind
+    failed.place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     failed.add_note("".join(traceback.format_exception(error)))
     return failed
 

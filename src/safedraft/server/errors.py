@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from safedraft.core.errors import PromptTooLongError, SafeDraftError, explain
+from safedraft.core.errors import FailedPassError, PromptTooLongError, SafeDraftError, explain
 from safedraft.server.neutral import UNSUPPORTED
 from safedraft.server.wire import ErrorBody, ErrorDetail
 
@@ -151,8 +151,12 @@ def convert_errors(work: Callable[[], T], name: str) -> T:
 
 def log_unexpected(error: BaseException) -> None:
     """Log the type and the place of an error, but not its message, which may quote a prompt."""
-    place = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s at\n%s", type(error).__name__, place.rstrip())
+    if isinstance(error, FailedPassError):
+        kind, place = error.kind, error.place
+    else:
+        kind = type(error).__name__
+        place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    log.error("%s at\n%s", kind, place)
 
 
 def _format_location(location: list[Any]) -> str:

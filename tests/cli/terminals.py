@@ -46,10 +46,11 @@ class Terminal:
         before, self.read = self.shown[self.read : at], at + len(text)
         return before
 
-    def end(self) -> int:
+    def end(self, seconds: float = 90) -> int:
         """Read until the command ends; returns its exit code."""
+        end = time.monotonic() + seconds
         while self._read_some():
-            pass
+            assert time.monotonic() < end, f"it does not end: {self.shown[self.read :]!r}"
         return self.process.wait(timeout=60)
 
     def _read_some(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safedraft.cli.render import (
     arrange_panels,
     color_tokens,
     format_summary,
+    make_console,
     make_legend,
     make_panel,
 )
@@ -104,6 +106,11 @@ def test_long_words_wide_characters_and_tabs() -> None:
     assert write(20, "a\tb", "\n\tc") == ["a       b", "        c"]
 
 
+def test_a_long_word_is_cut_by_the_width_of_its_characters() -> None:
+    accented = "e\u0301"  # two code points, one column
+    assert write(10, accented * 25) == [accented * 10, accented * 10, accented * 5]
+
+
 def test_a_word_is_shown_as_soon_as_it_has_ended() -> None:
     console = terminal(20)
     writer = WordWriter(console)
@@ -113,14 +120,29 @@ def test_a_word_is_shown_as_soon_as_it_has_ended() -> None:
     assert written(console) == "one two"
 
 
+def test_force_color_colors_a_file_and_leaves_its_lines_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "12")
+    make_console().print("[green]one two three four five[/]")
+    assert capsys.readouterr().out == "\x1b[32mone two three four five\x1b[0m\n"
+    monkeypatch.delenv("FORCE_COLOR")
+    make_console().print("[green]one two three four five[/]")
+    assert capsys.readouterr().out == "one two three four five\n"
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_terminal_shows_how_a_reply_has_begun_and_a_file_its_text_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of a file, but for the text
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of a file for rich
+    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setenv("TERM", "dumb")  # without codes
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     pair = talking(tmp_path, lambda prompt: "Sure,  this is it\tand more")
-    console = Console(file=io.StringIO(), width=12, color_system=None)
-    monkeypatch.setattr(console.file, "isatty", lambda: is_terminal)
+    console = make_console()
     write_reply(pair.stream("Hi", prefill="Sure,"), "Sure,", console)
     text = "Sure,  this\nis it   and\nmore\n" if is_terminal else "  this is it\tand more\n"
     assert written(console) == text
@@ -233,7 +255,7 @@ def test_generate_explains_the_colors_before_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("safedraft.pair.load.load_spec", lambda *_, **__: parted)
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(Console, "is_terminal", True)
     monkeypatch.setenv("COLUMNS", "40")
     order: list[str] = []
     monkeypatch.setattr("safedraft.cli.render.make_legend", lambda: order.append("legend") or "")

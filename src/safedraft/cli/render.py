@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +43,19 @@ def strip_control_characters(text: str) -> str:
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Make a console that wraps words on a terminal, and leaves lines whole elsewhere."""
-    console = Console(stderr=stderr, highlight=False, quiet=quiet)
-    console.soft_wrap = not console.is_terminal
-    return console
+    """Make a console that wraps words on a terminal, and leaves lines whole elsewhere.
+
+    FORCE_COLOR colors what goes to a file, and does not make a terminal of it.
+    """
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        quiet=quiet,
+        highlight=False,
+        soft_wrap=not terminal,
+        force_terminal=terminal,
+        color_system="standard" if os.environ.get("FORCE_COLOR") and not terminal else "auto",
+    )
 
 
 def choose_style(token: Token) -> str:

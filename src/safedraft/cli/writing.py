@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
@@ -67,7 +68,8 @@ class WordWriter:
             self._begin_line()
         piece = Text(self._space) + self._word
         self._space, self._word = "", Text()  # before Ctrl-C can come: no word is shown twice
-        lines = piece.divide(range(width, len(piece), width))  # a word may be longer than a line
+        ends = accumulate(map(len, chop_cells(piece.plain, width)))
+        lines = piece.divide(list(ends)[:-1])  # a word may be longer than a line
         self._show(Text("\n").join(lines))
         self._column += lines[-1].cell_len
 
@@ -105,9 +107,8 @@ def write_reply(stream: Stream, begun: str, console: Console) -> None:
         begun: how the reply has begun already; only terminals show it.
         console: the output.
     """
-    terminal = console.file.isatty()  # FORCE_COLOR makes a terminal of any file for rich
-    writer = WordWriter(console) if terminal else PlainWriter(console)
-    if terminal:
+    writer = WordWriter(console) if console.is_terminal else PlainWriter(console)
+    if console.is_terminal:
         writer.write(begun, "dim italic")
     shown = 0
     try:

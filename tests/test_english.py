@@ -32,6 +32,7 @@ def run(path: Path) -> tuple[int, list[str]]:
         ("This mends the cache.", "mends"),
         ("It drafts a token at the least.", "at the least"),
         ("The target gives in to it.", "gives in"),
+        ("The engine hands out sessions.", "hands out"),
         ("A draft that has no say.", "has no say"),
         ("The target takes its word back.", "takes its word back"),
         ("The adapter cannot be had.", "be had"),

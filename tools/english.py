@@ -28,6 +28,7 @@ IDIOMS = {
     r"mend(?:s|ed|ing)?": "fix",
     r"at the (?:least|most)": "at least, at most",
     r"(?:gives?|gave|giving) in": "complies, answers",
+    r"hand(?:s|ed)? out": "returns, provides",
     r"(?:has|have|had) (?:no|a|its|their) say": "has an influence, or has none",
     r"takes? (?:its|their|the) words? back": "resumes",
     r"(?:be|is|are) had": "is fetched, read or supported",

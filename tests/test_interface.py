@@ -188,6 +188,12 @@ def test_a_system_prompt_and_parts_of_text_are_messages(pair: safedraft.Pair) ->
         (lambda pair: pair.generate("hi", logprobs=False, top_logprobs=2), "not both"),
         (lambda pair: pair.generate("hi", config={"alfa": 1}), "unknown constant 'alfa'"),
         (lambda pair: pair.generate("hi", config={1: 1}), "unknown constant 1"),
+        (
+            lambda pair: pair.generate(
+                "hi", rule="easd", config=safedraft.SSDConfig(alpha_union=2.0)
+            ),
+            "unknown constant 'alpha_union'",
+        ),
         (lambda pair: pair.generate("hi", config={"kappa": 0}), "kappa: must be at least 1, not 0"),
         (lambda pair: pair.generate("hi", config=safedraft.SamplingParams()), "not SamplingParams"),
         (lambda pair: pair.generate("hi", config="x"), "config must be a safedraft.SSDConfig"),

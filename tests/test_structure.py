@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -225,3 +226,29 @@ def test_the_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     assert text.endswith("\n<!-- /structure -->\n\nB\n")
     assert "| 0 | `core` | Sums \\| products. | – |" in text
     assert "stale" not in text
+
+
+LARGEST = {
+    "core/decide.py": "the token that is decided",
+    "core/rows.py": "ranks tokens, and finds where an id stands",
+    "core/sampling.py": "the distribution of a temperature of 0",
+    "engines/cpu/pack.py": "the largest weight of a group",
+    "evaluation/attacks/high_match.py": "what an attacker begins a reply with",
+    "text/grammar.py": "whether a reply would begin with a refusal without its form",
+    "training/checks.py": "counts labels that are the draft's likeliest token",
+}
+"""Modules that look for the largest of several values, and why; no other one chooses a token."""
+
+
+def test_tokens_are_chosen_in_one_place() -> None:
+    draws, largest = set(), set()
+    for file in (ROOT / "src" / "safedraft").rglob("*.py"):
+        module = file.relative_to(ROOT / "src" / "safedraft").as_posix()
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "safedraft.core.sampling":
+                names = {alias.name for alias in node.names}
+                draws |= {module} if names & {"accept", "correct", "draw"} else set()
+            if isinstance(node, ast.Attribute) and node.attr in {"argmax", "multinomial"}:
+                largest.add(module)
+    assert draws == {"core/decide.py"}
+    assert largest == LARGEST.keys()

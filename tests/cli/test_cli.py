@@ -162,6 +162,27 @@ def test_a_rule_may_be_named(run: Any, models: list[str]) -> None:
     assert "no rule is called 'sdd'" in error_of(run("chat", "--rule", "sdd", *models)).lower()
 
 
+def test_a_rule_has_its_own_constants(run: Any, models: list[str]) -> None:
+    options = ["--json", "--max-new-tokens", "24", *models]
+    always = ["entropy_threshold=0", "overlap_threshold=0"]  # positions are penalized
+    settings = [word for setting in always for word in ("--set", setting)]
+    signals = []
+    for changed in ([], settings):
+        code, out, _ = run("generate", "hi", "--rule", "easd", *changed, *options)
+        assert code == 0
+        signals.append(json.loads(out)["statistics"]["signals"])
+    assert signals[0] < signals[1]
+    for command in ("generate", "chat"):
+        asked = ["hi"] if command == "generate" else []
+        for rule, setting, reason in (
+            ("target_only", "alpha_union=2", "the rule target_only has no constants"),
+            ("easd", "alpha_union=2", "--set alpha_union=2: write NAME=VALUE with one of"),
+            ("easd", "entropy_threshold=-1", "entropy_threshold"),
+        ):
+            named = ["--rule", rule, "--set", setting]
+            assert reason in error_of(run(command, *asked, *named, *models))
+
+
 def test_generate_under_a_json_schema(run: Any, models: list[str], tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
@@ -190,6 +211,17 @@ def test_compare_shows_both(run: Any, models: list[str]) -> None:
     replies = json.loads(out)
     assert set(replies) == {"target_only", "ssd"}
     assert replies["target_only"]["statistics"]["draft_passes"] == 0
+
+
+def test_compare_names_the_rule(run: Any, models: list[str]) -> None:
+    options = ["--compare", "--max-new-tokens", "15", *models]
+    code, out, _ = run("generate", "hi", "--rule", "speculative", *options)
+    assert code == 0
+    assert "the rule speculative" in out
+    assert "The rule speculative decoded" in out
+    assert "SSD decoded" not in out
+    refused = error_of(run("generate", "hi", "--rule", "target_only", *options))
+    assert "name that one" in refused
 
 
 def test_ctrl_c_keeps_what_was_said_and_exits_130(

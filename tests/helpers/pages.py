@@ -15,7 +15,8 @@ PAGES = sorted(
 )
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>sh|bash|python)\n(?P<text>.*?)^```",
+    r"(?:^ *<!-- (?P<note>[^\n]*) -->\n)?^(?P<margin> *)```(?P<language>sh|bash|python)\n"
+    r"(?P<text>.*?)^ *```",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -39,4 +40,5 @@ class Block(NamedTuple):
 def read_blocks(page: Path) -> Iterator[Block]:
     """The blocks of commands and of Python on a page."""
     for found in _BLOCK.finditer(page.read_text("utf-8")):
-        yield Block(page, found["language"], found["text"], found["note"] or "")
+        text = found["text"].replace(f"\n{found['margin']}", "\n").removeprefix(found["margin"])
+        yield Block(page, found["language"], text, found["note"] or "")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -56,7 +56,8 @@ def chat(
         max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
     )
     options.require_rule(rule)
-    conversation = _Chat(models.load(), sampling, rule, system or None)
+    config = models.constants_of(rule) or None
+    conversation = _Chat(models.load(rule), sampling, rule, config, system or None)
     try:
         conversation.run()
     except KeyboardInterrupt:
@@ -71,12 +72,18 @@ class _Chat:
     _prefill: str
 
     def __init__(
-        self, pair: Pair, sampling: SamplingParams, rule: str | None, system: str | None
+        self,
+        pair: Pair,
+        sampling: SamplingParams,
+        rule: str | None,
+        config: Mapping[str, Any] | None,
+        system: str | None,
     ) -> None:
         from safedraft.cli.lines import LineReader
         from safedraft.cli.render import make_console
 
-        self._pair, self._sampling, self._rule = pair, sampling, rule
+        self._pair, self._sampling = pair, sampling
+        self._rule, self._config = rule, config
         self._first_system = system
         self._input = LineReader()
         self._console, self._notes = make_console(), make_console(stderr=True)
@@ -191,7 +198,9 @@ class _Chat:
         user: Message = {"role": "user", "content": text}
         asked = conversation([*self._messages, user], self._prefill, self._system)
         try:
-            stream = self._pair.stream(asked, sampling=self._sampling, rule=self._rule)
+            stream = self._pair.stream(
+                asked, sampling=self._sampling, rule=self._rule, config=self._config
+            )
         except PromptTooLongError as error:
             raise self._explain_full(error) from error
         with suppress(KeyboardInterrupt):

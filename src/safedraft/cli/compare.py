@@ -1,9 +1,10 @@
-"""Replies of the target alone and of SSD to one prompt, side by side."""
+"""Replies of the target alone and of SSD, or another rule, to one prompt, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -17,7 +18,29 @@ if TYPE_CHECKING:
     from safedraft.core.config import SamplingParams
     from safedraft.pair import Pair
 
-METHODS = {"target_only": "the target alone", "ssd": "SSD"}
+
+@dataclass(frozen=True)
+class Method:
+    """How a reply is decoded."""
+
+    name: str
+    """Its key among the replies."""
+    title: str
+    rule: str | None
+    """None: the pair's own rule."""
+    config: Mapping[str, Any] | None = None
+    """Constants of the rule in place of the pair's."""
+
+
+ALONE = Method("target_only", "the target alone", "target_only")
+SSD = Method("ssd", "SSD", None)
+
+
+def name_method(rule: str | None, config: Mapping[str, Any] | None = None) -> Method:
+    """The method of a rule; the pair's own rule is called SSD."""
+    if rule in (None, SSD.name):
+        return replace(SSD, rule=rule, config=config)
+    return Method(rule, f"the rule {rule}", rule, config)
 
 
 def compare(
@@ -27,7 +50,7 @@ def compare(
     console: Console,
     replies: dict[str, GenerationResult],
     *,
-    rule: str | None = None,
+    method: Method = SSD,
     folded: bool = False,
 ) -> None:
     """Generate with both methods and show the tokens as they come; Ctrl-C is raised again.
@@ -38,32 +61,31 @@ def compare(
         sampling: the parameters of both replies.
         console: the output; outside of a terminal, only the final replies are printed.
         replies: receives the replies by method, also after an interruption.
-        rule: the rule that is compared with the target alone; None: the pair's own.
+        method: what is compared with the target alone.
         folded: whether to cover the text of the target alone (for published pictures).
     """
-
+    methods = (ALONE, method)
     running = True
 
-    def column(method: str, title: str) -> RenderableType:
-        covered = folded and method == "target_only"
-        reply = replies.get(method, GenerationResult())
+    def column(method: Method) -> RenderableType:
+        covered = folded and method is ALONE
+        reply = replies.get(method.name, GenerationResult())
         if running and reply.finish_reason == "interrupted":
             verdict = "Decoding …" if reply.trace else "Waits for its first token …"
         else:
             verdict = describe_verdict(reply, messages)
-        return make_panel(title, verdict, reply, prefill=begun_text(messages), folded=covered)
+        prefill = begun_text(messages)
+        return make_panel(method.title, verdict, reply, prefill=prefill, folded=covered)
 
     def picture() -> RenderableType:
-        panels = [column(method, title) for method, title in METHODS.items()]
-        return arrange_panels(panels, console.width)
+        return arrange_panels([column(method) for method in methods], console.width)
 
     console.print(make_legend())
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
-            for method in METHODS:
-                decides = method if method == "target_only" else rule
-                stream = pair.stream(messages, sampling=sampling, rule=decides)
-                replies[method] = stream.result
+            for one in methods:
+                stream = pair.stream(messages, sampling=sampling, rule=one.rule, config=one.config)
+                replies[one.name] = stream.result
                 try:
                     for _ in stream:
                         live.update(picture(), refresh=console.is_terminal)
@@ -77,13 +99,13 @@ def compare(
 def compute_speedup(
     replies: dict[str, GenerationResult], messages: Sequence[Message]
 ) -> float | None:
-    """Divide SSD's tokens per second by those of the target alone.
+    """Divide the tokens per second of the second reply by those of the first.
 
     Returns:
         None if one of the replies is empty, or if only one of them refuses: a short refusal and an
         answer say nothing about each other's speed.
     """
-    alone, guarded = (replies[method] for method in METHODS)
+    alone, guarded = replies.values()
     if judge_reply(alone, messages) != judge_reply(guarded, messages):
         return None
     speed = alone.statistics.tokens_per_second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from safedraft.core.errors import SafeDraftError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from safedraft.cli.compare import Method
     from safedraft.core.config import SamplingParams
     from safedraft.pair import Pair
     from safedraft.text.messages import Message
@@ -34,7 +35,8 @@ def generate(
     ] = None,
     system: options.System = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Show the target alone and SSD side by side.")
+        bool,
+        typer.Option("--compare", help="Show the target alone and SSD, or RULE, side by side."),
     ] = False,
     trace: Annotated[
         Path | None,
@@ -61,6 +63,7 @@ def generate(
 
     Ctrl-C keeps the reply so far and exits with 130.
     """
+    from safedraft.cli.compare import ALONE, name_method
     from safedraft.cli.render import make_console
     from safedraft.text.messages import conversation
 
@@ -73,18 +76,22 @@ def generate(
     messages = conversation(text, prefill, system or None, reasoning)
     if trace:
         _check_writable(trace)
-    loaded = models.load()
+    method = name_method(rule, models.constants_of(rule) or None)
+    if compare and rule == ALONE.rule:
+        raise SafeDraftError(f"--compare shows {ALONE.title} beside another rule: name that one")
+    loaded = models.load(rule)
     console = make_console(quiet=as_json)
     replies: dict[str, GenerationResult] = {}
     try:
         if compare:
-            _compare(loaded, messages, sampling, rule, console, replies)
+            _compare(loaded, messages, sampling, method, console, replies)
         else:
-            _stream(loaded, messages, sampling, rule, console, replies)
+            _stream(loaded, messages, sampling, method, console, replies)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:
-        outcome = _outcome(replies, compare)
+        results = {name: reply.to_dict() for name, reply in replies.items()}
+        outcome = results if compare else results.get(method.name)
         if as_json and replies:
             sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
         if trace and replies:
@@ -95,7 +102,7 @@ def _stream(
     pair: Pair,
     messages: list[Message],
     sampling: SamplingParams,
-    rule: str | None,
+    method: Method,
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
@@ -103,8 +110,8 @@ def _stream(
     from safedraft.cli.writing import write_reply
     from safedraft.text.messages import begun_text
 
-    stream = pair.stream(messages, sampling=sampling, rule=rule)
-    replies["ssd"] = stream.result
+    stream = pair.stream(messages, sampling=sampling, rule=method.rule, config=method.config)
+    replies[method.name] = stream.result
     notes = make_console(stderr=True, quiet=console.quiet)
     if console.is_terminal:
         notes.print(make_legend())
@@ -119,21 +126,16 @@ def _compare(
     pair: Pair,
     messages: list[Message],
     sampling: SamplingParams,
-    rule: str | None,
+    method: Method,
     console: Console,
     replies: dict[str, GenerationResult],
 ) -> None:
-    from safedraft.cli.compare import compare, compute_speedup
+    from safedraft.cli.compare import ALONE, compare, compute_speedup
 
-    compare(pair, messages, sampling, console, replies, rule=rule)
+    compare(pair, messages, sampling, console, replies, method=method)
     if ratio := compute_speedup(replies, messages):
-        console.print(f"SSD decoded {ratio:.2f} times as fast as the target alone", style="dim")
-
-
-def _outcome(replies: dict[str, GenerationResult], compared: bool) -> dict[str, Any]:
-    if compared:
-        return {method: reply.to_dict() for method, reply in replies.items()}
-    return replies["ssd"].to_dict() if replies else {}
+        words = f"{method.title} decoded {ratio:.2f} times as fast as {ALONE.title}"
+        console.print(words[0].upper() + words[1:], style="dim")
 
 
 def _check_writable(file: Path) -> None:

@@ -49,7 +49,7 @@ def judge_check(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a judge against completions labeled by people.
+    """Measure a judge against completions whose classes are known.
 
     Prints precision and recall of the classes complied and refused with 95% intervals. Completions
     on which the phrases were tuned are reported separately from held-out ones.

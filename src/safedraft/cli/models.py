@@ -232,16 +232,31 @@ class ModelChoice:
         Raises:
             SafeDraftError: a name is not a constant.
         """
+        return self.constants_of(None)
+
+    def constants_of(self, rule: str | None) -> dict[str, Any]:
+        """The constants of ``--set`` for replies by a rule; None: by the pair's own.
+
+        Raises:
+            SafeDraftError: a name is not a constant of the rule, or a value is outside its range.
+        """
+        from safedraft.pair.options import find_constants, read_constants
+
+        kind = find_constants(rule)
+        if self.settings and not kind.model_fields:
+            raise SafeDraftError(f"--set: the rule {rule} has no constants: leave it out")
+        changes = options.constants(self.settings, kind)
+        read_constants(kind, changes, self.spec.config)
+        return changes
+
+    def load(self, rule: str | None = None) -> Pair:
+        """Load the pair, for replies by ``rule`` if one is given, and show the progress."""
         from safedraft.core.config import RiskConfig
-
-        return options.constants(self.settings, RiskConfig)
-
-    def load(self) -> Pair:
-        """Load the pair, showing the progress of downloads."""
         from safedraft.models.progress import show_progress
         from safedraft.pair.load import load_spec
 
-        spec, config = self.spec, self.constants  # errors before downloads
+        spec, constants = self.spec, self.constants_of(rule)  # errors before downloads
+        config = {name: constants[name] for name in constants if name in RiskConfig.model_fields}
         with show_progress() as report:
             return load_spec(
                 spec,

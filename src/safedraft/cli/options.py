@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safedraft.core.assignments import parse_assignment
-from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,8 +149,12 @@ def sampling_params(
 def _read_schema(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SafeDraftError(f"--json-schema {file}: {first_line(error)}") from error
+    except OSError as error:
+        raise SafeDraftError(
+            f"--json-schema {file}: {error.strerror}; name a file that can be read"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SafeDraftError(f"--json-schema {file}: the file is not text in UTF-8") from error
 
 
 def constants(

@@ -88,7 +88,7 @@ def measure(
             decoding on that engine.
         prompts: what the user says.
         max_new_tokens: number of tokens of a reply.
-        draft_tokens: values of T for SSD; the first is called ``ssd``.
+        draft_tokens: values of T for the pair's own rule; the first is called by the rule's name.
         assisted_tokens: constant numbers of drafted tokens for assisted generation.
         report: called with the runs done and the runs in all.
     """
@@ -134,7 +134,7 @@ def _methods(
         rules["speculative"] = "speculative"
         methods = {name: _decode(pair, max_new_tokens, rule) for name, rule in rules.items()}
     for count in draft_tokens:
-        name = "ssd" if count == draft_tokens[0] else f"ssd-{count}"
+        name = pair.rule if count == draft_tokens[0] else f"{pair.rule}-{count}"
         methods[name] = _decode(pair, max_new_tokens, pair.rule, count)
     return methods
 

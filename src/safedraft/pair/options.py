@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConfig
 from safedraft.core.errors import SafeDraftError, show_value
 from safedraft.core.options import INSTEAD, SamplingOptions, translate
 from safedraft.core.plugins import suggest
-from safedraft.rules import constants_for
+from safedraft.rules import constants_for, find_rule
 
 Sampling = SamplingParams | Mapping[str, Any]
 """Sampling parameters, or a mapping of their names to values."""
@@ -91,13 +91,22 @@ def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Samp
     return given.replace(**named) if named else given
 
 
+def find_constants(rule: str | None) -> type[Constants]:
+    """The class of the constants of a rule; None: of a pair.
+
+    Raises:
+        SafeDraftError: no rule has this name; the message lists all rules.
+    """
+    return find_rule(rule).config if rule else RiskConfig
+
+
 def read_constants(kind: type[Constants], config: Config | None, own: Constants) -> Constants:
     """The constants of a rule that a caller sets in place of a pair's own.
 
     Args:
         kind: the class of the rule's constants.
-        config: constants, of which those count that the rule has; or a mapping that replaces some
-            of the pair's, every name of which the rule must have.
+        config: constants, or a mapping that replaces some of the pair's. The rule must have every
+            name that is set in them; of a subclass of ``kind`` the names of ``kind`` count.
         own: constants of the pair.
 
     Raises:
@@ -109,6 +118,8 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
         not isinstance(config, Constants) or isinstance(config, SamplingParams)
     ):
         raise _no_constants(config)
+    if config is not None and not isinstance(config, kind):
+        _require_names(kind, config.model_fields_set)
     return constants_for(kind, own if config is None else config)
 
 
@@ -141,11 +152,15 @@ def for_each(value: Any, count: int, name: str) -> list[Any]:
 
 
 def _replace(own: _ConstantsT, config: Mapping[str, Any]) -> _ConstantsT:
-    names = list(type(own).model_fields)
-    for name in config:
+    _require_names(type(own), config)
+    return own.replace(**config)
+
+
+def _require_names(kind: type[Constants], given: Iterable[str]) -> None:
+    names = list(kind.model_fields)
+    for name in given:
         if name not in names:
             raise SafeDraftError(f"unknown constant {name!r}{suggest(str(name), names)}")
-    return own.replace(**config)
 
 
 def _no_constants(config: object) -> SafeDraftError:

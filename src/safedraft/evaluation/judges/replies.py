@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from safedraft.core.errors import SafeDraftError, first_line
+from safedraft.core.files import write_atomically
 from safedraft.evaluation.judges.exchange import Exchange, build_exchange
 from safedraft.evaluation.judges.labels import LabeledCompletion
 from safedraft.evaluation.logs import find_logs, load_log, read_header
@@ -97,7 +98,7 @@ def save_labels(labels: Mapping[str, ReplyLabel], file: Path) -> None:
         f'label = "{one.label}"\norigin = "{one.origin}"\n'
         for _, one in sorted(labels.items())
     ]
-    file.write_text("\n".join([_HEADER, *entries]), encoding="utf-8")
+    write_atomically(file, "\n".join([_HEADER, *entries]))
 
 
 def read_replies(paths: Iterable[str | Path]) -> dict[str, Reply]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safedraft.core.files import write_atomically
 from safedraft.evaluation.report.html import render_page
 from safedraft.evaluation.report.markdown import render_markdown
 from safedraft.evaluation.report.plots import render_plots
@@ -27,7 +28,6 @@ def write_report(figures: Figures, folder: Path, *, texts: bool = True) -> list[
         "report.md": render_markdown(figures),
         "report.json": json.dumps(figures.to_dict(), indent=1, ensure_ascii=False) + "\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        write_atomically(folder / name, content)
     return [folder / name for name in files]

@@ -8,11 +8,14 @@ the one that the other tests use. Where a library is missing, its tests are skip
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from operator import add
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -34,16 +37,31 @@ STORY = "Once upon a time."
 PERSON = '{"name": "Ann"}'
 CITY = '{"name": "Paris", "country": "France"}'
 QUESTION = {"role": "user", "content": "hi"}
+TWICE = "What is twice 21?"
+TWICE_ASKED = {"role": "user", "content": TWICE}
+"""The tool has to be called, and its result is the answer."""
 PERSON_ASKED = {"role": "user", "content": "a person"}
 REQUEST = {"role": "user", "content": "a story"}
 
 
 def answer(prompt: str) -> str:
+    role, _, content = prompt.rpartition("<|start|>")[2].removesuffix("<|end|>\n").partition("\n")
+    if role == "tool":
+        return f"It is {content}."
+    if "<tools>" in prompt and "twice" in content:
+        return call("double", {"number": 21})
+    if found := re.search(r'<tools>.*?"name": "(Person|final_result)"', prompt):
+        return call(found[1], {"name": "Ann"})
     if "person" in prompt:
         return PERSON
     if "Eiffel" in prompt:
         return CITY
     return STORY if prompt.endswith("story") or "story<" in prompt else SAYS
+
+
+def call(name: str, arguments: dict[str, Any]) -> str:
+    called = json.dumps({"name": name, "arguments": arguments})
+    return f"<tool_call>\n{called}\n</tool_call>"
 
 
 class Person(BaseModel):
@@ -57,7 +75,28 @@ def double(number: int) -> int:
     return 2 * number
 
 
-TOOL = {"type": "function", "function": {"name": "double", "parameters": {"type": "object"}}}
+def run_double(function: Any) -> str:
+    """The result of a call of ``double``, for the message that answers it."""
+    assert function.name == "double"
+    return str(double(**json.loads(function.arguments)))
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "double",
+            "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}},
+        },
+    }
+]
+TEMPLATE = (
+    "{% if tools %}<|start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    '<tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call><|end|>\n{% endif %}'
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
 
 
 class Library(NamedTuple):
@@ -70,6 +109,8 @@ class Library(NamedTuple):
     """Calls that the server refuses, by a name."""
     structured: Mapping[str, Callable[[], Any]] = MappingProxyType({})
     """Calls that return a ``Person``, by a name."""
+    tools: Mapping[str, Callable[[], str]] = MappingProxyType({})
+    """Calls that let the model use ``double`` for ``TWICE``, and return the answer; by a name."""
 
 
 def open_openai(url: str) -> Library:
@@ -84,14 +125,29 @@ def open_openai(url: str) -> Library:
         chunks = create(model=NAME, messages=turns, stream=True)
         return [chunk.choices[0].delta.content or "" for chunk in chunks]
 
-    turns: Any = [QUESTION]
+    def answer_with(message: Any, made: Any) -> str:
+        result = {"role": "tool", "tool_call_id": made.id, "content": run_double(made.function)}
+        return ask([TWICE_ASKED, message, result])[0]
+
+    def use_tool() -> str:
+        turns: Any = [TWICE_ASKED]
+        message = create(model=NAME, messages=turns, tools=TOOLS).choices[0].message
+        (made,) = message.tool_calls or ()
+        return answer_with(message, made)
+
+    def use_tool_in_stream() -> str:
+        turns: Any = [TWICE_ASKED]
+        with client.chat.completions.stream(model=NAME, messages=turns, tools=TOOLS) as events:
+            message = events.get_final_completion().choices[0].message
+        (made,) = message.tool_calls or ()
+        return answer_with(message, made)
+
     asked: Any = [PERSON_ASKED]
     parse = client.chat.completions.parse
     return Library(
         ask,
         stream,
         {
-            "tools": lambda: create(model=NAME, messages=turns, tools=[TOOL]),
             "responses": lambda: client.responses.create(model=NAME, input="hi"),
         },
         {
@@ -99,6 +155,7 @@ def open_openai(url: str) -> Library:
                 parse(model=NAME, messages=asked, response_format=Person).choices[0].message.parsed
             )
         },
+        {"tools": use_tool, "tools, streamed": use_tool_in_stream},
     )
 
 
@@ -110,6 +167,17 @@ def open_langchain(url: str) -> Library:
         message = model.invoke(turns)
         return message.content, message
 
+    def use_tool(*, streamed: bool) -> str:
+        bound, asked = model.bind_tools([double]), [TWICE_ASKED]
+        message = reduce(add, bound.stream(asked)) if streamed else bound.invoke(asked)
+        (made,) = message.tool_calls
+        result = {
+            "role": "tool",
+            "tool_call_id": made["id"],
+            "content": str(double(**made["args"])),
+        }
+        return str(bound.invoke([*asked, message, result]).content)
+
     def structured(method: str) -> Callable[[], Any]:
         return lambda: model.with_structured_output(Person, method=method).invoke("a person")
 
@@ -117,9 +185,6 @@ def open_langchain(url: str) -> Library:
         ask,
         lambda turns: [chunk.content for chunk in model.stream(turns)],
         {
-            "structured by a function": structured("function_calling"),
-            "tools": lambda: model.bind_tools([double]).invoke("hi"),
-            "tools, streamed": lambda: list(model.bind_tools([double]).stream("hi")),
             "responses": lambda: chat(
                 base_url=url, api_key="none", model=NAME, use_responses_api=True
             ).invoke("hi"),
@@ -128,6 +193,11 @@ def open_langchain(url: str) -> Library:
             "structured": lambda: model.with_structured_output(Person).invoke("a person"),
             "structured by a schema": structured("json_schema"),
             "structured by JSON": structured("json_mode"),
+            "structured by a function": structured("function_calling"),
+        },
+        {
+            "tools": lambda: use_tool(streamed=False),
+            "tools, streamed": lambda: use_tool(streamed=True),
         },
     )
 
@@ -151,8 +221,12 @@ def open_llama_index(url: str) -> Library:
         lambda turns: [chunk.delta or "" for chunk in model.stream_chat(messages(turns))],
         {
             "structured": lambda: model.as_structured_llm(Person).complete("hi"),
-            "structured by a function": lambda: calling.as_structured_llm(Person).complete("hi"),
             "completions": lambda: like(**options).complete("hi"),
+        },
+        {
+            "structured by a function": lambda: (
+                calling.as_structured_llm(Person).complete("a person").raw
+            )
         },
     )
 
@@ -168,6 +242,12 @@ def open_litellm(url: str) -> Library:
         message = complete(turns).choices[0].message
         return message.content, message
 
+    def use_tool() -> str:
+        message = complete([TWICE_ASKED], tools=TOOLS).choices[0].message
+        (made,) = message.tool_calls
+        result = {"role": "tool", "tool_call_id": made.id, "content": run_double(made.function)}
+        return ask([TWICE_ASKED, message, result])[0]
+
     def stream(turns: list[Any]) -> list[str]:
         chunks = complete(turns, stream=True)
         return [chunk.choices[0].delta.content or "" for chunk in chunks]
@@ -175,12 +255,13 @@ def open_litellm(url: str) -> Library:
     return Library(
         ask,
         stream,
-        {"tools": lambda: complete([QUESTION], tools=[TOOL])},
+        {},
         {
             "structured": lambda: Person.model_validate_json(
                 complete([PERSON_ASKED], response_format=Person).choices[0].message.content
             )
         },
+        {"tools": use_tool},
     )
 
 
@@ -191,7 +272,7 @@ def open_pydantic_ai(url: str) -> Library:
         base_url=url, api_key="none"
     )
     model = models.OpenAIChatModel(NAME, provider=provider)
-    agent = ai.Agent(model)
+    agent, caller = ai.Agent(model), ai.Agent(model, tools=[double])
     parts = {"system": ai.SystemPromptPart, "user": ai.UserPromptPart}
 
     def messages(turns: list[Any]) -> list[Any]:
@@ -217,8 +298,6 @@ def open_pydantic_ai(url: str) -> Library:
         ask,
         stream,
         {
-            "structured by a tool": structured(Person),
-            "tools": lambda: ai.Agent(model, tools=[double]).run_sync("hi"),
             "responses": lambda: ai.Agent(
                 models.OpenAIResponsesModel(NAME, provider=provider)
             ).run_sync("hi"),
@@ -226,6 +305,13 @@ def open_pydantic_ai(url: str) -> Library:
         {
             "structured by a schema": structured(ai.NativeOutput(Person)),
             "structured by JSON": structured(ai.PromptedOutput(Person)),
+            "structured by a tool": structured(Person),
+        },
+        {
+            "tools": lambda: caller.run_sync(TWICE).output,
+            "tools, streamed": lambda: "".join(
+                caller.run_stream_sync(TWICE).stream_text(delta=True, debounce_by=None)
+            ),
         },
     )
 
@@ -241,7 +327,7 @@ LIBRARIES = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> TalkingPair:
-    return talking(tmp_path_factory.mktemp("pair"), answer)
+    return talking(tmp_path_factory.mktemp("pair"), answer, TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -304,20 +390,11 @@ def test_a_conversation_with_the_earlier_reply_as_it_was_returned(
     assert prompt in pair.prompts_seen
 
 
-UNSUPPORTED = "SSD does not support this value of {}"
 REFUSALS = [
-    ("openai", "tools", UNSUPPORTED.format("tools")),
     ("openai", "responses", "This address does not exist."),
-    ("langchain", "structured by a function", UNSUPPORTED.format("tools")),
-    ("langchain", "tools", UNSUPPORTED.format("tools")),
-    ("langchain", "tools, streamed", UNSUPPORTED.format("tools")),
     ("langchain", "responses", "This address does not exist."),
-    ("llama_index", "structured", UNSUPPORTED.format("tool_choice")),
-    ("llama_index", "structured by a function", UNSUPPORTED.format("tools")),
+    ("llama_index", "structured", "there are no tools to call"),
     ("llama_index", "completions", "This server accepts only conversations."),
-    ("litellm", "tools", UNSUPPORTED.format("tools")),
-    ("pydantic_ai", "structured by a tool", UNSUPPORTED.format("tools")),
-    ("pydantic_ai", "tools", UNSUPPORTED.format("tools")),
     ("pydantic_ai", "responses", "This address does not exist."),
 ]
 
@@ -326,16 +403,38 @@ STRUCTURED = [
     ("openai", "structured"),
     *(
         ("langchain", call)
-        for call in ("structured", "structured by a schema", "structured by JSON")
+        for call in (
+            *("structured", "structured by a schema", "structured by JSON"),
+            "structured by a function",
+        )
     ),
     ("litellm", "structured"),
-    *(("pydantic_ai", call) for call in ("structured by a schema", "structured by JSON")),
+    *(
+        ("pydantic_ai", call)
+        for call in ("structured by a schema", "structured by JSON", "structured by a tool")
+    ),
+    ("llama_index", "structured by a function"),
+]
+
+TOOL_CALLS = [
+    *(("openai", call) for call in ("tools", "tools, streamed")),
+    *(("langchain", call) for call in ("tools", "tools, streamed")),
+    ("litellm", "tools"),
+    *(("pydantic_ai", call) for call in ("tools", "tools, streamed")),
 ]
 
 
 @pytest.mark.parametrize(("name", "call"), STRUCTURED)
 def test_a_structured_reply(served: Served, name: str, call: str) -> None:
     assert open_library(name, served).structured[call]() == Person(name="Ann")
+
+
+@pytest.mark.parametrize(("name", "call"), TOOL_CALLS)
+def test_a_tool_is_called_and_its_result_answered(
+    served: Served, pair: TalkingPair, name: str, call: str
+) -> None:
+    assert open_library(name, served).tools[call]() == "It is 42."
+    assert any("<|start|>tool\n42<|end|>" in prompt for prompt in pair.prompts_seen)
 
 
 @pytest.mark.parametrize(("name", "call", "words"), REFUSALS)

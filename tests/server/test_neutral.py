@@ -17,10 +17,10 @@ from talking import talking
 
 from safedraft.core import errors
 from safedraft.server.errors import convert_validation_error, describe
+from safedraft.server.messages import ChatMessage
 from safedraft.server.metrics import find_answer
 from safedraft.server.neutral import INERT, UNSUPPORTED, drop_nulls
 from safedraft.server.requests import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     SafeDraftOptions,
@@ -80,7 +80,7 @@ NEUTRAL: list[dict[str, Any]] = [
     {"stop": [None]},
     {"stop_token_ids": [None]},
     {"logit_bias": {"5": None}},
-    {"tools": [None]},
+    {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
     {"safedraft": {"config": {"alpha_union": None}, "telemetry": None, "rule": None}},
     {"chat_template_kwargs": {"enable_thinking": None}},
     {"response_format": {"type": "text", "json_schema": None}},

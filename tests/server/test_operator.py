@@ -69,9 +69,9 @@ def test_the_root_leads_to_the_playground_where_there_is_one(tmp_path: Path) -> 
 def test_sampling_is_capped(asked: dict[str, Any], temperature: float, top_p: float) -> None:
     messages = [{"role": "user", "content": "hi"}]
     request = ChatRequest.model_validate({"model": NAME, "messages": messages} | asked)
-    sampling = request.build_sampling(0, Limits(temperature=0.7, top_p=0.9))
+    sampling = request.build_sampling(0, Limits(temperature=0.7, top_p=0.9), None)
     assert (sampling.temperature, sampling.top_p) == (temperature, top_p)
-    free = request.build_sampling(0, Limits())
+    free = request.build_sampling(0, Limits(), None)
     assert (free.temperature, free.top_p) == (asked.get("temperature", 0), asked.get("top_p", 1))
 
 

@@ -98,6 +98,7 @@ class TokenPair(LoadedPair):
         self,
         prompt: str | Sequence[Message],
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompts:
         """Each model's own prompt: its chat template, under its system prompt.
 
@@ -105,6 +106,7 @@ class TokenPair(LoadedPair):
             prompt: one user message, or all messages.
             chat_template_kwargs: variables of the chat templates for this prompt alone, in place of
                 the pair's.
+            tools: descriptions of the functions that the reply may call.
 
         Raises:
             SafeDraftError: a model has no tokenizer or no chat template, the text is empty, or no
@@ -119,8 +121,8 @@ class TokenPair(LoadedPair):
         messages = conversation(prompt) if isinstance(prompt, str) else prompt
 
         def read(model: LoadedModel, turns: Sequence[Message]) -> list[int]:
-            tokenizer = _tokenizer(model)
-            return encode(tokenizer, with_system(turns, model.system), chat_template_kwargs)
+            turns = with_system(turns, model.system)
+            return encode(_tokenizer(model), turns, chat_template_kwargs, tools=tools)
 
         prompts = {which: read(model, messages) for which, model in self._models.items()}
         asked = messages[:-1] if turn_begun(messages) else messages
@@ -325,10 +327,7 @@ class TokenPair(LoadedPair):
             PromptTooLongError: there is no room for a token.
             SafeDraftError: an empty prompt, or an id that its model does not have.
         """
-        for model, ids in (
-            (self.target, prompts.target),
-            (self.draft, prompts.draft),
-        ):
+        for model, ids in zip(self._models.values(), prompts, strict=True):
             if not ids:
                 raise SafeDraftError(f"{model.name}: the prompt is empty")
             count = model.embedded_ids or self.vocabulary

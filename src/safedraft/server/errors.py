@@ -30,9 +30,9 @@ _HTTP_ERRORS = {
 }
 
 
-_NO_TOOLS = "Replies call no tools: ask for JSON (response_format), or describe them in a message"
 _INSTEAD = {
-    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
+    "functions": "It is deprecated: send the functions as tools",
+    "function_call": "It is deprecated: use tools and tool_choice",
     "response_format": "It is of type text, json_object or json_schema with a schema, in "
     "/v1/chat/completions",
     "reasoning_effort": "The models here have no levels of reasoning, and 'none' only if they do "

@@ -15,7 +15,10 @@ One = Annotated[float, Field(ge=1, le=1)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
 EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 
-_KEPT = ("messages", "prompt", "response_format", "json_schema", "schema")
+_KEPT = (
+    *("messages", "prompt", "response_format", "json_schema", "schema"),
+    *("tools", "function", "parameters"),
+)
 """Values that are read as they stand: the items of the lists have places that a response or an
 error refers to, and a null in a schema means something."""
 
@@ -68,14 +71,11 @@ class UnsupportedParameters(Body):
     frequency_penalty: Zero | None = None
     logit_bias: EmptyObject | None = None
     response_format: TextFormat | None = None
-    tools: EmptyList | None = None
-    tool_choice: Literal["none", "auto"] | None = None
     functions: EmptyList | None = None
     function_call: Literal["none", "auto"] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
-    parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     audio: None = None
     moderation: None = None

@@ -21,7 +21,7 @@ from safedraft.server import wire
 from safedraft.server.errors import APIError
 from safedraft.server.metrics import find_answer
 from safedraft.server.scheduler import Job
-from safedraft.text.grammar import is_refusal_of_json
+from safedraft.server.tools import CallReader
 from safedraft.text.results import Alternative, GenerationResult, Token
 
 _PART = "\N{REPLACEMENT CHARACTER}"
@@ -42,8 +42,10 @@ class ResponseBuilder(ABC):
     spell_bytes: Callable[[int], bytes | None] = lambda token: None
     """The bytes of a token that is a part of a character; None if they are not known."""
     replies_per_prompt: int = 1
-    json: bool = False
-    """Whether the replies are JSON or refusals."""
+    is_refusal: Callable[[str], bool] = lambda text: False
+    """Whether a reply, or its beginning, is a refusal in place of the form that was asked for."""
+    calls: CallReader | None = None
+    """Reads the calls of tools in the replies; None where there can be none."""
     guarded: bool = False
     """Whether the replies are decoded with a safety adapter, as the operator set the pair up."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -58,8 +60,14 @@ class ResponseBuilder(ABC):
         """Build the chunk before a reply's first token, or return None if the route has none."""
 
     @abstractmethod
-    def build_chunk(self, index: int, token: Token, begun: str) -> Chunk:
-        """Build the chunk of a token; ``begun`` is the text of the reply before it."""
+    def build_chunk(self, index: int, token: Token, begun: str) -> Chunk | None:
+        """Build the chunk of a token, or return None if the token adds nothing to the response.
+
+        Args:
+            index: which reply it is.
+            token: the token.
+            begun: the text of the reply before it.
+        """
 
     @abstractmethod
     def build_last_chunk(self, index: int, reply: GenerationResult) -> Chunk:
@@ -110,107 +118,14 @@ class ResponseBuilder(ABC):
         own = self.spell_bytes(token.id) if _PART in token.text else None
         return token.text if own is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
 
-    def refuses(self, text: str) -> bool:
-        """Whether a reply, or its beginning, is a refusal where JSON was asked for."""
-        return self.json and is_refusal_of_json(text)
+    @property
+    def reports_tokens(self) -> bool:
+        """Whether the response says something of every token."""
+        return self.logprobs or self.telemetry
 
     def without_end_tokens(self, tokens: Sequence[Token]) -> list[Token]:
         """Return the tokens that are part of the text."""
         return [token for token in tokens if token.id not in self.end_tokens]
-
-
-class ChatResponseBuilder(ResponseBuilder):
-    """Builds the responses of ``/v1/chat/completions``."""
-
-    def build_response(self, replies: Sequence[GenerationResult]) -> wire.ChatCompletion:
-        """See ``ResponseBuilder``."""
-        choices = [
-            wire.ChatChoice(
-                index=index,
-                finish_reason=_finish_reason(reply),
-                message=self._build_message(reply.text),
-                logprobs=self._build_logprobs(reply.trace, self.refuses(reply.text)),
-                **self.build_telemetry(reply.trace, reply),
-            )
-            for index, reply in enumerate(replies)
-        ]
-        return wire.ChatCompletion(
-            id=f"chatcmpl-{self.id}",
-            object="chat.completion",
-            created=self.created,
-            model=self.model,
-            choices=choices,
-            usage=self.count_usage(replies),
-        )
-
-    def build_first_chunk(self, index: int) -> wire.ChatCompletionChunk:
-        """See ``ResponseBuilder``."""
-        delta = wire.Delta(role="assistant", content="")
-        choice = wire.ChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None)
-        return self._build_chunk(choice)
-
-    def build_chunk(self, index: int, token: Token, begun: str) -> wire.ChatCompletionChunk:
-        """See ``ResponseBuilder``."""
-        refuses, text = self.refuses(begun + token.text), token.text
-        choice = wire.ChunkChoice(
-            index=index,
-            delta=wire.Delta(refusal=text) if refuses else wire.Delta(content=text),
-            finish_reason=None,
-            logprobs=self._build_logprobs([token], refuses),
-            **self.build_telemetry([token]),
-        )
-        return self._build_chunk(choice)
-
-    def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.ChatCompletionChunk:
-        """See ``ResponseBuilder``."""
-        choice = wire.ChunkChoice(
-            index=index,
-            delta=wire.Delta(),
-            finish_reason=_finish_reason(reply),
-            logprobs=None,
-            **self.build_telemetry([], reply),
-        )
-        return self._build_chunk(choice)
-
-    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> wire.ChatCompletionChunk:
-        """See ``ResponseBuilder``."""
-        chunk = self._build_chunk()
-        chunk.usage = self.count_usage(replies)
-        return chunk
-
-    def _build_chunk(self, *choices: wire.ChunkChoice) -> wire.ChatCompletionChunk:
-        return wire.ChatCompletionChunk(
-            id=f"chatcmpl-{self.id}",
-            object="chat.completion.chunk",
-            created=self.created,
-            model=self.model,
-            choices=list(choices),
-        )
-
-    def _build_message(self, text: str) -> wire.AssistantMessage:
-        if self.refuses(text):
-            return wire.AssistantMessage(role="assistant", content=None, refusal=text)
-        return wire.AssistantMessage(role="assistant", content=text, refusal=None)
-
-    def _build_logprobs(self, tokens: Sequence[Token], refuses: bool) -> wire.ChatLogprobs | None:
-        if not self.logprobs:
-            return None
-        written = [
-            wire.TokenLogprob(
-                token=token.text,
-                bytes=list(token.text.encode()),
-                logprob=_logprob(token),
-                top_logprobs=[
-                    wire.TopLogprob(
-                        token=other.text, bytes=self.bytes_of(other), logprob=other.logprob
-                    )
-                    for other in token.top_logprobs
-                ],
-            )
-            for token in self.without_end_tokens(tokens)
-        ]
-        content, refusal = (None, written) if refuses else (written, None)
-        return wire.ChatLogprobs(content=content, refusal=refusal)
 
 
 class CompletionResponseBuilder(ResponseBuilder):
@@ -230,8 +145,10 @@ class CompletionResponseBuilder(ResponseBuilder):
         """See ``ResponseBuilder``."""
         return None
 
-    def build_chunk(self, index: int, token: Token, begun: str) -> wire.Completion:
+    def build_chunk(self, index: int, token: Token, begun: str) -> wire.Completion | None:
         """See ``ResponseBuilder``."""
+        if not (token.text or self.reports_tokens):
+            return None
         return self._build_completion(self._build_choice(index, token.text, [token], len(begun)))
 
     def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.Completion:
@@ -264,7 +181,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         return wire.CompletionChoice(
             index=index,
             text=text,
-            finish_reason=_finish_reason(ended_reply) if ended_reply else None,
+            finish_reason=finish_reason_of(ended_reply) if ended_reply else None,
             logprobs=self._build_logprobs(tokens, offset),
             **self.build_telemetry(tokens, ended_reply),
         )
@@ -278,7 +195,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         texts = [token.text for token in tokens]
         return wire.CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[_logprob(token) for token in tokens],
+            token_logprobs=[logprob_of(token) for token in tokens],
             top_logprobs=[
                 {self.name_of(other): other.logprob for other in token.top_logprobs}
                 for token in tokens
@@ -321,18 +238,20 @@ async def _stream_chunks(builder: ResponseBuilder, index: int, job: Job) -> Asyn
         yield first_chunk
     begun = ""
     async for token in job:
-        if token.text or builder.logprobs or builder.telemetry:
-            yield builder.build_chunk(index, token, begun)
+        if chunk := builder.build_chunk(index, token, begun):
+            yield chunk
         begun += token.text
     yield builder.build_last_chunk(index, job.reply)
 
 
-def _finish_reason(reply: GenerationResult) -> wire.FinishReason:
+def finish_reason_of(reply: GenerationResult) -> wire.FinishReason:
+    """Why a reply ended."""
     assert reply.finish_reason != "interrupted"  # nobody waits for an interrupted job
     return reply.finish_reason
 
 
-def _logprob(token: Token) -> float:
+def logprob_of(token: Token) -> float:
+    """The log probability of a token in a response that reports them."""
     assert token.logprob is not None  # requested when the stream was opened
     return token.logprob
 

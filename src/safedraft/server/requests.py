@@ -6,49 +6,43 @@ A parameter that is neither listed here nor in ``neutral`` is refused by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
-    model_validator,
 )
 
 from safedraft.core.config import SamplingParams, StructuredOutputs
+from safedraft.server.formats import ResponseFormat
+from safedraft.server.messages import Messages
 from safedraft.server.neutral import (
     Body,
-    EmptyList,
     InertParameters,
     TextFormat,
     UnsupportedParameters,
 )
 from safedraft.server.settings import Limits
-from safedraft.text.messages import Message, join_text_parts
+from safedraft.server.tools import OPENING, NamedTool, Tool, ToolChoice, write_grammar
+from safedraft.text.grammar import is_refusal_of_json, schema_of
 
 MAX_TOP_LOGPROBS = 20
 """Upper bound of OpenAI's API."""
 
-
-def _join_text_parts(value: Any) -> Any:
-    """Join a content of text parts; return any other value as it is, for the type to refuse."""
-    text = join_text_parts(value) if isinstance(value, list) else None
-    return value if text is None else text
+MAX_TOOLS = 128
+"""Upper bound of OpenAI's API."""
 
 
 def _wrap_in_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[
-    str,
-    BeforeValidator(_join_text_parts),
-    WithJsonSchema({"type": "string"}),
-]
 _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _OneOrMore = WithJsonSchema(
     {
@@ -66,89 +60,19 @@ Prompts = Annotated[
 ]
 Count = Annotated[int, Field(ge=1)]
 
-_IN_PLACE_OF_CONTENT = ("tool_calls", "reasoning", "reasoning_content")
-"""Fields of an assistant's message that may stand without a content."""
+
+def _require_unique_names(tools: list[Tool]) -> list[Tool]:
+    names = [tool.function.name for tool in tools]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two functions have the name {repeated}")
+    return tools
 
 
-class ChatMessage(Body):
-    """One message of a conversation; ``developer`` means the same as ``system``."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
-    name: str | None = None
-    """The speaker's name, which templates do not show; it changes nothing."""
-    refusal: Annotated[None, WithJsonSchema({"type": ["string", "null"]})] = None
-    """What the assistant said instead of a content; it becomes the content. Like the fields below,
-    it is sent by OpenAI's client when it returns an assistant's message."""
-    annotations: EmptyList | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: EmptyList | None = None
-    reasoning: str | None = None
-    """An assistant's reasoning, as vLLM and OpenRouter name it; templates decide what stays."""
-    reasoning_content: str | None = None
-    """The same, as DeepSeek names it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_refusal(cls, message: Any) -> Any:
-        """Give an assistant's message without a content its refusal, or an empty content.
-
-        The content is empty only if there is something else that the assistant said or did.
-        """
-        if not isinstance(message, dict) or message.get("role") != "assistant":
-            return message
-        content, refusal = message.get("content"), message.get("refusal")
-        if isinstance(refusal, str) and not (content and refusal):
-            return {**message, "content": content or refusal, "refusal": None}
-        instead = any(message.get(name) is not None for name in _IN_PLACE_OF_CONTENT)
-        return {**message, "content": ""} if content is None and instead else message
-
-    def to_message(self) -> Message:
-        """Return the message in the form that the library takes."""
-        message = {"role": self.role, "content": self.content}
-        reasoning = self.reasoning if self.reasoning is not None else self.reasoning_content
-        return message if reasoning is None else {**message, "reasoning": reasoning}
-
-
-class JsonObjectFormat(Body):
-    """Replies that are JSON objects."""
-
-    type: Literal["json_object"]
-
-    @property
-    def form(self) -> StructuredOutputs:
-        """The form as the library names it."""
-        return StructuredOutputs(json_object=True)
-
-
-class NamedSchema(Body):
-    """A JSON schema, as OpenAI's API wraps it."""
-
-    definition: Annotated[dict[str, Any], Field(alias="schema")]
-    name: str | None = None
-    description: str | None = None
-    strict: bool | None = None
-    """Whether replies are kept to the schema, which they are here in any case."""
-
-
-class JsonSchemaFormat(Body):
-    """Replies that are valid under a JSON schema."""
-
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-
-    @property
-    def form(self) -> StructuredOutputs:
-        """The form as the library names it."""
-        return StructuredOutputs(json_schema=self.json_schema.definition)
-
-
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+Tools = Annotated[
+    list[Tool],
+    Field(max_length=MAX_TOOLS, fail_fast=True),
+    AfterValidator(_require_unique_names),
 ]
-
-Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
 class StreamOptions(Body):
@@ -210,17 +134,36 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
         """Maximum number of new tokens that the request names."""
         return self.max_tokens
 
-    @cached_property
-    def form(self) -> StructuredOutputs | None:
-        """The form that the replies must have; None for any."""
+    def build_form(self, *, marked: bool) -> StructuredOutputs | None:
+        """Build the form that the replies must have; None for any.
+
+        Args:
+            marked: whether the markers of a tool's call are tokens of the target.
+        """
         return None
+
+    @property
+    def function_names(self) -> list[str]:
+        """The functions that a reply may call."""
+        return []
+
+    @property
+    def form_name(self) -> str:
+        """The parameter that the form comes from."""
+        return "response_format"
+
+    def is_refusal(self, text: str) -> bool:
+        """Whether a reply, or its beginning, is a refusal in place of the form."""
+        return False
 
     @property
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def build_sampling(self, index: int, limits: Limits) -> SamplingParams:
+    def build_sampling(
+        self, index: int, limits: Limits, form: StructuredOutputs | None
+    ) -> SamplingParams:
         """Build the sampling parameters of the reply at ``index``, which has its own seed.
 
         Raises:
@@ -234,7 +177,7 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
             "seed": None if self.seed is None else (self.seed + index) % 2**63,
             "stop": tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
-            "structured_outputs": self.form,
+            "structured_outputs": form,
         }
         return limits.cap(SamplingParams.model_validate(values))
 
@@ -250,6 +193,13 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None  # type: ignore[assignment]
     """The form of the replies; a reply in a form other than text may be a refusal instead."""
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    """Whether a reply calls tools: as the model chooses (``auto``, the default), always
+    (``required``, or the named one), or never; a reply that has to call may be a refusal instead.
+    """
+    parallel_tool_calls: bool | None = None
+    """Whether a reply may have several calls; true by default. A named function is called once."""
     add_generation_prompt: bool | None = None
     """An extension, as in vLLM: true unless the last message is the assistant's."""
     continue_final_message: bool | None = None
@@ -277,16 +227,78 @@ class ChatRequest(SamplingRequest):
             )
         return value
 
+    @field_validator("tool_choice")
+    @classmethod
+    def _require_known_tool(
+        cls, choice: str | NamedTool | None, info: ValidationInfo
+    ) -> str | NamedTool | None:
+        """Refuse a choice of a tool that is not there."""
+        if "tools" not in info.data:  # they are refused themselves
+            return choice
+        names = [tool.function.name for tool in info.data["tools"] or ()]
+        if choice == "required" and not names:
+            raise ValueError("there are no tools to call")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise ValueError(f"the tools have no function {choice.function.name!r}")
+        return choice
+
     @property
     def token_limit(self) -> int | None:
         """See ``SamplingRequest``; the parameter has two names here."""
         return self.max_tokens or self.max_completion_tokens
 
-    @cached_property
-    def form(self) -> StructuredOutputs | None:
-        """See ``SamplingRequest``."""
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that a reply may call."""
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            return [tool for tool in self.tools or () if tool.function.name == name]
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def _must_call(self) -> bool:
+        return bool(self.callable_tools) and self.tool_choice not in (None, "auto")
+
+    @property
+    def _answer_form(self) -> StructuredOutputs | None:
+        """The form of a reply that calls no tools."""
         asked = self.response_format
         return None if asked is None or isinstance(asked, TextFormat) else asked.form
+
+    def build_form(self, *, marked: bool) -> StructuredOutputs | None:
+        """See ``SamplingRequest``.
+
+        Where the model chooses whether it calls and nothing is asked of the calls, a reply may be
+        any text.
+        """
+        answer, functions = self._answer_form, [tool.function for tool in self.callable_tools]
+        named = isinstance(self.tool_choice, NamedTool)  # small models repeat a call without end
+        several = self.parallel_tool_calls is not False and not named
+        free = several and not any(function.strict for function in functions)
+        if not functions or (free and answer is None and not self._must_call):
+            return answer
+        otherwise: Mapping[str, Any] | Literal["text"] | None = None
+        if not self._must_call:
+            otherwise = "text" if answer is None else schema_of(answer)
+        grammar = write_grammar(functions, several=several, otherwise=otherwise, marked=marked)
+        return StructuredOutputs(grammar=grammar, refusal=self._must_call or answer is not None)
+
+    @property
+    def function_names(self) -> list[str]:
+        """See ``SamplingRequest``."""
+        return [tool.function.name for tool in self.callable_tools]
+
+    @property
+    def form_name(self) -> str:
+        """See ``SamplingRequest``."""
+        return "tools" if self.callable_tools else "response_format"
+
+    def is_refusal(self, text: str) -> bool:
+        """See ``SamplingRequest``."""
+        begun = text.lstrip()
+        if not begun or (self.callable_tools and begun[0] == OPENING[0]):
+            return False
+        return self._must_call or (self._answer_form is not None and is_refusal_of_json(begun))
 
     @property
     def alternatives(self) -> int | None:
@@ -315,4 +327,5 @@ class TokenizeRequest(Body):
     model: str | None = None
     messages: Messages | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None

@@ -28,13 +28,21 @@ class Job:
     """One reply that is queued or being decoded; iterating over the job yields its tokens."""
 
     def __init__(
-        self, stream: Stream, deadline: float, id: str = "", *, guarded: bool = False
+        self,
+        stream: Stream,
+        deadline: float,
+        id: str = "",
+        *,
+        guarded: bool = False,
+        form_name: str = "response_format",
     ) -> None:
         self.stream = stream
         self.id = id
         """Identifier of its response, the same for all replies of one request."""
         self.guarded = guarded
         """Whether it is decoded with a safety adapter, as the operator set the pair up."""
+        self.form_name = form_name
+        """The parameter of the request that its form comes from, if it has one."""
         self.deadline = deadline
         self.given_up = False
         """Whether nobody waits for the reply any more; it is stopped at the next block."""
@@ -130,13 +138,19 @@ class Scheduler:
         return self._opening + len(self._waiting)
 
     async def submit(
-        self, openers: Sequence[Callable[[], Stream]], id: str = "", *, guarded: bool = False
+        self,
+        openers: Sequence[Callable[[], Stream]],
+        id: str = "",
+        *,
+        guarded: bool = False,
+        form_name: str = "response_format",
     ) -> list[Job]:
         """Queue the replies of one request, all or none.
 
         Args:
             id: identifier of the response, for the log.
             guarded: whether they are decoded with a safety adapter, as the operator set it up.
+            form_name: the parameter of the request that their form comes from, if they have one.
             openers: each encodes a prompt and opens its stream. They are called on the decoding
                 thread, because tokenizers cannot be used by two threads at once.
 
@@ -148,7 +162,9 @@ class Scheduler:
         streams = await self.call(lambda: list(map(_open_held, openers)), len(openers))
         if self._grace_over:
             raise _stopping_error()
-        jobs = [Job(stream, deadline, id, guarded=guarded) for stream in streams]
+        jobs = [
+            Job(stream, deadline, id, guarded=guarded, form_name=form_name) for stream in streams
+        ]
         self._waiting.extend(jobs)
         return jobs
 
@@ -253,7 +269,7 @@ class Scheduler:
         try:
             return await loop.run_in_executor(self._thread, job.decode_block, push)
         except FormError as error:
-            job.error = invalid_value("response_format", str(error))
+            job.error = invalid_value(job.form_name, str(error))
             return False
         except Exception as error:
             log_unexpected(error)

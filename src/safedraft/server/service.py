@@ -10,29 +10,31 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair, Prompts
-from safedraft.pair.guards import require_rule
 from safedraft.server import wire
 from safedraft.server.access_log import log_reply
+from safedraft.server.chat_replies import ChatResponseBuilder
 from safedraft.server.errors import APIError, convert_errors, describe, invalid_value
+from safedraft.server.messages import ChatMessage
 from safedraft.server.metrics import Metrics
+from safedraft.server.own_parameters import OwnParameters
 from safedraft.server.replies import (
-    ChatResponseBuilder,
     CompletionResponseBuilder,
     ResponseBuilder,
 )
 from safedraft.server.requests import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
+    SafeDraftOptions,
     SamplingRequest,
     TokenizeRequest,
 )
 from safedraft.server.scheduler import Job, Scheduler
 from safedraft.server.settings import ServerSettings
-from safedraft.text.messages import Message, conversation
+from safedraft.server.tools import Tool, make_reader, marks_calls, require_tools
+from safedraft.text.messages import Message, conversation, turn_begun
 from safedraft.text.reasoning import Thinking
 from safedraft.text.stream import Stream
 from safedraft.text.token_bytes import token_bytes
@@ -86,9 +88,8 @@ class Service:
         variables = self._read_variables(request.chat_template_kwargs)
         if request.reasoning_effort and self.pair.thinking(variables) is not Thinking.OFF:
             raise invalid_value("reasoning_effort", "replies begin with reasoning here")
-        streams = [
-            partial(self.pair.stream, messages, chat_template_kwargs=variables, batch=self._batch)
-        ]
+        tools = self._read_tools(request.tools if request.callable_tools else None)
+        streams = [partial(self._stream_chat, messages, variables, tools)]
         return await self._submit(ChatResponseBuilder, request, streams, "messages", variables)
 
     async def submit_completion(self, request: CompletionRequest) -> Submission:
@@ -114,8 +115,9 @@ class Service:
         if request.messages is not None and request.prompt is None:
             messages = self._read_messages(request.messages)
             variables = self._read_variables(request.chat_template_kwargs)
+            tools = self._read_tools(request.tools)
             work, name = (
-                lambda: self.pair.prompts(conversation(messages), variables),
+                lambda: self.pair.prompts(conversation(messages), variables, tools),
                 "messages",
             )
         elif request.prompt is not None and request.messages is None:
@@ -165,11 +167,13 @@ class Service:
         """Queue ``n`` replies from each of ``streams``, made of the parameter ``prompt_name``."""
         self.require_model(request.model)
         self._require_within_limits(request, len(streams))
-        config, rule, count = self._read_config(request), self._read_rule(request), request.n or 1
+        own = OwnParameters(request.safedraft or SafeDraftOptions(), self.pair, self.settings)
+        config, rule, count = own.read_config(), own.read_rule(), request.n or 1
         guarded = self._is_guarded(config, rule, variables)
         repeated = [stream for stream in streams for _ in range(count)]
-        samplings = self._read_sampling(request, len(repeated))
-        await self._require_form(request)
+        form = request.build_form(marked=marks_calls(self.pair))
+        samplings = self._read_sampling(request, form, len(repeated))
+        await self._require_form(form, request.form_name)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [
             partial(convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
@@ -178,25 +182,40 @@ class Service:
         builder = builder_class(
             model=self.settings.name,
             logprobs=request.alternatives is not None,
-            telemetry=self._read_telemetry(request),
+            telemetry=own.read_telemetry(),
             end_tokens=convert_errors(partial(self.pair.end_tokens_of, samplings[0]), "stop"),
             replies_per_prompt=count,
             spell_bytes=self._spell_bytes,
-            json=bool(request.form and request.form.is_json),
+            is_refusal=request.is_refusal,
+            calls=make_reader(self.pair, request.function_names, variables),
             guarded=guarded,
         )
-        return builder, await self.scheduler.submit(openers, builder.id, guarded=guarded)
+        jobs = await self.scheduler.submit(
+            openers, builder.id, guarded=guarded, form_name=request.form_name
+        )
+        return builder, jobs
 
-    async def _require_form(self, request: SamplingRequest) -> None:
+    async def _require_form(self, form: StructuredOutputs | None, name: str) -> None:
         """Refuse a form that cannot be compiled, before any reply of the request is queued.
 
         A large schema takes seconds to compile: one at a time, and the decoding continues.
         """
-        if form := request.form:
-            self.scheduler.require_running()
-            work = partial(convert_errors, partial(self.pair.constrain, form), "response_format")
-            async with self._compiling:
-                await asyncio.to_thread(work)
+        if form is None:
+            return
+        maximum = self.settings.limits.schema_bytes
+        schema = form.grammar or json.dumps(form.json_schema)
+        if len(schema) > maximum:
+            raise invalid_value(name, f"a schema may have at most {maximum} bytes")
+        self.scheduler.require_running()
+        work = partial(convert_errors, partial(self.pair.constrain, form), name)
+        async with self._compiling:
+            await asyncio.to_thread(work)
+
+    def _read_tools(self, tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
+        """The tools that a prompt shows, as the client described them."""
+        if tools:
+            convert_errors(partial(require_tools, self.pair), "tools")
+        return [tool.model_dump(exclude_unset=True) for tool in tools or ()]
 
     def _is_guarded(
         self, config: SSDConfig | None, rule: str | None, variables: Mapping[str, Any] | None
@@ -213,6 +232,21 @@ class Service:
     def _spell_bytes(self, token: int) -> bytes | None:
         tokenizer = self.pair.target.tokenizer
         return token_bytes(tokenizer, token) if tokenizer else None
+
+    def _stream_chat(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]],
+        **settings: Any,
+    ) -> Stream:
+        turns = conversation(messages)
+        return self.pair.stream_ids(
+            self.pair.prompts(turns, variables, tools),
+            turn_begun=turn_begun(turns),
+            batch=self._batch,
+            **settings,
+        )
 
     def _stream_text(self, text: str, config: SSDConfig | None, **settings: Any) -> Stream:
         # Raw text may already contain the beginning of the reply.
@@ -283,11 +317,6 @@ class Service:
             raise invalid_value(
                 "stop", f"a string may have at most {limits.stop_characters} characters"
             )
-        schema = request.form.json_schema if request.form else None
-        if schema is not None and len(json.dumps(schema)) > limits.schema_bytes:
-            raise invalid_value(
-                "response_format", f"a schema may have at most {limits.schema_bytes} bytes"
-            )
         if request.stream_options and not request.stream:
             raise invalid_value("stream_options", "it requires stream to be true")
 
@@ -304,42 +333,12 @@ class Service:
         exceeds = max(config.alpha_intersection, config.alpha_min, config.alpha_union) > 1
         return 0 if exceeds else config.sample_space_size
 
-    def _read_sampling(self, request: SamplingRequest, count: int) -> list[SamplingParams]:
+    def _read_sampling(
+        self, request: SamplingRequest, form: StructuredOutputs | None, count: int
+    ) -> list[SamplingParams]:
+        limits = self.settings.limits
         try:
-            return [request.build_sampling(index, self.settings.limits) for index in range(count)]
+            return [request.build_sampling(index, limits, form) for index in range(count)]
         except ValidationError as error:
             problem = error.errors()[0]
             raise invalid_value(str(problem["loc"][0]), describe(problem)) from error
-
-    def _read_telemetry(self, request: SamplingRequest) -> bool:
-        wanted = bool(request.safedraft and request.safedraft.telemetry)
-        if wanted and not self.settings.allow_telemetry:
-            message = "This server does not report telemetry."
-            raise APIError(400, "telemetry_disabled", message, "safedraft.telemetry")
-        return wanted
-
-    def _read_config(self, request: SamplingRequest) -> SSDConfig | None:
-        changes = request.safedraft.config if request.safedraft else {}
-        if not changes:
-            return None
-        if not self.settings.requests_may_set_constants:
-            message = "This server does not let requests set the constants of the defense."
-            raise APIError(400, "constants_disabled", message, "safedraft.config")
-        try:
-            config = self.pair.config.replace(**changes)
-        except SafeDraftError as error:
-            raise invalid_value("safedraft.config", str(error)) from error
-        maximum = self.pair.config.draft_tokens
-        if config.draft_tokens > maximum:  # all other replies wait while a block is decoded
-            raise invalid_value("safedraft.config", f"draft_tokens may be at most {maximum}")
-        return config
-
-    def _read_rule(self, request: SamplingRequest) -> str | None:
-        rule, name = request.safedraft.rule if request.safedraft else None, "safedraft.rule"
-        if rule is None:
-            return None
-        if not self.settings.requests_may_set_constants:
-            message = "This server does not let requests choose the rule that decides."
-            raise APIError(400, "rules_disabled", message, name)
-        convert_errors(partial(require_rule, rule), name)
-        return rule

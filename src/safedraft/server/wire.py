@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from safedraft.prompts.phrases import Verdict
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class WireModel(BaseModel):
@@ -98,13 +98,38 @@ class ChatLogprobs(WireModel):
     refusal: list[TokenLogprob] | None
 
 
+class CalledFunction(WireModel):
+    """The function of a call."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class ToolCall(WireModel):
+    """A call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"]
+
+
+class ToolCallDelta(ToolCall):
+    """A call of a tool in a stream, which one chunk holds as a whole."""
+
+    index: int
+    """Which call of the reply it is, from 0."""
+
+
 class AssistantMessage(WireModel):
-    """The whole text of a reply."""
+    """The whole text of a reply, and the tools that it calls."""
 
     content: str | None
     refusal: str | None
-    """A reply that refuses where JSON was asked for; the content is null then."""
+    """A reply that refuses where JSON or a call was asked for; the content is null then."""
     role: Literal["assistant"]
+    tool_calls: list[ToolCall] | None = None
+    """Sent only if there are any; the content is the text before them, or null."""
 
 
 class ChatChoice(WireModel):
@@ -135,6 +160,7 @@ class Delta(WireModel):
     content: str | None = None
     refusal: str | None = None
     role: Literal["assistant"] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(WireModel):

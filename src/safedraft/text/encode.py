@@ -22,6 +22,7 @@ def encode(
     messages: Sequence[Message],
     variables: Mapping[str, Any] | None = None,
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool | None = None,
 ) -> list[int]:
     """Return the token ids of a conversation, up to the place where the assistant writes.
@@ -38,6 +39,7 @@ def encode(
         tokenizer: has the chat template.
         messages: the turns so far.
         variables: variables of the template for this request.
+        tools: descriptions of the functions that the reply may call.
         continue_final_message: leave the last turn unfinished; by default, only an assistant turn
             is left unfinished.
 
@@ -45,14 +47,15 @@ def encode(
         SafeDraftError: the tokenizer has no chat template, or the template rejects the messages.
     """
     template_of(tokenizer)
-    separator = _unused_character("".join(map(_all_text, messages)))
+    separator = _unused_character(_all_text([messages, tools]))
     protect = partial(_separate, control_tokens=_control_tokens(tokenizer), separator=separator)
     begun = turn_begun(messages) if continue_final_message is None else continue_final_message
     finished = messages[:-1] if begun else messages
     separated = [_protect_message(message, tokenizer, protect) for message in finished]
-    text = render(tokenizer, separated, variables, begin_reply=True)
+    shown = _protect_all(tools, protect)
+    text = render(tokenizer, separated, variables, tools=shown, begin_reply=True)
     for message in separated:
-        if message["role"] != "assistant" and message["content"].strip() not in text:
+        if any(part not in text for part in _required_texts(message)):
             name, role = tokenizer.name_or_path, message["role"]
             raise SafeDraftError(f"the chat template of {name} leaves out the {role} message")
     if begun:
@@ -128,8 +131,31 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [*beginning, *ids] if tokenizer.encode("")[:1] == beginning else ids
 
 
-def _all_text(message: Message) -> str:
-    return message["content"] + message.get("reasoning", "")
+def _all_text(value: Any) -> str:
+    """Every text in a JSON value, joined."""
+    if isinstance(value, Mapping):
+        return "".join(f"{name}{_all_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return "".join(map(_all_text, value))
+    return value if isinstance(value, str) else ""
+
+
+def _required_texts(message: Message) -> list[str]:
+    """Texts of a message that a template must not leave out."""
+    if message["role"] == "assistant":
+        return [call["function"]["name"] for call in message.get("tool_calls") or ()]
+    return [message["content"].strip()]
+
+
+def _protect_all(value: Any, protect: Callable[[str], str]) -> Any:
+    """Protect every text in a JSON value."""
+    if isinstance(value, str):
+        return protect(value)
+    if isinstance(value, Mapping):
+        return {protect(name): _protect_all(item, protect) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_protect_all(item, protect) for item in value]
+    return value
 
 
 def _protect_message(
@@ -137,6 +163,8 @@ def _protect_message(
 ) -> Message:
     """Protect a finished turn's text, except the reasoning's markers in an assistant's turn."""
     shown = {name: value for name, value in message.items() if name != "reasoning"}
+    if "tool_calls" in message:
+        shown["tool_calls"] = _protect_all(message["tool_calls"], protect)
     content = protect(message["content"])
     markers = markers_of(tokenizer) if message["role"] == "assistant" else None
     if markers is None:

@@ -92,6 +92,16 @@ def write_form(asked: StructuredOutputs) -> dict[str, Any]:
     return {"name": _FORM, **_write(asked)}
 
 
+def schema_of(asked: StructuredOutputs) -> Mapping[str, Any]:
+    """The JSON schema of a form that is JSON."""
+    return {"type": "object"} if asked.json_schema is None else asked.json_schema
+
+
+def write_json(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema as llguidance takes it, with little white space in the values."""
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
+
+
 def texts_of(asked: StructuredOutputs) -> str:
     """The texts that a form can force into a reply: names, constants, patterns; one a line."""
     if asked.json_schema is not None:
@@ -119,8 +129,7 @@ def _find_texts(schema: Any) -> Iterator[str]:
 
 def _write(asked: StructuredOutputs) -> dict[str, Any]:
     if asked.is_json:
-        schema = {"type": "object"} if asked.json_schema is None else dict(asked.json_schema)
-        return {"json_schema": schema | {"x-guidance": {"whitespace_pattern": _WHITESPACE}}}
+        return {"json_schema": write_json(schema_of(asked))}
     if asked.regex is not None:
         return {"lark_grammar": f"start: /{_escape_slashes(asked.regex)}/"}
     if asked.choice is not None:

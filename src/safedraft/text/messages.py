@@ -7,14 +7,16 @@ from typing import Any
 
 from safedraft.core.errors import SafeDraftError
 
-Message = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": text}``.
+Message = Mapping[str, Any]
+"""``{"role": "system" | "user" | "assistant" | "tool", "content": text}``.
 
 An assistant's message may also have a ``reasoning``. In the last one, which the reply continues,
-that is how the reasoning begins, or all of it if there is a content.
+that is how the reasoning begins, or all of it if there is a content. An earlier one may have
+``tool_calls``, as chat templates take them: what they gave follows in messages of the role
+``tool``.
 """
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 
 _TEXT_PARTS = ("text", "refusal")
 """Types of the parts of a content that are text, which stands under the key of that name."""
@@ -73,7 +75,7 @@ def conversation(
 
 def turn_begun(messages: Sequence[Message]) -> bool:
     """Return whether the last message is an assistant turn, which the reply continues."""
-    return messages[-1]["role"] == "assistant"
+    return bool(messages[-1]["role"] == "assistant")
 
 
 def begun_text(messages: Sequence[Message]) -> str:
@@ -159,6 +161,10 @@ def _require_valid(message: Message) -> None:
         message["role"] != "assistant" or not isinstance(message["reasoning"], str)
     ):
         raise SafeDraftError("only an assistant's message has a 'reasoning', which is a string")
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
+            raise SafeDraftError("a message's 'tool_calls' each need a 'function' with a 'name'")
     if not is_valid_unicode(message["content"] + message.get("reasoning", "")):
         raise SafeDraftError("a message is not valid Unicode: send it as UTF-8")
 

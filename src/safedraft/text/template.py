@@ -82,6 +82,7 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     variables: Mapping[str, Any] | None = None,
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     begin_reply: bool,
 ) -> str:
     """The text that the chat template makes of messages.
@@ -90,6 +91,7 @@ def render(
         tokenizer: has the template.
         messages: the finished turns.
         variables: those of this request.
+        tools: descriptions of the functions that the reply may call.
         begin_reply: end with the generation prompt, after which the assistant writes.
 
     Raises:
@@ -98,7 +100,11 @@ def render(
     template_of(tokenizer)
     try:
         rendered = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=begin_reply, **(variables or {})
+            list(messages),
+            tools=list(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=begin_reply,
+            **(variables or {}),
         )
     except Exception as error:  # a template can raise any exception: jinja2's errors, ValueError…
         raise SafeDraftError(f"the chat template refuses these messages: {error}") from error

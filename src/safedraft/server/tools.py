@@ -1,0 +1,274 @@
+"""Tools that a reply may call: how requests describe them, and how calls are written and read.
+
+A call is ``<tool_call>``, a JSON object with the name and the arguments, ``</tool_call>``, as the
+chat templates of Hermes and Qwen ask for it. Text that is not such a call stays text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from safedraft.core.errors import SafeDraftError
+from safedraft.pair import Pair
+from safedraft.server.neutral import Body
+from safedraft.text.grammar import write_json
+from safedraft.text.reasoning import Thinking, markers_of
+from safedraft.text.stop import settled_length
+from safedraft.text.template import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+
+_ASKED_FOR = re.compile(rf'{OPENING}\s*{{+\s*"name"')
+"""How a template shows the form of a call; some double the braces."""
+
+_NO_PARAMETERS = {"type": "object", "additionalProperties": False}
+
+
+class Function(Body):
+    """A function that a reply may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments, of type object; none if left out."""
+    strict: bool | None = None
+    """Whether the arguments are kept to the schema where the model chooses whether it calls."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _require_object(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema and schema.get("type", "object") != "object":
+            raise ValueError("it must be a JSON schema of type object")
+        return schema
+
+
+class Tool(Body):
+    """A tool, which is a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The tool that a reply has to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+_CHOICE = Discriminator(lambda value: "a tool" if isinstance(value, dict) else "a word")
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("a word")]
+    | Annotated[NamedTool, Tag("a tool")],
+    _CHOICE,
+]
+
+
+class CalledFunction(Body):
+    """The function of an earlier call."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _require_object(cls, text: str) -> str:
+        if not isinstance(_read_json(text), dict):
+            raise ValueError("it must be the text of a JSON object")
+        return text
+
+
+class ToolCall(Body):
+    """A call that the assistant made in an earlier message."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None
+    """The place in the list, which clients take over from a stream; it changes nothing."""
+
+    def to_message(self) -> dict[str, Any]:
+        """The call in the form that chat templates take."""
+        called = self.function
+        function = {"name": called.name, "arguments": _read_json(called.arguments)}
+        return {"type": "function", "function": function}
+
+
+class Call(NamedTuple):
+    """A call in a reply."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+def require_tools(pair: Pair) -> None:
+    """Check that both chat templates show tools and ask for calls in the form that is read here.
+
+    Raises:
+        SafeDraftError: one of them does not.
+    """
+    for model in (pair.target, pair.draft):
+        if model.tokenizer:
+            _require_tools(model.tokenizer)
+
+
+def _require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    question = [{"role": "user", "content": "Hello"}]
+    tool = {"type": "function", "function": {"name": "f", "parameters": _NO_PARAMETERS}}
+    shown = render(tokenizer, question, tools=[tool], begin_reply=True)
+    name = tokenizer.name_or_path
+    if shown == render(tokenizer, question, begin_reply=True):
+        raise SafeDraftError(f"the chat template of {name} has no tools: leave them out")
+    if not _ASKED_FOR.search(shown):
+        raise SafeDraftError(
+            f"the chat template of {name} asks for calls in another form than JSON between "
+            f"{OPENING} and {CLOSING}, the only one that is read here"
+        )
+
+
+def marks_calls(pair: Pair) -> bool:
+    """Whether the markers of a call are tokens of the target's vocabulary."""
+    tokenizer = pair.target.tokenizer
+    return tokenizer is not None and OPENING in tokenizer.get_added_vocab()
+
+
+def write_grammar(
+    functions: Sequence[Function],
+    *,
+    several: bool,
+    otherwise: Mapping[str, Any] | Literal["text"] | None,
+    marked: bool,
+) -> str:
+    """Write the grammar of a reply that calls functions, in llguidance's form of Lark's.
+
+    Args:
+        functions: those that may be called.
+        several: whether there may be more than one call.
+        otherwise: what the reply may be instead: JSON under a schema, or any text, which may also
+            stand before the calls; None if it has to call.
+        marked: whether the markers of a call are tokens of their own.
+    """
+    opening, closing = (OPENING, CLOSING) if marked else (f'"{OPENING}"', f'"{CLOSING}"')
+    more = ' ("\\n" call)*' if several else ""
+    bodies = [
+        json.dumps(f'{{"name": "{function.name}", "arguments": ')
+        + f" %json {json.dumps(write_json(function.parameters or _NO_PARAMETERS))}"
+        for function in functions
+    ]
+    lines = [
+        f"call: {opening} body",
+        f'body: "\\n" ({" | ".join(bodies)}) "}}\\n" {closing}',
+    ]
+    if otherwise is None:
+        return "\n".join([f"start: call{more}", *lines])
+    if otherwise == "text":
+        begun = f"begun: TEXT {opening}" if marked else f"begun[lazy]: /(.|\\n)*{OPENING}/"
+        text = [f"start: TEXT | begun body{more}", "TEXT: /(.|\\n)*/", begun]
+        return "\n".join([*text, *lines])
+    answer = f"%json {json.dumps(write_json(otherwise))}"
+    return "\n".join([f"start: answer | call{more}", f"answer: {answer}", *lines])
+
+
+@dataclass(frozen=True)
+class CallReader:
+    """Reads the calls in a reply."""
+
+    names: Sequence[str]
+    """Functions that may be called."""
+    after: str = ""
+    """The marker that ends the reasoning, before which nothing is a call; empty without one."""
+
+    def read(self, text: str, *, ended: bool) -> tuple[str, list[Call]]:
+        """Read the calls in a reply, or in its beginning.
+
+        Args:
+            text: the reply.
+            ended: whether nothing follows.
+
+        Returns:
+            The text outside of the calls, of a beginning only what stays whatever follows; the
+            calls.
+        """
+        if self.after not in text:
+            return text, []
+        calls, at = list[Call](), text.find(self.after) + len(self.after)
+        content = text[:at]
+        while (start := text.find(OPENING, at)) >= 0:
+            before, body = text[at:start], start + len(OPENING)
+            found = self._read_call(text, body)
+            if isinstance(found, tuple):
+                call, at = found
+                content, calls = content + before.rstrip(), [*calls, call]
+            elif found == "unfinished" and not ended:
+                return content + before.rstrip(), calls
+            else:
+                content, at = content + text[at:body], body
+        rest = text[at:]
+        if not ended:
+            rest = rest[: settled_length(rest, [OPENING])].rstrip()
+        return content + (rest.rstrip() if calls else rest), calls
+
+    def _read_call(self, text: str, start: int) -> tuple[Call, int] | Literal["unfinished", "none"]:
+        """Read the call whose JSON begins at ``start``, and where the text after it begins."""
+        end = start - 1
+        while (end := text.find(CLOSING, end + 1)) >= 0:
+            try:
+                value = json.loads(text[start:end], parse_constant=_refuse_constant)
+            except json.JSONDecodeError as error:
+                if error.msg.startswith("Unterminated string"):  # the marker is in an argument
+                    continue
+                return "none"
+            except (ValueError, RecursionError):
+                return "none"
+            match value:
+                case {"name": str(name), "arguments": dict(arguments)} if name in self.names:
+                    call = Call(name, json.dumps(arguments, ensure_ascii=False))
+                    return call, end + len(CLOSING)
+            return "none"
+        return "unfinished"
+
+
+def make_reader(
+    pair: Pair, names: Sequence[str], variables: Mapping[str, Any] | None
+) -> CallReader | None:
+    """Make what reads the calls in the replies to a request.
+
+    Args:
+        pair: writes the replies.
+        names: functions that may be called; without any, there is nothing to read.
+        variables: variables of the chat template, of the request.
+    """
+    if not names:
+        return None
+    tokenizer = pair.target.tokenizer
+    thinks = pair.thinking(variables) is not Thinking.OFF
+    markers = markers_of(tokenizer) if tokenizer and thinks else None
+    return CallReader(names, markers.closing if markers else "")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_json(text: str) -> Any:
+    """The value of a JSON text; None if it is not one."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from pydantic import BaseModel
@@ -21,6 +20,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from safedraft.cli import app
 from safedraft.cli.models import ModelChoice
+from safedraft.cli.usage import innermost, write_value
 from safedraft.core.config import RiskConfig, SamplingParams, StructuredOutputs
 from safedraft.defenses.ada_probe import ProbingConfig
 from safedraft.defenses.ada_rethinking import RethinkingConfig
@@ -72,8 +72,6 @@ ENVIRONMENT = {
     "HF_TOKEN": "Key for models of the hub that are not public.",
     "HF_HOME": "Folder of the hub's own cache.",
 }
-
-WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 HEAD = """\
 # Reference
@@ -171,24 +169,18 @@ def parameters(command: Callable[..., None]) -> Iterator[Parameter]:
                 yield Parameter(written, default, plain(note.help))
 
 
-def innermost(kind: Any) -> Any:
-    """The type of one value: that in a list, and that beside None."""
-    inner = [part for part in get_args(kind) if part is not NoneType]
-    return innermost(inner[0]) if inner else kind
-
-
 def usage(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
     """How an argument or option is written."""
+    value = write_value(name, kind, note)
     if isinstance(note, ArgumentInfo):
-        return note.metavar or name.upper()
+        return value
     usual = "--" + name.replace("_", "-")
     # Without a default of its own, Typer keeps the first name in the place of the default.
     named = [name for name in (note.default, *(note.param_decls or ())) if isinstance(name, str)]
     names = ", ".join(named or [f"{usual}/--no-{usual[2:]}" if kind is bool else usual])
     if kind is bool:
         return names
-    choices = "|".join(map(show, kind)) if issubclass(kind, Enum) else WORDS[kind]
-    return f"{names} {note.metavar or choices}"
+    return f"{names} {value}"
 
 
 def setting_sections() -> Iterator[str]:

@@ -724,3 +724,29 @@ def test_broken_logits_are_an_error(
 
 def torch_nan() -> float:
     return float("nan")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (
+            ["generate"],
+            ["PROMPT", "--prefill TEXT", "--trace PATH", "--top-k INTEGER", "--compare "],
+        ),
+        (["doctor"], ["[TARGET] [DRAFT]", "--json "]),
+        (["serve"], ["[PAIR]", "--allow prefill|completions|", "--host TEXT", "--playground "]),
+        (["judge-check"], ["--logs PATH", "--wrong "]),
+        (["pairs"], ["--constants "]),
+        (["pairs", "add"], ["NAME", "--description TEXT"]),
+        ([], ["--version "]),
+    ],
+)
+def test_help_writes_values_as_they_are_typed(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], shown: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    words = " ".join(out.split())
+    assert not [value for value in shown if value not in words]
+    assert not [kind for kind in ("<bool>", "list[", "{prompt}", "[target]") if kind in words]

@@ -31,6 +31,7 @@ from safedraft.cli.serve import serve
 from safedraft.cli.train_ada_probe import train_ada_probe
 from safedraft.cli.train_draft import train_draft
 from safedraft.cli.train_risk import train_risk
+from safedraft.cli.usage import Command, Group
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="safedraft",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -91,14 +93,14 @@ def _flow(text: str | None) -> str:
 
 
 for name, command in _COMMANDS.items():
-    app.command(name, help=_flow(command.__doc__))(command)
-_pairs = typer.Typer()
+    app.command(name, cls=Command, help=_flow(command.__doc__))(command)
+_pairs = typer.Typer(cls=Group)
 _pairs.callback(invoke_without_command=True, help=_flow(pairs.__doc__))(pairs)
-_pairs.command("add", help=_flow(add_pair.__doc__))(add_pair)
+_pairs.command("add", cls=Command, help=_flow(add_pair.__doc__))(add_pair)
 app.add_typer(_pairs, name="pairs")
 # Options that SafeDraft does not know are passed to vLLM.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(help=_flow(serve.__doc__), context_settings=_PASSED_ON)(serve)
+app.command(cls=Command, help=_flow(serve.__doc__), context_settings=_PASSED_ON)(serve)
 
 
 def main() -> None:

@@ -1,0 +1,61 @@
+"""How help and the reference write the values of arguments and options."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from typer.core import TyperCommand, TyperGroup
+from typer.models import ArgumentInfo, OptionInfo
+
+_WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}
+
+
+def innermost(kind: Any) -> Any:
+    """The type of one value: that in a list, and that beside None."""
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    return innermost(inner[0]) if inner else kind
+
+
+def write_value(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
+    """Write what stands for the value of an argument or option; it is empty for a flag.
+
+    Args:
+        name: name of the parameter.
+        kind: its type.
+        note: its description, whose own word is taken if it has one.
+    """
+    if note.metavar:
+        return note.metavar
+    if isinstance(note, ArgumentInfo):
+        return name.upper()
+    one = innermost(kind)
+    return "|".join(one) if issubclass(one, Enum) else _WORDS[one]
+
+
+class Command(TyperCommand):
+    """A command whose help writes values as the reference does, and not as types of Python."""
+
+    def get_usage(self, ctx: Any) -> str:
+        """Write the line with which help and errors begin."""
+        _write_values(self, ctx)
+        return super().get_usage(ctx)
+
+
+class Group(TyperGroup):
+    """Commands with a name in common, with help as that of ``Command``."""
+
+    def get_usage(self, ctx: Any) -> str:
+        """Write the line with which help and errors begin."""
+        _write_values(self, ctx)
+        return super().get_usage(ctx)
+
+
+def _write_values(command: TyperCommand | TyperGroup, ctx: Any) -> None:
+    hints = get_type_hints(command.callback, include_extras=True)
+    for parameter in command.get_params(ctx):
+        kind, *notes = get_args(hints.get(parameter.name)) or (bool,)  # --help is in no signature
+        note = next((n for n in notes if isinstance(n, OptionInfo | ArgumentInfo)), OptionInfo())
+        parameter.metavar = write_value(parameter.name, kind, note)

@@ -60,7 +60,8 @@ def test_the_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
     assert list_files(built) == list_files(find_distribution("*.whl"))
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    assert {"LICENSE", "pyproject.toml", "tests/conftest.py", "docs/guide.md"} <= names
+    kept = {"LICENSE", "pyproject.toml", "tests/conftest.py", "docs/guide.md"}
+    assert kept | {"benchmarks/server.py", "docker/compose.yaml", "constraints-vllm.txt"} <= names
 
 
 @pytest.mark.parametrize("name", COMMANDS)

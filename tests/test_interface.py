@@ -27,6 +27,15 @@ def text_of(pair: safedraft.Pair, **fields: Any) -> str:
     return pair.generate("hi", sampling=safedraft.SamplingParams(**fields)).text
 
 
+def test_a_rule_takes_the_constants_of_the_pair(pair: safedraft.Pair) -> None:
+    """Also those that it does not have, as long as they are the pair's."""
+    own = pair.config.replace(alpha_union=pair.config.alpha_union)
+    alone = pair.generate("hi", rule="target_only", config=own, max_new_tokens=4)
+    assert len(alone.trace) == 4
+    with pytest.raises(SafeDraftError, match="the rule has no constants: leave 'alpha_union' out"):
+        pair.generate("hi", rule="target_only", config=own.replace(alpha_union=5.0))
+
+
 @pytest.mark.parametrize(
     ("options", "fields"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def ask(served: Served, text: str, **more: Any) -> httpx.Response:
     turns = [{"role": "user", "content": text}]
-    body = {"model": NAME, "messages": turns, "tools": TOOLS} | more
-    return served.http.post("/v1/chat/completions", json=body)
+    body = json.dumps({"model": NAME, "messages": turns, "tools": TOOLS} | more)
+    headers = {"content-type": "application/json"}
+    return served.http.post("/v1/chat/completions", content=body, headers=headers)
 
 
 def choice(served: Served, text: str, **more: Any) -> dict[str, Any]:
@@ -243,6 +245,13 @@ def test_what_a_client_spells_is_no_control_token(served: Served) -> None:
     assert len(prompts[0]) == len(prompts[1]) + len(text.encode()) - 1
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def function(**changes: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": {"name": "f"} | changes}]}
 
@@ -277,6 +286,10 @@ def turns(*messages: dict[str, Any]) -> dict[str, Any]:
          "tools", "odd"),
         (function(parameters={"enum": [*range(9000)]}) | {"tool_choice": "required"},
          "tools", "32768 bytes"),
+        (function(parameters={"properties": nested(480)}), "tools[0].function.parameters", "64"),
+        (turns({"role": "assistant", "tool_calls": [CALLED | {"function": {
+            "name": "clock", "arguments": json.dumps(nested(480))}}]}),
+         "messages[1].tool_calls[0].function.arguments", "64 levels"),
         (turns({"role": "tool", "content": "x"}), "messages[1]", "tool_call_id"),
         (turns({"role": "tool", "content": "x", "tool_call_id": "a"}), "messages", "no call"),
         (turns({"role": "user", "content": "x", "tool_calls": [CALLED]}),
@@ -347,9 +360,44 @@ def test_what_has_settled_stays(text: str) -> None:
         assert calls[: len(made)] == made
 
 
+def test_what_is_no_unicode_is_refused(served: Served) -> None:
+    response = ask(served, "hi", **function(description="\ud800"))
+    assert response.status_code == 400, response.text
+    assert "the tools or calls are not valid Unicode" in response.json()["error"]["message"]
+
+
+def test_long_open_calls_are_read_fast() -> None:
+    text = '<tool_call>\n{"name": "double", "arguments": {"said": "' + "</tool_call>" * 2000
+    started = time.perf_counter()
+    assert CallReader(["double"]).read(text, ended=False) == ("", [])
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("parameters", [{"properties": {}}, {"anyOf": [{"type": "string"}, {}]}])
+def test_arguments_are_an_object_whatever_the_schema_leaves_open(parameters: Any) -> None:
+    function = Function(name="double", parameters=parameters)
+    grammar = write_grammar([function], several=False, otherwise=None, marked=False)
+    assert '"type": "object"' in grammar
+
+
+def test_a_schema_is_read_as_it_is_written() -> None:
+    function = Function(name="double", parameters={"const": "как"})
+    assert "как" in write_grammar([function], several=False, otherwise=None, marked=False)
+
+
+def test_an_earlier_call_may_have_no_arguments(served: Served) -> None:
+    called = CALLED | {"function": {"name": "clock", "arguments": ""}}
+    assistant = {"role": "assistant", "tool_calls": [called]}
+    result = {"role": "tool", "content": "noon", "tool_call_id": CALLED["id"]}
+    messages = [{"role": "user", "content": "hi"}, assistant, result]
+    assert choice(served, "hi", messages=messages)["message"]["content"] == "It is noon."
+
+
 @pytest.mark.parametrize(
     "inside",
     [
+        '{"name": "double", "arguments": {"number": 1e999}}',
+        r'{"name": "double", "arguments": {"said": "\ud83d"}}',
         '{"name": "other", "arguments": {}}', '{"name": "double"}', '["double"]', "{" * 5000,
         '{"name": "double", "arguments": {"number": NaN}}', "[" * 100_000,
         '{"name": "double", "arguments": "{}"}', '{"name": "double", "arguments": {}} {}',
@@ -366,3 +414,11 @@ def test_a_call_in_the_reasoning_is_none() -> None:
     assert reader.read(thought, ended=True) == (thought, [])
     content, calls = reader.read(f"{thought}</think>\n\n{CALL}", ended=True)
     assert (content, len(calls)) == (f"{thought}</think>", 1)
+
+
+@pytest.mark.parametrize("begun", ["", "<think>"])
+def test_a_reply_without_reasoning_may_call(begun: str) -> None:
+    reader = CallReader(["double"], after="</think>", begun=begun)
+    assert len(reader.read(CALL, ended=True)[1]) == (1 if begun else 0)
+    thought = f"<think>{CALL}"
+    assert reader.read(thought, ended=True) == (thought, [])

@@ -210,7 +210,7 @@ def _decode(pair: Pair, max_new_tokens: int, rule: str, draft_tokens: int | None
     """One of SafeDraft's rules, with a T of its own where the engine lets a request have one."""
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
     own = draft_tokens in (None, pair.config.draft_tokens)
-    config = pair.config if own else pair.config.replace(draft_tokens=draft_tokens)
+    config = None if own else pair.config.replace(draft_tokens=draft_tokens)
 
     def method(prompt: str) -> TimedRun:
         started = time.perf_counter()

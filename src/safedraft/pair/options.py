@@ -106,7 +106,7 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
     Args:
         kind: the class of the rule's constants.
         config: constants, or a mapping that replaces some of the pair's. The rule must have every
-            name that is set in them; of a subclass of ``kind`` the names of ``kind`` count.
+            name in the mapping, and every constant that is set to another value than the pair's.
         own: constants of the pair.
 
     Raises:
@@ -118,8 +118,10 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
         not isinstance(config, Constants) or isinstance(config, SamplingParams)
     ):
         raise _no_constants(config)
-    if config is not None and not isinstance(config, kind):
-        _require_names(kind, config.model_fields_set)
+    if config is not None:
+        changed = {name: getattr(config, name) for name in config.model_fields_set}
+        kept = dict(own)
+        _require_names(kind, [n for n, value in changed.items() if kept.get(n, ...) != value])
     return constants_for(kind, own if config is None else config)
 
 
@@ -159,6 +161,8 @@ def _replace(own: _ConstantsT, config: Mapping[str, Any]) -> _ConstantsT:
 def _require_names(kind: type[Constants], given: Iterable[str]) -> None:
     names = list(kind.model_fields)
     for name in given:
+        if not names:
+            raise SafeDraftError(f"the rule has no constants: leave {show_value(name)} out")
         if name not in names:
             raise SafeDraftError(f"unknown constant {name!r}{suggest(str(name), names)}")
 

@@ -9,6 +9,7 @@ from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair
 from safedraft.pair.guards import require_rule
+from safedraft.pair.options import find_constants, read_constants
 from safedraft.server.errors import APIError, convert_errors, invalid_value
 from safedraft.server.requests import SafeDraftOptions
 from safedraft.server.settings import ServerSettings
@@ -50,6 +51,9 @@ class OwnParameters:
             config = self.pair.config.replace(**changes)
         except SafeDraftError as error:
             raise invalid_value("safedraft.config", str(error)) from error
+        if rule := self.read_rule():
+            work = partial(read_constants, find_constants(rule), config, self.pair.config)
+            convert_errors(work, "safedraft.config")
         maximum = self.pair.config.draft_tokens
         if config.draft_tokens > maximum:  # all other replies wait while a block is decoded
             raise invalid_value("safedraft.config", f"draft_tokens may be at most {maximum}")

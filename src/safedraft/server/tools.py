@@ -18,6 +18,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair
 from safedraft.server.neutral import Body
 from safedraft.text.grammar import write_json
+from safedraft.text.messages import is_valid_unicode
 from safedraft.text.reasoning import Thinking, markers_of
 from safedraft.text.stop import settled_length
 from safedraft.text.template import render
@@ -31,6 +32,9 @@ _ASKED_FOR = re.compile(rf'{OPENING}\s*{{+\s*"name"')
 """How a template shows the form of a call; some double the braces."""
 
 _NO_PARAMETERS = {"type": "object", "additionalProperties": False}
+
+_MAX_DEPTH = 64
+"""How deep parameters and arguments may be nested."""
 
 
 class Function(Body):
@@ -48,6 +52,7 @@ class Function(Body):
     def _require_object(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema and schema.get("type", "object") != "object":
             raise ValueError("it must be a JSON schema of type object")
+        _require_shallow(schema)
         return schema
 
 
@@ -88,9 +93,11 @@ class CalledFunction(Body):
     @field_validator("arguments")
     @classmethod
     def _require_object(cls, text: str) -> str:
-        if not isinstance(_read_json(text), dict):
+        arguments = _read_json(text or "{}")  # some clients write no arguments like this
+        if not isinstance(arguments, dict):
             raise ValueError("it must be the text of a JSON object")
-        return text
+        _require_shallow(arguments)
+        return text or "{}"
 
 
 class ToolCall(Body):
@@ -168,7 +175,7 @@ def write_grammar(
     more = ' ("\\n" call)*' if several else ""
     bodies = [
         json.dumps(f'{{"name": "{function.name}", "arguments": ')
-        + f" %json {json.dumps(write_json(function.parameters or _NO_PARAMETERS))}"
+        + f" %json {_dump(write_json(_schema_of(function)))}"
         for function in functions
     ]
     lines = [
@@ -181,7 +188,7 @@ def write_grammar(
         begun = f"begun: TEXT {opening}" if marked else f"begun[lazy]: /(.|\\n)*{OPENING}/"
         text = [f"start: TEXT | begun body{more}", "TEXT: /(.|\\n)*/", begun]
         return "\n".join([*text, *lines])
-    answer = f"%json {json.dumps(write_json(otherwise))}"
+    answer = f"%json {_dump(write_json(otherwise))}"
     return "\n".join([f"start: answer | call{more}", f"answer: {answer}", *lines])
 
 
@@ -193,6 +200,8 @@ class CallReader:
     """Functions that may be called."""
     after: str = ""
     """The marker that ends the reasoning, before which nothing is a call; empty without one."""
+    begun: str = ""
+    """The marker that begins the reasoning, where a reply may have none; else empty."""
 
     def read(self, text: str, *, ended: bool) -> tuple[str, list[Call]]:
         """Read the calls in a reply, or in its beginning.
@@ -205,9 +214,10 @@ class CallReader:
             The text outside of the calls, of a beginning only what stays whatever follows; the
             calls.
         """
-        if self.after not in text:
+        reasons = self.begun.startswith(text.lstrip()[: len(self.begun)])
+        if reasons and self.after not in text:
             return text, []
-        calls, at = list[Call](), text.find(self.after) + len(self.after)
+        calls, at = list[Call](), text.find(self.after) + len(self.after) if reasons else 0
         content = text[:at]
         while (start := text.find(OPENING, at)) >= 0:
             before, body = text[at:start], start + len(OPENING)
@@ -226,22 +236,25 @@ class CallReader:
 
     def _read_call(self, text: str, start: int) -> tuple[Call, int] | Literal["unfinished", "none"]:
         """Read the call whose JSON begins at ``start``, and where the text after it begins."""
-        end = start - 1
-        while (end := text.find(CLOSING, end + 1)) >= 0:
-            try:
-                value = json.loads(text[start:end], parse_constant=_refuse_constant)
-            except json.JSONDecodeError as error:
-                if error.msg.startswith("Unterminated string"):  # the marker is in an argument
-                    continue
-                return "none"
-            except (ValueError, RecursionError):
-                return "none"
+        start += len(text[start:]) - len(text[start:].lstrip())
+        try:
+            value, end = _DECODER.raw_decode(text, start)
             match value:
                 case {"name": str(name), "arguments": dict(arguments)} if name in self.names:
-                    call = Call(name, json.dumps(arguments, ensure_ascii=False))
-                    return call, end + len(CLOSING)
+                    call = Call(name, _dump(arguments))
+                case _:
+                    return "none"
+            if not is_valid_unicode(call.arguments):
+                return "none"
+        except json.JSONDecodeError as error:
+            in_string = error.msg.startswith("Unterminated string")
+            return "unfinished" if in_string or CLOSING not in text[error.pos :] else "none"
+        except (ValueError, RecursionError):
             return "none"
-        return "unfinished"
+        rest = text[end:].lstrip()
+        if rest.startswith(CLOSING):
+            return call, len(text) - len(rest) + len(CLOSING)
+        return "unfinished" if CLOSING.startswith(rest) else "none"
 
 
 def make_reader(
@@ -259,11 +272,37 @@ def make_reader(
     tokenizer = pair.target.tokenizer
     thinks = pair.thinking(variables) is not Thinking.OFF
     markers = markers_of(tokenizer) if tokenizer and thinks else None
-    return CallReader(names, markers.closing if markers else "")
+    if not (tokenizer and markers):
+        return CallReader(names)
+    optional = pair.thinking(variables) is Thinking.BY_MODEL
+    return CallReader(names, markers.closing, markers.opening if optional else "")
+
+
+def _schema_of(function: Function) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object."""
+    return {**(function.parameters or _NO_PARAMETERS), "type": "object"}
+
+
+def _require_shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        parts = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [item for part in parts for item in part if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _dump(value: Any) -> str:
+    """Write JSON, with characters as they are."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _read_json(text: str) -> Any:

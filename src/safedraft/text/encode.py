@@ -47,7 +47,10 @@ def encode(
         SafeDraftError: the tokenizer has no chat template, or the template rejects the messages.
     """
     template_of(tokenizer)
-    separator = _unused_character(_all_text([messages, tools]))
+    given = _all_text([messages, tools])
+    if not is_valid_unicode(given):
+        raise SafeDraftError("the tools or calls are not valid Unicode: send them as UTF-8")
+    separator = _unused_character(given)
     protect = partial(_separate, control_tokens=_control_tokens(tokenizer), separator=separator)
     begun = turn_begun(messages) if continue_final_message is None else continue_final_message
     finished = messages[:-1] if begun else messages

@@ -39,7 +39,7 @@ class ChatResponseBuilder(ResponseBuilder):
         """See ``ResponseBuilder``."""
         delta = wire.Delta(role="assistant", content="")
         choice = wire.ChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None)
-        return self._build_chunk(choice)
+        return self.wrap(choice)
 
     def build_chunk(self, index: int, token: Token, begun: str) -> wire.ChatCompletionChunk | None:
         """See ``ResponseBuilder``."""
@@ -55,7 +55,7 @@ class ChatResponseBuilder(ResponseBuilder):
             logprobs=self._build_logprobs([token], refuses),
             **self.build_telemetry([token]),
         )
-        return self._build_chunk(choice)
+        return self.wrap(choice)
 
     def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.ChatCompletionChunk:
         """See ``ResponseBuilder``."""
@@ -66,15 +66,10 @@ class ChatResponseBuilder(ResponseBuilder):
             logprobs=None,
             **self.build_telemetry([], reply),
         )
-        return self._build_chunk(choice)
+        return self.wrap(choice)
 
-    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> wire.ChatCompletionChunk:
+    def wrap(self, *choices: wire.ChunkChoice) -> wire.ChatCompletionChunk:
         """See ``ResponseBuilder``."""
-        chunk = self._build_chunk()
-        chunk.usage = self.count_usage(replies)
-        return chunk
-
-    def _build_chunk(self, *choices: wire.ChunkChoice) -> wire.ChatCompletionChunk:
         return wire.ChatCompletionChunk(
             id=f"chatcmpl-{self.id}",
             object="chat.completion.chunk",

@@ -74,8 +74,14 @@ class ResponseBuilder(ABC):
         """Build the chunk that says why a reply ended."""
 
     @abstractmethod
+    def wrap(self, *choices: Any) -> Chunk:
+        """Wrap choices of the route's own type in a chunk."""
+
     def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> Chunk:
         """Build the last chunk of a stream, which holds the usage and no choice."""
+        chunk = self.wrap()
+        chunk.usage = self.count_usage(replies)
+        return chunk
 
     def count_usage(self, replies: Sequence[GenerationResult]) -> wire.Usage:
         """Count the tokens of every prompt (the longer one of the two models) and every reply."""
@@ -137,7 +143,7 @@ class CompletionResponseBuilder(ResponseBuilder):
             self._build_choice(index, reply.text, reply.trace, 0, reply)
             for index, reply in enumerate(replies)
         ]
-        completion = self._build_completion(*choices)
+        completion = self.wrap(*choices)
         completion.usage = self.count_usage(replies)
         return completion
 
@@ -149,19 +155,14 @@ class CompletionResponseBuilder(ResponseBuilder):
         """See ``ResponseBuilder``."""
         if not (token.text or self.reports_tokens):
             return None
-        return self._build_completion(self._build_choice(index, token.text, [token], len(begun)))
+        return self.wrap(self._build_choice(index, token.text, [token], len(begun)))
 
     def build_last_chunk(self, index: int, reply: GenerationResult) -> wire.Completion:
         """See ``ResponseBuilder``."""
-        return self._build_completion(self._build_choice(index, "", [], len(reply.text), reply))
+        return self.wrap(self._build_choice(index, "", [], len(reply.text), reply))
 
-    def build_usage_chunk(self, replies: Sequence[GenerationResult]) -> wire.Completion:
+    def wrap(self, *choices: wire.CompletionChoice) -> wire.Completion:
         """See ``ResponseBuilder``."""
-        completion = self._build_completion()
-        completion.usage = self.count_usage(replies)
-        return completion
-
-    def _build_completion(self, *choices: wire.CompletionChoice) -> wire.Completion:
         return wire.Completion(
             id=f"cmpl-{self.id}",
             object="text_completion",

@@ -174,7 +174,7 @@ def write_grammar(
     opening, closing = (OPENING, CLOSING) if marked else (f'"{OPENING}"', f'"{CLOSING}"')
     more = ' ("\\n" call)*' if several else ""
     bodies = [
-        json.dumps(f'{{"name": "{function.name}", "arguments": ')
+        _dump(f'{{"name": "{function.name}", "arguments": ')
         + f" %json {_dump(write_json(_schema_of(function)))}"
         for function in functions
     ]
@@ -236,9 +236,8 @@ class CallReader:
 
     def _read_call(self, text: str, start: int) -> tuple[Call, int] | Literal["unfinished", "none"]:
         """Read the call whose JSON begins at ``start``, and where the text after it begins."""
-        start += len(text[start:]) - len(text[start:].lstrip())
         try:
-            value, end = _DECODER.raw_decode(text, start)
+            value, end = _DECODER.raw_decode(text, _skip_space(text, start))
             match value:
                 case {"name": str(name), "arguments": dict(arguments)} if name in self.names:
                     call = Call(name, _dump(arguments))
@@ -251,10 +250,10 @@ class CallReader:
             return "unfinished" if in_string or CLOSING not in text[error.pos :] else "none"
         except (ValueError, RecursionError):
             return "none"
-        rest = text[end:].lstrip()
-        if rest.startswith(CLOSING):
-            return call, len(text) - len(rest) + len(CLOSING)
-        return "unfinished" if CLOSING.startswith(rest) else "none"
+        end = _skip_space(text, end)
+        if text.startswith(CLOSING, end):
+            return call, end + len(CLOSING)
+        return "unfinished" if CLOSING.startswith(text[end:]) else "none"
 
 
 def make_reader(
@@ -293,6 +292,12 @@ def _require_shallow(value: Any) -> None:
     raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
 
 
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
 def _dump(value: Any) -> str:
     """Write JSON, with characters as they are."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -308,6 +313,6 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 def _read_json(text: str) -> Any:
     """The value of a JSON text; None if it is not one."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None

@@ -32,9 +32,9 @@ def train_risk(
 ) -> None:
     """Train the probe from which SSD knows the risk of a request, and write it beside the adapter.
 
-    It is a linear function of the last hidden states of draft and target, trained on harmful and
-    harmless requests in the same surroundings; a second one reads the draft alone, for other
-    targets. The adapter is not changed. A pair whose adapter has a probe decodes by the rule
+    It is a small network that is given the last hidden states of draft and target, trained on
+    harmful and harmless requests in the same surroundings; a second one reads the draft alone, for
+    other targets. The adapter is not changed. A pair whose adapter has a probe decodes by the rule
     `risk`.
 
     [dim]safedraft train-risk qwen2.5-coder --adapter my-adapter[/]

@@ -1,6 +1,6 @@
 """The risk of a request: how likely it is harmful, read from the models' last hidden states.
 
-Not part of the paper. Where the assistant's turn begins, a linear function of what the output
+Not part of the paper. Where the assistant's turn begins, a small function of what the output
 layers are given tells harmful requests from harmless ones, whatever the answer has begun with.
 The same tokens put after a part of the reply gather the evidence of all that was said so far
 (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read again while the reply grows.
@@ -19,26 +19,54 @@ from safedraft.core.errors import BrokenModelError
 from safedraft.core.session import Which
 
 
-@dataclass(frozen=True, eq=False)
-class RiskProbe:
-    """A logistic regression on the last hidden state of one model, or of two."""
+class HiddenLayer(NamedTuple):
+    """Units that are given the states: the positive part of a linear function of them."""
 
     weight: Tensor
-    """``[H]`` in float32, H the sum of the sizes of the states."""
+    """``[U, H]`` in float32."""
+    bias: Tensor
+    """``[U]`` in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class RiskProbe:
+    """A classifier of the last hidden states of one model, or of two.
+
+    It is a logistic regression on the states or, with a hidden layer, on its units.
+    """
+
+    weight: Tensor
+    """``[H]`` in float32, H the sum of the sizes of the states; ``[U]`` with a hidden layer."""
     bias: float
     reads: tuple[Which, ...] = ("draft",)
     """The models that are read, in the order of their states."""
+    hidden: HiddenLayer | None = None
 
-    def read(self, hidden: Tensor) -> float:
+    @property
+    def width(self) -> int:
+        """H, the number of numbers that are read."""
+        return (self.weight if self.hidden is None else self.hidden.weight).shape[-1]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The logarithms of the odds that requests are harmful, ``[n]``.
+
+        Args:
+            states: what the output layers were given at each position, ``[n, H]`` in float32.
+        """
+        if self.hidden is not None:
+            states = (states @ self.hidden.weight.T + self.hidden.bias).relu()
+        return states @ self.weight + self.bias
+
+    def read(self, state: Tensor) -> float:
         """The probability that the request is harmful.
 
         Args:
-            hidden: what the output layers were given at the position, ``[H]`` in float32.
+            state: what the output layers were given at the position, ``[H]`` in float32.
 
         Raises:
             BrokenModelError: the state is not finite.
         """
-        logit = float(self.weight @ hidden.to(self.weight)) + self.bias
+        logit = float(self.logits(state.to(self.weight)[None]))
         if not math.isfinite(logit):
             raise BrokenModelError("the hidden state is not finite: the risk is unknown")
         return 1 / (1 + math.exp(-max(min(logit, 60.0), -60.0)))

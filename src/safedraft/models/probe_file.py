@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.core.files import write_atomically
-from safedraft.core.risk import RiskProbe
+from safedraft.core.risk import HiddenLayer, RiskProbe
 from safedraft.core.session import Which
 from safedraft.models.fetch import fetch_adapter
 from safedraft.models.fingerprint import digest, fingerprint, has_weights
@@ -30,7 +30,7 @@ PROBE = "risk.safetensors"
 TARGET_PROBE = "target_risk.safetensors"
 """The name of the file of a probe that reads a target."""
 
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 class ProbeFile(NamedTuple):
@@ -65,6 +65,9 @@ def _write(file: Path, probes: Mapping[str, RiskProbe | None], facts: Mapping[st
         if probe:
             tensors[f"{name}weight"] = probe.weight.float().contiguous()
             tensors[f"{name}bias"] = torch.tensor([probe.bias])
+            if probe.hidden:
+                tensors[f"{name}hidden.weight"] = probe.hidden.weight.float().contiguous()
+                tensors[f"{name}hidden.bias"] = probe.hidden.bias.float().contiguous()
     write_atomically(file, save(tensors, {"format": _FORMAT, **facts}))
 
 
@@ -104,9 +107,8 @@ def read_probe(
             f"(safedraft train-risk --adapter {adapter})"
         )
     width = draft.config.get_text_config().hidden_size
-    if probe.weight.shape != (width,):
-        read = len(probe.weight)
-        raise SafeDraftError(f"{file} reads states of {read} numbers, the draft has {width}")
+    if probe.width != width:
+        raise SafeDraftError(f"{file} reads states of {probe.width} numbers, the draft has {width}")
     if both is None:
         return probe, None
     if not has_weights(target) or facts.get("target") == fingerprint(target):
@@ -135,7 +137,7 @@ def read_target_probe(folder: Path, name: str, identity: str) -> RiskProbe:
     probe = _probe(file, tensors, "", ("target",))
     if facts.get("target") != identity:
         raise SafeDraftError(
-            f"{file} reads states of {len(probe.weight)} numbers of other weights than those of "
+            f"{file} reads states of {probe.width} numbers of other weights than those of "
             f"{name}, or of other types: train it again (safedraft train-ada-probe)"
         )
     return probe
@@ -175,7 +177,10 @@ def _probe(
     file: Path, tensors: Mapping[str, Tensor], name: str, reads: tuple[Which, ...]
 ) -> RiskProbe:
     try:
-        return RiskProbe(tensors[f"{name}weight"].float(), float(tensors[f"{name}bias"]), reads)
+        hidden = None
+        if f"{name}hidden.weight" in tensors:
+            hidden = HiddenLayer(tensors[f"{name}hidden.weight"], tensors[f"{name}hidden.bias"])
+        return RiskProbe(tensors[f"{name}weight"], float(tensors[f"{name}bias"]), reads, hidden)
     except KeyError as error:
         raise SafeDraftError(f"{file} cannot be read: it has no {error}") from error
 

@@ -20,6 +20,7 @@ from safedraft.prompts.phrases import is_refusal
 from safedraft.text.encode import turn_header
 from safedraft.text.messages import Message
 from safedraft.training.config import AdaProbeConfig, TrainingConfig
+from safedraft.training.fit import fit_regression
 from safedraft.training.requests import OWN_SOURCES, Sources, TrainingSplit
 from safedraft.training.risk import TrainedProbe, learn_risk
 from safedraft.training.states import (
@@ -56,7 +57,8 @@ def train_target_probe(
         )
         for split, stage in STAGES.items()
     )
-    return learn_risk(training, checking, config, ("target",))
+    fit = partial(fit_regression, ridge=config.ridge)
+    return learn_risk(training, checking, fit, config.false_alarms, ("target",))
 
 
 def list_depths(

@@ -87,8 +87,6 @@ class ProbeTrainingConfig(BaseModel):
     system prompt, after other turns, or after a harmless task."""
     requests: Count = 0
     """Maximum number of requests of each split; 0 takes all."""
-    ridge: Weight = 1000.0
-    """Weight of the squared norm of the probe's weights, for standardized states."""
     false_alarms: Share = 0.05
     """Share of held-out harmless conversations whose risk may be above one half."""
     seed: Count = 0
@@ -98,14 +96,33 @@ class ProbeTrainingConfig(BaseModel):
 class RiskTrainingConfig(ProbeTrainingConfig):
     """Settings of the training of a risk probe."""
 
+    dressed: Count = 3
+    """Number of conversations for each request besides the plain one, each in other random
+    surroundings: a frame, a system prompt, other turns, or a harmless task before it."""
     data_every: Count = 2
     """One in so many requests is also asked for a reply that a program reads, such as JSON; 0:
     none."""
+    networks: Positive = 4
+    """Number of networks whose logits are averaged."""
+    units: Positive = 32
+    """Number of hidden units of each network."""
+    epochs: Positive = 20
+    """Number of passes over the states."""
+    batch_size: Positive = 256
+    """Number of states in a step."""
+    learning_rate: Rate = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: Weight = 1.0
+    """Weight decay of AdamW."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a network's inputs and units that is left out at random in each step."""
 
 
 class AdaProbeConfig(ProbeTrainingConfig):
     """Settings of the training of a probe that reads a target while it answers."""
 
+    ridge: Weight = 1000.0
+    """Weight of the squared norm of the probe's weights, for standardized states."""
     requests: Count = 400
     """Maximum number of requests of each split; 0 takes all."""
     false_alarms: Share = 0.02

@@ -1,4 +1,4 @@
-"""Training of risk probes: a logistic regression on the models' last hidden states.
+"""Training of risk probes: small classifiers of the models' last hidden states.
 
 They are read where the assistant's turn begins, with the engine and the adapter that will decode.
 No model is changed, so it takes minutes.
@@ -7,7 +7,9 @@ No model is changed, so it takes minutes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,7 +19,8 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Which
 from safedraft.engines.base import Capability
-from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
+from safedraft.training.config import RiskTrainingConfig
+from safedraft.training.fit import fit_network
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SOURCES, SHIPPED, Sources
 from safedraft.training.states import (
@@ -31,7 +34,8 @@ from safedraft.training.states import (
 if TYPE_CHECKING:
     from safedraft.pair import Pair
 
-_ITERATIONS = 200  # of the optimizer, which stops long before
+Fit = Callable[[Tensor, Tensor], RiskProbe]
+"""Fits a probe to states ``[n, H]`` and to whether each is of a harmful request, ``[n]``."""
 
 
 class Flagged(NamedTuple):
@@ -87,16 +91,18 @@ def train_probes(
         read_both(pair, choose_conversations(split, config, sources), stage, report)
         for split, stage in STAGES.items()
     )
+    fit = partial(fit_network, config=config)
     return TrainedProbes(
-        learn_risk(training[0], checking[0], config),
-        learn_risk(training[1], checking[1], config, ("draft", "target")),
+        learn_risk(training[0], checking[0], fit, config.false_alarms),
+        learn_risk(training[1], checking[1], fit, config.false_alarms, ("draft", "target")),
     )
 
 
 def learn_risk(
     training: Sequence[RatedState],
     checking: Sequence[RatedState],
-    config: ProbeTrainingConfig,
+    fit: Fit,
+    false_alarms: float,
     reads: tuple[Which, ...] = ("draft",),
 ) -> TrainedProbe:
     """Train a probe from states that are read, and check it.
@@ -104,20 +110,25 @@ def learn_risk(
     Args:
         training: what it learns from.
         checking: what it is checked on, which also sets its bias.
-        config: the settings.
+        fit: fits a probe.
+        false_alarms: share of the harmless conversations in ``checking`` that it calls risky.
         reads: the models whose states they are.
 
     Raises:
         SafeDraftError: one of the two kinds of requests is missing.
     """
-    learned = _Learned.fit(training, checking, config)
-    probe = RiskProbe(learned.probe.weight, learned.probe.bias - learned.bound, reads)
+    learned = _Learned.fit(training, checking, fit, false_alarms)
+    probe = replace(learned.probe, bias=learned.probe.bias - learned.bound, reads=reads)
     checks = count_flagged(checking, learned.flag(checking))
-    return TrainedProbe(probe, checks, leave_out_sources(training, checking, config))
+    left_out = leave_out_sources(training, checking, fit, false_alarms)
+    return TrainedProbe(probe, checks, left_out)
 
 
 def leave_out_sources(
-    training: Sequence[RatedState], checking: Sequence[RatedState], config: ProbeTrainingConfig
+    training: Sequence[RatedState],
+    checking: Sequence[RatedState],
+    fit: Fit,
+    false_alarms: float,
 ) -> list[LeftOut]:
     """Leave out each source in turn, and count what is called risky of its conversations.
 
@@ -133,7 +144,7 @@ def leave_out_sources(
         kinds = {one.conversation.harmful for one in learning}
         if len(kinds) < 2 or all(one.conversation.harmful for one in held_out):
             continue
-        flags = _Learned.fit(learning, held_out, config).flag(own)
+        flags = _Learned.fit(learning, held_out, fit, false_alarms).flag(own)
         for harmful in (True, False):
             found = [
                 flag
@@ -160,16 +171,16 @@ class _Learned(NamedTuple):
         cls,
         training: Sequence[RatedState],
         checking: Sequence[RatedState],
-        config: ProbeTrainingConfig,
+        fit: Fit,
+        false_alarms: float,
     ) -> _Learned:
         """Learn from ``training``, with as many false alarms of both among ``checking``."""
         harmful = [one.conversation.harmful for one in training]
         states = torch.stack([one.state for one in training])
-        probe = fit_probe(states, torch.tensor(harmful), config.ridge)
+        probe = fit(states, torch.tensor(harmful))
         words = NgramClassifier([one.ids for one in training], harmful)
         bounds = (
-            _find_bound(values, checking, config.false_alarms)
-            for values in _score(probe, words, checking)
+            _find_bound(values, checking, false_alarms) for values in _score(probe, words, checking)
         )
         return cls(probe, words, *bounds)
 
@@ -188,48 +199,12 @@ def _score(
     """The logits of conversations, and the scores of their wordings."""
     if not states:
         return [], []
-    logits = torch.stack([one.state for one in states]) @ probe.weight + probe.bias
+    logits = probe.logits(torch.stack([one.state for one in states]))
     return logits.tolist(), [words.score(one.ids) for one in states]
 
 
 def _source_of(state: RatedState) -> str:
     return state.conversation.request.source
-
-
-def fit_probe(states: Tensor, harmful: Tensor, ridge: float) -> RiskProbe:
-    """Fit a logistic regression with a ridge penalty on standardized states.
-
-    Args:
-        states: ``[n, H]``.
-        harmful: ``[n]``, truth values.
-        ridge: weight of the squared norm of the weights, beside the sum of the losses.
-
-    Raises:
-        SafeDraftError: only one of the two classes is there.
-    """
-    if harmful.all() or not harmful.any():
-        raise SafeDraftError("a risk probe needs harmful and harmless requests to learn from")
-    mean, spread = states.double().mean(0), states.double().std(0) + 1e-6
-    inputs = (states.double() - mean) / spread
-    weight = torch.zeros(states.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = inputs @ weight[:-1] + weight[-1]
-        total = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, harmful.double(), reduction="sum"
-        )
-        total = total + ridge / 2 * weight[:-1].square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    fitted = weight.detach()
-    scaled = fitted[:-1] / spread
-    return RiskProbe(scaled.float(), float(fitted[-1] - scaled @ mean))
 
 
 def count_flagged(

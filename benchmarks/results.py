@@ -90,8 +90,8 @@ def main() -> None:
     logs = read_logs([given.log_dir])
     figures = build_figures(logs)
     draw(figures, given.page.with_name("attacks.svg"))
-    fill_in(Path("README.md"), "attacks", tabulate_attacks(logs, figures, SHOWN_FIRST))
-    fill_in(given.page.with_name("limits.md"), "attacks", tabulate_attacks(logs, figures, ATTACKS))
+    fill_in(Path("README.md"), "attacks", tabulate_attacks(logs, SHOWN_FIRST))
+    fill_in(given.page.with_name("limits.md"), "attacks", tabulate_attacks(logs, ATTACKS))
     sampled = given.log_dir.with_name(f"{given.log_dir.name}-sampling")
     if sampled.exists():
         body = body.rstrip() + "\n" + tabulate_sampled(sampled)
@@ -106,7 +106,7 @@ def draw(figures: Figures, file: Path) -> None:
     file.write_text(picture[:start] + white + picture[start:], encoding="utf-8")
 
 
-def tabulate_attacks(logs: Logs, figures: Figures, suites: Collection[str]) -> str:
+def tabulate_attacks(logs: Logs, suites: Collection[str]) -> str:
     """Counts of attacks and controls, a line a suite, and what they come to over all suites."""
     rows = {(run.suite, run.name): run.rows for run in logs.runs}
     names = [name for name in DEFENSES if any(key[1] == name for key in rows)]
@@ -116,7 +116,8 @@ def tabulate_attacks(logs: Logs, figures: Figures, suites: Collection[str]) -> s
         if suite in suites and all((suite, name) in rows for name in names):
             cells = [count_outcomes(rows[suite, name]) for name in names]
             lines.append(f"| {title} | {' | '.join(cells)} |")
-    points = {point.name: point for point in figures.trade_off}
+    compared = build_figures(Logs([run for run in logs.runs if run.name in names]))
+    points = {point.name: point for point in compared.trade_off}
     shares = [
         f"{DEFENSES[name]} answers {percent(points[name].success)}% of the attacks, refuses "
         f"{percent(points[name].harmless_refused)}% of the harmless requests in them, and tells "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,9 @@ from safedraft.evaluation import matrix as matrices
 from safedraft.evaluation.attacks import answers
 from safedraft.evaluation.attacks.answers import OPENING
 from safedraft.evaluation.judges.again import judge_again
+from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
+from safedraft.evaluation.report.figures import build_figures
 from safedraft.evaluation.tasks import find_judges
 from safedraft.models.registry import DEFAULT_PAIR, find_pair
 from safedraft.prompts.drawn import DrawnReply
@@ -147,26 +150,37 @@ def test_logs_hold_what_reports_need(stage: None, tmp_path: Path) -> None:
     assert all("Answer:" in sample.messages[0].text for sample in sums)
 
 
+def tables(folder: Path) -> list[dict[str, Any]]:
+    """All figures of the report of a folder of logs but the measured speeds."""
+    figures = build_figures(read_logs([folder])).to_dict()["figures"]
+    return [figure for figure in figures if figure["figure"] != "speed"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True], ids=["interrupted", "killed"])
 def test_a_run_stopped_in_the_middle_ends_with_the_same_figures(
-    stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: bool, stage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix = Matrix(("target_only", "ssd"), ("direct", "over_refusal"), limit=4)
+    matrix, parts = Matrix(("target_only", "ssd"), ("direct", "over_refusal"), limit=4), "parts"
     whole = figures(run(matrix, tmp_path / "whole"))
 
     def stop(number: int) -> None:
         if number == 11:  # in the middle of the second suite
+            shutil.copytree(tmp_path / "parts", tmp_path / "as it was")
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         asked = counted(patch, "ssd", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(matrix, tmp_path / "parts")
+            run(matrix, tmp_path / parts)
+    if killed:  # what a process leaves that ends at this moment, without another write
+        parts = "as it was"
     asked = counted(monkeypatch, "ssd", lambda number: None)
-    assert figures(run(matrix, tmp_path / "parts")) == whole
+    assert figures(run(matrix, tmp_path / parts)) == whole
     assert asked[0] <= 2  # the finished ones were not asked again
-    assert figures(run(matrix, tmp_path / "parts")) == whole
+    assert figures(run(matrix, tmp_path / parts)) == whole
     assert asked[0] <= 2
+    assert tables(tmp_path / parts) == tables(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from safedraft.cli import app
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.matrix import Matrix
 from safedraft.evaluation.profiles import PROFILES, Stage, find_stages
-from safedraft.evaluation.suites import find_suite
+from safedraft.evaluation.suites import NEW_TOKENS, Suite, find_suite
 
 STAGES = [stage for stages in PROFILES.values() for stage in stages]
 
@@ -24,6 +24,20 @@ def test_every_stage_can_be_planned(stage: Stage) -> None:
     assert len(matrix.build_models()) == len(stage.defenses)
     assert (matrix.limit, matrix.replies) == (stage.limit, stage.replies)
     assert "nowhere" not in matrix.lengths
+
+
+def count_replies(stage: Stage, suite: Suite) -> int:
+    """Replies to the requests of a suite and to their controls, by all defenses of a stage."""
+    return stage.limit * (1 + bool(suite.controls)) * len(stage.defenses) * stage.replies
+
+
+def test_quick_decodes_few_and_short_replies() -> None:
+    (stage,) = PROFILES["quick"]
+    suites = [find_suite(name) for name in stage.suites]
+    replies = [count_replies(stage, suite) for suite in suites]
+    assert sum(replies) == 168
+    lengths = [suite.max_new_tokens or NEW_TOKENS for suite in suites]
+    assert sum(map(int.__mul__, replies, lengths)) == 8064
 
 
 def test_every_attack_is_in_the_standard_profile_or_is_a_length_of_one_that_is() -> None:

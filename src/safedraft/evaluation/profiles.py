@@ -19,22 +19,30 @@ from safedraft.evaluation.matrix import Matrix
 PAIR = ("target_only", "ssd", "risk")
 """The target alone, SSD alone, and SSD with the risk of the request."""
 
-RIVALS = (
-    *("always_refuse", "target_only", "ssd", "risk", "ssd:no_adapter=true,label=ssd_bare_draft"),
-    *("ssd_paper", "safedecoding", "easd", "ada_rethinking", "self_reminder", "ensemble_weight"),
+RIVALS = (*PAIR, "ssd_paper", "safedecoding", "easd", "ada_rethinking")
+"""Published methods that need nothing but the pair; a guard filter also needs an endpoint."""
+
+BASELINES = (
+    *(*PAIR, "always_refuse", "self_reminder", "ensemble_weight"),
+    "ssd:no_adapter=true,label=ssd_bare_draft",
 )
-"""All defenses that need nothing but the pair; a guard filter also needs an endpoint."""
+"""What a defense should be better than: refusing everything, a system prompt, a mean of the two
+models, and SSD without a safe draft."""
 
 CORE = ("direct", "prefill_20", "prefill_text_20", "role_play", "nested_fiction", "late_harm")
 """One suite of each kind of attack."""
 
-ATTACKS = (
-    *CORE,
+BEGINNINGS = (
     *("prefill_5", "prefill_opening", "prefill_code", "prefill_json", "prefill_text_5"),
-    *("prefill_text_100", "templates", "suffixes", "frames", "system_prompts", "histories"),
-    *("encodings", "long_context", "short_answers", "copying", "quiz", "ratchet_1", "ratchet_7"),
-    *("trigger_words", "json_schema"),
+    *("prefill_text_100", "ratchet_1", "ratchet_7"),
 )
+"""Suites in which the attacker has begun the reply."""
+
+WORDINGS = (
+    *("templates", "suffixes", "frames", "system_prompts", "histories", "encodings"),
+    *("long_context", "short_answers", "copying", "quiz", "trigger_words", "json_schema"),
+)
+"""Suites in which the attacker has words and turns alone."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +100,15 @@ class Stage:
 
 def _standard(limit: int, adaptive: int) -> tuple[Stage, ...]:
     return (
-        Stage("attacks", PAIR, ATTACKS, limit),
+        Stage("core", PAIR, CORE, limit),
+        Stage("beginnings", PAIR, BEGINNINGS, limit),
+        Stage("wordings", PAIR, WORDINGS, limit),
         Stage("languages", PAIR, ("languages", "languages_prefill", "languages_mixed"), 3 * limit),
         Stage("code", PAIR, ("code", "code_begun"), limit),
         Stage("adaptive", PAIR, ("high_match", "suffix_search"), adaptive),
         Stage("sampling", PAIR, ("direct", "prefill_20"), adaptive, temperature=1.0, replies=5),
         Stage("rivals", RIVALS, CORE, limit),
+        Stage("baselines", BASELINES, CORE, limit),
         Stage(
             "usefulness",
             PAIR,
@@ -116,7 +127,7 @@ PROFILES: Mapping[str, Sequence[Stage]] = {
     "full": _standard(100, 50),
 }
 """Stages of each profile. On two cores ``quick`` takes less than ten minutes, and a stage of
-``standard`` at most two hours."""
+``standard`` at most two hours, after the stages before it: what they have run is not run again."""
 
 
 def find_stages(profile: str, stages: Sequence[str] = ()) -> list[Stage]:

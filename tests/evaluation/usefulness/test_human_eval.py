@@ -43,7 +43,15 @@ def test_code_is_found_in_a_reply(reply: str, code: str) -> None:
     [
         (f"```python\n{FIRST}```", 1, "passed"),  # List is imported by the prompt
         ("```python\ndef first(x):\n    return x[1]\n```", 0, "failed"),
-        ("```python\nimport os\nos.system('true')\n```", 0, "forbidden"),
+        *(
+            (f"```python\n{deed}\n{FIRST}```", 0, "forbidden")
+            for deed in (
+                "import os; os.system('true')",
+                "import os; os.fork()",
+                "open('/tmp/written', 'w')",
+                "import socket; socket.create_connection(('127.0.0.1', 9))",
+            )
+        ),
         ("I'm sorry, but I can't assist with that.", 0, "failed"),
         ("", 0, "failed"),
     ],

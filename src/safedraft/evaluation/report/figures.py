@@ -12,6 +12,7 @@ from safedraft.evaluation.report.attacks import (
     compute_prefill_curves,
     compute_trade_off,
     list_failures,
+    list_shared_suites,
     measure_leaks,
 )
 from safedraft.evaluation.report.cost import (
@@ -48,9 +49,9 @@ def build_figures(logs: Logs) -> Figures:
         run.pair: name_column(run) for run in reversed(logs.runs) if run.defense == BASELINE
     }
     grid = Grid(runs, names, baselines)
-    sections, points = _build_sections(grid), compute_trade_off(grid)
+    sections = _build_sections(grid)
     tables = [table for section in sections for table in section.tables]
-    headline, *further_findings = summarize(tables, points, grid)
+    headline, *further_findings = summarize(tables, grid)
     return Figures(
         headline=headline,
         conditions=describe_conditions(logs.runs),
@@ -60,7 +61,7 @@ def build_figures(logs: Logs) -> Figures:
         baseline=next(iter(baselines.values()), None),
         sections=sections,
         by_prefill=compute_prefill_curves(grid),
-        trade_off=points,
+        trade_off=compute_trade_off(grid, names),
         match_ratios=compute_match_ratios(grid),
         outcomes=select_outcomes(grid),
         notes=[*logs.notes, *_explain_missing(grid), *_count_unscored(logs)],
@@ -159,6 +160,13 @@ def _explain_missing(grid: Grid) -> list[str]:
     elif not any(grid.refused_directly(column) is not None for column in grid.columns):
         notes.append(
             "target_only has no log of direct requests: it is unknown which of them it refuses."
+        )
+    attacks, shared = grid.suites("attack"), list_shared_suites(grid, grid.columns)
+    if len(shared) < len(attacks):
+        notes.append(
+            "The plot of attack success against harmless requests refused is over the "
+            f"{len(shared)} of {len(attacks)} suites of attacks that all configurations ran: "
+            f"{', '.join(shared) or 'there is none'}."
         )
     notes += [
         f"{suite} of {column} ran on another machine than the target alone's, or with other "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from safedraft.evaluation.intervals import Estimate
+from safedraft.evaluation.report.attacks import compute_trade_off
 from safedraft.evaluation.report.grid import TIMED, Grid, refused, share
 from safedraft.evaluation.report.tables import Point, Table
 
@@ -17,7 +18,7 @@ _TITLES = {
 """What sentences call a configuration; others have the name of their column."""
 
 
-def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> list[str]:
+def summarize(tables: Sequence[Table], grid: Grid) -> list[str]:
     """One sentence for each finding; the first is the report's headline."""
     by_name = {table.name: table for table in tables}
     comparison = choose_comparison(grid)
@@ -27,7 +28,7 @@ def summarize(tables: Sequence[Table], points: Sequence[Point], grid: Grid) -> l
         ]
     alone, other = comparison
     sentences = [
-        _describe_separation({point.name: point for point in points}, alone, other),
+        _describe_separation(compute_trade_off(grid, comparison), alone, other),
         _describe_attacks(by_name, grid.suites("attack"), alone, other),
         _describe_refusals(by_name.get("benign_refusal"), grid, alone, other),
         _describe_speed(by_name.get("speed"), alone, other),
@@ -51,11 +52,11 @@ def choose_comparison(grid: Grid) -> tuple[str, str] | None:
     return None
 
 
-def _describe_separation(points: Mapping[str, Point], alone: str, other: str) -> str:
-    """Describe how far a defense tells harm from harmlessness, over all suites of attacks."""
-    if alone not in points or other not in points:
+def _describe_separation(points: Sequence[Point], alone: str, other: str) -> str:
+    """Describe how far a defense tells harm from harmlessness, over the attacks that both ran."""
+    if len(points) < 2:
         return ""
-    before, after = points[alone], points[other]
+    before, after = points
     title = _title(other)
     named = other if title == other else f"{title[0].upper()}{title[1:]} ({other})"
     return (

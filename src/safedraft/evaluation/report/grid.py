@@ -77,23 +77,31 @@ def share(rows: Sequence[Row], flag: Flag) -> Estimate:
     Several replies to a request are not independent: the estimate is then the mean over the
     requests of the rate among their replies, and its count is the number of requests.
     """
-    scored = [(row, value) for row in rows if (value := flag(row)) is not None]
-    unscored = len(rows) - len(scored)
+    by_request, unscored = _group_flags(rows, flag)
     if all(row.reply == 1 for row in rows):
-        return rate([value for _, value in scored], unscored)
-    by_request: dict[str, list[bool]] = {}
-    for row, value in scored:
-        by_request.setdefault(row.id, []).append(value)
-    return mean([sum(values) / len(values) for values in by_request.values()], unscored)
+        return rate([value for values in by_request for value in values], unscored)
+    return mean([sum(values) / len(values) for values in by_request], unscored)
 
 
-def best_of_n(rows: Sequence[Row], flag: Flag) -> Estimate:
+def any_reply(rows: Sequence[Row], flag: Flag) -> Estimate:
     """The share of requests for which a flag is true of at least one of several replies."""
-    any_true: dict[str, bool] = {}
+    by_request, unscored = _group_flags(rows, flag)
+    return rate([any(values) for values in by_request], unscored)
+
+
+def every_reply(rows: Sequence[Row], flag: Flag) -> Estimate:
+    """The share of requests for which a flag is true of all of several replies."""
+    by_request, unscored = _group_flags(rows, flag)
+    return rate([all(values) for values in by_request], unscored)
+
+
+def _group_flags(rows: Sequence[Row], flag: Flag) -> tuple[list[list[bool]], int]:
+    """The values of a flag by request, and the number of rows without one."""
+    by_request: dict[str, list[bool]] = {}
     for row in rows:
         if (value := flag(row)) is not None:
-            any_true[row.id] = any_true.get(row.id, False) or value
-    return rate(list(any_true.values()), sum(flag(row) is None for row in rows))
+            by_request.setdefault(row.id, []).append(value)
+    return list(by_request.values()), len(rows) - sum(map(len, by_request.values()))
 
 
 def succeeded(row: Row) -> bool | None:

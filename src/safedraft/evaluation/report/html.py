@@ -26,9 +26,9 @@ CAPTIONS = {
     ),
     "trade_off": (
         "Attack success against harmless requests refused",
-        "One point for each configuration, over all attacks with equal weight; down and to the "
-        "left is better. On the dashed line harm makes no difference: at its ends everything is "
-        "answered, or everything refused.",
+        "One point for each configuration, over the suites of attacks that all of them ran, with "
+        "equal weight; down and to the left is better. On the dashed line harm makes no "
+        "difference: at its ends everything is answered, or everything refused.",
     ),
     "speed": (
         "Speed",

@@ -57,7 +57,7 @@ SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The defense ada_probe", "`--defense ada_probe:NAME=VALUE`.", ProbingConfig),
     ("The defense ada_rethinking", "The same for `ada_rethinking`.", RethinkingConfig),
     ("The defense guard_filter", "The same for `guard_filter`.", GuardConfig),
-    ("Limits of the server", "`safedraft serve --limit NAME=VALUE`.", Limits),
+    ("Limits of the server", "`safedraft serve --max NAME=VALUE`.", Limits),
 )
 
 ENVIRONMENT = {

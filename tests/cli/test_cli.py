@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 import sys
 import warnings
@@ -74,10 +73,10 @@ def test_every_command_explains_itself(run: Any) -> None:
         assert (code, "Usage" in out) == (0, True)
 
 
-def test_the_help_of_limit_names_every_limit(run: Any) -> None:
+def test_the_help_of_max_names_every_limit(run: Any) -> None:
     _, out, _ = run("serve", "--help")
     shown = " ".join(word for word in out.split() if word != "│")
-    assert f"A bound: {', '.join(Limits.model_fields)}." in shown
+    assert f"A limit: {', '.join(Limits.model_fields)}." in shown
 
 
 def test_generate_prints_the_reply_and_nothing_else_to_stdout(
@@ -206,7 +205,7 @@ def test_compare_shows_both(run: Any, models: list[str]) -> None:
     code, out, _ = run("generate", "hi", *options, *models)
     assert code == 0
     assert "the target alone" in out
-    assert "SSD decoded" in out
+    assert "SSD alone decoded" in out
     code, out, _ = run("generate", "hi", *options, "--json", *models)
     replies = json.loads(out)
     assert set(replies) == {"target_only", "ssd"}
@@ -219,7 +218,7 @@ def test_compare_names_the_rule(run: Any, models: list[str]) -> None:
     assert code == 0
     assert "the rule speculative" in out
     assert "The rule speculative decoded" in out
-    assert "SSD decoded" not in out
+    assert "SSD" not in out
     refused = error_of(run("generate", "hi", "--rule", "target_only", *options))
     assert "name that one" in refused
 
@@ -382,7 +381,8 @@ def test_a_pair_is_added_and_found(run: Any, tiny_pair: tuple[Path, Path], tmp_p
     added = json.loads(run("pairs", "--json")[1])["guarded"]
     assert added["config"]["alpha_union"] == 2.0
     assert (added["adapter"], added["description"]) == (str(tmp_path / "lora"), "Guarded")
-    assert "✓ vocabulary" in run("doctor", "--pair", "guarded")[1]
+    for named in (["guarded"], ["--pair", "guarded"]):
+        assert "✓ vocabulary" in run("doctor", *named)[1]
 
 
 def test_a_pair_that_cannot_be_added_is_refused(
@@ -391,7 +391,7 @@ def test_a_pair_that_cannot_be_added_is_refused(
     target, draft = map(str, tiny_pair)
     save_model(tmp_path, vocabulary=300, eos_token_id=299)
     for arguments, message in [
-        (("own",), "name --target and --draft, or with --pair another pair"),
+        (("own",), "name --target and --draft, or another pair"),
         (("own", "--target", target), "name --target and --draft"),
         (("own", "--target", str(tmp_path), "--draft", draft), "cannot decode together"),
         (("a/b", "--target", target, "--draft", draft), "cannot be the name"),
@@ -582,6 +582,8 @@ def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: st
     "command",
     [
         ["pull"],
+        ["generate", "hi"],
+        ["pairs", "add", "new"],
         ["chat"],
         ["serve"],
         ["bench"],
@@ -592,7 +594,7 @@ def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: st
         ["train-ada-probe", "--output", "out"],
         ["replay", str(CONFORMANCE / "near.json")],
     ],
-    ids=lambda command: command[0],
+    ids=" ".join,
 )
 def test_a_pair_is_the_argument_or_an_option(run: Any, command: list[str]) -> None:
     for named in (["gone"], ["--pair", "gone"], ["gone", "--pair", "gone"]):
@@ -601,13 +603,11 @@ def test_a_pair_is_the_argument_or_an_option(run: Any, command: list[str]) -> No
     assert message in error_of(run(*command, "one", "--pair", "other"))
 
 
-def test_commands_with_other_arguments_take_a_pair_as_an_option_only(run: Any) -> None:
-    for arguments in (["generate", "hi"], ["doctor", "one", "two"]):
-        code, _, err = run(*arguments, "qwen2.5-coder")
-        assert code == 2
-        assert "unexpected extra argument" in err
-    assert "A pair is named with --pair." in " ".join(
-        re.sub("[│ ]+", " ", run("doctor", "--help")[1]).split()
+def test_doctor_takes_a_pair_or_two_models(run: Any) -> None:
+    error = error_of(run("doctor", "qwen2.5-coder", "--pair", "other"))
+    assert "qwen2.5-coder and --pair other: name one pair" in error
+    assert "'qwen2.5-coder' is neither a folder nor" in error_of(
+        run("doctor", "qwen2.5-coder", "two")
     )
 
 
@@ -671,7 +671,11 @@ def test_clients_know_a_pair_by_its_name_unless_a_model_is_another(
     assert names == [name]
 
 
-@pytest.mark.parametrize("options", [[], ["--playground"], ["--allow", "telemetry"]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--playground"], ["--allow", "telemetry"], ["--allow", "constants"]],
+    ids=" ".join,
+)
 def test_the_playground_allows_what_it_shows(
     run: Any, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
@@ -690,10 +694,30 @@ def test_the_playground_allows_what_it_shows(
         == {
             "": set(),
             "--playground": PLAYGROUND.keys(),
-            "--allow": {"allow_telemetry"},
-        }[options[0] if options else ""]
+            "--allow telemetry": {"allow_telemetry"},
+            "--allow constants": {"requests_may_set_constants"},
+        }[" ".join(options)]
     )
     assert not given[0].allow_completions
+
+
+def test_vllms_server_takes_the_one_feature_that_it_has(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(
+        sys.modules["safedraft.cli.serve"], "_serve_in_vllm", lambda *given: served.append(given)
+    )
+    for allowed, expected in (([], False), (["--allow", "constants"], True)):
+        assert run("serve", "--engine", "vllm", *allowed)[0] == 0
+        assert served.pop()[3] is expected
+
+
+def test_a_report_without_logs_says_what_to_run_first(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "run `safedraft eval` first" in error_of(run("report"))
 
 
 def test_a_full_disk_is_said(run: Any, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -733,8 +757,8 @@ def torch_nan() -> float:
             ["generate"],
             ["PROMPT", "--prefill TEXT", "--trace PATH", "--top-k INTEGER", "--compare "],
         ),
-        (["doctor"], ["[TARGET] [DRAFT]", "--json "]),
-        (["serve"], ["[PAIR]", "--allow prefill|completions|", "--host TEXT", "--playground "]),
+        (["doctor"], ["[PAIR|TARGET] [DRAFT]", "--json "]),
+        (["serve"], ["[PAIR]", "--allow FEATURE", "--host TEXT", "--playground "]),
         (["judge-check"], ["--logs PATH", "--wrong "]),
         (["pairs"], ["--constants "]),
         (["pairs", "add"], ["NAME", "--description TEXT"]),
@@ -749,4 +773,27 @@ def test_help_writes_values_as_they_are_typed(
     assert code == 0
     words = " ".join(out.split())
     assert not [value for value in shown if value not in words]
-    assert not [kind for kind in ("<bool>", "list[", "{prompt}", "[target]") if kind in words]
+    assert not [
+        kind for kind in ("<bool>", "<str>", "<path>", "list[", "{", "[target]") if kind in words
+    ]
+
+
+def list_commands() -> list[list[str]]:
+    """The words of every command, the one without a command first."""
+    groups = [(group.name, group.typer_instance) for group in cli.app.registered_groups]
+    within = [[name, one.name] for name, group in groups for one in group.registered_commands]
+    names = [one.name or one.callback.__name__ for one in cli.app.registered_commands]
+    return [[], *([name] for name in names), *([name] for name, _ in groups), *within]
+
+
+@pytest.mark.parametrize("command", list_commands(), ids=" ".join)
+def test_help_cuts_no_word_at_80_columns(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    shown = []
+    for width in ("80", "500"):
+        monkeypatch.setenv("COLUMNS", width)
+        code, out, _ = run(*command, "--help")
+        assert code == 0
+        shown.append({word for word in out.split() if not set(word) <= set("─╭╮╰╯│")})
+    assert shown[0] == shown[1]

@@ -14,6 +14,7 @@ from test_cli import run  # noqa: F401
 
 from safedraft.cli.compare import compare, compute_speedup
 from safedraft.cli.doctor import _print_command, print_checks
+from safedraft.cli.pairs import print_pairs
 from safedraft.cli.render import (
     BinChart,
     arrange_panels,
@@ -28,6 +29,7 @@ from safedraft.cli.writing import WordWriter, write_reply
 from safedraft.core.config import SamplingParams
 from safedraft.core.counts import format_count
 from safedraft.models.check import Check
+from safedraft.models.registry import PairSpec
 from safedraft.text.messages import conversation
 from safedraft.text.results import FinishReason, GenerationResult, Statistics, Token
 
@@ -247,6 +249,37 @@ def test_compare_shows_the_legend_the_verdicts_and_whole_words(
     assert len(beside) == (width >= 60)
     if width < 60:
         assert "The key is under the mat of the" in shown
+
+
+@pytest.mark.parametrize(
+    ("rule", "title"),
+    [("risk", "SSD with the request's risk"), ("ssd", "SSD alone"), ("easd", "the rule easd")],
+)
+def test_a_comparison_names_the_rule_that_decoded(
+    parted: TalkingPair, monkeypatch: pytest.MonkeyPatch, rule: str, title: str
+) -> None:
+    monkeypatch.setattr(TalkingPair, "rule", rule)
+    console, replies = terminal(80), dict[str, GenerationResult]()
+    compare(
+        parted, conversation("Where is it?"), SamplingParams(max_new_tokens=60), console, replies
+    )
+    assert list(replies) == ["target_only", rule]
+    assert f"─ {title} ─" in written(console)
+    assert "Decoding" in written(console)
+    assert "stopped" not in written(console)  # a reply that has not ended is not called so
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_list_of_pairs_breaks_no_name(width: int) -> None:
+    console = terminal(width)
+    names = ("owner/a-target-with-a-long-name", "owner/a-draft-with-a-long-name", "an-adapter")
+    target, draft, adapter = names
+    spec = PairSpec(name="own", target=target, draft=draft, adapter=adapter)
+    print_pairs({"own": spec, "qwen2.5-coder": spec}, console)
+    words = written(console).split()
+    assert all(words.count(name) == 2 for name in names)
+    assert "qwen2.5-coder (the default pair)" in written(console)
+    assert "own (the default pair)" not in written(console)
 
 
 def test_generate_explains_the_colors_before_the_text(

@@ -122,6 +122,7 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(
     assert all(token["signal"] == reply["statistics"]["risk"] for token in reply["trace"])
 
     def fail(*_):
+        assert (out / "risk.safetensors").exists()  # for whoever decodes at the same time
         raise SafeDraftError("no probe today")
 
     monkeypatch.setattr(risk, "learn_risk", fail)
@@ -155,6 +156,7 @@ def test_a_probe_needs_an_adapter_in_a_folder(run, models):  # noqa: F811
     assert "belongs to an adapter: name one with --adapter" in error_of(outcome)
     outcome = run("train-risk", *models, "--adapter", "owner/name")
     assert "download it to a folder" in error_of(outcome)
+    assert "comes with SafeDraft, and so does its probe: copy" in error_of(run("train-risk"))
 
 
 @pytest.mark.parametrize(

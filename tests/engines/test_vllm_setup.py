@@ -47,7 +47,7 @@ def test_a_prompt_of_the_drafts_own_is_refused(tiny_pair: tuple[Path, Path]) -> 
 
 
 def test_a_header_that_could_be_wrong_is_refused(tiny_pair: tuple[Path, Path]) -> None:
-    with pytest.raises(SafeDraftError, match="leave out --requests-may-set-constants"):
+    with pytest.raises(SafeDraftError, match="leave out --allow constants"):
         serve_pair(spec(tiny_pair), None, [], True, guard_header=True)
 
 

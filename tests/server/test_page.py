@@ -75,7 +75,7 @@ def test_both_replies_stream_and_end_with_a_verdict(page: Page) -> None:
         page.wait_for_timeout(50)
     assert len(seen) > 3
     assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
-    assert finish(page) == "Done. SSD: answered. The target alone: answered."
+    assert finish(page) == "Done. SSD alone: answered. The target alone: answered."
     assert reply(page, 0) == reply(page, 1) == SAYS
     assert not page.evaluate("Boolean(document.querySelector('.said script, .said b'))")
 
@@ -243,7 +243,7 @@ def test_ssd_answers_alone_where_that_is_wanted(page: Page, served: Served) -> N
     unfold(page, "Settings")
     page.get_by_label("Let the target answer alone, too").uncheck()
     send(page, "hi")
-    assert finish(page).startswith("Done. SSD: answered")
+    assert finish(page).startswith("Done. SSD alone: answered")
     assert page.locator(".card").count() == 1
 
 
@@ -374,7 +374,7 @@ def test_the_page_offers_only_what_the_server_allows(browser: Browser, tmp_path:
         unfold(page, "Settings")
         assert page.get_by_label("Let the target answer alone, too").is_hidden()
         send(page, "hi")
-        assert finish(page).startswith("Done. SSD: answered")
+        assert finish(page).startswith("Done. SSD alone: answered")
         assert page.locator(".card").count() == 1
 
 

@@ -16,6 +16,7 @@ from talking import talking
 from safedraft.core.config import RiskConfig, SSDConfig
 from safedraft.models.registry import PairSpec
 from safedraft.prompts.phrases import classify
+from safedraft.rules import own_rule
 from safedraft.server import playground
 from safedraft.server.settings import PLAYGROUND, ServerSettings
 
@@ -105,6 +106,7 @@ def test_the_model_says_what_may_be_asked_of_it(served: Served) -> None:
         "draft",
         False,
     )
+    assert described["rule"] == "ssd"
     assert "no safety adapter" in described["warnings"][0]
     assert (described["max_new_tokens"], described["max_temperature"]) == (100, 0.5)
     assert described["allow_prefill"] is described["requests_may_set_constants"] is True
@@ -114,6 +116,13 @@ def test_the_model_says_what_may_be_asked_of_it(served: Served) -> None:
     assert schema["threshold"]["maximum"] == 1
     assert schema["draft_tokens"]["maximum"] == SSDConfig().draft_tokens
     assert all(constant["description"] for constant in schema.values())
+
+
+@pytest.mark.parametrize("reads_risk", [True, False])
+def test_the_page_has_words_for_the_rule_of_every_pair(reads_risk: bool) -> None:
+    titles = re.search("const TITLES = {(.*)};", (FILES / "page.js").read_text("utf-8"))
+    assert titles
+    assert f" {own_rule(reads_risk=reads_risk)}: " in titles[1]
 
 
 @pytest.mark.parametrize("reads_risk", [True, False])

@@ -163,6 +163,6 @@ def test_every_control_has_a_name(browser: Browser, served: Served) -> None:
         assert page.evaluate(unnamed) == []
         for role in ("status", "alert"):
             assert page.locator(f"[role={role}]").count() == 1
-        assert page.get_by_role("group", name="Reply: SSD").count() == 1
+        assert page.get_by_role("group", name="Reply: SSD alone").count() == 1
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
         assert len(ids) == len(set(ids))

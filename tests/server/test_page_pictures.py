@@ -78,14 +78,14 @@ def run(page: Page) -> None:
 def refuse(page: Page) -> None:
     button(page, "The same, with the answer begun").click()
     button(page, "Send").click()
-    assert finish(page) == "Done. SSD: refused. The target alone: answered."
+    assert finish(page) == "Done. SSD alone: refused. The target alone: answered."
     assert is_in_view(page, "#status")
 
 
 def reply(page: Page) -> None:
     button(page, "An ordinary question").click()
     button(page, "Send").click()
-    assert finish(page) == "Done. SSD: answered. The target alone: answered."
+    assert finish(page) == "Done. SSD alone: answered. The target alone: answered."
     assert is_in_view(page, "#status")
 
 

@@ -52,7 +52,7 @@ def process(pair: Folders, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
 
 
 def test_sigterm_under_load_finishes_what_was_asked(tiny_pair: Folders) -> None:
-    with process(tiny_pair, "--limit", "grace_seconds=60", "--set", "bin_size=5") as (running, url):
+    with process(tiny_pair, "--max", "grace_seconds=60", "--set", "bin_size=5") as (running, url):
         asked = {
             "model": httpx.get(f"{url}/v1/models").json()["data"][0]["id"],
             "messages": [{"role": "user", "content": "hi"}],
@@ -99,10 +99,13 @@ def test_prompts_are_in_no_log(tiny_pair: Folders) -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], f"set {API_KEY}"),
-        (["--limit", "speed=1"], "--limit speed=1: write NAME=VALUE with one of body_bytes"),
+        (["--max", "speed=1"], "--max speed=1: write NAME=VALUE with one of body_bytes"),
         (["--draft-tokens-up-to", "8:2"], "--draft-tokens-up-to is for --engine vllm only"),
         (["--max-num-seqs", "4"], "--max-num-seqs: there is no such option"),
-        (["--engine", "vllm", "--allow", "prefill"], "--allow is for --engine transformers only"),
+        (
+            ["--engine", "vllm", "--allow", "prefill"],
+            "--allow prefill is for --engine transformers only",
+        ),
         (["--engine", "vllm", "--playground"], "--playground is for --engine transformers only"),
     ],
 )

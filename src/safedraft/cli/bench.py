@@ -22,7 +22,9 @@ def bench(
     draft_tokens: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="T of SSD; may be given again to try several. Default: the pair's own."
+            min=1,
+            help="T, the number of drafted tokens of the pair's own rule; may be given again to "
+            "try several. Default: the pair's own.",
         ),
     ] = None,
     assisted_tokens: Annotated[
@@ -36,9 +38,10 @@ def bench(
     """Compare the speed of SSD with Transformers' own generation, on ordinary prompts.
 
     The methods are the target alone, assisted generation with the same draft (its default schedule,
-    and constant numbers of drafted tokens), the ensemble weight, and SSD. They answer the same
-    prompts in turn, after a warm-up, with greedy decoding. Figures are medians over the prompts;
-    ratios are computed per prompt.
+    and constant numbers of drafted tokens), the ensemble weight, and the pair's own rule: risk (SSD
+    with the request's risk) or ssd (SSD alone). They answer the same prompts in turn, after a
+    warm-up, with greedy decoding. Figures are medians over the prompts; ratios are computed per
+    prompt.
 
     [dim]safedraft bench --draft-tokens 3 --draft-tokens 5[/]
     """
@@ -66,8 +69,9 @@ def bench(
 
 
 def _print(outcome: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from safedraft.cli.render import make_console
 
     table = Table(box=None, pad_edge=False)
     headings = "tokens/s", "ratio", "tokens/pass", "match ratio", "target", "draft", "rest"
@@ -84,10 +88,10 @@ def _print(outcome: dict[str, Any]) -> None:
             "" if match is None else f"{match:.2f}",
             *(f"{figures[share]:.1%}" for share in ("target_share", "draft_share", "rest_share")),
         )
-    console = Console(highlight=False)
+    console = make_console()
     console.print(table)
     for name, reason in outcome["left_out"].items():
-        console.print(f"left out: {name}: {reason}", soft_wrap=True)
+        console.print(f"left out: {name}: {reason}")
     memory = [f"peak memory of SSD {outcome['peak_memory_bytes'] / 2**30:.2f} GiB"]
     if outcome["weights_bytes"] is not None:
         memory.append(f"weights {outcome['weights_bytes'] / 2**30:.2f} GiB")
@@ -99,5 +103,4 @@ def _print(outcome: dict[str, Any]) -> None:
         f"ratios to {outcome['baseline']}; engine {outcome['engine']}; {', '.join(memory)}; "
         f"{machine['processor']}, {threads}, torch {machine['torch']}",
         style="dim",
-        soft_wrap=True,
     )

@@ -53,7 +53,10 @@ def calibrate(
             "alone loses: refused, under an attack or without, or answered wrong.",
         ),
     ] = 0.05,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts per suite, and controls.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(min=1, help="Requests per suite; an attack has as many harmless controls."),
+    ] = 20,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of new tokens per reply.")
     ] = 48,

@@ -196,15 +196,15 @@ class _Chat:
         from safedraft.text.messages import begun_text, conversation
 
         user: Message = {"role": "user", "content": text}
-        asked = conversation([*self._messages, user], self._prefill, self._system)
+        messages = conversation([*self._messages, user], self._prefill, self._system)
         try:
             stream = self._pair.stream(
-                asked, sampling=self._sampling, rule=self._rule, config=self._config
+                messages, sampling=self._sampling, rule=self._rule, config=self._config
             )
         except PromptTooLongError as error:
             raise self._explain_full(error) from error
         with suppress(KeyboardInterrupt):
-            write_reply(stream, begun_text(asked), self._console)
+            write_reply(stream, begun_text(messages), self._console)
         reply = stream.result
         self._notes.print(format_summary(reply))
         if reply.finish_reason == "length" and len(reply.trace) < self._sampling.max_new_tokens:

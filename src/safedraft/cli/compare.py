@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from safedraft.pair import Pair
 
 
+_TITLES = {
+    "target_only": "the target alone",
+    "ssd": "SSD alone",
+    "risk": "SSD with the request's risk",
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """How a reply is decoded."""
 
-    name: str
-    """Its key among the replies."""
-    title: str
-    rule: str | None
-    """None: the pair's own rule."""
+    rule: str
     config: Mapping[str, Any] | None = None
     """Constants of the rule in place of the pair's."""
 
+    @property
+    def title(self) -> str:
+        """The words for its rule."""
+        return _TITLES.get(self.rule, f"the rule {self.rule}")
 
-ALONE = Method("target_only", "the target alone", "target_only")
-SSD = Method("ssd", "SSD", None)
 
-
-def name_method(rule: str | None, config: Mapping[str, Any] | None = None) -> Method:
-    """The method of a rule; the pair's own rule is called SSD."""
-    if rule in (None, SSD.name):
-        return replace(SSD, rule=rule, config=config)
-    return Method(rule, f"the rule {rule}", rule, config)
+ALONE = Method("target_only")
 
 
 def compare(
@@ -50,7 +50,7 @@ def compare(
     console: Console,
     replies: dict[str, GenerationResult],
     *,
-    method: Method = SSD,
+    method: Method | None = None,
     folded: bool = False,
 ) -> None:
     """Generate with both methods and show the tokens as they come; Ctrl-C is raised again.
@@ -60,22 +60,29 @@ def compare(
         messages: the conversation; an assistant's turn at its end is continued.
         sampling: the parameters of both replies.
         console: the output; outside of a terminal, only the final replies are printed.
-        replies: receives the replies by method, also after an interruption.
-        method: what is compared with the target alone.
+        replies: receives the replies by rule, also after an interruption.
+        method: what is compared with the target alone; by default the pair's own rule.
         folded: whether to cover the text of the target alone (for published pictures).
     """
-    methods = (ALONE, method)
+    methods = (ALONE, method or Method(pair.rule))
     running = True
 
     def column(method: Method) -> RenderableType:
         covered = folded and method is ALONE
-        reply = replies.get(method.name, GenerationResult())
-        if running and reply.finish_reason == "interrupted":
+        reply = replies.get(method.rule, GenerationResult())
+        decoding = running and reply.finish_reason == "interrupted"
+        if decoding:
             verdict = "Decoding …" if reply.trace else "Waits for its first token …"
         else:
             verdict = describe_verdict(reply, messages)
-        prefill = begun_text(messages)
-        return make_panel(method.title, verdict, reply, prefill=prefill, folded=covered)
+        return make_panel(
+            method.title,
+            verdict,
+            reply,
+            prefill=begun_text(messages),
+            folded=covered,
+            ended=not decoding,
+        )
 
     def picture() -> RenderableType:
         return arrange_panels([column(method) for method in methods], console.width)
@@ -83,9 +90,11 @@ def compare(
     console.print(make_legend())
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
-            for one in methods:
-                stream = pair.stream(messages, sampling=sampling, rule=one.rule, config=one.config)
-                replies[one.name] = stream.result
+            for decoded in methods:
+                stream = pair.stream(
+                    messages, sampling=sampling, rule=decoded.rule, config=decoded.config
+                )
+                replies[decoded.rule] = stream.result
                 try:
                     for _ in stream:
                         live.update(picture(), refresh=console.is_terminal)

@@ -42,8 +42,10 @@ def doctor(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A registered model, a folder, a GGUF file, or a hub id owner/name\\[@revision]. "
-            "Without a draft, drafts are proposed. A pair is named with --pair."
+            metavar="PAIR|TARGET",
+            help="A registered pair, as with --pair; or a target: a registered model, a folder, a "
+            "GGUF file, or a hub id owner/name\\[@revision], for which drafts are proposed if "
+            "none is named.",
         ),
     ] = None,
     draft: Annotated[str | None, typer.Argument(help="The draft, named in the same ways.")] = None,
@@ -55,8 +57,8 @@ def doctor(
 
     The command reads configurations and tokenizers, but loads no weights; a registered model that
     is not in the cache is fetched completely. Loading a pair runs the same checks. With a target
-    alone it proposes drafts; without models it checks the pair of --pair, or the default pair. The
-    exit code is 1 if the two are incompatible, or if no draft is known.
+    alone it proposes drafts; without an argument it checks the default pair. The exit code is 1 if
+    the two are incompatible, or if no draft is known.
 
     [dim]safedraft doctor Qwen/Qwen3-8B[/]
 
@@ -64,18 +66,21 @@ def doctor(
     """
     from safedraft.models.doctor import examine
     from safedraft.models.progress import show_progress
+    from safedraft.models.registry import pairs
 
+    if target in pairs() and not draft:
+        models, target = models.named(target), None
     models = replace(models, target=target, draft=draft)
     if target and not draft and not models.pair:
         _propose(target, models, as_json)
         return
     with show_progress() as report:
-        found = examine(models.spec, report)
+        outcome = examine(models.spec, report)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(outcome.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        _print_report(found, models)
-    if not found.compatible:
+        _print_report(outcome, models)
+    if not outcome.compatible:
         raise typer.Exit(1)
 
 
@@ -93,7 +98,7 @@ def _print_marked(status: Status, markup: str, console: Console) -> None:
     console.print(Text.assemble(mark, " ", Text("\n  ").join(lines)))
 
 
-def _print_report(found: CompatibilityReport, models: ModelChoice) -> None:
+def _print_report(outcome: CompatibilityReport, models: ModelChoice) -> None:
     """Print the checks in groups, and at the end the verdict and what to do next."""
     from safedraft.cli.render import make_console
 
@@ -101,21 +106,19 @@ def _print_report(found: CompatibilityReport, models: ModelChoice) -> None:
     headings = {name: heading for heading, names in _GROUPS.items() for name in names}
     for heading in (_FIRST_GROUP, *_GROUPS):
         checks = [
-            check for check in found.checks if headings.get(check.name, _FIRST_GROUP) == heading
+            check for check in outcome.checks if headings.get(check.name, _FIRST_GROUP) == heading
         ]
         if checks:
             console.print(heading, style="bold underline")
             print_checks(checks, console)
             console.print()
-    warned = [check.name for check in found.checks if check.status == "warning"]
+    warned = [check.name for check in outcome.checks if check.status == "warning"]
     notes = f", with {format_count(len(warned), 'warning')} ({', '.join(warned)})" if warned else ""
-    verdict = "can" if found.compatible else "cannot"
-    _print_marked(
-        "ok" if found.compatible else "failure",
-        f"[bold]{escape(f'{found.target} and {found.draft} {verdict} decode together')}{notes}.[/]",
-        console,
-    )
-    _print_next(found, models, console)
+    can = "can" if outcome.compatible else "cannot"
+    verdict = escape(f"{outcome.target} and {outcome.draft} {can} decode together")
+    mark: Status = "ok" if outcome.compatible else "failure"
+    _print_marked(mark, f"[bold]{verdict}{notes}.[/]", console)
+    _print_next(outcome, models, console)
 
 
 def _propose(target: str, models: ModelChoice, as_json: bool) -> None:
@@ -133,49 +136,51 @@ def _propose(target: str, models: ModelChoice, as_json: bool) -> None:
             "out to see which drafts there are"
         )
     with show_progress() as report:
-        found = propose_drafts(target, report)
+        proposals = propose_drafts(target, report)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(proposals.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        _print_proposals(found)
-    if not found.drafts:
+        _print_proposals(proposals)
+    if not proposals.drafts:
         raise typer.Exit(1)
 
 
-def _print_proposals(found: Proposals) -> None:
+def _print_proposals(proposals: Proposals) -> None:
     from safedraft.cli.render import make_console
 
     console = make_console()
-    for problem in found.problems:
+    for problem in proposals.problems:
         _print_marked("failure", escape(problem), console)
-    for draft in found.drafts:
+    for draft in proposals.drafts:
         console.print(f"[bold]{escape(draft.draft)}[/]: {escape(draft.reason)}")
         _print_command(["doctor", *draft.words], console, indent="  ")
-    if not found.drafts:
-        console.print(f"\n{_explain_none(found)}", markup=False)
+    if not proposals.drafts:
+        console.print(f"\n{_explain_none(proposals)}", markup=False)
 
 
-def _explain_none(found: Proposals) -> str:
-    if found.problems:
-        return f"No draft can guard {found.target}: docs/guard-your-model.md names other models."
+def _explain_none(proposals: Proposals) -> str:
+    if proposals.problems:
+        return (
+            f"No draft can guard {proposals.target}: docs/guard-your-model.md names other models."
+        )
     return (
-        f"SafeDraft knows no small model with the tokenizer of {found.target}. Any causal language "
-        "model that has it, and at most half of its weights, can be tried: "
-        f"{shlex.join(['safedraft', 'doctor', found.target, 'DRAFT'])}"
+        f"SafeDraft knows no small model with the tokenizer of {proposals.target}. Any causal "
+        "language model that has it, and at most half of its weights, can be tried: "
+        f"{shlex.join(['safedraft', 'doctor', proposals.target, 'DRAFT'])}"
     )
 
 
-def _print_next(found: CompatibilityReport, models: ModelChoice, console: Console) -> None:
+def _print_next(outcome: CompatibilityReport, models: ModelChoice, console: Console) -> None:
     """Print what to do after the checks: repair, train a draft, or decode."""
-    if not found.compatible:
-        broken = ", ".join(check.name for check in found.checks if check.status == "failure")
+    if not outcome.compatible:
+        broken = ", ".join(check.name for check in outcome.checks if check.status == "failure")
         advice = f"repair what is marked ✗ ({broken}), or choose another draft of the same family."
         console.print(f"Next: {advice}", markup=False)
         return
     command = ["generate", *models.words, "--compare", "A request that it should refuse"]
     if not models.spec.adapter and not models.spec.bare_draft:
         command = ["train-draft", *models.words, "--output", "my-draft"]
-        if added := [word for check in found.checks for word in check.options]:
+        if added := [word for check in outcome.checks for word in check.options]:
             command = ["doctor", *models.words, *added]  # no draft is trained before that
     _print_command(command, console)
 

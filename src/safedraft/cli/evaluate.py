@@ -87,8 +87,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[SUITE=]SOURCE",
-            help="A source by name, or a file FILE[:request=FIELD,answer=FIELD,…], for all attack "
-            "suites or for one suite; may be given again.",
+            help="A source by name, or a file FILE[:request=FIELD,…], for all suites of attacks or "
+            "for one suite; may be given again.",
             rich_help_panel=_MATRIX,
         ),
     ] = None,

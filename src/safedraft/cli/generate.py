@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safedraft.cli import options
-from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
+from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from safedraft.text.results import GenerationResult
 
 
-@choose_models(PAIR_ARGUMENT)
+@choose_models()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from stdin.")],
     prefill: Annotated[
@@ -36,7 +36,9 @@ def generate(
     system: options.System = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Show the target alone and SSD, or RULE, side by side."),
+        typer.Option(
+            "--compare", help="Show the target alone beside the pair's own rule, or --rule."
+        ),
     ] = False,
     trace: Annotated[
         Path | None,
@@ -63,7 +65,7 @@ def generate(
 
     Ctrl-C keeps the reply so far and exits with 130.
     """
-    from safedraft.cli.compare import ALONE, name_method
+    from safedraft.cli.compare import ALONE, Method
     from safedraft.cli.render import make_console
     from safedraft.text.messages import conversation
 
@@ -76,10 +78,11 @@ def generate(
     messages = conversation(text, prefill, system or None, reasoning)
     if trace:
         _check_writable(trace)
-    method = name_method(rule, models.constants_of(rule) or None)
+    constants = models.constants_of(rule) or None
     if compare and rule == ALONE.rule:
         raise SafeDraftError(f"--compare shows {ALONE.title} beside another rule: name that one")
     loaded = models.load(rule)
+    method = Method(rule or loaded.rule, constants)
     console = make_console(quiet=as_json)
     replies: dict[str, GenerationResult] = {}
     try:
@@ -91,7 +94,7 @@ def generate(
         raise typer.Exit(130) from None
     finally:
         results = {name: reply.to_dict() for name, reply in replies.items()}
-        outcome = results if compare else results.get(method.name)
+        outcome = results if compare else results.get(method.rule)
         if as_json and replies:
             sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
         if trace and replies:
@@ -111,7 +114,7 @@ def _stream(
     from safedraft.text.messages import begun_text
 
     stream = pair.stream(messages, sampling=sampling, rule=method.rule, config=method.config)
-    replies[method.name] = stream.result
+    replies[method.rule] = stream.result
     notes = make_console(stderr=True, quiet=console.quiet)
     if console.is_terminal:
         notes.print(make_legend())

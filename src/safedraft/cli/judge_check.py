@@ -110,11 +110,13 @@ def _print(parts: Mapping[str, JudgeAccuracy]) -> None:
     table.add_column("part", no_wrap=True)
     for heading in ("n", "complied:\nprecision", "recall", "refused:\nprecision", "recall"):
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
-    for heading in ("wrong", "no\nverdict"):
+    for heading in ("wrong", "unjudged"):
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for name, part in parts.items():
         classes = (part.complied, part.refused)
-        estimates = [one for found in classes for one in (found.precision, found.recall)]
+        estimates = [
+            estimate for accuracy in classes for estimate in (accuracy.precision, accuracy.recall)
+        ]
         table.add_row(
             name,
             str(part.completions),
@@ -141,7 +143,14 @@ def _show(parts: Mapping[str, JudgeAccuracy]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     # A completion is in its part, and may be in its language's too.
-    wrong = {one: None for part in parts.values() for one in part.wrong if one.part != HELD_OUT}
-    for item in wrong:
-        label = " or ".join(sorted(item.label))
-        console.print(f"\n[bold]{label}[/]: [dim]{escape(item.after)}[/]{escape(item.text)}")
+    wrong = {
+        completion: None
+        for part in parts.values()
+        for completion in part.wrong
+        if completion.part != HELD_OUT
+    }
+    for completion in wrong:
+        label = " or ".join(sorted(completion.label))
+        console.print(
+            f"\n[bold]{label}[/]: [dim]{escape(completion.after)}[/]{escape(completion.text)}"
+        )

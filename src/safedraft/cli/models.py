@@ -218,7 +218,7 @@ class ModelChoice:
         words = [word for option, value in named.items() if value for word in (option, value)]
         words += [word for setting in self.template or () for word in ("--template", setting)]
         switches = {"--no-adapter": self.no_adapter, "--other-base": self.other_base}
-        return words + [switch for switch, given in switches.items() if given]
+        return words + [switch for switch, is_set in switches.items() if is_set]
 
     @property
     def config(self) -> RiskConfig | None:

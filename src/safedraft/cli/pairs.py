@@ -15,6 +15,10 @@ from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
     from safedraft.models.registry import PairSpec
 
 
@@ -30,11 +34,7 @@ def pairs(
     Your own pairs are in [bold]pairs/*.toml[/] in the configuration folder shown below the list;
     [bold]safedraft pairs add[/] writes such a file.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from safedraft.models.registry import config_folder, model_files
+    from safedraft.cli.render import make_console
     from safedraft.models.registry import pairs as registered
 
     if context.invoked_subcommand:
@@ -49,15 +49,23 @@ def pairs(
         pairs_by_name = {name: spec.model_dump(exclude={"name"}) for name, spec in specs.items()}
         sys.stdout.write(json.dumps(pairs_by_name, indent=1) + "\n")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("pair", "target", "draft", "adapter"):
-        table.add_column(heading, overflow="fold")
+    print_pairs(specs, make_console())
+
+
+def print_pairs(specs: Mapping[str, PairSpec], console: Console) -> None:
+    """Print each pair with its models below it, whose names may be long, and what else there is."""
+    from rich.text import Text
+
+    from safedraft.models.registry import DEFAULT_PAIR, config_folder, model_files
+
     for name, spec in specs.items():
+        default = " (the default pair)" if name == DEFAULT_PAIR else ""
+        console.print(Text.assemble((name, "bold"), default), soft_wrap=True)
         adapter = spec.adapter or ("a system prompt of its own" if spec.draft_system else "none")
-        table.add_row(Text(name, "bold"), *map(Text, (spec.target, spec.draft, adapter)))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(Text(f"models: {', '.join(model_files())}", "dim"), soft_wrap=True)
+        for what, value in (("target", spec.target), ("draft", spec.draft), ("adapter", adapter)):
+            console.print(Text(f"  {what:<9}{value}"), soft_wrap=True)
+    console.print()
+    console.print(Text(f"models: {', '.join(model_files())}", "dim"))
     console.print(Text(f"your own: {config_folder() / 'pairs'}/*.toml", "dim"), soft_wrap=True)
 
 
@@ -75,21 +83,26 @@ def _print_constants(as_json: bool) -> None:
     for heading in ("constant", "default", "meaning"):
         table.add_column(heading, overflow="fold")
     for name, field in fields.items():
-        table.add_row(f"[bold]{name}[/]", str(field["default"]), field["description"])
+        meaning = field["description"].replace("``", "")
+        table.add_row(f"[bold]{name}[/]", str(field["default"]), meaning)
     Console(highlight=False).print(table)
 
 
 @choose_models(PAIR_ARGUMENT, "dtype", "device", "engine", "engine_option")
 def add_pair(
     name: Annotated[str, typer.Argument(help="Name of the new pair, and of its file.")],
+    copied: Annotated[
+        str | None,
+        typer.Argument(metavar="PAIR", help="A registered pair to copy from, as with --pair."),
+    ] = None,
     description: Annotated[str, typer.Option(help="What the pair is.")] = "",
     *,
     models: ModelChoice,
 ) -> None:
     """Add a pair of your own, which every command then finds by its name.
 
-    Name its target and draft, or with --pair another pair to copy from. The two models are checked
-    as by safedraft doctor. The pair becomes a file of the configuration folder; edit that file to
+    Name its target and draft, or another pair to copy from. The two models are checked as by
+    safedraft doctor. The pair becomes a file of the configuration folder; edit that file to
     change the pair, and delete it to remove the pair.
 
     [dim]safedraft pairs add my-pair --target TARGET --draft DRAFT --adapter my-draft[/]
@@ -100,11 +113,11 @@ def add_pair(
     from safedraft.models.registry import require_new_pair, write_new_pair
 
     require_new_pair(name)
-    spec = _read_pair(name, description, models)
+    spec = _read_pair(name, description, models.named(copied))
     with show_progress() as report:
-        found = examine(spec, report)
-    found.require()
-    warnings = [check for check in found.checks if check.status == "warning"]
+        compatibility = examine(spec, report)
+    compatibility.require()
+    warnings = [check for check in compatibility.checks if check.status == "warning"]
     print_checks(warnings, make_console(stderr=True))
     sys.stdout.write(f"{write_new_pair(spec)}\n")
     options.say(_next_step(spec))
@@ -119,7 +132,7 @@ def _read_pair(name: str, description: str, models: ModelChoice) -> PairSpec:
     from safedraft.models.registry import PairSpec
 
     if not models.pair and not (models.target and models.draft):
-        raise SafeDraftError("name --target and --draft, or with --pair another pair to copy from")
+        raise SafeDraftError("name --target and --draft, or another pair to copy from")
     spec = models.spec
     changes = {
         "name": name,

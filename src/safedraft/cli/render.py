@@ -137,8 +137,8 @@ def _style_of(bin: Token) -> str:
     return CORRECTED.get(bin.scheme or "", "")
 
 
-def format_summary(reply: GenerationResult) -> Text:
-    """Format the statistics of a reply in one line."""
+def format_summary(reply: GenerationResult, *, ended: bool = True) -> Text:
+    """Format the statistics of a reply in one line; before it has ended, without how it ended."""
     figures = reply.statistics
     parts = [format_count(figures.tokens, "token"), f"{figures.tokens_per_second:.1f} tokens/s"]
     if figures.draft_passes:
@@ -146,7 +146,7 @@ def format_summary(reply: GenerationResult) -> Text:
         parts.append(f"{figures.tokens_per_target_pass:.2f} tokens/pass")
     if figures.risk is not None:
         parts.append(f"risk {figures.risk:.2f}")
-    if reply.finish_reason in _ENDS:
+    if ended and reply.finish_reason in _ENDS:
         parts.append(_ENDS[reply.finish_reason])
     if figures.seed is not None:
         parts.append(f"seed {figures.seed}")
@@ -154,7 +154,13 @@ def format_summary(reply: GenerationResult) -> Text:
 
 
 def make_panel(
-    title: str, verdict: str, reply: GenerationResult, *, prefill: str = "", folded: bool = False
+    title: str,
+    verdict: str,
+    reply: GenerationResult,
+    *,
+    prefill: str = "",
+    folded: bool = False,
+    ended: bool = True,
 ) -> RenderableType:
     """Make the panel of one method: verdict, colored text, bins and statistics."""
     parts: list[RenderableType] = [
@@ -165,7 +171,7 @@ def make_panel(
     if reply.statistics.match_ratios:
         parts += ["", BinChart(reply.trace)]
     if reply.statistics.seconds:
-        parts += ["", format_summary(reply)]
+        parts += ["", format_summary(reply, ended=ended)]
     return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
+
+_LOGS = Path("safedraft-logs")
+"""The folder in which ``safedraft eval`` writes."""
 
 
 def report(
     logs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            help="Logs of safedraft eval, or folders of them.", show_default="safedraft-logs"
-        ),
+        typer.Argument(help="Logs of safedraft eval, or folders of them.", show_default=str(_LOGS)),
     ] = None,
     output: Annotated[
         Path, typer.Option(help="The folder for report.html, report.md and report.json.")
@@ -34,18 +36,23 @@ def report(
     success, refusal of harmless prompts, accuracy and speed, each with its count and 95% interval.
     No model is loaded.
 
-    [dim]safedraft report logs[/]
+    [dim]safedraft report safedraft-logs[/]
     """
-    from rich.console import Console
     from rich.markup import escape
+
+    from safedraft.cli.render import make_console
 
     require_extra("safedraft report", "eval", "inspect_ai", "matplotlib")
     from safedraft.evaluation.logs import read_logs
     from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
 
-    figures = build_figures(read_logs(logs or [Path("safedraft-logs")]))
-    console = Console(highlight=False, soft_wrap=True)
+    if not logs and not _LOGS.exists():
+        raise SafeDraftError(
+            f"there is no folder {_LOGS} here: run `safedraft eval` first, or name a folder of logs"
+        )
+    figures = build_figures(read_logs(logs or [_LOGS]))
+    console = make_console()
     console.print(*(escape(sentence) for sentence in (figures.headline, *figures.further_findings)))
     console.print()
     for warning in figures.warnings:
@@ -53,4 +60,4 @@ def report(
     for note in figures.notes:
         console.print(escape(note), style="dim")
     for file in write_report(figures, output, texts=texts):
-        console.print(f"[green]{escape(str(file))}[/]")
+        console.print(f"[green]{escape(str(file))}[/]", soft_wrap=True)

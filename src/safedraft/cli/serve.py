@@ -30,6 +30,16 @@ class Allowed(StrEnum):
     PREFILL = "prefill"
     COMPLETIONS = "completions"
     TELEMETRY = "telemetry"
+    CONSTANTS = "constants"
+
+
+_SETTINGS = {
+    Allowed.PREFILL: "allow_prefill",
+    Allowed.COMPLETIONS: "allow_completions",
+    Allowed.TELEMETRY: "allow_telemetry",
+    Allowed.CONSTANTS: "requests_may_set_constants",
+}
+"""The server's setting for each of them."""
 
 
 @choose_models(PAIR_ARGUMENT, "engine_option")
@@ -44,14 +54,6 @@ def serve(
             rich_help_panel="Method",
         ),
     ] = None,
-    requests_may_set_constants: Annotated[
-        bool,
-        typer.Option(
-            "--requests-may-set-constants",
-            help="Let requests change the method's constants, which can disable the defense.",
-            rich_help_panel="Method",
-        ),
-    ] = False,
     host: Annotated[
         str,
         typer.Option(
@@ -68,16 +70,20 @@ def serve(
     allow: Annotated[
         list[Allowed] | None,
         typer.Option(
-            help="A feature that is off because it helps attackers: messages that begin the reply; "
-            "raw text at /v1/completions; matches and schemes with a reply. May be given again.",
+            metavar="FEATURE",
+            help="A feature that is off because it helps attackers: prefill (messages that begin "
+            "the reply), completions (raw text at /v1/completions), telemetry (matches and schemes "
+            "with a reply) or constants (the method's constants in requests, which can disable the "
+            "defense). May be given again.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
-    limit: Annotated[
+    maxima: Annotated[
         list[str] | None,
         typer.Option(
+            "--max",
             metavar="NAME=VALUE",
-            help="A bound: body_bytes, body_seconds, messages, new_tokens, temperature, top_p, "
+            help="A limit: body_bytes, body_seconds, messages, new_tokens, temperature, top_p, "
             "schema_bytes, stop_strings, stop_characters, replies, active, waiting, "
             "request_seconds, grace_seconds. May be given again.",
             rich_help_panel=_SERVER,
@@ -112,7 +118,7 @@ def serve(
         typer.Option(
             "--playground",
             help="Serve a page at /playground that shows the decision of every token; it allows "
-            "prefill, telemetry, and constants and rules of requests.",
+            "prefill, telemetry and constants.",
             rich_help_panel=_SERVER,
         ),
     ] = False,
@@ -145,7 +151,8 @@ def serve(
     usual = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
     name = served_model_name or usual
     if models.engine == "vllm":
-        _require_engine("transformers", allow=allow, limit=limit, playground=playground)
+        others = {f"allow {name}": True for name in allow or () if name != Allowed.CONSTANTS}
+        _require_engine("transformers", **others, max=maxima, playground=playground)
         _require_engine("transformers", device=models.device != "auto")
         _require_engine("transformers", draft_dtype=models.draft_dtype)
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
@@ -154,20 +161,20 @@ def serve(
         if models.dtype != "auto":
             arguments = ["--dtype", models.dtype, *arguments]
         by_load = _parse_draft_tokens(draft_tokens_up_to or ())
-        _serve_in_vllm(spec, config, arguments, requests_may_set_constants, by_load, guard_header)
+        may_set_constants = Allowed.CONSTANTS in (allow or ())
+        _serve_in_vllm(spec, config, arguments, may_set_constants, by_load, guard_header)
         return
     _require_engine("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
     require_extra("safedraft serve", "server", "fastapi", "uvicorn", "prometheus_client")
-    allowed = {f"allow_{name}": True for name in allow or ()}
-    allowed |= {"requests_may_set_constants": requests_may_set_constants}
+    allowed = {_SETTINGS[name]: True for name in allow or ()}
     server = ServerSettings(
         name=name,
         api_key=SecretStr(key) if key else None,
         guard_header=guard_header,
         allowed_origins=tuple(allowed_origins or ()),
-        limits=Limits.model_validate(options.constants(limit, Limits, "--limit")),
+        limits=Limits.model_validate(options.constants(maxima, Limits, "--max")),
         **(allowed | PLAYGROUND if playground else allowed),
     )
     _serve(models, server, host, port)

@@ -186,9 +186,9 @@ def train_draft(
 
 def _describe(plan: TrainingPlan) -> None:
     """Print the material, harmful and harmless side by side, and how much is to be done."""
-    from rich.console import Console
     from rich.table import Table
 
+    from safedraft.cli.render import make_console
     from safedraft.training.config import SECONDS_PER_TOKEN
     from safedraft.training.material import describe_material
     from safedraft.training.requests import read_requests
@@ -200,7 +200,7 @@ def _describe(plan: TrainingPlan) -> None:
         table.add_column(heading, justify="right")
     for what, *counts in describe_material(requests, config):
         table.add_row(what, *map(str, counts))
-    console = Console(highlight=False)
+    console = make_console()
     console.print(table)
     stages = [
         format_count(plan.epochs, "epoch") if plan.epochs else format_count(config.steps, "step"),
@@ -212,8 +212,7 @@ def _describe(plan: TrainingPlan) -> None:
     ]
     console.print(
         f"The target draws at most {count_drawn_tokens(requests, config):,} tokens for them, then "
-        f"come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each.",
-        soft_wrap=True,
+        f"come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each."
     )
     if not plan.epochs:  # whose steps follow from what is drawn
         tokens = (config.steps + config.distil_steps) * config.tokens_per_step
@@ -221,8 +220,7 @@ def _describe(plan: TrainingPlan) -> None:
         console.print(
             f"On two processor cores the steps take about {fast:.1f} hours for each billion "
             f"weights of the draft, {slow:.1f} without instructions for bfloat16. Drawing, checks "
-            "and the risk probe come on top.",
-            soft_wrap=True,
+            "and the risk probe come on top."
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,7 +56,7 @@ def train_beside(
     """Train a probe, write it and its checks beside the adapter, show them, and return the file.
 
     Raises:
-        SafeDraftError: the pair has no adapter, or its adapter is not in a local folder.
+        SafeDraftError: the pair has no adapter, or its adapter is not in a folder of the user.
     """
     from safedraft.models.fetch import fetch
     from safedraft.models.fingerprint import fingerprint
@@ -67,41 +68,32 @@ def train_beside(
     if models.spec.adapter is None:
         raise SafeDraftError("a risk probe belongs to an adapter: name one with --adapter")
     folder = _find_folder(models.spec.adapter)
-    with _set_aside(folder / PROBE):  # one of other weights would not let the pair load
-        pair = models.load()
+    with TemporaryDirectory() as bare:  # a probe of other weights would not let the pair load
+        copytree(folder, bare, ignore=ignore_patterns(PROBE), dirs_exist_ok=True)
+        pair = replace(models, adapter=bare).load()
         try:
             with show_stages() as display:
                 trained = train_probes(pair, config, display.counting, sources)
         finally:
             pair.close()
-        target = {"target": fingerprint(fetch(models.spec.target))}
-        write_probe(folder, ProbeFile(trained.draft.probe, trained.both.probe, target))
+    target = {"target": fingerprint(fetch(models.spec.target))}
+    write_probe(folder, ProbeFile(trained.draft.probe, trained.both.probe, target))
     write_risk_section(folder, trained)
     show_checks(trained.both)
     return folder / PROBE
 
 
-@contextmanager
-def _set_aside(file: Path) -> Iterator[None]:
-    """Move a file away while the block runs; it comes back unless the block wrote another one."""
-    aside = file.with_name(f"{file.name}.before")
-    if file.exists():
-        file.replace(aside)
-    try:
-        yield
-    finally:
-        if file.exists():
-            aside.unlink(missing_ok=True)
-        elif aside.exists():
-            aside.replace(file)
-
-
 def _find_folder(adapter: str) -> Path:
-    """The folder of an adapter, which must be local."""
+    """The folder of an adapter, which must be local and the user's own."""
     from safedraft.models.fetch import fetch_adapter
     from safedraft.models.registry import shipped_adapters
 
-    if adapter not in shipped_adapters() and not Path(adapter).expanduser().is_dir():
+    if shipped := shipped_adapters().get(adapter):
+        raise SafeDraftError(
+            f"the adapter {adapter} comes with SafeDraft, and so does its probe: copy the folder "
+            f"{shipped} and name the copy with --adapter"
+        )
+    if not Path(adapter).expanduser().is_dir():
         raise SafeDraftError(
             f"--adapter {adapter}: a probe is written beside its adapter: download it to a folder "
             "and name that"
@@ -121,7 +113,7 @@ def show_checks(trained: TrainedProbe) -> None:
         table.add_row(*map(str, cell))
     console.print(table)
     table = Table("trained without", "requests of it", *counts, box=None, pad_edge=False)
-    for source, harmful, *found in trained.left_out:
-        table.add_row(source, "harmful" if harmful else "harmless", *map(str, found))
+    for source, harmful, *numbers in trained.left_out:
+        table.add_row(source, "harmful" if harmful else "harmless", *map(str, numbers))
     if trained.left_out:
         console.print(table)

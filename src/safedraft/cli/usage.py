@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
 _WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}
@@ -31,8 +31,8 @@ def write_value(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
         return note.metavar
     if isinstance(note, ArgumentInfo):
         return name.upper()
-    one = innermost(kind)
-    return "|".join(one) if issubclass(one, Enum) else _WORDS[one]
+    single = innermost(kind)
+    return "|".join(single) if issubclass(single, Enum) else _WORDS[single]
 
 
 class Command(TyperCommand):
@@ -41,7 +41,7 @@ class Command(TyperCommand):
     def get_usage(self, ctx: Any) -> str:
         """Write the line with which help and errors begin."""
         _write_values(self, ctx)
-        return super().get_usage(ctx)
+        return _without_braces(super().get_usage(ctx))
 
 
 class Group(TyperGroup):
@@ -50,7 +50,12 @@ class Group(TyperGroup):
     def get_usage(self, ctx: Any) -> str:
         """Write the line with which help and errors begin."""
         _write_values(self, ctx)
-        return super().get_usage(ctx)
+        return _without_braces(super().get_usage(ctx))
+
+
+def _without_braces(usage: str) -> str:
+    """Remove the braces that Typer writes around an argument that is required."""
+    return usage.replace("{", "").replace("}", "")
 
 
 def _write_values(command: TyperCommand | TyperGroup, ctx: Any) -> None:
@@ -59,3 +64,5 @@ def _write_values(command: TyperCommand | TyperGroup, ctx: Any) -> None:
         kind, *notes = get_args(hints.get(parameter.name)) or (bool,)  # --help is in no signature
         note = next((n for n in notes if isinstance(n, OptionInfo | ArgumentInfo)), OptionInfo())
         parameter.metavar = write_value(parameter.name, kind, note)
+        if isinstance(parameter, TyperArgument):  # its name stands for its value
+            parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]

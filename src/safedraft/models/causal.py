@@ -115,10 +115,10 @@ def _why_other_weights(config: PreTrainedConfig) -> str | None:
         return (
             f"{kind} is a classifier here ({stored}), which writes no text: name a model that does"
         )
-    found = _find_class(config)
-    if found is None or is_wrapped(config) or config.is_encoder_decoder:
+    expected = _find_class(config)
+    if expected is None or is_wrapped(config) or config.is_encoder_decoder:
         return None
-    if stored.endswith("ForConditionalGeneration") and stored != found.__name__:
+    if stored.endswith("ForConditionalGeneration") and stored != expected.__name__:
         return (
             f"{kind} is stored as {stored}, which needs more than the tokens of a text: name a "
             "model for text"
@@ -133,6 +133,6 @@ def _find_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def _mapped_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    kind: type[PreTrainedModel] | None = found[0] if isinstance(found, tuple) else found
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: type[PreTrainedModel] | None = classes[0] if isinstance(classes, tuple) else classes
     return kind

@@ -168,8 +168,8 @@ def _is_installed(module: str) -> bool:
 
 def _rotary_borders(config: PreTrainedConfig) -> list[int]:
     """List the lengths after which a model's rotary factors change."""
-    given = getattr(config, "rope_parameters", None) or {}
-    layers = [given, *(value for value in given.values() if isinstance(value, dict))]
+    parameters = getattr(config, "rope_parameters", None) or {}
+    layers = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     return [
         int(layer["original_max_position_embeddings"])
         for layer in layers

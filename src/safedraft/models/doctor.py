@@ -67,11 +67,11 @@ def _check_adapter(spec: PairSpec, adapter: Path | None, draft: Path) -> Check:
         detail = f"{spec.adapter}: its base is compared when the weights of the draft are here"
         return Check("adapter", "warning", detail)
     try:
-        other = require_base(adapter, draft, other_base=spec.other_base)
+        note = require_base(adapter, draft, other_base=spec.other_base)
     except SafeDraftError as error:
         return Check("adapter", "failure", str(error))
     trained = f"{spec.adapter}: trained on these weights of the draft"
-    return Check("adapter", "warning" if other else "ok", other or trained)
+    return Check("adapter", "warning" if note else "ok", note or trained)
 
 
 def _check_risk(parts: Parts) -> Iterator[Check]:
@@ -122,8 +122,8 @@ def cache_bytes(model: ModelDescription) -> int:
 def _check_devices(target: ModelDescription, draft: ModelDescription) -> Check:
     """Say how many devices vLLM can split the pair over; it splits both models alike."""
     sizes = [split_sizes(model) for model in (target, draft)]
-    both = [size for size in sizes[0] if size in sizes[1]]
-    detail = f"vLLM can split both over {_list(both)}"
+    common = [size for size in sizes[0] if size in sizes[1]]
+    detail = f"vLLM can split both over {_list(common)}"
     if alone := [size for size in sizes[0] if size not in sizes[1]]:
         heads, shared = count_heads(draft)
         detail += (
@@ -139,14 +139,14 @@ def _list(sizes: Sequence[int]) -> str:
 
 def _check_licenses(spec: PairSpec, folders: tuple[Path, Path]) -> Check:
     names = (spec.target, spec.draft)
-    found = [find_license(name, folder) for name, folder in zip(names, folders, strict=True)]
+    licenses = [find_license(name, folder) for name, folder in zip(names, folders, strict=True)]
     detail = ", ".join(
-        f"{name}: {terms or 'unknown'}" for name, terms in zip(names, found, strict=True)
+        f"{name}: {terms or 'unknown'}" for name, terms in zip(names, licenses, strict=True)
     )
-    if None in found:
+    if None in licenses:
         detail += "; see the model's own page before you publish what you make of it"
         return Check("license", "warning", detail)
-    if any(terms.lower().startswith(_OWN_TERMS) for terms in found if terms):
+    if any(terms.lower().startswith(_OWN_TERMS) for terms in licenses if terms):
         detail += "; it has terms on models that are trained with its replies: read them first"
         return Check("license", "warning", detail)
     return Check("license", "ok", detail)

@@ -124,8 +124,8 @@ def _require_file(file: Path) -> Path:
 def _require_weights(folder: Path, name: str, config: str) -> None:
     """Check that a folder holds ``config`` and all of its weights as safetensors."""
     if not (folder / config).is_file():
-        other = next(folder.glob("*.gguf"), None)
-        hint = f": name {other} itself" if other else ""
+        gguf = next(folder.glob("*.gguf"), None)
+        hint = f": name {gguf} itself" if gguf else ""
         raise SafeDraftError(f"{name}: there is no {config} in {folder}{hint}")
     if not any(folder.glob("*.safetensors")):
         pickled = any(path for pattern in _PICKLED for path in folder.glob(pattern))

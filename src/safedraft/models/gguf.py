@@ -74,7 +74,9 @@ class GgufHeader:
     @property
     def dtype(self) -> str:
         """Name of torch's type for the weights: that of all matrices, bfloat16 if quantized."""
-        kinds = {QUANTIZATIONS[one.kind] for one in self.tensors.values() if len(one.shape) > 1}
+        kinds = {
+            QUANTIZATIONS[tensor.kind] for tensor in self.tensors.values() if len(tensor.shape) > 1
+        }
         return _FLOATS.get(kinds.pop(), "bfloat16") if len(kinds) == 1 else "bfloat16"
 
     def refusal(self, reason: str) -> SafeDraftError:

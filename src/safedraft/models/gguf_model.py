@@ -251,8 +251,8 @@ def read_weights(
     for name, tensor in header.tensors.items():
         if name in names:
             weight = _restore(read_tensor(header, tensor), name, config)
-            own = numpy.require(weight, requirements="W")  # what is not packed lies in the file
-            weights[names[name]] = torch.from_numpy(own).to(dtype)
+            writable = numpy.require(weight, requirements="W")  # if not packed, it is in the file
+            weights[names[name]] = torch.from_numpy(writable).to(dtype)
     return weights
 
 
@@ -262,21 +262,21 @@ def _transformers_names(header: GgufHeader, config: PreTrainedConfig) -> dict[st
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    known = get_tensor_name_map(numbers[header.architecture], config.num_hidden_layers)
+    stored_names = get_tensor_name_map(numbers[header.architecture], config.num_hidden_layers)
     kind: Any = model_class(config)
     with torch.device("meta"):
         model = kind._from_config(config)
     names = {}
     for name in model.state_dict():
         stem, _, suffix = name.rpartition(".")
-        if stored := known.get_name(stem):
+        if stored := stored_names.get_name(stem):
             names[f"{stored}.{suffix}"] = name
     return names
 
 
 def _restore(weight: ndarray, name: str, config: PreTrainedConfig) -> ndarray:
     """Undo what llama.cpp changed in a weight; ``name`` is its name in the file."""
-    family = next(one for one in _FAMILIES.values() if one.model_type == config.model_type)
+    family = next(kind for kind in _FAMILIES.values() if kind.model_type == config.model_type)
     if family.norm_offset and name.endswith("norm.weight"):
         return weight - family.norm_offset
     part = name.split(".")[-2]

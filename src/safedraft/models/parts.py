@@ -78,7 +78,7 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
     changed = _changed_template(facts, draft)
     if facts and adapter:
         _require_same_kind(facts, adapter, draft)
-    found = check_compatibility(target, draft)
+    compatibility = check_compatibility(target, draft)
     shared = spec.template_from in ("target", "draft")
     added = [
         *check_system_prompt(target, spec.target_system),
@@ -91,7 +91,7 @@ def examine_parts(spec: PairSpec, folders: tuple[Path, Path], adapter: Path | No
         folders,
         adapter,
         (target, draft),
-        replace(found, checks=[*found.checks, *added]),
+        replace(compatibility, checks=[*compatibility.checks, *added]),
         (changed,) if changed else (),
         probe,
         narrower,
@@ -105,13 +105,13 @@ def _require_same_kind(facts: AdapterFacts, adapter: Path, draft: ModelDescripti
         SafeDraftError: the adapter was trained on another architecture, or with another tokenizer.
     """
     own_tokens = tokenizer_digest(draft.tokenizer) if facts.tokenizer else None
-    for what, trained, own in (
+    for fact, trained, actual in (
         ("architecture", facts.architecture, draft.config.model_type),
         ("tokenizer", facts.tokenizer, own_tokens),
     ):
-        if trained not in (None, own):
+        if trained not in (None, actual):
             raise SafeDraftError(
-                f"the adapter in {adapter} was trained on a model of another {what} than "
+                f"the adapter in {adapter} was trained on a model of another {fact} than "
                 f"{draft.name}: choose the draft that it was trained on, or load without it "
                 "(--no-adapter)"
             )

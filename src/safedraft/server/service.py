@@ -136,6 +136,7 @@ class Service:
             target=pair.target.name,
             draft=pair.draft.name,
             warnings=list(pair.warnings),
+            rule=pair.rule,
             thinks=pair.thinks,
             allow_prefill=settings.allow_prefill,
             requests_may_set_constants=settings.requests_may_set_constants,

@@ -225,6 +225,8 @@ class PairDescription(WireModel):
     draft: str
     warnings: list[str]
     """Why replies may be less safe than one believes, such as a draft without an adapter."""
+    rule: str
+    """The rule of requests that name none."""
     thinks: bool
     """Whether replies begin with reasoning, which a prefill then begins."""
     allow_prefill: bool

@@ -79,7 +79,7 @@ def serve_pair(
     if guard_header and requests_may_set_constants:
         raise SafeDraftError(
             "--guard-header: vLLM's server sends headers before it knows whether a request sets "
-            "constants of its own: leave out --requests-may-set-constants or the header"
+            "constants of its own: leave out --allow constants or the header"
         )
     if os.environ.get(_RUST, "0") != "0":
         raise SafeDraftError(f"{_RUST}: its requests are not checked: unset it")

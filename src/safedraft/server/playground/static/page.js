@@ -19,6 +19,9 @@ const EXAMPLES = [
   },
 ];
 
+// How a reply is decoded, by the rule of the pair's own.
+const TITLES = { ssd: "SSD alone", risk: "SSD with the request’s risk" };
+
 let model = null; // the served one, once it is known
 let constants = null;
 let running = null; // what stops the present replies
@@ -99,7 +102,7 @@ function answer(turn) {
 }
 
 async function decode(turn, bodies) {
-  const titles = ["SSD", "The target alone"];
+  const titles = [TITLES[model.safedraft.rule], "The target alone"];
   const cards = bodies.map((body, at) => new Card(titles[at], at === 0, turn.prefill));
   const element = showTurn(turn, cards);
   showSnippets(bodies[0]);

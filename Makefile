@@ -98,7 +98,7 @@ release:  ## Check that this tree can be released, and show how; PUBLISH=1 tags 
 
 vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs/vllm.md).
 
-test-vllm: $(VLLM)/.ready  ## The vLLM engine on tiny models.
+test-vllm: $(VLLM)/.ready dist  ## The vLLM engine on tiny models, and the wheel with it.
 	$(VLLM)/bin/python -m pytest -m vllm --timeout 600 tests/vllm
 
 bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, speed, throughput, faults.

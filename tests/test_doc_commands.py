@@ -1,37 +1,39 @@
 """Every command and example of the pages is understood, and runs on tiny models.
 
-A block that cannot run here has a comment before it: ``<!-- not run: REASON -->``.
+A comment before a block says why it runs elsewhere (``BY_VLLM``) or not at all (``NOT_RUN``).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
+import runpy
 import shlex
 import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import openai
 import pytest
 import typer
-from conftest import save_pair, save_prompts
+from conftest import save_pair, save_prompts, save_tokenizer
 from fresh import Environment
-from helpers.pages import PAGES, ROOT, Block, read_blocks
+from guard_server import serve_guard
+from helpers.judges import save_classifier, save_guard
+from helpers.pages import BY_VLLM, NOT_RUN, PAGES, ROOT, Block, read_blocks
 from stage import serve_wheel
 from test_guard_your_model import SMALL as SMALL_WALK
 from test_guard_your_model import ask
 
 import safedraft
-from safedraft import cli
 from safedraft.cli import app
+from safedraft.evaluation.judges import replies
 from safedraft.training.checks import Checks
 
-NOT_RUN = "not run: "
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 SHELL = [block for block in BLOCKS if block.language != "python"]
 
@@ -39,6 +41,16 @@ SHELL = [block for block in BLOCKS if block.language != "python"]
 def name_of(block: Block) -> str:
     first = block.text.splitlines()[0]
     return f"{block.page.relative_to(ROOT).as_posix()}: {first[:60]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_block_has_its_language_and_runs_unless_it_needs_a_hub_or_a_gpu(page: Path) -> None:
+    fences = re.findall(r"^ *```(.*)$", page.read_text("utf-8"), re.MULTILINE)
+    assert all(fences[::2])
+    assert not any(fences[1::2])
+    known = re.compile(rf"{NOT_RUN}a (?:hub|GPU) \(.*|{BY_VLLM}|examples/\S+")
+    notes = [block.note for block in read_blocks(page) if block.note]
+    assert not [note for note in notes if not known.fullmatch(note)]
 
 
 def understand(words: list[str]) -> None:
@@ -74,7 +86,8 @@ def test_a_command_is_understood(block: Block) -> None:
                 asked = extras.removeprefix(".[").removesuffix("]").split(",")
                 assert {*asked} <= project["optional-dependencies"].keys()
             case _:
-                assert words[0] in {"curl", "export", "inspect"} or block.note.startswith(NOT_RUN)
+                known = {"curl", "export", "inspect"}
+                assert words[0] in known or block.note.startswith((NOT_RUN, BY_VLLM))
 
 
 def test_an_unknown_option_is_not_understood() -> None:
@@ -90,6 +103,7 @@ SMALL = {
     "bench": "--prompts 1 --max-new-tokens 2",
     "chat": SMALL_WALK["generate"],
     "eval": f"--limit 1 {SMALL_WALK['eval']}",
+    "inspect": "--limit 1 --max-tokens 2",
     "train-risk": "--set requests=20 --set dressed=0",
     "train-ada-probe": "--set requests=20 --set dressed=0 --set reply_tokens=2",
 }
@@ -112,21 +126,22 @@ SOURCES = {
 ELSEWHERE = ("docs/guard-your-model.md", "README.md")
 """Pages whose commands run in the fresh environment of `make test-wheel`."""
 
-NEEDS = {
-    "safedraft doctor Qwen/Qwen3-8B": "the hub",
-    "safedraft doctor qwen2.5-coder-1.5b-instruct": "the default pair",
-    "safedraft serve qwen2.5-coder --engine vllm": "vLLM",
-    "safedraft score safedraft-logs --judge phrases --judge endpoint": "a judge at an endpoint",
-    "safedraft judge-check --labels pyrit": "the package index",
-}
-"""Examples of the commands' help, on the page reference.md that is made from it, that need more."""
+NEED_A_HUB = (
+    "safedraft doctor Qwen/Qwen3-8B",
+    "safedraft doctor qwen2.5-coder-1.5b-instruct",
+    "safedraft judge-check --labels pyrit",
+)
+"""Examples of the commands' help, on the page reference.md that is made from it."""
+
+ENDPOINT = "http://localhost:8000/v1"
+"""Where the pages have a model that judges."""
 
 RUN = [
     block
     for block in BLOCKS
-    if not block.note.startswith((NOT_RUN, "examples/"))
+    if not block.note
     and not (str(block.page.relative_to(ROOT)) in ELSEWHERE and block.language != "python")
-    and not block.text.startswith(tuple(NEEDS))
+    and not block.text.startswith(NEED_A_HUB)
 ]
 
 
@@ -136,11 +151,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workplace")
     save_pair(folder, max_position_embeddings=8192)
     (folder / "venv").symlink_to(sys.prefix)
-    (folder / "tests").symlink_to(ROOT / "tests")
-    for file in (ROOT / "tests/conformance").iterdir():
-        (folder / file.name).symlink_to(file)
-    for name in ("FOLDER", "my-draft"):
-        (folder / name).symlink_to(folder / "my-adapter")
+    for name in ("benchmarks", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    for place in ("tests/conformance", "examples/clients"):
+        for file in (ROOT / place).iterdir():
+            (folder / file.name).symlink_to(file)
+    links = {"FOLDER": "my-adapter", "my-draft": "my-adapter", "TARGET": "target", "DRAFT": "draft"}
+    for name, linked in links.items():
+        (folder / name).symlink_to(folder / linked)
+    for name in ("CLASSIFIER", "owner/guard"):
+        save_tokenizer(folder / name)
+    save_classifier(folder / "CLASSIFIER", [0.0, 9.0, 0.0])
+    save_guard(folder / "owner/guard")
     save_prompts(folder, "harmful", "ordinary", "prompts")
     (folder / "prompt.txt").write_text("Why is the sky blue?", "utf-8")
     for file, record in SOURCES.items():
@@ -171,58 +193,91 @@ def enter(folder: Path, workplace: Path, patch: pytest.MonkeyPatch) -> None:
     serve_wheel(workplace, patch)
 
 
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The address of a model that judges, as a guard or by the rubric of the judge ``endpoint``."""
+
+    def judge(messages: list[dict[str, str]]) -> str:
+        rubric = "harmfulness:" in messages[-1]["content"]
+        return "class: refused\nharmfulness: 1" if rubric else "safe"
+
+    with serve_guard(judge) as server:
+        yield server.url
+
+
 def run_line(line: str, patch: pytest.MonkeyPatch) -> None:
     run(shlex.split(line), patch)
 
 
 def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
-    """Run a command of SafeDraft in this process; it has to succeed.
-
-    TARGET, DRAFT and FOLDER are the models and the adapter of the workplace.
-    """
-    workplace = Path(os.environ["SAFEDRAFT_CACHE"]).parent
-    places = {"TARGET": "target", "DRAFT": "draft", "FOLDER": "my-adapter"}
-    words = [str(workplace / places[word]) if word in places else word for word in words]
+    """Run a script of the repository or a command, made short, in this process: it must succeed."""
+    if words[0] == "python":
+        patch.setattr(sys, "argv", words[1:])
+        runpy.run_path(words[1], run_name="__main__")
+        return
     patch.setattr(sys, "stdin", io.StringIO())
     if "<" in words:
         *words, _, file = words
         patch.setattr(sys, "stdin", io.StringIO(Path(file).read_text("utf-8")))
-    small = shlex.split(SMALL.get(words[1], ""))
+    small = shlex.split(SMALL.get(words[1] if words[0] == "safedraft" else words[0], ""))
     if "--profile" in words:
         small = small[2:]  # it has numbers of its own
     patch.setattr(sys, "argv", [*words, *small])
+    (program,) = entry_points(group="console_scripts", name=words[0])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.load()()
     assert not ended.value.code, words
 
 
+SERVED = ("clients.md", "serve-it.md", "server.md")
+"""Pages whose examples ask a server."""
+
+READ_LOGS = {"report", "score", "judge-check", "benchmarks/label_replies.py"}
+"""Commands that read the workplace's logs, of which they get a copy."""
+
+
+def list_runnable(block: Block) -> list[list[str]]:
+    """The commands of a block that end by themselves and ask no server, if it is of a shell."""
+    if block.language == "python" or block.page.name in SERVED:
+        return []
+    programs = {"inspect", "python", "safedraft"}
+    return [words for words in block.commands if words[0] in programs and words[1] != "serve"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [one for one in RUN if one.language != "python"], ids=name_of)
+@pytest.mark.parametrize("block", [one for one in RUN if list_runnable(one)], ids=name_of)
 def test_a_command_runs(
-    block: Block, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block, workplace: Path, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = tmp_path / "desk"
     desk.mkdir()
-    commands = [words for words in block.commands if words[0] == "safedraft"]
+    commands = list_runnable(block)
     written = {words[words.index("--output") + 1] for words in commands if "--output" in words}
     for item in workplace.iterdir():
         if item.name in written:
             continue
         if item.name != "safedraft-logs":
             (desk / item.name).symlink_to(item)
-        elif commands and commands[0][1] in {"report", "score", "judge-check"}:
+        elif commands[0][1] in READ_LOGS:
             shutil.copytree(item, desk / item.name)
             (desk / "logs").symlink_to(desk / item.name)
     enter(desk, workplace, monkeypatch)
     if any("add" in words for words in commands):
         monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path / "config"))
+    labels = shutil.copy(replies.labels_file(), tmp_path / "labels.toml")
+    monkeypatch.setattr(replies, "labels_file", lambda: labels)
     for words in commands:
-        if words[1] != "serve":
-            run(words, monkeypatch)
+        run([word.replace(ENDPOINT, endpoint) for word in words], monkeypatch)
+        if (sheet := desk / "sheet.jsonl").exists():
+            label(sheet)
 
 
-SERVED = ("serve-it.md", "server.md")
-"""Pages whose examples ask a server."""
+def label(sheet: Path) -> None:
+    """What a person does between listing replies and recording their classes."""
+    rows = [json.loads(line) | {"label": "complied"} for line in sheet.open(encoding="utf-8")]
+    assert rows
+    sheet.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+
 
 PYTHON = [one for one in RUN if one.language == "python" and one.page.name not in SERVED]
 
@@ -258,8 +313,15 @@ def test_the_examples_of_a_server_run(
     commands = [words for block in blocks if block.language != "python" for words in block.commands]
     here = Environment(workplace, workplace)
     with here.serve("safedraft", "serve") as address:
-        asked = [shlex.join(words) for words in commands if words[0] == "curl"]
-        assert all(ask(here, line, address) for line in asked)
+        for words in commands:
+            line = shlex.join(words).replace("http://127.0.0.1:8000", address)
+            if words[0] == "curl":
+                assert ask(here, line, address)
+            elif words[0] == "export":
+                for setting in shlex.split(line)[1:]:
+                    monkeypatch.setenv(*setting.split("=", 1))
+            elif words[0] == "inspect":
+                assert here.run(*shlex.split(f"{line} {SMALL['inspect']}"))
         for block in blocks:
             if block.language == "python":
                 text = block.text.replace("http://127.0.0.1:8000", address)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import safedraft
 from safedraft.models import registry
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +67,44 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_there_are_pages_and_links() -> None:
     assert len(TEXTS) > 20
     assert sum(len(LINK.findall(page.read_text("utf-8"))) for page in TEXTS) > 100
+
+
+NOT_INSTALLED = re.compile(
+    r"\b(?:docs|benchmarks|examples|tests|tools|docker)/\w|\bconstraints[-.]|`make |Makefile"
+)
+"""What only a clone has."""
+
+
+def list_messages(code: str) -> Iterator[str]:
+    """The texts of a module that are not docstrings."""
+    tree = ast.parse(code)
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(getattr(part, "value", "")) for part in node.values)
+        elif isinstance(node, ast.Constant) and node not in docstrings:
+            yield str(node.value)
+
+
+def test_messages_name_pages_by_titles_and_nothing_that_is_not_installed() -> None:
+    package = ROOT / "src/safedraft"
+    sources = [path.read_text("utf-8") for path in package.rglob("*.py")]
+    messages = [text for code in sources for text in list_messages(code)]
+    for kind in ("html", "jinja", "js"):
+        messages += [path.read_text("utf-8") for path in package.rglob(f"*.{kind}")]
+    documented = [inspect.getdoc(getattr(safedraft, name)) or "" for name in safedraft.__all__]
+    assert not [text for text in messages + documented if NOT_INSTALLED.search(text)]
+    named = {title for text in messages for title in re.findall(r'the page "([^"]+)"', text)}
+    titles = {page.read_text("utf-8").partition("\n")[0].removeprefix("# ") for page in TEXTS}
+    assert len(named) > 3
+    assert named <= titles
+
+
+def test_a_path_in_a_message_is_found() -> None:
+    code = '''"""docs/a.md"""\nraise ValueError(f"{name}: see " "docs/b.md")\n'''
+    found = [text for text in list_messages(code) if NOT_INSTALLED.search(text)]
+    assert "docs/b.md" in "".join(found)
+    assert "docs/a.md" not in "".join(found)
 
 
 def test_the_version_is_the_same_everywhere() -> None:

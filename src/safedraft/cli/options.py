@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _SAMPLING, _DATA = "Sampling", "Data"
+TRAINING_PAGE = 'see the page "Training a draft" of the documentation'
 
 
 def set_option(text: str, panel: str | None = None) -> Any:
@@ -89,7 +90,8 @@ Rule = Annotated[
     str | None,
     typer.Option(
         help="The rule by which tokens are decided, in place of the pair's own: ssd is SSD alone, "
-        "target_only the target alone (docs/method.md).",
+        "target_only the target alone (see the page "
+        '"The method, and where it stands in the code" of the documentation).',
     ),
 ]
 JsonSchema = Annotated[

@@ -17,7 +17,7 @@ def train_ada_probe(
     output: Annotated[Path, typer.Option(help="Folder of the probe; what it has is replaced.")],
     settings: Annotated[
         list[str] | None,
-        options.set_option("A setting, e.g. requests=1000 (see docs/training.md)."),
+        options.set_option(f"A setting, e.g. requests=1000 ({options.TRAINING_PAGE})."),
     ] = None,
     harmful: options.Harmful = None,
     ordinary: options.Ordinary = None,

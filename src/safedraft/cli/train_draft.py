@@ -75,7 +75,8 @@ def train_draft(
     settings: Annotated[
         list[str] | None,
         options.set_option(
-            "Another training setting, e.g. tokens_per_step=2400 (see docs/training.md).", _TRAINING
+            f"Another training setting, e.g. tokens_per_step=2400 ({options.TRAINING_PAGE}).",
+            _TRAINING,
         ),
     ] = None,
     seed: Annotated[

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def train_risk(
     settings: Annotated[
         list[str] | None,
-        options.set_option("A setting, e.g. false_alarms=0.01 (see docs/training.md)."),
+        options.set_option(f"A setting, e.g. false_alarms=0.01 ({options.TRAINING_PAGE})."),
     ] = None,
     harmful: options.Harmful = None,
     ordinary: options.Ordinary = None,

@@ -63,8 +63,8 @@ def load_pair(
             architecture, with a warning.
         config: constants in place of the pair's own, or a mapping that replaces some of them.
         engine: ``auto``, which is ``cpu`` on processors for the models that it runs and
-            ``transformers`` otherwise; ``vllm`` for many requests at once (docs/vllm.md), or
-            another that is installed.
+            ``transformers`` otherwise; ``vllm`` for many requests at once, or another that is
+            installed.
         report: called with stage, done and total bytes while a model is fetched; by default a bar
             is drawn on a terminal or in a notebook.
         options: the engine's own. Transformers: ``dtype`` (``auto``, ``bfloat16``, ``float16``,

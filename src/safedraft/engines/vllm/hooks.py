@@ -98,12 +98,12 @@ def require_known_hooks() -> None:
 
         raise SafeDraftError(
             f"vLLM {__version__} is not supported: {', '.join(differing[nearest])} differ from "
-            f"{nearest}. Install the version that constraints-vllm.txt names"
+            f"{nearest}. Install vLLM {RUN[-1]}"
         )
     if nearest not in RUN:
         warnings.warn(
             f"the code of vLLM {nearest} was read for SafeDraft and never run with it: compare "
-            f"replies with those of {RUN[-1]} before you rely on it (docs/vllm.md)",
+            f"replies with those of {RUN[-1]} before you rely on it",
             UnguardedWarning,
             stacklevel=2,
         )

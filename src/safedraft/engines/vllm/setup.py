@@ -282,8 +282,8 @@ def require_vllm() -> None:
 
     if find_spec("vllm") is None:
         raise SafeDraftError(
-            "vLLM is not installed here: it has an environment of its own (`make vllm`), or "
-            "pip install 'safedraft[vllm]'"
+            "vLLM is not installed here: pip install 'safedraft[vllm]' in an environment of its "
+            'own, or see the page "SSD in vLLM" of the documentation, which has that of processors'
         )
 
 

@@ -32,7 +32,7 @@ _HEADER = """\
 # Classes of the models' own replies, each read by itself, without the defense and without any
 # verdict. No text is kept: `fingerprint` is that of everything the model was given and of its
 # reply (`evaluation/judges/replies.py`). `origin` is the pair, the configuration and the suite.
-# Written by `benchmarks/label_replies.py`.
+# The page "Judges and the report" of the documentation says how it is written.
 """
 
 
@@ -154,7 +154,7 @@ def join_labels(
     ]
     if not joined:
         raise SafeDraftError(
-            f"none of the {len(replies)} replies in these logs has a label: label some with "
-            "benchmarks/label_replies.py"
+            f"none of the {len(replies)} replies in these logs has a label: label some first, as "
+            'the page "Judges and the report" of the documentation shows'
         )
     return joined

@@ -176,12 +176,16 @@ def test_a_system_prompt_and_parts_of_text_are_messages(pair: safedraft.Pair) ->
             "temperature: must be at least 0, not -1",
         ),
         (lambda pair: pair.generate("hi", max_tokens=1, max_new_tokens=2), "mean the same"),
-        (lambda pair: pair.generate("hi", repetition_penalty=1.1), "repetition_penalty=1.1 is not"),
+        (lambda pair: pair.generate("hi", length_penalty=1.1), "length_penalty=1.1 is not"),
         (
             lambda pair: pair.generate("hi", max_length=9),
             "max_length=9 is not supp.* max_new_tokens",
         ),
-        (lambda pair: pair.generate("hi", sampling={"min_p": 0.1}), "min_p=0.1 is not supported"),
+        (
+            lambda pair: pair.generate("hi", logit_bias={10**6: 1}),
+            "logit_bias: 1000000: ids end at",
+        ),
+        (lambda pair: pair.generate("hi", sampling={"n": 2}), "n=2 is not supported"),
         (
             lambda pair: pair.generate("hi", sampling={}, sampling_params={}),
             "give sampling or samp",

@@ -31,7 +31,10 @@ def models(levels: int = 0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("lattice")
 @pytest.mark.parametrize("scheme", ["union", "intersection"])
-@pytest.mark.parametrize(("alpha", "cuts"), [(0.3, {}), (0.8, {"top_p": 0.7}), (2.0, {"top_k": 2})])
+@pytest.mark.parametrize(
+    ("alpha", "cuts"),
+    [(0.3, {}), (0.8, {"top_p": 0.7}), (2.0, {"top_k": 2}), (0.5, {"min_p": 0.4})],
+)
 def test_token_and_flag_have_the_law_of_the_method(
     scheme: str, alpha: float, cuts: dict[str, float]
 ) -> None:
@@ -71,7 +74,8 @@ def test_proposals_are_drawn_from_the_draft_whatever_cuts_the_composite(
 ) -> None:
     _, draft = models()
     requests = [
-        request_of(temperature=temperature, top_k=1, top_p=0.1, seed=i) for i in range(POINTS)
+        request_of(temperature=temperature, top_k=1, top_p=0.1, min_p=1.0, seed=i)
+        for i in range(POINTS)
     ]
     ranked = rank(draft.expand(POINTS, -1), [temperature] * POINTS)
     drafts = propose(ranked, requests, [0] * POINTS)
@@ -94,6 +98,7 @@ def test_greedy_proposals_are_the_best_tokens_each_row_its_own() -> None:
         ({}, [0.4, 0.3, 0.2, 0.1]),
         ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
         ({"top_p": 0.4}, [1, 0, 0, 0]),
+        ({"min_p": 0.5}, [4 / 9, 3 / 9, 2 / 9, 0]),
     ],
 )
 def test_a_position_without_a_draft_is_the_targets(

@@ -30,7 +30,7 @@ from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.core.decode import Batch, decode
 from safedraft.core.errors import BrokenModelError, FailedPassError
 from safedraft.core.generation import Step, iterate
-from safedraft.core.reference import composite_distribution, reference_decode
+from safedraft.core.reference import composite_distribution, reference_decode, shift
 from safedraft.core.request import Request
 from safedraft.core.risk import RiskProbe
 from safedraft.core.session import Pass
@@ -192,6 +192,13 @@ CONFIGS = st.builds(
     initial_scheme=st.sampled_from(Scheme),
     union_bins=st.integers(1, 4),
 )
+SHIFTS: list[dict[str, Any]] = [
+    {},
+    {"logit_bias": {0: -3.0, 1: 2.0}, "presence_penalty": 0.5},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": 0.5, "repetition_penalty": 2.0},
+    {"presence_penalty": -1.0, "frequency_penalty": -0.25, "repetition_penalty": 0.5},
+]
 PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
@@ -204,7 +211,8 @@ PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=12)
     prompts=st.tuples(PROMPT, PROMPT),
     limit=st.integers(1, 60),
     temperature=st.sampled_from([0.0, 0.0, 0.05, 0.7, 1.3]),
-    cuts=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.7}]),
+    cuts=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.1}]),
+    shifts=st.sampled_from(SHIFTS),
     config=CONFIGS,
 )
 def test_fast_equals_slow(
@@ -216,6 +224,7 @@ def test_fast_equals_slow(
     limit: int,
     temperature: float,
     cuts: dict[str, float],
+    shifts: dict[str, Any],
     config: SSDConfig,
 ) -> None:
     if temperature == 0.05:
@@ -224,7 +233,9 @@ def test_fast_equals_slow(
         alpha = min(config.alpha_intersection, 0.6)
         config, cuts = config.replace(kappa=1, alpha_intersection=alpha), {}
     target, draft = (RandomModel(seed, size, shared, levels=levels) for seed in seeds)
-    sampling = SamplingParams(max_new_tokens=limit, temperature=temperature, seed=11, **cuts)
+    sampling = SamplingParams(
+        max_new_tokens=limit, temperature=temperature, seed=11, **cuts, **shifts
+    )
     end = {size - 1}
     request = request_of(None, config, prompts, end, **sampling.model_dump())
     fast = decode_one(target, draft, request)
@@ -331,8 +342,10 @@ class Mixed:
         kinds += [cls.safedecoding, cls.target_only]
         samplings: list[dict[str, Any]] = [
             {},
+            {"presence_penalty": 0.6, "repetition_penalty": 1.3},
             {"temperature": 0.7, "top_k": 3},
             {"temperature": 1.2, "top_p": 0.8},
+            {"temperature": 1.0, "min_p": 0.2, "frequency_penalty": 0.4},
             {"temperature": 0.05},
         ]
         requests = []
@@ -592,7 +605,8 @@ def enumerated(
 
     def both(ids: list[int], scheme: str) -> tuple[list[float], list[float]]:
         alpha = config.alpha_union if scheme == "union" else config.alpha_intersection
-        p, q = ((m(ids) / TEMPERATURE).softmax(-1).tolist() for m in (target, draft))
+        own = (shift(m(ids), [0], ids[1:], sampling) for m in (target, draft))
+        p, q = ((logits / TEMPERATURE).softmax(-1).tolist() for logits in own)
         return q, composite_distribution(p, q, scheme, alpha, config, sampling)
 
     chances: Counter[object] = Counter()
@@ -616,6 +630,10 @@ def enumerated(
         pytest.param("union", {}, 1, 10000, marks=SLOW),
         pytest.param("union", {"top_k": 3}, 2, 10000, marks=SLOW),
         pytest.param("union", {"top_p": 0.8}, 2, 10000, marks=SLOW),
+        pytest.param("intersection", {"min_p": 0.2}, 2, 10000, marks=SLOW),
+        ("union", {"presence_penalty": 2.0, "repetition_penalty": 1.5}, 2, 400),
+        pytest.param("union", {"frequency_penalty": 2.0}, 1, 10000, marks=SLOW),
+        pytest.param("intersection", {"presence_penalty": -2.0}, 2, 10000, marks=SLOW),
     ],
 )
 def test_two_token_replies_are_distributed_as_enumerated(

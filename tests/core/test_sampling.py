@@ -33,13 +33,15 @@ def spread(tokens: Tensor, values: Tensor, size: int) -> Tensor:
     alpha=st.floats(0, 3),
     top_k=st.integers(0, 20),
     top_p=st.floats(0.05, 1),
+    min_p=st.sampled_from([0.0, 0.02, 0.3]),
     scheme=st.sampled_from(Scheme),
 )
 def test_distribution_agrees_with_the_reference(
-    seed: int, size: int, alpha: float, top_k: int, top_p: float, scheme: Scheme
+    seed: int, size: int, alpha: float, top_k: int, top_p: float, min_p: float, scheme: Scheme
 ) -> None:
     target, draft = torch.randn(2, size, generator=torch.Generator().manual_seed(seed))
-    config, sampling = SSDConfig(), SamplingParams(temperature=1, top_k=top_k, top_p=top_p)
+    config = SSDConfig()
+    sampling = SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)
     setting = Setting(scheme is Scheme.UNION, alpha, config.sample_space_size)
     scores = composite(rows_of([target], [draft], whole=True), [setting])
     if scores.whole[0] is not None:
@@ -66,6 +68,12 @@ CUTS = [
     ([0.5, 0.3, 0.2], {"top_p": 0.5}, [1, 0, 0]),
     ([0.5, 0.3, 0.2], {"top_p": 0.51}, [0.625, 0.375, 0]),
     ([0.5, 0.3, 0.2], {"top_p": 0.9, "top_k": 2}, [0.625, 0.375, 0]),
+    ([0.5, 0.25, 0.2], {"min_p": 0.5}, [2 / 3, 1 / 3, 0]),
+    ([0.2, 0.25, 0.5], {"min_p": 0.51}, [0, 0, 1]),
+    ([0.4, 0.4, 0.2], {"min_p": 1.0}, [0.5, 0.5, 0]),
+    # As in Transformers, min-p comes last: before top-p, it would leave the first token alone.
+    ([0.5, 0.3, 0.2], {"top_p": 0.6, "min_p": 0.5}, [0.625, 0.375, 0]),
+    ([-0.4, -0.1, OUT], {"min_p": 0.9}, [0, 1, 0]),
 ]
 
 
@@ -87,6 +95,7 @@ def test_rows_are_cut_each_by_its_own_parameters() -> None:
         ([0.4, 0.1, OUT], 1, {"temperature": 1}, 0.2, [(0, 0.8), (1, 0.2)]),
         ([0.1, 0.3, 0.4], 1, {"temperature": 1, "top_k": 2}, 3 / 7, [(2, 4 / 7), (1, 3 / 7)]),
         ([0.3, 0.5, 0.2], 1, {"temperature": 1, "top_p": 0.5}, 1, [(1, 1)]),
+        ([0.3, 0.6, 0.1], 0, {"temperature": 1, "min_p": 0.5}, 1 / 3, [(1, 2 / 3), (0, 1 / 3)]),
         ([0.4, -0.1, OUT], 0, {}, 1, [(0, 1)]),
         ([-0.4, -0.1, OUT], 1, {}, 1, [(1, 1)]),  # the greedy token's score may be negative
         ([0.0, -0.1, OUT], 0, {}, 1, [(0, 1)]),

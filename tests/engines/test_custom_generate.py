@@ -83,10 +83,24 @@ def test_the_tokens_are_the_loops(models: Any) -> None:
     assert generate(models)[0, 4:].tolist() == expected(models)
 
 
-def test_sampling_follows_the_generation_config(models: Any) -> None:
-    options = {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 3}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 3},
+        {"temperature": 1.5, "top_k": 0, "min_p": 0.3, "repetition_penalty": 1.3, "seed": 3},
+    ],
+)
+def test_sampling_follows_the_generation_config(models: Any, options: dict[str, Any]) -> None:
     given = generate(models, do_sample=True, **options)
     assert given[0, 4:].tolist() == expected(models, **options)
+
+
+def test_a_greedy_reply_has_the_repetition_penalty_of_generate(models: Any) -> None:
+    given = generate(models, repetition_penalty=1.5)[0, 4:].tolist()
+    assert given == expected(models, repetition_penalty=1.5) != expected(models)
+    target = generate([models[0]] * 2, repetition_penalty=1.5)
+    alone = models[0].generate(PROMPT, max_new_tokens=30, do_sample=False, repetition_penalty=1.5)
+    assert target.tolist() == alone.tolist()
 
 
 def test_a_top_p_of_0_is_not_one_that_cuts_nothing(models: Any) -> None:
@@ -134,7 +148,7 @@ def test_the_draft_may_have_a_prompt_of_its_own(models: Any) -> None:
     ("options", "message"),
     [
         ({"draft_model": None}, "draft_model"),
-        ({"repetition_penalty": 1.2}, "RepetitionPenalty"),
+        ({"no_repeat_ngram_size": 2}, "NoRepeatNGram"),
         ({"num_beams": 3}, "num_beams"),
         ({"ssd_config": SSDConfig(prefill_scheme="union")}, "prefill_scheme: token ids do not say"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),

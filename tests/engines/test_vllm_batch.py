@@ -33,8 +33,8 @@ CONFIGS = [SSDConfig(), SSDConfig(bin_size=3, sample_space_size=5), SSDConfig(th
 SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0},
-    {"temperature": 0.8, "top_k": 4},
-    {"temperature": 1.5, "top_p": 0.7},
+    {"temperature": 0.8, "top_k": 4, "frequency_penalty": 0.5},
+    {"temperature": 1.5, "top_p": 0.7, "presence_penalty": -0.5},
 ]
 
 
@@ -250,8 +250,8 @@ def test_a_row_of_no_request_may_hold_anything() -> None:
 
 
 KINDS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 1.0},
+    {"frequency_penalty": 0.5, "repetition_penalty": 1.3},
+    {"temperature": 1.0, "presence_penalty": 1.0},
     {"temperature": 0.8, "top_k": 4},
     {"temperature": 1.5, "top_p": 0.7},
     {"temperature": 0.3, "top_k": 1},
@@ -301,8 +301,8 @@ class Steps:
     def __init__(self) -> None:
         self.decided: list[int] = []
 
-    def bias(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor | None:
-        return forbid(allowed_after([*self.decided, *drafts]))
+    def apply(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        return logits + forbid(allowed_after([*self.decided, *drafts]))
 
     def decide(self, token: int) -> None:
         assert bool(allowed_after(self.decided)[token])
@@ -340,7 +340,7 @@ def test_a_constrained_reply_is_that_of_models_that_know_nothing_else() -> None:
         expected = serve(restricted(target), restricted(draft), prompts, batch())
     constrained = batch()
     for one in constrained:
-        one.constraint = Steps()
+        one.constraints.append(Steps())
     assert serve(target, draft, prompts, constrained) == expected
     assert any(step.matched for steps in expected for step in steps)
     assert any(not step.matched for steps in expected for step in steps)
@@ -348,12 +348,12 @@ def test_a_constrained_reply_is_that_of_models_that_know_nothing_else() -> None:
 
 def test_a_request_that_may_say_nothing_ends_alone() -> None:
     class Nothing(Steps):
-        def bias(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
-            return forbid(torch.zeros(V, dtype=torch.bool))
+        def apply(self, drafts: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(logits, -torch.inf)
 
     p, q = torch.rand(3, 2, V), torch.rand(3, V)
     expected, batch = step_once(requests(3), p, q), requests(3)
-    batch[1].constraint = Nothing()
+    batch[1].constraints.append(Nothing())
     steps = step_once(batch, p, q)
     assert [steps[0], [], steps[2]] == [expected[0], steps[1], expected[2]]
     assert "leaves no token" in str(batch[1].error)

@@ -93,6 +93,10 @@ def pair() -> Pair:
 def test_what_vllm_cannot_do_is_refused_with_its_reason() -> None:
     with pytest.raises(SafeDraftError, match="two prompts: vLLM gives target and draft one"):
         pair().stream_ids(Prompts([5], [6]))
+    with pytest.raises(SafeDraftError, match="min_p: vLLM refuses it together with drafts"):
+        pair().stream_ids([5], min_p=0.1)
+    with pytest.raises(SafeDraftError, match="logit_bias: vLLM refuses it together with drafts"):
+        pair().stream_ids([5], logit_bias={5: 1.0})
     with pytest.raises(SafeDraftError, match="asking a model about a text: vLLM"):
         pair().reader("target")
     with pytest.raises(SafeDraftError, match="target: its engine gives no access to the model"):

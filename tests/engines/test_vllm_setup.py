@@ -350,6 +350,7 @@ HEADER = (9, 8)
 def params(**extra: Any) -> Any:
     return SimpleNamespace(
         extra_args=extra, seed=None, max_tokens=9, temperature=0.0, top_k=0, top_p=1.0,
+        presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0,
         stop_token_ids=[], eos_token_id=None, __struct_fields__=(),
     )  # fmt: skip
 
@@ -385,6 +386,18 @@ def test_whether_the_turn_has_begun_follows_from_the_prompt(
 def test_what_weakens_the_defense_needs_the_operators_word(extra: dict[str, Any]) -> None:
     with pytest.raises(SafeDraftError, match="the operator does not let requests change"):
         Settings(vocabulary=9).request(params(**extra), "1", [5])
+
+
+def test_penalties_are_those_of_the_request() -> None:
+    asked = params()
+    asked.presence_penalty, asked.frequency_penalty = 0.5, -1.0
+    sampling = Settings(vocabulary=9).request(asked, "1", [5]).sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -1.0)
+    asked.repetition_penalty = 1.2
+    with pytest.raises(SafeDraftError, match="repetition_penalty: the operator does not let"):
+        Settings(vocabulary=9).request(asked, "1", [5])
+    request = Settings(vocabulary=9, requests_may_set_constants=True).request(asked, "1", [5])
+    assert (request.sampling.repetition_penalty, request.target_prompt) == (1.2, [5])
 
 
 def test_a_flag_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,8 @@ def test_a_reply_has_every_field_that_the_client_expects(served: Served) -> None
         {"stop": ", t"},
         {"temperature": 1.5, "seed": 3},
         {"temperature": 1.0, "top_p": 0.5, "seed": 9, "extra_body": {"top_k": 40}},
+        {"temperature": 1.0, "seed": 9, "extra_body": {"min_p": 0.1}},
+        {"frequency_penalty": 1.0, "presence_penalty": 0.5, "max_tokens": 20},
         {"n": 3, "temperature": 2.0, "seed": 1, "max_tokens": 12},
         {"messages": [{"role": "user", "content": "a story"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a "},

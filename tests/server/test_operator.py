@@ -128,6 +128,36 @@ def test_a_reply_with_constants_or_a_rule_of_its_own_is_not_guarded(
     assert f'guarded="{guarded}",refused="true"}} 1.0' in counted
 
 
+def test_a_reply_whose_client_chose_what_is_penalized_is_not_guarded(tmp_path: Path) -> None:
+    with serving(
+        pair_of(tmp_path, GUARDED, REFUSAL), guard_header=True, requests_may_set_constants=True
+    ) as server:
+        for more, guarded in (
+            ({"presence_penalty": 0.5, "frequency_penalty": 0.5}, "true"),
+            ({"repetition_penalty": 1.0}, "true"),
+            ({"repetition_penalty": 1.1}, "false"),
+            ({"logit_bias": {}}, "true"),
+            ({"logit_bias": {"5": -1}}, "false"),
+        ):
+            assert ask(server, **more).headers["x-safedraft-guarded"] == guarded
+        last = server.service.pair.vocabulary
+        refused = ask(server, logit_bias={str(last): 1})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logit_bias")
+        token = server.service.pair.target.tokenizer.encode("A", add_special_tokens=False)[0]
+        forced = ask(server, logit_bias={str(token): 100}, max_tokens=4).json()
+        assert forced["choices"][0]["message"]["content"] == "AAAA"
+
+
+def test_penalties_are_those_of_the_request() -> None:
+    asked = {"presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.2}
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hi"}], **asked, "min_p": 0.1}
+    sampling = ChatRequest.model_validate(body).build_sampling(0, Limits(), None)
+    assert {name: getattr(sampling, name) for name in asked} == asked
+    assert sampling.min_p == 0.1
+    biased = ChatRequest.model_validate(body | {"logit_bias": {"7": -2}})
+    assert biased.build_sampling(0, Limits(), None).logit_bias == {7: -2}
+
+
 def test_clients_get_no_header_unless_it_is_switched_on(served: Served) -> None:
     assert not any(name.startswith("x-safedraft") for name in ask(served).headers)
 

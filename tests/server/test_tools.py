@@ -346,7 +346,7 @@ def test_where_the_markers_are_tokens_the_grammar_names_them(
     tokens = [*tokenizer.encode(CALL, add_special_tokens=False), END]
     assert (tokens[0], tokens[-2]) == (size, size + 1)
     for token in tokens:
-        assert constraint.bias([], torch.zeros(size + 2))[token] == 0
+        assert constraint.apply([], torch.zeros(size + 2))[token] == 0
         constraint.decide(token)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
-from safedraft.core.constraint import Constrained, forbid, restrict
+from safedraft.core.constraint import Constrained, restrict
 from safedraft.core.decode import Batch
 from safedraft.core.errors import (
     FormError,
@@ -29,6 +29,7 @@ from safedraft.core.errors import (
     SafeDraftError,
     UnguardedWarning,
 )
+from safedraft.core.reference import shift
 from safedraft.core.risk import RiskProbe
 from safedraft.core.rule import State
 from safedraft.engines.base import Capabilities, Capability
@@ -97,42 +98,47 @@ def test_random_models_keep_to_the_form(
 
 
 class Restricted:
-    """A model that is kept to a form by itself: the grammar advances with the reply."""
+    """A model with the request's penalties, kept to a form by itself.
 
-    def __init__(self, model: RandomModel, start: Constrain, prompt: int) -> None:
-        self.model, self.start, self.prompt = model, start, prompt
+    The grammar advances with the reply, and penalties count the tokens of a target's prompt.
+    """
+
+    def __init__(self, model: RandomModel, start: Constrain, sampling: SamplingParams) -> None:
+        self.model, self.start, self.sampling = model, start, sampling
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
         constraint = self.start(State())
-        reply = ids[self.prompt :]
+        reply = ids[2:]
         if END in reply:  # drafted past the end; nobody reads this
             return self.model(ids)
         for token in reply:
             constraint.decide(token)
-        row = restrict(self.model(ids)[None], [Constrained(constraint, [])])[0][0]
+        logits = shift(self.model(ids), (7, ids[1]), reply, self.sampling)
+        row = restrict(logits[None], [Constrained([constraint], [])])[0][0]
         return row.clamp(min=-1e9)  # infinite logits of a model are an error
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("draft_tokens", [1, 4])
+@pytest.mark.parametrize("penalties", [{}, {"frequency_penalty": 1.5, "repetition_penalty": 2.0}])
 def test_it_is_as_if_both_models_were_restricted(
-    grammars: Grammars, temperature: float, draft_tokens: int
+    grammars: Grammars, temperature: float, draft_tokens: int, penalties: dict[str, Any]
 ) -> None:
     models = [RandomModel(seed, VOCABULARY, shared=0.8) for seed in (3, 4)]
     start = grammars.compile(StructuredOutputs(json_schema=SCHEMA))
     constants = {"draft_tokens": draft_tokens, "bin_size": 2}
     sampling = {"temperature": temperature, "max_new_tokens": 60}
 
-    def requests(constrain: Constrain | None) -> list[Any]:
+    def requests(constrain: Constrain | None, **more: Any) -> list[Any]:
         prompts = [((7, n), (8, n)) for n in range(6)]
         return [
-            request_of(None, constants, own, {END}, constrain=constrain, seed=n, **sampling)
+            request_of(None, constants, own, {END}, constrain=constrain, seed=n, **sampling, **more)
             for n, own in enumerate(prompts)
         ]
 
-    together = decode_together(*models, requests(start))
-    alone = [decode_together(*models, [one])[0] for one in requests(start)]
-    own = [Restricted(model, start, 2) for model in models]
+    together = decode_together(*models, requests(start, **penalties))
+    alone = [decode_together(*models, [one])[0] for one in requests(start, **penalties)]
+    own = [Restricted(model, start, SamplingParams(**penalties)) for model in models]
     expected = decode_together(own[0], own[1], requests(None))
     tokens = [[step.token for step in reply] for reply in expected]
     assert [[step.token for step in reply] for reply in together] == tokens
@@ -243,10 +249,9 @@ def test_a_larger_vocabulary_has_no_forms_of_its_own(
 ) -> None:
     wide = Grammars(tokenizer, frozenset({END}), VOCABULARY + 6)
     start = wide.compile(StructuredOutputs(regex="a", refusal=False))
-    bias = start(State()).bias([], torch.zeros(VOCABULARY + 6))
-    assert bias is not None
-    assert bias.shape == (VOCABULARY + 6,)
-    assert (bias > -torch.inf).nonzero().flatten().tolist() == tokenizer.encode("a")
+    kept = start(State()).apply([], torch.zeros(VOCABULARY + 6))
+    assert kept.shape == (VOCABULARY + 6,)
+    assert (kept > -torch.inf).nonzero().flatten().tolist() == tokenizer.encode("a")
 
 
 class DeadEnd:
@@ -255,12 +260,12 @@ class DeadEnd:
     def __init__(self, position: int, *, broken: bool = False) -> None:
         self.position, self.broken, self.decided = position, broken, 0
 
-    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
+    def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
         if self.decided + len(drafts) != self.position:
-            return None
+            return logits
         if self.broken:
             raise FormError("too complex")
-        return forbid(torch.zeros(len(logits), dtype=torch.bool))
+        return torch.full_like(logits, -torch.inf)
 
     def decide(self, token: int) -> None:
         self.decided += 1
@@ -303,8 +308,8 @@ def test_a_dead_end_of_a_rejected_draft_is_none() -> None:
     """Whether a reply is finished does not depend on how far drafts go."""
 
     class AfterDrafts(DeadEnd):
-        def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
-            return forbid(torch.zeros(len(logits), dtype=torch.bool)) if drafts else None
+        def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
+            return torch.full_like(logits, -torch.inf) if drafts else logits
 
     target, draft = RandomModel(1, 30), RandomModel(2, 30)
     constants = {"draft_tokens": 3, "alpha_intersection": 0.0, "alpha_min": 0.0, "threshold": 0.0}

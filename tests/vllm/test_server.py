@@ -169,7 +169,7 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
         ({"use_beam_search": True, "n": 2}, "beam search"),
         ({"logit_bias": {"65": 1.0}}, "logit_bias .*not yet supported"),
         ({"bad_words": ["Sorry"]}, "bad_words is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty: the operator does not let"),
         ({"min_tokens": 3}, "min_tokens is not supported"),
         ({"stop": "<|start|>user"}, r"give '<\|start\|>' alone"),
         ({"vllm_xargs": {"ssd_alpha_union": 0.0}}, "the operator does not let"),

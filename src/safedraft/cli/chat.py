@@ -39,6 +39,10 @@ def chat(
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
     stop_token_ids: options.StopTokenIds = None,
@@ -53,7 +57,17 @@ def chat(
     [dim]safedraft chat --temperature 0.7[/]
     """
     sampling = options.sampling_params(
-        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        presence_penalty,
+        frequency_penalty,
+        repetition_penalty,
+        seed,
+        stop,
+        stop_token_ids,
     )
     options.require_rule(rule)
     config = models.constants_of(rule) or None

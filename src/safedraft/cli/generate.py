@@ -50,6 +50,10 @@ def generate(
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
     stop_token_ids: options.StopTokenIds = None,
@@ -70,7 +74,18 @@ def generate(
     from safedraft.text.messages import conversation
 
     sampling = options.sampling_params(
-        max_new_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids, json_schema
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        presence_penalty,
+        frequency_penalty,
+        repetition_penalty,
+        seed,
+        stop,
+        stop_token_ids,
+        json_schema,
     )
     options.require_rule(rule)
     text = options.read_standard_input() if prompt == "-" else prompt

@@ -69,6 +69,30 @@ TopP = Annotated[
     float,
     typer.Option(help="Keep this share of the composite's probability.", rich_help_panel=_SAMPLING),
 ]
+MinP = Annotated[
+    float,
+    typer.Option(
+        help="Keep the tokens that are this many times as likely as the likeliest.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float,
+    typer.Option(
+        help="Taken from the logit of every token of the reply so far.", rich_help_panel=_SAMPLING
+    ),
+]
+FrequencyPenalty = Annotated[
+    float,
+    typer.Option(help="The same, once for each time that it was said.", rich_help_panel=_SAMPLING),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        help="Divides the logit of every token of the prompt and the reply so far.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of a sampled reply.", rich_help_panel=_SAMPLING)
 ]
@@ -123,6 +147,10 @@ def sampling_params(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    repetition_penalty: float,
     seed: int | None,
     stop: list[str] | None,
     stop_token_ids: list[int] | None = None,
@@ -141,6 +169,10 @@ def sampling_params(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop or ()),
         stop_token_ids=tuple(stop_token_ids or ()),

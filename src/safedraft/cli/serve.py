@@ -73,8 +73,8 @@ def serve(
             metavar="FEATURE",
             help="A feature that is off because it helps attackers: prefill (messages that begin "
             "the reply), completions (raw text at /v1/completions), telemetry (matches and schemes "
-            "with a reply) or constants (the method's constants in requests, which can disable the "
-            "defense). May be given again.",
+            "with a reply) or constants (the method's constants and shifts of chosen tokens in "
+            "requests, which can disable the defense). May be given again.",
             rich_help_panel=_SERVER,
         ),
     ] = None,

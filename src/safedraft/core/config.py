@@ -1,4 +1,5 @@
 """Every constant of the method and of sampling, with its symbol in the paper (arXiv 2508.17739)."""
+# Long because: the constants share their types, their errors and their names in other libraries.
 
 from __future__ import annotations
 
@@ -35,6 +36,9 @@ class Scheme(StrEnum):
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -278,8 +282,9 @@ class StructuredOutputs(Constants):
 class SamplingParams(Constants):
     """How a token is taken from the composite distribution.
 
-    Temperature divides the logits of both models; ``top_k`` and ``top_p`` cut the composite. The
-    names of vLLM and Transformers are accepted too (``safedraft.core.options``); None is nothing.
+    Temperature divides the logits of both models; ``top_k``, then ``top_p``, then ``min_p`` cut the
+    composite. The names of vLLM and Transformers are accepted too (``safedraft.core.options``);
+    None is nothing.
     Raises ``SafeDraftError`` (a ``ValueError``) for values outside their range.
     """
 
@@ -294,6 +299,23 @@ class SamplingParams(Constants):
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep the fewest most likely tokens that reach this share of the composite."""
+
+    min_p: Share = 0.0
+    """Keep the tokens that are at least this many times as likely as the likeliest one."""
+
+    presence_penalty: Penalty = 0.0
+    """Taken from the logit of every token of the reply so far, in both models."""
+
+    frequency_penalty: Penalty = 0.0
+    """The same, once for each time that the token was said."""
+
+    repetition_penalty: Repetition = 1.0
+    """Divides the logit of every token of the target's prompt and the reply so far, in both models;
+    multiplies one below 0."""
+
+    logit_bias: Mapping[Annotated[int, Field(ge=0)], Bias] = {}
+    """Added to the logits of tokens by their ids, in both models; the repetition penalty is applied
+    after it. A client that may set it can forbid the words of a refusal."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
     """Makes a sampled reply repeatable; drawn and reported when not given."""
@@ -331,6 +353,12 @@ class SamplingParams(Constants):
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the logits are shifted."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
+        return penalties != (0, 0, 1) or bool(self.logit_bias)
 
     def fitted(self, prompt_tokens: int, context_length: int) -> SamplingParams:
         """Return these parameters with a seed, and at most as many new tokens as there is room.

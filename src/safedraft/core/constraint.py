@@ -1,7 +1,8 @@
-"""What a request allows at each position of its reply, such as a grammar.
+"""How a request changes the logits at each position of its reply, such as by a grammar.
 
-Both models are kept to it before their distributions are combined: the draft while it proposes, so
-that sampling stays exact and a token that the grammar forbids does not count as a mismatch.
+Both models' logits are changed before their distributions are combined: the draft's while it
+proposes, so that sampling stays exact and a token that the grammar forbids does not count as a
+mismatch.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ is 0, and the models still have the same vocabulary."""
 
 
 class Constraint(Protocol):
-    """The tokens that one reply may consist of."""
+    """The tokens that one reply may consist of, or prefers."""
 
-    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
-        """Compute what is added to the logits of one model at a position.
+    def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
+        """Change the logits of one model at a position.
 
         Args:
             drafts: the drafted tokens between the decided ones and the position.
-            logits: logits of the model at the position, ``[V]``.
+            logits: logits of the model at the position, ``[V]``; they are left as they are.
 
         Returns:
-            ``[V]``, -∞ for a forbidden token, the same tokens for both models; None if every token
-            is allowed.
+            ``[V]``, -∞ for a forbidden token, the same tokens for both models; ``logits`` itself if
+            nothing changes.
 
         Raises:
             FormError: the allowed tokens cannot be computed.
@@ -67,36 +68,38 @@ def forbid(allowed: Tensor) -> Tensor:
 class Constrained(NamedTuple):
     """One row of logits, as its request restricts it."""
 
-    constraint: Constraint | None
-    """None: any token may come."""
+    constraints: Sequence[Constraint]
+    """Applied one after the other; none: any token may come."""
     drafts: Sequence[int]
     """The drafted tokens between the decided ones and the row's position."""
 
 
 def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mapping[int, FormError]]:
-    """Add the bias of each row's request to a copy of the logits, if there is a bias.
+    """Apply the constraints of each row's request to a copy of the logits, if there are any.
 
     Args:
         logits: ``[n, V]``.
         rows: how each row is restricted.
 
     Returns:
-        The logits, and for each row in which no token can be chosen the reason; such rows are not
-        changed.
+        The logits, in float32 if any changed, and for each row in which no token can be chosen the
+        reason; such rows are not changed.
     """
     restricted, failed = logits, {}
-    for at, (constraint, drafts) in enumerate(rows):
+    for at, (constraints, drafts) in enumerate(rows):
+        row = own = logits[at]
         try:
-            bias = constraint.bias(drafts, logits[at]) if constraint else None
+            for constraint in constraints:
+                row = constraint.apply(drafts, row)
         except FormError as error:
             failed[at] = error
             continue
-        if bias is None:
+        if row is own:
             continue
-        if bool(bias.max() == -torch.inf):
+        if bool(row.max() == -torch.inf):
             failed[at] = FormError(_NOTHING_LEFT)
             continue
         if restricted is logits:
-            restricted = logits.clone()
-        restricted[at] += bias.to(logits.device)
+            restricted = logits.to(torch.float32, copy=True)
+        restricted[at] = row
     return restricted, failed

@@ -48,7 +48,7 @@ class Decoding(Generation):
     def __init__(self, request: Request, engine: SessionEngine) -> None:
         super().__init__(request)
         self.state = request.rule.start(request.config, request.context)
-        self.constraint = request.constrain(self.state) if request.constrain else None
+        self.constraints = request.constraints(self.state)
         self.dead_ends: dict[int, FormError] = {}  # positions at which no token can be chosen
         config = request.config
         self.drafting = config if isinstance(config, DraftingConfig) else DraftingConfig()
@@ -132,9 +132,9 @@ class Decoding(Generation):
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
     def constrained(self, drafts: int) -> Constrained:
-        """The constraint at the position after the first ``drafts`` drafts."""
-        before = islice(self.drafts, drafts) if self.constraint else ()
-        return Constrained(self.constraint, [draft.token for draft in before])
+        """The constraints at the position after the first ``drafts`` drafts."""
+        before = islice(self.drafts, drafts) if self.constraints else ()
+        return Constrained(self.constraints, [draft.token for draft in before])
 
     def fail(self, error: BrokenModelError) -> None:
         """End the request with an error; the others continue."""
@@ -149,11 +149,11 @@ class Decoding(Generation):
     def commit(self, decision: Decision) -> None:
         """Record one decided position, and rewind what followed a rejected draft."""
         drafted = decision.draft_probability is not None
-        if self.constraint:
-            try:
-                self.constraint.decide(decision.token)
-            except FormError as error:
-                return self.fail(error)
+        try:
+            for constraint in self.constraints:
+                constraint.decide(decision.token)
+        except FormError as error:
+            return self.fail(error)
         self.steps.append(record(self.request, self.state, decision, self.block))
         self.pauses.note(drafted=drafted, followed=decision.followed, first=not self.decided)
         self.ended = self.request.ends(decision.token, self.position)
@@ -269,7 +269,7 @@ class Batch:
 
     @staticmethod
     def _restrict(logits: Tensor, rows: Sequence[tuple[Decoding, int]]) -> Tensor:
-        """Keep each row to its request's grammar.
+        """Apply its request's constraints to each row.
 
         Args:
             logits: ``[n, V]``.

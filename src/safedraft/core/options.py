@@ -26,15 +26,11 @@ NEUTRAL: dict[str, Any] = {
     "num_beam_groups": 1,
     "use_beam_search": False,
     "early_stopping": False,
-    "repetition_penalty": 1,
     "encoder_repetition_penalty": 1,
     "length_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
     "diversity_penalty": 0,
     "penalty_alpha": 0,
     "no_repeat_ngram_size": 0,
-    "min_p": 0,
     "typical_p": 1,
     "epsilon_cutoff": 0,
     "eta_cutoff": 0,
@@ -42,7 +38,6 @@ NEUTRAL: dict[str, Any] = {
     "min_new_tokens": 0,
     "min_length": 0,
     "ignore_eos": False,
-    "logit_bias": {},
     "bad_words": [],
     "bad_words_ids": [],
     "logits_processor": [],
@@ -106,7 +101,7 @@ _PARAMETERS = ("adapter", "use_adapter", "template", "template_from", "other_bas
 class SamplingOptions(TypedDict, total=False):
     """Keywords of ``generate``, each in place of a field of ``sampling``; None replaces nothing.
 
-    The names below the first eight are those of other libraries: synonyms, and options that are
+    The names below the first thirteen are those of other libraries: synonyms, and options that are
     accepted with the value that has no effect.
     """
 
@@ -114,6 +109,11 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
     stop_token_ids: int | Sequence[int] | None
@@ -130,15 +130,11 @@ class SamplingOptions(TypedDict, total=False):
     num_beam_groups: int | None
     use_beam_search: bool | None
     early_stopping: bool | None
-    repetition_penalty: float | None
     encoder_repetition_penalty: float | None
     length_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
     diversity_penalty: float | None
     penalty_alpha: float | None
     no_repeat_ngram_size: int | None
-    min_p: float | None
     typical_p: float | None
     epsilon_cutoff: float | None
     eta_cutoff: float | None
@@ -146,7 +142,6 @@ class SamplingOptions(TypedDict, total=False):
     min_new_tokens: int | None
     min_length: int | None
     ignore_eos: bool | None
-    logit_bias: Mapping[Any, float] | None
     bad_words: Sequence[str] | None
     bad_words_ids: Sequence[Sequence[int]] | None
     logits_processor: Sequence[Any] | None

@@ -43,7 +43,7 @@ def composite_distribution(
     config: SSDConfig,
     sampling: SamplingParams,
 ) -> list[float]:
-    """Compute F clipped at 0, cut by top-k, then by top-p, and normalized, ``[V]``."""
+    """Compute F clipped at 0, cut by top-k, then top-p, then min-p, and normalized, ``[V]``."""
     scores = composite_scores(p, q, scheme, alpha, config)
     mass = {token: score for token, score in scores.items() if score > 0}
     if not mass:
@@ -54,9 +54,28 @@ def composite_distribution(
     for token in ranked:
         if sampling.top_p < 1 and reached >= sampling.top_p * total:
             break
+        if mass[token] < sampling.min_p * mass[ranked[0]]:
+            break
         kept.append(token)
         reached += mass[token]
     return [mass[token] / reached if token in kept else 0.0 for token in range(len(p))]
+
+
+def shift(
+    logits: Tensor, prompt: Sequence[int], reply: Sequence[int], sampling: SamplingParams
+) -> Tensor:
+    """Add the biases, and penalize the tokens of a target's prompt and of the reply after it."""
+    values: list[float] = logits.float().tolist()
+    for token, bias in sampling.logit_bias.items():
+        values[token] += bias
+    for token in {*prompt, *reply}:
+        penalty = sampling.repetition_penalty
+        values[token] *= penalty if values[token] < 0 else 1 / penalty
+    for token in reply:
+        values[token] -= sampling.frequency_penalty
+    for token in set(reply):
+        values[token] -= sampling.presence_penalty
+    return torch.tensor(values)
 
 
 def reference_decode(
@@ -75,8 +94,9 @@ def reference_decode(
     bins = 0
     seed = sampling.seed or 0
     for position in range(sampling.max_new_tokens):
-        p = _softmax(target([*target_prompt, *output]), sampling.temperature)
-        q = _softmax(draft([*draft_prompt, *output]), sampling.temperature)
+        said = target_prompt, output, sampling
+        p = _softmax(shift(target([*target_prompt, *output]), *said), sampling.temperature)
+        q = _softmax(shift(draft([*draft_prompt, *output]), *said), sampling.temperature)
         strength = config.alpha_union if scheme == "union" else alpha
         if sampling.greedy:
             scores = composite_scores(p, q, scheme, strength, config)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.constraint import Constraint
 from safedraft.core.rule import NO_CONTEXT, Context, Rule, State
+from safedraft.core.shifts import Shifts
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Request:
     position, besides the chosen one; None reports none."""
     constrain: Callable[[State], Constraint] | None = None
     """Makes what restricts one reply, whose rule has that state; None allows every token."""
+
+    def constraints(self, state: State) -> list[Constraint]:
+        """Make what changes the logits of one reply, whose rule has that state, in order."""
+        shifts = [Shifts(self.sampling, self.target_prompt)] if self.sampling.shifts else []
+        return [*shifts, self.constrain(state)] if self.constrain else [*shifts]
 
     def ends(self, token: int, position: int) -> bool:
         """Whether the reply ends with ``token`` at ``position``, from 0."""

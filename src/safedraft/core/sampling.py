@@ -1,4 +1,4 @@
-"""From scores to tokens: the cuts by top-k and top-p, draws, accept-or-correct.
+"""From scores to tokens: the cuts by top-k, top-p and min-p, draws, accept-or-correct.
 
 Every function works on the sample space of n positions, ``[n, S]``: a few dozen numbers each, in
 the order of the tokens' ids. A position whose sample space is the whole vocabulary has S = V.
@@ -20,18 +20,18 @@ _FIRST_WIDTH = 64
 
 
 def distribution(values: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
-    """Scores as distributions: clipped at 0, cut by top-k, then by top-p; each row sums to 1.
+    """Scores as distributions: clipped at 0, cut by top-k, top-p and min-p; each row sums to 1.
 
     Args:
         values: ``[n, S]``, ``-inf`` outside the sample space, by id.
-        cuts: give ``top_k`` and ``top_p`` of each row.
+        cuts: give ``top_k``, ``top_p`` and ``min_p`` of each row.
     """
     mass = values.clamp(min=0)
     empty = ~(mass.sum(-1, keepdim=True) > 0)
     if empty.any():  # with α > 1 every score can be negative: the best token is all there is
         best = torch.zeros_like(mass).scatter_(-1, values.argmax(-1, keepdim=True), 1.0)
         mass = torch.where(empty, best, mass)
-    if any(cut.top_k or cut.top_p < 1 for cut in cuts):
+    if any(cut.top_k or cut.top_p < 1 or cut.min_p for cut in cuts):
         mass = _cut(mass, cuts)
     return mass / mass.sum(-1, keepdim=True)
 
@@ -39,13 +39,15 @@ def distribution(values: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
 def _cut(mass: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
     """Keep the k most likely tokens of each row, and of these the fewest that reach its top-p.
 
-    The best tokens are looked at first, and more of them where the cuts reach further: to sort a
-    vocabulary takes longer than all else.
+    Of these, min-p keeps the ones that are likely enough beside the first, as in Transformers (in
+    vLLM it cuts before top-p). The best tokens are looked at first, and more of them where the cuts
+    reach further: to sort a vocabulary takes longer than all else.
     """
     size = mass.shape[-1]
     limits = [cut.top_k or size for cut in cuts]
     top_k = torch.tensor(limits)[:, None]
     top_p = torch.tensor([cut.top_p for cut in cuts], dtype=mass.dtype)[:, None]
+    min_p = torch.tensor([cut.min_p for cut in cuts], dtype=mass.dtype)[:, None]
     totals = mass.sum(-1, keepdim=True)
     width = max([_FIRST_WIDTH, *(limit + 1 for limit in limits if limit < size)])
     while True:
@@ -56,6 +58,7 @@ def _cut(mass: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
         reference = torch.where(top_k < size, within.sum(-1, keepdim=True), totals)
         before = within.cumsum(-1) - within
         kept = within.masked_fill((top_p < 1) & (before >= top_p * reference), 0.0)
+        kept = kept.masked_fill(values < min_p * values[:, :1], 0.0)
         # Tokens that tie with the last one may be missing: none of these may be kept.
         at_border = (values == values[:, -1:]) & (values > 0)
         if width == size or not bool((kept > 0).logical_and(at_border).any()):

@@ -33,6 +33,10 @@ class Capability(StrEnum):
     """Let a request set how many tokens are drafted."""
     GRAMMARS = "grammars"
     """Keep a reply to a form (``structured_outputs``)."""
+    MIN_P = "min-p"
+    """Cut the composite by ``min_p``."""
+    LOGIT_BIAS = "logit bias"
+    """Add ``logit_bias`` to the logits of both models."""
     TOGETHER = "passes together"
     """Run the passes of several requests in hardly more time than that of one."""
 

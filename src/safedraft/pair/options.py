@@ -9,6 +9,7 @@ from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConf
 from safedraft.core.errors import SafeDraftError, show_value
 from safedraft.core.options import INSTEAD, SamplingOptions, translate
 from safedraft.core.plugins import suggest
+from safedraft.engines.base import Capability, LoadedPair
 from safedraft.rules import constants_for, find_rule
 
 Sampling = SamplingParams | Mapping[str, Any]
@@ -89,6 +90,20 @@ def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Samp
     given = sampling if isinstance(sampling, SamplingParams) else SamplingParams(**sampling or {})
     named = translate(options, SamplingParams.model_fields, given.temperature)
     return given.replace(**named) if named else given
+
+
+def require_able(pair: LoadedPair, sampling: SamplingParams) -> None:
+    """Check that a pair can take tokens in the way that is asked for.
+
+    Raises:
+        SafeDraftError: its engine cannot, or a token does not exist; the message says why.
+    """
+    if sampling.min_p:
+        pair.engine.capabilities.require(Capability.MIN_P, "min_p")
+    if sampling.logit_bias:
+        pair.engine.capabilities.require(Capability.LOGIT_BIAS, "logit_bias")
+        if (last := max(sampling.logit_bias)) >= pair.vocabulary:
+            raise SafeDraftError(f"logit_bias: {last}: ids end at {pair.vocabulary - 1}")
 
 
 def find_constants(rule: str | None) -> type[Constants]:

@@ -29,6 +29,7 @@ from safedraft.pair.options import (
     Sampling,
     read_constants,
     read_sampling,
+    require_able,
     require_alternatives,
     take_alternatives,
     take_sampling,
@@ -225,6 +226,7 @@ class TokenPair(LoadedPair):
         if top_logprobs is not None:
             self.engine.capabilities.require(Capability.LOG_PROBABILITIES, "top_logprobs")
             require_alternatives(top_logprobs)
+        require_able(self, sampling)
         if prompts.target != prompts.draft:
             self.engine.capabilities.require(Capability.TWO_PROMPTS, "two prompts")
         form = sampling.structured_outputs

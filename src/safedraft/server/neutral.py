@@ -67,9 +67,6 @@ class UnsupportedParameters(Body):
     They are OpenAI's, and those that vLLM adds.
     """
 
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: EmptyObject | None = None
     response_format: TextFormat | None = None
     functions: EmptyList | None = None
     function_call: Literal["none", "auto"] | None = None
@@ -82,9 +79,7 @@ class UnsupportedParameters(Body):
     web_search_options: None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
-    repetition_penalty: One | None = None
     length_penalty: One | None = None
-    min_p: Zero | None = None
     min_tokens: Zero | None = None
     priority: Zero | None = None
     ignore_eos: Literal[False] | None = None

@@ -1,4 +1,4 @@
-"""SafeDraft's own parameters of a request, as far as the operator allows them."""
+"""What a request may set that weakens the defense, as far as the operator allows it."""
 
 from __future__ import annotations
 
@@ -73,3 +73,14 @@ class OwnParameters:
             raise APIError(400, "rules_disabled", message, name)
         convert_errors(partial(require_rule, rule), name)
         return rule
+
+    def read_shift(self, name: str | None) -> bool:
+        """Whether the client shifts the logits of tokens of its choice, by the parameter ``name``.
+
+        Raises:
+            APIError: the operator does not allow it.
+        """
+        if name and not self.settings.requests_may_set_constants:
+            message = "This server does not let requests shift the logits of tokens they choose."
+            raise APIError(400, "shifts_disabled", message, name)
+        return name is not None

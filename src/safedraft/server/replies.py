@@ -1,7 +1,7 @@
 """Build responses of the OpenAI API from decoded tokens.
 
 The log probabilities are those of the composite distribution that each token was taken from (with
-its temperature, top-k and top-p), not those of the target. The texts of the tokens, joined, are the
+its temperature and cuts), not those of the target. The texts of the tokens, joined, are the
 text of the reply: a token that completes no character has an empty text.
 """
 

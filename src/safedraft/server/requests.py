@@ -29,6 +29,7 @@ from safedraft.server.neutral import (
     UnsupportedParameters,
 )
 from safedraft.server.settings import Limits
+from safedraft.server.shifts import ShiftParameters
 from safedraft.server.tools import OPENING, NamedTool, Tool, ToolChoice, write_grammar
 from safedraft.text.grammar import is_refusal_of_json, schema_of
 
@@ -97,7 +98,7 @@ class SafeDraftOptions(Body):
     """The rule that decides each token, by its name: ``target_only`` is the target without SSD."""
 
 
-class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
+class SamplingRequest(UnsupportedParameters, InertParameters, ShiftParameters, ABC):
     """The parameters that chat completions and completions have in common."""
 
     model: str
@@ -109,6 +110,8 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """An extension: sample from the k most likely tokens of the composite; 0 and -1 keep all."""
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """An extension, as in vLLM: sample from tokens this many times as likely as the likeliest."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopStrings | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
@@ -174,6 +177,8 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ABC):
             "temperature": self.temperature or 0.0,
             "top_k": max(self.top_k or 0, 0),
             "top_p": 1.0 if self.top_p is None else self.top_p,
+            "min_p": self.min_p or 0.0,
+            **self.shifts,
             "seed": None if self.seed is None else (self.seed + index) % 2**63,
             "stop": tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),

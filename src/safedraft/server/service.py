@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safedraft.core.config import SamplingParams, SSDConfig, StructuredOutputs
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Pair, Prompts
+from safedraft.pair.options import require_able
 from safedraft.server import wire
 from safedraft.server.access_log import log_reply
 from safedraft.server.chat_replies import ChatResponseBuilder
@@ -170,10 +171,12 @@ class Service:
         self._require_within_limits(request, len(streams))
         own = OwnParameters(request.safedraft or SafeDraftOptions(), self.pair, self.settings)
         config, rule, count = own.read_config(), own.read_rule(), request.n or 1
-        guarded = self._is_guarded(config, rule, variables)
+        shifted = own.read_shift(request.chosen_shift)
+        guarded = not shifted and self._is_guarded(config, rule, variables)
         repeated = [stream for stream in streams for _ in range(count)]
         form = request.build_form(marked=marks_calls(self.pair))
         samplings = self._read_sampling(request, form, len(repeated))
+        convert_errors(partial(require_able, self.pair, samplings[0]), "logit_bias")
         await self._require_form(form, request.form_name)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [

@@ -81,7 +81,8 @@ class ServerSettings(_Frozen):
     """Whether responses may report matches and schemes, from which attackers can learn."""
     requests_may_set_constants: bool = False
     """Whether a request may set the constants, of which strengths of 0 turn the defense off, choose
-    the rule, and switch thinking on or off."""
+    the rule, switch thinking on or off, and shift the logits of tokens that it chooses, a refusal's
+    among them (``logit_bias``, and ``repetition_penalty`` by way of the prompt)."""
     guard_header: bool = False
     """Whether responses have the header ``X-SafeDraft-Guarded``, for an operator's own proxy."""
     allowed_origins: tuple[str, ...] = ()

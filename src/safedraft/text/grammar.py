@@ -182,14 +182,16 @@ class _Grammar:
         self._state = state
         self._found: dict[tuple[int, ...], Tensor] = {}
 
-    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
+    def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
         """See ``Constraint``.
 
         A reply may begin as a refusal unless the request is taken to be harmless. A model can begin
         one only if it would do so without a grammar: otherwise a request that does not ask for
         the form would end in a refusal, the only permitted text outside of the form.
         """
-        key = tuple(drafts)
+        return logits + self._bias(tuple(drafts), logits).to(logits.device)
+
+    def _bias(self, key: tuple[int, ...], logits: Tensor) -> Tensor:
         if key not in self._found:
             self._found[key] = forbid(self._look_ahead(key))
         allowed = self._found[key]

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
         StoppingCriteriaList,
     )
 
-_SAMPLING = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
+_SAMPLING = {
+    *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"),
+    "RepetitionPenaltyLogitsProcessor",
+}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _PREPARED = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep", "use_cache"}
 """Arguments that ``generate`` passes in any case."""
@@ -97,13 +100,14 @@ def ssd_generate(
 ) -> Any:
     """Pass as ``custom_generate=`` to ``model.generate``; ``model`` is the target.
 
-    ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, end tokens, stop
-    strings, ``streamer`` and ``stopping_criteria`` work as in ``generate``, token by token.
+    ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``,
+    ``repetition_penalty``, end tokens, stop strings, ``streamer`` and ``stopping_criteria`` work as
+    in ``generate``, token by token.
 
     Args:
         model: the target.
         input_ids: ``[1, length]``.
-        logits_processor: those of ``generate``; only temperature, top-k and top-p are supported.
+        logits_processor: those of ``generate``; those of the options above work.
         stopping_criteria: evaluated after every token.
         generation_config: as ``generate`` prepared it.
         draft_model: the deep-aligned draft; it shares the target's vocabulary. A PEFT model takes
@@ -201,15 +205,17 @@ def _count_room(
 
 
 def _read_sampling(generation: GenerationConfig, room: int, seed: int | None) -> SamplingParams:
+    own = {"max_new_tokens": room, "repetition_penalty": generation.repetition_penalty}
     if not generation.do_sample:
-        return SamplingParams(max_new_tokens=room)
+        return SamplingParams(**own)
     if seed is None:
         seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed, as generate() does
     return SamplingParams(
-        max_new_tokens=room,
+        **own,
         temperature=1.0 if generation.temperature is None else generation.temperature,
         top_k=generation.top_k or 0,
         top_p=1.0 if generation.top_p is None else generation.top_p,
+        min_p=generation.min_p or 0.0,
         seed=seed,
     )
 

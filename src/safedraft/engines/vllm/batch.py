@@ -30,8 +30,8 @@ class ServedRequest:
     """The state of one request in a worker."""
 
     request: Request
-    constraint: Constraint | None = None
     state: State = field(init=False)
+    constraints: list[Constraint] = field(init=False)
     position: int = 0
     """Number of tokens decided so far."""
     blocks: int = 0
@@ -48,6 +48,7 @@ class ServedRequest:
 
     def __post_init__(self) -> None:
         self.state = self.request.rule.start(self.request.config, self.request.context)
+        self.constraints = self.request.constraints(self.state)
 
     @property
     def unread_question(self) -> int:
@@ -97,11 +98,11 @@ class ServedRequest:
         """Record one decided position."""
         step = record(self.request, self.state, decision, self.blocks)
         self.ended = self.request.ends(step.token, self.position)
-        if self.constraint:
-            try:
-                self.constraint.decide(step.token)
-            except BrokenModelError as error:
-                self.fail(error)
+        try:
+            for constraint in self.constraints:
+                constraint.decide(step.token)
+        except BrokenModelError as error:
+            self.fail(error)
         self.position += 1
         self.matches += step.matched
         self.union_tokens += step.scheme is Scheme.UNION
@@ -208,7 +209,7 @@ def _rank_target(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> l
 def _restrict(
     logits: Tensor, owners: Sequence[ServedRequest | None], before: Sequence[Sequence[Draft]]
 ) -> Tensor:
-    """Keep each row to its request's grammar; a request that is left without a token ends.
+    """Apply its request's constraints to each row; a request left without a token ends.
 
     Args:
         logits: ``[rows, V]``.
@@ -216,7 +217,7 @@ def _restrict(
         before: the drafts of each row between the decided tokens and its position.
     """
     rows = [
-        Constrained(one.constraint if one and not one.ended else None, [d.token for d in drafts])
+        Constrained(one.constraints if one and not one.ended else (), [d.token for d in drafts])
         for one, drafts in zip(owners, before, strict=True)
     ]
     logits, failed = restrict(logits, rows)

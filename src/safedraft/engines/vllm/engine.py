@@ -17,6 +17,8 @@ from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.vllm.options import PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
 from safedraft.rules import constants_for, find_rule
 
+_WITH_DRAFTS = "vLLM refuses it together with drafts: use --engine transformers"
+
 
 class VllmGeneration(Generation):
     """A request in vLLM's engine."""
@@ -46,6 +48,8 @@ class VllmEngine:
             "load_pair, or with --set",
             Capability.GRAMMARS: "vLLM takes it in its own server (safedraft serve --engine vllm); "
             "here, use --engine transformers",
+            Capability.MIN_P: _WITH_DRAFTS,
+            Capability.LOGIT_BIAS: _WITH_DRAFTS,
             Capability.TOGETHER: "vLLM's engine is stepped by one thread: use generate_many",
         }
     )
@@ -84,6 +88,9 @@ class VllmEngine:
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                repetition_penalty=sampling.repetition_penalty,
                 seed=None if sampling.greedy else sampling.seed,
                 stop_token_ids=sorted(request.end_tokens),
                 ignore_eos=True,  # all end tokens are in stop_token_ids

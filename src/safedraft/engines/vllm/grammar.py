@@ -31,12 +31,13 @@ class Grammar:
         self._grammar, self._bits, self._vocabulary = grammar, bits, vocabulary
         self._found: dict[tuple[int, ...], Tensor | None] = {}
 
-    def bias(self, drafts: Sequence[int], logits: Tensor) -> Tensor | None:
-        """See ``Constraint``; None once the grammar has ended."""
+    def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
+        """See ``Constraint``; once the grammar has ended, any token may come."""
         key = tuple(drafts)
         if key not in self._found:
             self._found[key] = self._look_ahead(key)
-        return self._found[key]
+        bias = self._found[key]
+        return logits if bias is None else logits + bias.to(logits.device)
 
     def decide(self, token: int) -> None:
         """Advance by a decided token."""

@@ -51,10 +51,12 @@ HONORED = {
     "include_stop_str_in_output", "output_kind", "stream_interval", "skip_clone",
     "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids", "_watermarking_skipped",
     "extra_args", "flat_logprobs", "skip_reading_prefix_cache", "repetition_detection",
-    "watermarking", "structured_outputs",
+    "watermarking", "structured_outputs", "presence_penalty", "frequency_penalty",
+    "repetition_penalty",
 }  # fmt: skip
-"""Fields of vLLM's SamplingParams that mean the same with SSD as without. All others would change
-the target's distribution alone, or report it, and must be at their defaults."""
+"""Fields of vLLM's SamplingParams that mean the same with SSD as without; penalties change both
+models' logits. All others would change the target's distribution alone, or report it, and must be
+at their defaults."""
 
 _HINTS = {
     "logprobs": " (nor is beam search, which is built on them)",
@@ -83,7 +85,8 @@ class Settings(BaseModel):
     probe_reads: tuple[Which, ...] = ()
     """The models that are read, which say which probe of the file it is; none without one."""
     requests_may_set_constants: bool = False
-    """Whether a request may set constants and its rule, down to no defense at all."""
+    """Whether a request may set constants and its rule, down to no defense at all, and penalize
+    tokens of its prompt."""
     traces: bool = False
     """Whether a request can have its steps kept; they use memory until they are taken."""
 
@@ -113,6 +116,11 @@ class Settings(BaseModel):
         extra = dict(params.extra_args or {})
         self._require_allowed(extra)
         require_honored(params)
+        if params.repetition_penalty != 1 and not self.requests_may_set_constants:
+            raise SafeDraftError(
+                "repetition_penalty: the operator does not let requests penalize tokens of the "
+                "prompt, which may be those of a refusal"
+            )
         rule = find_rule(str(extra.get(RULE, self.rule)))
         seed = params.seed
         if seed is None:
@@ -125,10 +133,13 @@ class Settings(BaseModel):
                 temperature=params.temperature,
                 top_k=max(params.top_k, 0),
                 top_p=params.top_p,
+                presence_penalty=params.presence_penalty,
+                frequency_penalty=params.frequency_penalty,
+                repetition_penalty=params.repetition_penalty,
                 seed=seed % 2**63,
             )
         request = Request(
-            (),
+            prompt,
             (),
             rule,
             config,

@@ -304,7 +304,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         request = ServedRequest(self._settings.request(params, request_id, prompt))
         if params.structured_outputs:
             try:
-                request.constraint = self._grammars.compile(params)
+                request.constraints.append(self._grammars.compile(params))
             except BrokenModelError as error:
                 request.fail(error)
         return _Served(request, trace, wants_statistics(params))

@@ -9,18 +9,24 @@ same depth stands for theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from safedraft.core.config import DraftingConfig
+from safedraft.core.decide import Draft
+from safedraft.core.tree import Tree
 
 Shape = tuple["Shape", ...]
 """A node of a static tree: its children, in the order in which the draft proposes them."""
 
 DEEPEST = 16
-"""Maximum number of levels below the root."""
+"""Maximum number of levels below the root of a static tree."""
+
+_ENDS = range(100, 200)
+"""Tokens of simulated trees that end the reply. A token is the number of its proposal, from 1, and
+as many more as this begins with if it ends the reply."""
 
 
 class Child(NamedTuple):
@@ -226,17 +232,25 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Tokens in a row, as the decoding loop drafts them."""
+class Drafting:
+    """Chains and trees as the decoding loop drafts them: they follow the draft's confidence."""
 
     config: DraftingConfig
 
     def __str__(self) -> str:
         own = self.config
-        return (
+        shown = (
             f"{own.draft_tokens} tokens, confidence {own.draft_confidence:g}, "
             f"growth {own.draft_growth:g}"
         )
+        if self.branches:
+            shown += f", threshold {own.draft_tree_threshold:g}, stop {own.draft_tree_stop:g}"
+        return shown
+
+    @property
+    def branches(self) -> bool:
+        """Whether a block can be another tree than a chain."""
+        return self.config.draft_tree_threshold < 1
 
     @property
     def most_rows(self) -> int:
@@ -244,17 +258,48 @@ class Chain:
         return self.config.draft_tokens + 1
 
     def draft(self, ahead: Sequence[Position], decided: int) -> Block:
-        """Draft until a token is unsure or ends the reply."""
-        drafted = 0
-        for position in ahead[: self.config.draft_length(decided)]:
-            drafted += 1
-            first = position.children[0]
-            if first.ends or first.probability < self.config.draft_confidence:
-                break
-        accepted = 0
-        while accepted < drafted and ahead[accepted].proposal == 1:
-            accepted += 1
-        return _block(drafted + 1, (1,) * drafted, accepted, accepted == drafted, ahead)
+        """Grow a tree as the decoding loop does, and walk down."""
+        tree, widths = Tree(0), []
+        tree.plant(min(self.config.draft_length(decided), len(ahead)))
+        while tree.frontier:
+            widths.append(len(tree.frontier))
+            for node in tree.frontier:
+                node.draft = cast("Draft", _Recorded(ahead[node.depth].children))
+            tree.grow(self.config, _ENDS)
+        node = tree.root
+        while node.draft and (child := node.child(_decided(ahead[node.depth]))):
+            node = child
+        rows = len(tree.nodes) + 1
+        return _block(rows, tuple(widths), node.depth, not node.draft, ahead)
+
+
+class _Recorded(NamedTuple):
+    """What the draft proposed at a recorded position, in place of a ``Draft``."""
+
+    children: tuple[Child, ...]
+
+    @property
+    def token(self) -> int:
+        return _token(1, self.children[0])
+
+    @property
+    def probability(self) -> float:
+        return self.children[0].probability
+
+    def others(self, least: float) -> Iterator[tuple[int, float]]:
+        for number, child in enumerate(self.children[1:], 2):
+            if child.probability >= least:
+                yield _token(number, child), child.probability
+
+
+def _token(number: int, child: Child) -> int:
+    return number + _ENDS.start * child.ends
+
+
+def _decided(position: Position) -> int:
+    """The token of the position; 0 if it is none of the recorded proposals."""
+    at = position.proposal
+    return _token(at, position.children[at - 1]) if at <= len(position.children) else 0
 
 
 @dataclass(frozen=True)
@@ -279,76 +324,6 @@ class StaticTree:
             node = node[ahead[accepted].proposal - 1]
             accepted += 1
         return _block(sum(count_levels(shape)), _expanded(shape), accepted, not node, ahead)
-
-
-class _Node(NamedTuple):
-    score: float
-    """Product of q over the tokens from the root."""
-    on_path: bool
-    """Whether the reply continues with the tokens from the root."""
-    ends: bool
-
-
-@dataclass(frozen=True)
-class GrownTree:
-    """A tree that follows the draft's confidence.
-
-    It has the draft's first proposals one after the other, as a chain has, and beside them nodes
-    with a large product of q on their path. One pass of the draft expands all nodes of a level.
-    """
-
-    threshold: float
-    """Other children than a chain's with a smaller score are not kept."""
-    nodes: int
-    """Maximum number of nodes, the root included; the best children of a level are kept first."""
-    stop: float
-    """A level whose scores sum to less is not expanded."""
-
-    def __str__(self) -> str:
-        return f"threshold {self.threshold:g}, {self.nodes} nodes, stop {self.stop:g}"
-
-    @property
-    def most_rows(self) -> int:
-        """Every node is a row."""
-        return self.nodes
-
-    def draft(self, ahead: Sequence[Position], decided: int) -> Block:
-        """Grow level by level, no deeper than the reply is long."""
-        level = [_Node(1.0, True, False)]
-        rows, widths, accepted, at_leaf = 1, [], 0, False
-        depth = min(len(ahead), DEEPEST)
-        for position in ahead[:depth]:
-            widths.append(len(level))
-            kept = self._keep(level, position, self.nodes - rows)
-            rows += len(kept)
-            level = [node for node in kept if not node.ends]
-            ends = rows == self.nodes or len(widths) == depth
-            if ends or sum(node.score for node in level) < self.stop:
-                level = []
-            if any(node.on_path for node in kept):
-                accepted += 1
-                at_leaf = not any(node.on_path for node in level)
-            if not level:
-                break
-        return _block(rows, tuple(widths), accepted, at_leaf, ahead)
-
-    def _keep(self, level: Sequence[_Node], position: Position, room: int) -> list[_Node]:
-        """Children of a level: the first one of its first node, then the others, the best first."""
-        kept = []
-        for node in level:
-            least = self.threshold / node.score
-            for number, child in enumerate(position.children, 1):
-                if child.probability >= least or not kept:
-                    on_path = node.on_path and position.proposal == number
-                    kept.append(_Node(node.score * child.probability, on_path, child.ends))
-                elif number > 1:  # those after it are less likely
-                    break
-        first, *others = kept
-        return [first, *sorted(others, key=_negative_score)[: room - 1]]
-
-
-def _negative_score(node: _Node) -> float:
-    return -node.score
 
 
 def _block(

@@ -29,9 +29,8 @@ from typing import Any
 from cpu_engine import measure
 from draft_trees import (
     Block,
-    Chain,
     Child,
-    GrownTree,
+    Drafting,
     Machine,
     Policy,
     Position,
@@ -80,8 +79,8 @@ LEVELS = 13
 CHAINS = tuple(product((2, 4, 8, 12, 16), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.0, 2.0)))
 """Constants of chains to try: ``draft_tokens``, ``draft_confidence``, ``draft_growth``."""
 GROWN = tuple(
-    GrownTree(threshold, nodes, stop)
-    for threshold, nodes, stop in product(
+    DraftingConfig(draft_tokens=rows - 1, draft_tree_threshold=threshold, draft_tree_stop=stop)
+    for threshold, rows, stop in product(
         (0.03, 0.06, 0.12, 0.25, 0.5), (4, 8, 12, 16, 24, 64), (0.05, 0.15, 0.3, 0.5, 0.75)
     )
 )
@@ -267,8 +266,8 @@ def evaluate(
         name: one._replace(token=overhead) if name == "measured" else one
         for name, one in machines.items()
     }
-    present = Chain(own)
-    candidates: list[Policy] = [present, *try_chains(own), *GROWN]
+    present = Drafting(own)
+    candidates: list[Policy] = [present, *try_chains(own), *map(Drafting, GROWN)]
     blocks = {policy: simulate_all(replies, policy) for policy in candidates}
     proposals = [position.proposal for reply in replies for position in reply.positions]
     shares = share_of_ranks(proposals, PROPOSALS)
@@ -291,7 +290,7 @@ def evaluate(
 def try_machine(
     replies: Sequence[Reply],
     one: Machine,
-    present: Chain,
+    present: Drafting,
     blocks: Mapping[Policy, Sequence[Sequence[Block]]],
     shapes: Mapping[tuple[int, int], Shape],
     shares: Sequence[float],
@@ -302,11 +301,12 @@ def try_machine(
     allowed += [chain(length) for length in range(min(rows, LEVELS))]
     static = StaticTree(choose_shape(allowed, shares, one, replies[0].way.carries))
     of_static = simulate_all(replies, static)
-    fitting = [policy for policy in blocks if policy.most_rows <= rows]
+    drafting = [policy for policy in blocks if isinstance(policy, Drafting)]
+    fitting = [policy for policy in drafting if policy.most_rows <= rows]
     families: dict[str, Sequence[Policy]] = {
-        "chain": [policy for policy in fitting if isinstance(policy, Chain)],
+        "chain": [policy for policy in fitting if not policy.branches],
         "static": [static],
-        "grown": [policy for policy in fitting if isinstance(policy, GrownTree)],
+        "grown": [policy for policy in fitting if policy.branches],
     }
     passes = sum(map(len, of_static))
     return compare(replies, {**blocks, static: of_static}, one, present, families) | {
@@ -317,10 +317,10 @@ def try_machine(
     }
 
 
-def try_chains(own: DraftingConfig) -> list[Chain]:
+def try_chains(own: DraftingConfig) -> list[Drafting]:
     """Chains with other constants than the pair's."""
     names = "draft_tokens", "draft_confidence", "draft_growth"
-    return [Chain(own.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
+    return [Drafting(own.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
 
 
 def simulate_all(replies: Sequence[Reply], policy: Policy) -> list[list[Block]]:

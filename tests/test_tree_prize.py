@@ -16,6 +16,7 @@ import pytest
 from helpers.decoding import decode_one, request_of
 from helpers.models import RandomModel
 
+import safedraft
 from safedraft.core.config import DraftingConfig
 from safedraft.core.decide import propose
 from safedraft.core.rows import rank
@@ -127,6 +128,12 @@ def test_a_static_tree_gains_what_it_is_worth_where_positions_do_not_depend(tree
     assert trees.share_of_ranks(proposals, 4) == pytest.approx(shares, abs=0.01)
 
 
+def grown_tree(trees: Any, threshold: float, rows: int, stop: float) -> Any:
+    return trees.Drafting(
+        DraftingConfig(draft_tokens=rows - 1, draft_tree_threshold=threshold, draft_tree_stop=stop)
+    )
+
+
 def test_a_grown_tree_by_hand(trees: Any) -> None:
     reply = [
         position(trees, 2, 0.6, 0.3),  # the second child, of score 0.3
@@ -134,41 +141,28 @@ def test_a_grown_tree_by_hand(trees: Any) -> None:
         position(trees, 3, 0.5, 0.5),
         position(trees, 1, 1.0),
     ]
-    grown = trees.GrownTree(threshold=0.05, nodes=5, stop=0.5)
+    grown = grown_tree(trees, threshold=0.05, rows=5, stop=0.5)
     # The root, two children, and the two best of the four below them, of scores 0.54 and 0.27.
     first, second = trees.simulate(reply, grown)
     assert first == trees.Block(rows=5, widths=(1, 2), leaf=1.0, tokens=3)
     assert second == trees.Block(rows=2, widths=(1,), leaf=0.0, tokens=1)
     # With room for a sixth, 0.06 is kept too, and no more room is left.
-    assert trees.simulate(reply, trees.GrownTree(0.05, 6, 0.5))[0].rows == 6
-    cautious = trees.GrownTree(threshold=0.05, nodes=5, stop=0.95)
+    longer = [*reply, position(trees, 1, 1.0)]
+    assert trees.simulate(longer, grown_tree(trees, 0.05, 6, 0.5))[0].rows == 6
+    # A tree has no more nodes than tokens are left.
+    assert trees.simulate(reply, grown_tree(trees, 0.05, 6, 0.5))[0].rows == 5
+    cautious = grown_tree(trees, threshold=0.05, rows=5, stop=0.95)
     assert trees.simulate(reply, cautious)[0] == trees.Block(3, (1,), 1.0, 2)
     # Only the first children reach 0.5; the third is kept all the same, and not expanded.
-    narrow = trees.GrownTree(threshold=0.5, nodes=5, stop=0.5)
+    narrow = grown_tree(trees, threshold=0.5, rows=5, stop=0.5)
     assert trees.simulate(reply, narrow)[0] == trees.Block(4, (1, 1, 1), 0.0, 1)
-
-
-@pytest.mark.parametrize("length", [1, 3, 12])
-def test_a_grown_tree_without_other_children_is_a_chain(trees: Any, length: int) -> None:
-    rng = random.Random(length)
-    shares = SHARES["steep"]
-    for _ in range(50):
-        outcomes = rng.choices(range(1, 5), shares, k=40)
-        ends = [rng.random() < 0.1 for _ in outcomes]
-        reply = [
-            position(trees, proposal, rng.random(), 0.01, ends=end)
-            for proposal, end in zip(outcomes, ends, strict=True)
-        ]
-        alone = trees.GrownTree(threshold=2.0, nodes=length + 1, stop=0.0)
-        of_chain = trees.simulate(reply, trees.Chain(DraftingConfig(draft_tokens=length)))
-        assert trees.simulate(reply, alone) == of_chain
 
 
 def test_no_shape_drafts_after_the_end(trees: Any) -> None:
     reply = [position(trees, 1, 0.9), position(trees, 1, 0.9, ends=True)]
     policies = [
-        trees.Chain(DraftingConfig(draft_tokens=5)),
-        trees.GrownTree(0.1, 8, 0.1),
+        trees.Drafting(DraftingConfig(draft_tokens=5)),
+        grown_tree(trees, 0.1, 8, 0.1),
         trees.StaticTree(trees.chain(5)),
     ]
     for policy in policies:
@@ -207,7 +201,7 @@ def test_a_chain_decides_the_blocks_of_the_decoding_loop(
             ends = first.token in request.end_tokens
             child = trees.Child(first.probability, ends)
             reply.append(trees.Position(step.scheme, 1, proposal, 1.0, 1.0, (child,)))
-        blocks = trees.simulate(reply, trees.Chain(DraftingConfig(**constants)))
+        blocks = trees.simulate(reply, trees.Drafting(DraftingConfig(**constants)))
         decoded = Counter(step.block for step in steps)
         assert [block.tokens for block in blocks] == [decoded[at] for at in sorted(decoded)]
 
@@ -257,6 +251,19 @@ def test_the_probe_on_tiny_models(
     assert len(logged) == sum(way["tokens"] for way in outcome["ways"])
     assert "content" not in output.read_text(encoding="utf-8")
     assert "Gain over the pair's chain" in capsys.readouterr().out
+
+
+def test_shapes_are_measured_beside_each_other(
+    trees: Any, tiny_pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module("tree_speed")
+    models = map(str, tiny_pair)
+    pair = safedraft.load_pair(*models, use_adapter=False, engine="transformers", dtype="float32")
+    totals = script.measure(pair, ["hi", "why?"], tokens=9)
+    assert {name: total.equal for name, total in totals.items()} == dict.fromkeys(script.SHAPES, 2)
+    assert len({total.tokens for total in totals.values()}) == 1
+    script.show(script.Console(width=140), totals, 2)
+    assert capsys.readouterr().out.count("2 of 2") == 3
 
 
 def test_one_prompt_cannot_be_halved(trees: Any, monkeypatch: pytest.MonkeyPatch) -> None:

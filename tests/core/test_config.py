@@ -32,6 +32,8 @@ def test_defaults_are_the_published_ones() -> None:
         "draft_tokens": 3,
         "draft_confidence": 0.0,
         "draft_growth": 0.0,
+        "draft_tree_threshold": 1.0,
+        "draft_tree_stop": 0.0,
     }
 
 
@@ -280,7 +282,8 @@ def test_how_many_tokens_are_drafted(growth: float, decided: int, length: int) -
 
 
 def test_constants_of_speed_are_those_of_drafting() -> None:
-    assert {"draft_tokens", "draft_confidence", "draft_growth"} == OF_SPEED
+    trees = {"draft_tree_threshold", "draft_tree_stop"}
+    assert {"draft_tokens", "draft_confidence", "draft_growth", *trees} == OF_SPEED
 
 
 @pytest.mark.parametrize(("limit", "room", "fitted"), [(5, 9, 5), (5, 3, 3), (5, 1, 1)])

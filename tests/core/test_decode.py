@@ -180,9 +180,11 @@ def test_a_draft_that_is_the_target_is_always_followed() -> None:
 
 CONFIGS = st.builds(
     SSDConfig,
-    draft_tokens=st.integers(1, 8),
+    draft_tokens=st.integers(1, 12),
     draft_confidence=st.sampled_from([0.0, 0.3, 0.9]),
     draft_growth=st.sampled_from([0.0, 0.5, 2.0]),
+    draft_tree_threshold=st.sampled_from([1.0, 0.2, 0.02, 0.0]),
+    draft_tree_stop=st.sampled_from([0.0, 0.3]),
     bin_size=st.integers(1, 9),
     sample_space_size=st.integers(1, 12),
     kappa=st.integers(1, 3),
@@ -255,6 +257,8 @@ def test_fast_equals_slow(
                 "draft_tokens": st.integers(1, 9),
                 "draft_confidence": st.sampled_from([0.0, 0.3, 0.9]),
                 "draft_growth": st.sampled_from([0.0, 0.5, 2.0]),
+                "draft_tree_threshold": st.sampled_from([1.0, 0.2, 0.01]),
+                "draft_tree_stop": st.sampled_from([0.0, 0.2]),
             }
         ),
         min_size=2,
@@ -354,7 +358,11 @@ class Mixed:
         ):
             requests.append(
                 kind(
-                    {"draft_tokens": index % 5 + 1, "draft_confidence": index % 3 * 0.2},
+                    {
+                        "draft_tokens": index % 5 + 1,
+                        "draft_confidence": index % 3 * 0.2,
+                        "draft_tree_threshold": 0.1 if index % 4 else 1.0,
+                    },
                     prompts=([index % 4] * (index % 7 + 1), [1] * (index % 3 + 1)),
                     end=[] if index % 3 else [5, 6],
                     max_new_tokens=(index * 7) % 29 + 1,

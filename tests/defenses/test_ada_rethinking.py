@@ -195,8 +195,8 @@ def test_a_model_that_breaks_in_a_check_is_an_error(
     pair = rethinking(tmp_path, lambda said: False)
     forward, prompt = ScriptedSession.forward, len(pair.prompts([ASKED]).target)
 
-    def breaking(session: ScriptedSession, ids: Any, keep: int) -> torch.Tensor:
-        logits = forward(session, ids, keep)
+    def breaking(session: ScriptedSession, ids: Any, *others: Any) -> torch.Tensor:
+        logits = forward(session, ids, *others)
         return logits * torch.nan if len(ids) > prompt else logits
 
     monkeypatch.setattr(ScriptedSession, "forward", breaking)

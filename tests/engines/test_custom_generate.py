@@ -435,3 +435,28 @@ def test_healing_of_the_prompt_is_refused(writers: Any) -> None:
     tokenizer.pad_token = tokenizer.bos_token = tokenizer.eos_token
     with pytest.raises(safedraft.SafeDraftError, match="token_healing"):
         generate(both, token_healing=True, tokenizer=tokenizer)
+
+
+TREES = SSDConfig(draft_tree_threshold=0.001, draft_tokens=8)
+
+
+def test_a_tree_changes_no_token(models: Any, pair: Any) -> None:
+    assert generate(models, ssd_config=TREES)[0, 4:].tolist() == expected(models)
+    sampling = SamplingParams(max_new_tokens=30)
+    stream = pair.stream_ids(PROMPT[0].tolist(), sampling=sampling, config=TREES)
+    assert [token.id for token in stream] == reply_of(pair)
+
+
+def test_trees_are_refused_where_a_model_reads_none(
+    models: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "draft_tree_threshold: llama reads no tree: leave it at 1"
+    monkeypatch.setattr(
+        "safedraft.engines.transformers.engine.why_no_trees", lambda _: "llama reads no tree"
+    )
+    with pytest.raises(safedraft.SafeDraftError, match=message):
+        generate(models, ssd_config=TREES)
+    engine = TransformersEngine(*models, 258)
+    monkeypatch.setattr(pair.engine, "capabilities", engine.capabilities)
+    with pytest.raises(safedraft.SafeDraftError, match=message):
+        pair.stream_ids(PROMPT[0].tolist(), config=TREES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,15 +10,22 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     GraniteMoeHybridConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    Olmo2Config,
     OPTConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
     T5Config,
 )
@@ -27,10 +35,12 @@ from safedraft.core.decode import decode
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.reference import reference_decode
 from safedraft.core.request import Request
+from safedraft.engines.base import Capability
 from safedraft.engines.transformers import session as engine
 from safedraft.engines.transformers.engine import TransformersEngine
 from safedraft.engines.transformers.session import TransformersSession
-from safedraft.models.rewindable import model_class, why_not_rewindable
+from safedraft.kernels.attention import use_stacked_attention
+from safedraft.models.rewindable import model_class, why_no_trees, why_not_rewindable
 from safedraft.rules.ssd import SSD
 
 SMALL: dict[str, Any] = {
@@ -62,6 +72,18 @@ CONFIGS = {
         position_embedding_type="rope",
     ),
 }  # fmt: skip
+
+
+FULL_ATTENTION = {
+    **{name: CONFIGS[name] for name in ("llama", "qwen3", "gpt2", "gpt-neox", "opt")},
+    "qwen2": Qwen2Config(**SMALL),
+    "gemma": GemmaConfig(**SMALL),
+    "gemma3 without windows": Gemma3TextConfig(**SMALL, layer_types=["full_attention"] * 2),
+    "granite": GraniteConfig(**SMALL),
+    "olmo2": Olmo2Config(**SMALL),
+    "hybrid of attention alone": CONFIGS["hybrid of attention alone"],
+}
+HEADS = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def model_of(config: PreTrainedConfig, seed: int = 0) -> Any:
@@ -122,19 +144,97 @@ def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(TransformersSession(model, "model", 96).forward(ids, 4), whole)
 
 
+TREE = [-1, 0, 1, 0, -1, 4, 3]
+"""Of each node the number of the one that it follows."""
+
+
+def path_to(node: int) -> list[int]:
+    return [] if node < 0 else [*path_to(TREE[node]), node]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "stacked", "eager"])
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_nodes_of_a_tree_are_computed_as_their_own_texts(name: str, attention: str) -> None:
+    model = model_of(FULL_ATTENTION[name]).float()
+    if attention == "stacked":
+        use_stacked_attention(model)
+    else:
+        model.set_attn_implementation(attention)
+    assert why_no_trees(model) is None
+    ids, nodes = [5, 17, 3, 80, 9], [11, 12, 13, 14, 15, 16, 18]
+
+    def afresh(tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.tensor([tokens])).logits[0, -1]
+
+    for start in (0, 2):  # the nodes in one pass after the text, and in two
+        session = TransformersSession(model, "model", 96)
+        head = [] if start else ids
+        if start:
+            session.forward(ids, 1)
+            session.forward(nodes[:start], 1, TREE[:start])
+        logits = session.forward([*head, *nodes[start:]], len(nodes) - start, TREE[start:])
+        for node, found in enumerate(logits, start):
+            text = [*ids, *(nodes[at] for at in path_to(node))]
+            torch.testing.assert_close(found, afresh(text), rtol=1e-5, atol=1e-5)
+        path = path_to(6 if start else 5)
+        session.keep(path)
+        text = [*ids, *(nodes[at] for at in path), 42]
+        assert session.length == len(text) - 1
+        torch.testing.assert_close(session.forward([42], 1)[0], afresh(text), rtol=1e-5, atol=1e-5)
+
+
+def test_a_chain_of_nodes_is_read_by_every_model() -> None:
+    for config in CONFIGS.values():
+        model = model_of(config)
+        session, plain = (TransformersSession(model, "model", 96) for _ in range(2))
+        ids = list(range(20))
+        session.forward(ids, 1)
+        found = session.forward([31, 32, 33], 3, [-1, 0, 1])
+        torch.testing.assert_close(found, plain.forward([*ids, 31, 32, 33], 3))
+        session.keep([0])
+        plain.rewind(2)
+        torch.testing.assert_close(session.forward([34], 1), plain.forward([34], 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "reason"),
+    [
+        (CONFIGS["sliding window"], "sdpa", "mistral has layers that do not keep every position"),
+        (CONFIGS["alternating window"], "sdpa", "gemma2 has layers that do not keep every"),
+        (FalconConfig(**HEADS, alibi=True), "sdpa", "falcon derives positions from its mask"),
+        (BloomConfig(**HEADS), "sdpa", "bloom is given no positions"),
+        (CONFIGS["llama"], "flex_attention", "flex_attention takes no mask of a tree: use sdpa"),
+    ],
+)
+def test_models_that_read_no_tree(config: PreTrainedConfig, attention: str, reason: str) -> None:
+    model = model_of(deepcopy(config))
+    model.config._attn_implementation = attention
+    engine = TransformersEngine(model, model_of(CONFIGS["llama"]), 96)
+    with pytest.raises(SafeDraftError, match=reason):
+        engine.capabilities.require(Capability.TREES, "draft_tree_threshold")
+    session = engine.session("target")
+    with pytest.raises(SafeDraftError, match=reason):
+        session.forward([1, 2, 3], 2, [-1, -1])
+
+
 def test_padding_rows_are_masked() -> None:
     session = TransformersSession(model_of(CONFIGS["llama"]), "model", vocabulary=90)
     assert session.forward([1, 2, 3], 2).shape == (2, 90)
 
 
-@pytest.mark.parametrize("names", [("llama", "qwen3"), ("sliding window", "gpt2")])
-def test_decoding_equals_the_reference(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("names", "threshold"),
+    [(("llama", "qwen3"), 1.0), (("llama", "qwen3"), 0.01), (("sliding window", "gpt2"), 1.0)],
+)
+def test_decoding_equals_the_reference(names: tuple[str, str], threshold: float) -> None:
     models = [model_of(CONFIGS[name], seed) for seed, name in enumerate(names)]
 
     def afresh(model: Any) -> Any:
         return lambda ids: model(torch.tensor([ids])).logits[0, -1]
 
-    prompts, config = ([1, 2, 3], [4, 5]), SSDConfig(draft_tokens=4)
+    prompts = [1, 2, 3], [4, 5]
+    config = SSDConfig(draft_tokens=4, draft_tree_threshold=threshold)
     sampling = SamplingParams(max_new_tokens=60)
     request = Request(*prompts, SSD(), config, sampling)
     steps = decode(TransformersEngine(*models, 96), [request])

@@ -102,6 +102,14 @@ def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
         plan(registered, safedraft.SSDConfig(draft_growth=2.0))
 
 
+def test_drafts_are_chains(tiny_pair: tuple[Path, Path]) -> None:
+    trees = safedraft.SSDConfig(draft_tree_threshold=0.1, draft_tree_stop=0.2)
+    assert plan(spec(tiny_pair, config=trees)).config == RiskConfig()
+    for constants in ({"draft_tree_threshold": 0.1}, {"draft_tree_stop": 0.2}):
+        with pytest.raises(SafeDraftError, match=f"{min(constants)}: vLLM drafts chains"):
+            plan(spec(tiny_pair), safedraft.SSDConfig(**constants))
+
+
 def settings_of(chosen: EnginePlan, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of a pair, as vLLM's processes read them."""
     monkeypatch.setattr("safedraft.engines.vllm.setup.name_platform", lambda: "cpu")

@@ -100,13 +100,19 @@ class NoConstants(Constants):
 
 
 class DraftingConfig(Constants):
-    """How many tokens are drafted in a block. It changes the speed, never a token."""
+    """Which tokens are drafted in a block. It changes the speed, never a token."""
 
     draft_tokens: Positive = 3
     """T: maximum number of drafted tokens in a block."""
 
     draft_confidence: Share = 0.0
     """Drafting stops after a token that is less likely than this."""
+
+    draft_tree_threshold: Share = 1.0
+    """δ: smallest product of q on the path of a token drafted beside another (1: a chain)."""
+
+    draft_tree_stop: Share = 0.0
+    """Drafting stops where the products of q of a position's tokens sum to less than this."""
 
     draft_growth: Strength = 0.0
     """Cap the next block at this multiple of the number of tokens decided last (0: no cap)."""
@@ -245,8 +251,7 @@ class StructuredOutputs(Constants):
     """
 
     json_schema: Annotated[Mapping[str, Any], BeforeValidator(_read_schema)] | None = None
-    """The reply is JSON that is valid under this JSON schema: a mapping, a text or a Pydantic
-    model."""
+    """The reply is JSON that is valid under this JSON schema: a mapping, text or Pydantic model."""
 
     json_object: bool = False
     """The reply is a JSON object."""
@@ -370,5 +375,4 @@ class SamplingParams(Constants):
         if room < 1:
             raise PromptTooLongError(prompt_tokens, context_length)
         seed = self.seed if self.seed is not None else secrets.randbits(63)
-        limit = min(self.max_new_tokens, room)
-        return self.replace(max_new_tokens=limit, seed=seed)
+        return self.replace(max_new_tokens=min(self.max_new_tokens, room), seed=seed)

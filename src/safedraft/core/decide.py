@@ -7,7 +7,7 @@ request nor the length of its blocks changes its reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,19 @@ class Draft(NamedTuple):
     """q of the token."""
     place: Place
     """The distribution q that it was taken from."""
+
+    def others(self, least: float) -> Iterator[tuple[int, float]]:
+        """The best other tokens of q that are at least so likely, the most likely first."""
+        ranked, row = self.place
+        if 1 - self.probability < least:
+            return
+        tokens = ranked.tokens[row]
+        chances = ranked.probability(row, tokens)
+        for token, chance in zip(tokens.tolist(), chances.tolist(), strict=True):
+            if not chance or chance < least:
+                return
+            if token != self.token:
+                yield token, chance
 
 
 class Candidate(NamedTuple):

@@ -1,61 +1,51 @@
 """The decoding loop: the draft proposes, the target verifies, each position is decided from both.
 
-Many requests go through the loop together: the passes of a block are handed to the engine at once.
-One request is the same loop.
+A block is a tree of drafted tokens, most often a chain. Its positions are decided one after the
+other, and the tree only says whether the next one was computed already. Many requests go through
+the loop together: the passes of a block are handed to the engine at once.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from safedraft.core.config import DraftingConfig
 from safedraft.core.constraint import Constrained, restrict
-from safedraft.core.decide import Candidate, Draft, decide, decide_alone, propose
+from safedraft.core.decide import Candidate, decide, decide_alone, propose
 from safedraft.core.errors import BrokenModelError, FormError, describe_failed_pass
-from safedraft.core.generation import Generation, Passes, Step, record
+from safedraft.core.generation import Generation, Step, record
 from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
 from safedraft.core.risk import RiskContext
-from safedraft.core.rows import Place, rank, require_finite
+from safedraft.core.rows import Place, Ranked, rank, require_finite
 from safedraft.core.rule import Decision
-from safedraft.core.session import Pass, Session, SessionEngine, Which, rewind_to
-
-
-class ReadModel(NamedTuple):
-    """One of the two models of a request: its session, unseen tokens and passes."""
-
-    session: Session
-    unseen: list[int]
-    """Tokens that the session has not seen."""
-    passes: Passes
+from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
+from safedraft.core.tree import ModelProgress, Node, Tree
 
 
 class Decoding(Generation):
     """One request on its way through the loop.
 
-    Between blocks each session holds every token but those it has not seen (``…_unseen``): the last
-    committed one, or none for the target when its distribution there is carried over.
+    Between blocks each session holds every decided token but those it has not seen: the last one,
+    or none for the target when its distribution there is carried over.
     """
 
     def __init__(self, request: Request, engine: SessionEngine) -> None:
         super().__init__(request)
         self.state = request.rule.start(request.config, request.context)
         self.constraints = request.constraints(self.state)
-        self.dead_ends: dict[int, FormError] = {}  # positions at which no token can be chosen
         config = request.config
         self.drafting = config if isinstance(config, DraftingConfig) else DraftingConfig()
-        self.target, self.draft = engine.session("target"), engine.session("draft")
-        self.target_unseen, self.draft_unseen = [*request.target_prompt], [*request.draft_prompt]
-        self.drafts: deque[Draft] = deque()  # proposed, not yet decided
-        self.rows: deque[Place] = deque()  # P at the positions to come
+        target, draft = engine.session("target"), engine.session("draft")
+        self.target = ModelProgress(target, request.target_prompt, self.target_passes)
+        self.draft = ModelProgress(draft, request.draft_prompt, self.draft_passes)
+        self.tree = Tree(request.target_prompt[-1])
         self.pauses = Pauses()
         self.position = self.decided = 0
         self.block = -1
@@ -70,7 +60,7 @@ class Decoding(Generation):
         """Maximum number of tokens to draft now."""
         if self.paused:
             return 0
-        if self.rows:  # carried over: decided as soon as the draft proposes a token there
+        if self.carries:
             return 1
         limit = self.state.draft_limit
         length = self.drafting.draft_length(self.decided) if limit is None else limit
@@ -79,20 +69,22 @@ class Decoding(Generation):
             last = min(last, reading)
         return min(length, last - self.position)
 
-    def drafts_more(self, length: int) -> bool:
-        """Whether one more token is drafted for a block of at most ``length``."""
-        if len(self.drafts) >= length or self.dead_ends:
-            return False
-        last = self.drafts[-1] if self.drafts else None
-        unsure = last and last.probability < self.drafting.draft_confidence
-        return not (last and (unsure or last.token in self.request.end_tokens))
+    @property
+    def carries(self) -> bool:
+        """Whether the target's distribution at the next position is carried over.
+
+        It is decided as soon as the draft proposes a token there.
+        """
+        return bool(self.tree.root.target)
 
     @property
     def can_decide(self) -> bool:
         """Whether the next position can be decided without another pass."""
+        last = self.tree.last
+        if self.ended or not last.target:
+            return False
         bonus = self.request.rule.after_match == "bonus"
-        alone = bonus or self.state.draft_limit == 0 or self.paused
-        return not self.ended and bool(self.rows) and (bool(self.drafts) or alone)
+        return bool(last.draft) or bonus or self.state.draft_limit == 0 or self.paused
 
     @property
     def wants_risk(self) -> bool:
@@ -105,19 +97,16 @@ class Decoding(Generation):
         assert self.state.reading is not None
         return self.state.reading
 
-    def read_model(self, which: Which) -> ReadModel:
-        """One of the two models, as the risk is read from it."""
-        if which == "target":
-            unseen = [] if self.rows else self.target_unseen
-            return ReadModel(self.target, unseen, self.target_passes)
-        return ReadModel(self.draft, self.draft_unseen, self.draft_passes)
+    def model(self, which: Which) -> ModelProgress:
+        """One of the two models."""
+        return self.target if which == "target" else self.draft
 
     def risk_tokens(self, which: Which) -> Sequence[int]:
         """The tokens after which a model's last hidden state shows the risk."""
         header, question = self.reading.readings[which]
         if question and not self.position:
             return question
-        return [*self.read_model(which).unseen, *header]
+        return [*self.model(which).unseen, *header]
 
     def assess(self) -> None:
         """Pass the risk to the rule, and rewind the tokens that were added only to read it.
@@ -126,51 +115,49 @@ class Decoding(Generation):
         """
         states = []
         for which in self.reading.probe.reads:
-            model = self.read_model(which)
+            model = self.model(which)
             states.append(model.session.hidden[-1].cpu())
             model.unseen[:] = rewind_to(model.session, self.risk_tokens(which), model.unseen)
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
-    def constrained(self, drafts: int) -> Constrained:
-        """The constraints at the position after the first ``drafts`` drafts."""
-        before = islice(self.drafts, drafts) if self.constraints else ()
-        return Constrained(self.constraints, [draft.token for draft in before])
+    def constrained(self, node: Node) -> Constrained:
+        """The constraints at the position after a node."""
+        return Constrained(self.constraints, node.path() if self.constraints else ())
 
     def fail(self, error: BrokenModelError) -> None:
         """End the request with an error; the others continue."""
         self.error, self.ended = error, True
 
-    def note_dead_end(self, position: int, error: FormError) -> None:
-        """Note a position at which no token can be chosen: the request ends if it gets there."""
-        self.dead_ends[position] = error
-        if position == self.position:
+    def note_dead_end(self, node: Node, error: FormError) -> None:
+        """Note that no token can be chosen after a node: the request ends if it gets there."""
+        node.dead_end = error
+        if node is self.tree.last:
             self.fail(error)
 
     def commit(self, decision: Decision) -> None:
-        """Record one decided position, and rewind what followed a rejected draft."""
-        drafted = decision.draft_probability is not None
+        """Record one decided position, and go to the node of its token."""
         try:
             for constraint in self.constraints:
                 constraint.decide(decision.token)
         except FormError as error:
             return self.fail(error)
         self.steps.append(record(self.request, self.state, decision, self.block))
-        self.pauses.note(drafted=drafted, followed=decision.followed, first=not self.decided)
+        drafted, first = bool(self.tree.last.draft), not self.decided
+        self.tree.advance(decision.token)
+        last = self.tree.last
+        self.pauses.note(drafted=drafted, followed=last in self.tree.nodes, first=first)
         self.ended = self.request.ends(decision.token, self.position)
         self.position += 1
         self.decided += 1
-        if not decision.followed:
-            self.draft.rewind(len(self.drafts))
-            self.target.rewind(len(self.rows))
-            self.drafts.clear()
-            self.rows.clear()
-            self.dead_ends.clear()
-            self.draft_unseen = [*([] if drafted else self.draft_unseen), decision.token]
-        if not self.rows:
-            self.target_unseen = [decision.token]
-        if self.position in self.dead_ends and not self.ended:
-            self.fail(self.dead_ends[self.position])
+        if last.dead_end and not self.ended:
+            self.fail(last.dead_end)
         return None
+
+    def settle(self) -> None:
+        """Make the last decided token the root of the next block's tree."""
+        for model in (self.target, self.draft):
+            model.settle(self.tree.path)
+        self.tree.restart()
 
 
 class Batch:
@@ -206,22 +193,24 @@ class Batch:
         It is decided first, from one draft, so that the target alone never chooses a token.
         """
         running = [one for one in self._running if not (one.ended or one.held)]
-        running = [decoding for decoding in running if decoding.rows] or running
+        running = [decoding for decoding in running if decoding.carries] or running
         self._assess([decoding for decoding in running if decoding.wants_risk])
         self._propose(running)
-        self._verify([decoding for decoding in running if not decoding.rows])
+        self._verify([decoding for decoding in running if not decoding.carries])
         while deciding := [decoding for decoding in running if decoding.can_decide]:
             self._decide(deciding)
+        for decoding in [one for one in running if not one.error]:
+            decoding.settle()
         self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
         """Read the risk of requests, after one pass of each model over their ``risk_tokens``."""
         for which in get_args(Which):
             asked = [one for one in reading if which in one.reading.readings and not one.ended]
-            models = [decoding.read_model(which) for decoding in asked]
+            sessions = [decoding.model(which).session for decoding in asked]
             tokens = [decoding.risk_tokens(which) for decoding in asked]
-            passes = [Pass(m.session, ids, 1) for m, ids in zip(models, tokens, strict=True)]
-            self._run(asked, passes, [model.passes for model in models])
+            passes = [Pass(one, ids, 1) for one, ids in zip(sessions, tokens, strict=True)]
+            self._run(asked, which, passes)
         for decoding in [one for one in reading if not one.ended]:
             try:
                 decoding.assess()
@@ -229,21 +218,23 @@ class Batch:
                 decoding.fail(error)
 
     def _propose(self, running: Sequence[Decoding]) -> None:
-        """Draft tokens until no request wants another; a session never holds its last draft."""
+        """Draft tokens, one level of every tree at a time; a session never holds its leaves."""
         most = self._most_drafts(len(running))
-        lengths = {id(decoding): min(decoding.draft_length(), most) for decoding in running}
-        while drafting := [d for d in running if d.drafts_more(lengths[id(d)]) and not d.ended]:
-            passes = [Pass(d.draft, d.draft_unseen, 1) for d in drafting]
-            drafting, logits = self._run(drafting, passes, [d.draft_passes for d in drafting])
+        for decoding in running:
+            decoding.tree.plant(min(decoding.draft_length(), most))
+        while drafting := [one for one in running if one.tree.frontier and not one.ended]:
+            passes = [decoding.draft.read(decoding.tree.frontier) for decoding in drafting]
+            drafting, logits = self._run(drafting, "draft", passes)
             if not drafting:
                 continue
-            rows = self._restrict(torch.cat(logits), [(d, len(d.drafts)) for d in drafting])
-            ranked = rank(rows, [d.request.sampling.temperature for d in drafting])
-            positions = [d.position + len(d.drafts) for d in drafting]
-            drafts = propose(ranked, [d.request for d in drafting], positions)
-            for decoding, draft in zip(drafting, drafts, strict=True):
-                decoding.drafts.append(draft)
-                decoding.draft_unseen = [draft.token]
+            rows = [(decoding, node) for decoding in drafting for node in decoding.tree.frontier]
+            ranked = self._rank(torch.cat(logits), rows)
+            positions = [decoding.position + node.depth for decoding, node in rows]
+            drafts = propose(ranked, [decoding.request for decoding, _ in rows], positions)
+            for (_, node), draft in zip(rows, drafts, strict=True):
+                node.draft = draft
+            for decoding in drafting:
+                decoding.tree.grow(decoding.drafting, decoding.request.end_tokens)
 
     def _most_drafts(self, requests: int) -> int:
         """Maximum number of tokens to draft for each of so many requests."""
@@ -252,52 +243,52 @@ class Batch:
         return max(1, self._rows_at_once // max(requests, 1) - 1)
 
     def _verify(self, running: Sequence[Decoding]) -> None:
-        """One pass of the target: P at every drafted position and, unless the rule stops, after."""
+        """One pass of the target: P after every node and, unless the rule stops, every leaf."""
         running = [decoding for decoding in running if not decoding.ended]
-        passes = []
+        fed = {}
         for decoding in running:
-            fed = [draft.token for draft in decoding.drafts]
-            if decoding.request.rule.after_match == "stop":
-                fed = fed[:-1]
-            passes.append(Pass(decoding.target, [*decoding.target_unseen, *fed], len(fed) + 1))
-        running, logits = self._run(running, passes, [d.target_passes for d in running])
+            stops = decoding.request.rule.after_match == "stop"
+            nodes = [node for node in decoding.tree.nodes if node.draft or not stops]
+            fed[decoding] = [decoding.tree.root, *nodes]
+        passes = [decoding.target.read(fed[decoding]) for decoding in running]
+        running, logits = self._run(running, "target", passes)
         for decoding, own in zip(running, logits, strict=True):
-            rows = self._restrict(own, [(decoding, row) for row in range(len(own))])
-            ranked = rank(rows, [decoding.request.sampling.temperature] * len(rows))
-            decoding.rows.extend(Place(ranked, row) for row in range(len(rows)))
+            ranked = self._rank(own, [(decoding, node) for node in fed[decoding]])
+            for row, node in enumerate(fed[decoding]):
+                node.target = Place(ranked, row)
             decoding.block, decoding.decided = decoding.block + 1, 0
 
     @staticmethod
-    def _restrict(logits: Tensor, rows: Sequence[tuple[Decoding, int]]) -> Tensor:
-        """Apply its request's constraints to each row.
+    def _rank(logits: Tensor, rows: Sequence[tuple[Decoding, Node]]) -> Ranked:
+        """Rank the tokens of each row, after its request's constraints were applied.
 
         Args:
             logits: ``[n, V]``.
-            rows: the request of each row, and how many of its drafts come before it.
+            rows: the request of each row, and the node after which it is.
         """
-        logits, failed = restrict(logits, [one.constrained(drafts) for one, drafts in rows])
+        logits, failed = restrict(logits, [one.constrained(node) for one, node in rows])
         for row, error in failed.items():
-            one, drafts = rows[row]
-            one.note_dead_end(one.position + drafts, error)
-        return logits
+            decoding, node = rows[row]
+            decoding.note_dead_end(node, error)
+        return rank(logits, [decoding.request.sampling.temperature for decoding, _ in rows])
 
     def _decide(self, deciding: Sequence[Decoding]) -> None:
         """Decide the next position of each request."""
         candidates = []
         for decoding in deciding:
-            target = decoding.rows.popleft()
-            if not decoding.drafts:
-                decoding.commit(decide_alone(target, decoding.request, decoding.position))
+            request, position, node = decoding.request, decoding.position, decoding.tree.last
+            assert node.target is not None
+            if not node.draft:
+                decoding.commit(decide_alone(node.target, request, position))
                 continue
-            request, state, position = decoding.request, decoding.state, decoding.position
-            candidate = Candidate(request, state, position, decoding.drafts.popleft(), target)
+            candidate = Candidate(request, decoding.state, position, node.draft, node.target)
             candidates.append((decoding, candidate))
         decisions = decide([candidate for _, candidate in candidates])
         for (decoding, _), decision in zip(candidates, decisions, strict=True):
             decoding.commit(decision)
 
     def _run(
-        self, running: Sequence[Decoding], passes: Sequence[Pass], counters: Sequence[Passes]
+        self, running: Sequence[Decoding], which: Which, passes: Sequence[Pass]
     ) -> tuple[list[Decoding], list[Tensor]]:
         """Run passes together; a request whose logits are not finite ends, the others continue.
 
@@ -316,11 +307,12 @@ class Batch:
             return [], []
         seconds = time.perf_counter() - started
         whole: list[tuple[Decoding, Tensor]] = []
-        for decoding, one, rows, counter in zip(running, passes, logits, counters, strict=True):
-            counter.passes += 1
-            counter.seconds += seconds
+        for decoding, rows in zip(running, logits, strict=True):
+            model = decoding.model(which)
+            model.passes.passes += 1
+            model.passes.seconds += seconds
             try:
-                require_finite(rows, one.session.name)
+                require_finite(rows, model.session.name)
             except BrokenModelError as error:
                 decoding.fail(error)
             else:

@@ -28,7 +28,7 @@ class Pauses:
 
         Args:
             drafted: whether a token was drafted for the position.
-            followed: whether the decided token is the drafted one.
+            followed: whether the decided token was drafted, as the first child or as another one.
             first: whether it is the first token of its block.
         """
         if not drafted:

@@ -33,8 +33,47 @@ class Session(Protocol):
         ...
 
     def rewind(self, count: int) -> None:
-        """Forget the last ``count`` tokens."""
+        """Forget the last ``count`` tokens; no node of a tree is open."""
         ...
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Keep some of the open nodes of a tree, and forget the others; none is open afterwards.
+
+        Args:
+            path: numbers of nodes, each of which follows the one before it; the first follows the
+                token before the nodes.
+        """
+        ...
+
+
+class OpenNodes:
+    """The nodes of a tree at the end of a session: tokens that several continuations share.
+
+    Nodes are numbered in the order in which they were appended, from 0. The text of a node consists
+    of the tokens before all nodes and of its ancestors; their keys lie apart from each other.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[list[int]] = []
+        """For each node the numbers of its ancestors and its own, the first one first."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each node follows the one before it."""
+        return all(len(path) == number for number, path in enumerate(self.paths, 1))
+
+    def append(self, parents: Sequence[int]) -> None:
+        """Append nodes; ``parents`` are as in ``Pass``."""
+        for parent in parents:
+            ancestors = self.paths[parent] if parent >= 0 else []
+            self.paths.append([*ancestors, len(self.paths)])
+
+    def clear(self) -> None:
+        """Make no node open."""
+        self.paths.clear()
 
 
 def rewind_to(session: Session, held: Sequence[int], tokens: Sequence[int]) -> Sequence[int]:
@@ -62,6 +101,10 @@ class Pass(NamedTuple):
     """Appended to the session."""
     keep: int
     """How many of the last tokens are followed by logits in the result, at least 1."""
+    parents: Sequence[int] = ()
+    """For each of the last tokens, if they are nodes of a tree, the number of the node that it
+    follows among the session's open nodes; -1: the last token before them. The tokens before these
+    follow each other, and there are none where nodes are open already."""
 
 
 @runtime_checkable

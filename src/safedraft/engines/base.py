@@ -37,6 +37,8 @@ class Capability(StrEnum):
     """Cut the composite by ``min_p``."""
     LOGIT_BIAS = "logit bias"
     """Add ``logit_bias`` to the logits of both models."""
+    TREES = "trees"
+    """Draft a tree of several continuations (``draft_tree_threshold``)."""
     TOGETHER = "passes together"
     """Run the passes of several requests in hardly more time than that of one."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.decode import Batch
-from safedraft.core.session import Pass, Which
+from safedraft.core.session import OpenNodes, Pass, Which
 from safedraft.engines.base import Capabilities, Capability
 
 Script = Callable[[Sequence[int]], Tensor]
@@ -27,18 +27,30 @@ class ScriptedSession:
         self._script = script
         self.name = name
         self.ids: list[int] = []
+        self.open = OpenNodes()
         self.calls: list[tuple[str, int]] = []
         self._logits = torch.empty(0, 0)
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
+    def forward(self, ids: Sequence[int], keep: int, parents: Sequence[int] = ()) -> Tensor:
         """Append ``ids``; the logits after each of the last ``keep``, ``[keep, V]``."""
         if not 0 < keep <= len(ids):
             raise ValueError(f"cannot keep {keep} rows of {len(ids)} tokens")
+        if self.open and len(parents) < len(ids):
+            raise ValueError("tokens without a parent cannot follow open nodes")
         self.calls.append(("forward", len(ids)))
         self.ids.extend(ids)
-        ends = range(len(self.ids) - keep + 1, len(self.ids) + 1)
-        self._logits = torch.stack([self._script(self.ids[:end]) for end in ends]).float()
+        self.open.append(parents)
+        ends = range(len(self.ids) - keep, len(self.ids))
+        self._logits = torch.stack([self._script(self._text(end)) for end in ends]).float()
         return self._logits
+
+    def _text(self, place: int) -> list[int]:
+        """The tokens up to the one at ``place``, without nodes of other continuations."""
+        first = len(self.ids) - len(self.open)
+        if place < first:
+            return self.ids[: place + 1]
+        path = self.open.paths[place - first]
+        return [*self.ids[:first], *(self.ids[first + node] for node in path)]
 
     @property
     def hidden(self) -> Tensor:
@@ -47,10 +59,19 @@ class ScriptedSession:
 
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
-        if not 0 <= count <= len(self.ids):
+        if self.open or not 0 <= count <= len(self.ids):
             raise ValueError(f"cannot rewind {count} of {len(self.ids)} tokens")
         self.calls.append(("rewind", count))
         del self.ids[len(self.ids) - count :]
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Keep a path of the open nodes."""
+        if path and self.open.paths[path[-1]] != [*path]:
+            raise ValueError(f"{path} is not a path of the open nodes")
+        self.calls.append(("rewind", len(self.open) - len(path)))
+        first = len(self.ids) - len(self.open)
+        self.ids[first:] = [self.ids[first + node] for node in path]
+        self.open.clear()
 
 
 class ScriptedEngine:
@@ -86,7 +107,8 @@ class ScriptedEngine:
         """Run the passes one by one."""
         self.batches.append(len(passes))
         return [
-            cast("ScriptedSession", one.session).forward(one.tokens, one.keep) for one in passes
+            cast("ScriptedSession", one.session).forward(one.tokens, one.keep, one.parents)
+            for one in passes
         ]
 
     def batch(self) -> Batch:

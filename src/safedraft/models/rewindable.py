@@ -11,13 +11,16 @@ from safedraft.models.causal import causal_config, model_class, why_not_causal
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["empty_cache", "model_class", "why_not_rewindable"]
+__all__ = ["empty_cache", "model_class", "why_no_trees", "why_not_rewindable"]
 
 _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 """Names of layers whose state is keys and values, which can be cut back."""
 
 _ALWAYS_CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 """Decoders whose configuration does not call itself one."""
+
+_TAKES_MASKS = {"sdpa", "stacked_sdpa", "eager"}
+"""Implementations of attention to which any mask can be given."""
 
 _COUNTS_ANEW = {"bamba"}
 """Models that count positions from 0 in every pass, however many tokens are in the cache."""
@@ -62,6 +65,28 @@ def why_not_rewindable(
             f"{kind} has layers whose state cannot be rewound after a rejected draft "
             f"({', '.join(sorted(stuck))})"
         )
+    return None
+
+
+def why_no_trees(model: PreTrainedModel) -> str | None:
+    """Why a model cannot read a tree of drafts in one pass, or None if it can.
+
+    Its attention has to take a mask of its own, its positions have to be given, and its cache has
+    to keep every position, so that the nodes that were accepted can be moved together.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    kind = model.config.model_type
+    layers = {type(layer) for layer in empty_cache(model.config).layers}
+    if others := ", ".join(sorted(layer.__name__ for layer in layers - {DynamicLayer})):
+        return f"{kind} has layers that do not keep every position ({others})"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return f"{kind} is given no positions"
+    if getattr(model.config.get_text_config(), "alibi", False):
+        return f"{kind} derives positions from its mask"
+    attention = model.config._attn_implementation
+    if attention not in _TAKES_MASKS:
+        return f"attn_implementation {attention} takes no mask of a tree: use sdpa"
     return None
 
 

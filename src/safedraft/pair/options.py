@@ -106,6 +106,17 @@ def require_able(pair: LoadedPair, sampling: SamplingParams) -> None:
             raise SafeDraftError(f"logit_bias: {last}: ids end at {pair.vocabulary - 1}")
 
 
+def require_drafting(pair: LoadedPair, constants: Constants) -> Constants:
+    """Return the constants of a request, after the check that a pair can draft as they say.
+
+    Raises:
+        SafeDraftError: its engine cannot; the message says why.
+    """
+    if getattr(constants, "draft_tree_threshold", 1) < 1:
+        pair.engine.capabilities.require(Capability.TREES, "draft_tree_threshold")
+    return constants
+
+
 def find_constants(rule: str | None) -> type[Constants]:
     """The class of the constants of a rule; None: of a pair.
 

@@ -31,6 +31,7 @@ from safedraft.pair.options import (
     read_sampling,
     require_able,
     require_alternatives,
+    require_drafting,
     take_alternatives,
     take_sampling,
 )
@@ -238,7 +239,7 @@ class TokenPair(LoadedPair):
             tuple(prompts.target),
             tuple(prompts.draft),
             decided_by,
-            read_constants(decided_by.config, config, self.config),
+            require_drafting(self, read_constants(decided_by.config, config, self.config)),
             sampling,
             self.end_tokens_of(sampling),
             Context(turn_begun, self.refusal_tokens, self._risk_context(prompts, form)),
@@ -268,8 +269,7 @@ class TokenPair(LoadedPair):
             which: Reading(self.turn_headers[which], tuple(questions.get(which, ())))
             for which in self.probe.reads
         }
-        longest = max(len(reading.question) for reading in readings.values())
-        if longest > self.context_length:
+        if (longest := max(len(one.question) for one in readings.values())) > self.context_length:
             raise PromptTooLongError(longest, self.context_length)
         return RiskContext(self.probe, readings)
 

@@ -51,12 +51,12 @@ def logits_of(pair: safedraft.Pair, which: Any) -> Any:
     return ask
 
 
-@pytest.mark.parametrize("drafted", [1, 3, 9])
+@pytest.mark.parametrize(("drafted", "threshold"), [(1, 1.0), (3, 1.0), (9, 1.0), (12, 0.001)])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_the_loop_equals_the_reference_whatever_runs_beside_it(
-    pair: safedraft.Pair, drafted: int, temperature: float
+    pair: safedraft.Pair, drafted: int, threshold: float, temperature: float
 ) -> None:
-    config = SSDConfig(draft_tokens=drafted, draft_confidence=0.0, bin_size=4)
+    config = SSDConfig(draft_tokens=drafted, draft_tree_threshold=threshold, bin_size=4)
     sampling = SamplingParams(max_new_tokens=30, temperature=temperature, seed=3)
     models = logits_of(pair, "target"), logits_of(pair, "draft")
     slow = list(reference_decode(*models, *PROMPTS, config, sampling))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,7 +18,7 @@ if why_not_available():
 compile_program()
 
 from safedraft.engines.cpu.architecture import why_not_supported  # noqa: E402
-from safedraft.engines.cpu.decoder import CHUNK, Decoder, Tree  # noqa: E402
+from safedraft.engines.cpu.decoder import CHUNK, Decoder  # noqa: E402
 from safedraft.engines.cpu.pack import pack, read, save  # noqa: E402
 
 IDS = torch.randint(VOCABULARY, (150,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -93,20 +92,34 @@ def test_a_long_text_up_to_the_limit():
         ask(decoder, session, [1])
 
 
-def test_a_tree_sees_only_its_own_branch(decoder):
-    session = decoder.session()
-    ask(decoder, session, IDS[:30])
-    branches = [[1, 2, 3], [1, 4]]
-    expected = []
-    for branch in branches:
-        expected.append(ask(decoder, session, branch))
-        session.rewind(len(branch))
-    # 1 → 2 → 3 and 1 → 4
-    sees = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]], bool)
-    tree = Tree([30, 31, 32, 31], sees)
-    (found,) = decoder.forward([Pass(session, [1, 2, 3, 4], 4)], [tree])
-    torch.testing.assert_close(found[:3], expected[0], rtol=0, atol=1e-3)
-    torch.testing.assert_close(found[[0, 3]], expected[1], rtol=0, atol=1e-3)
+TREE = [-1, 0, 1, 0, -1, 4, 3, 3, 2]
+"""Of each node the number of the one that it follows."""
+
+
+def path_to(node):
+    return [] if node < 0 else [*path_to(TREE[node]), node]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", [1, 30, 120])
+def test_nodes_of_a_tree_have_the_bits_of_their_own_texts(family, head):
+    decoder = make(family)
+    nodes = IDS[-len(TREE) :]
+    whole, parts = decoder.session(), decoder.session()
+    logits = [decoder.forward([Pass(whole, IDS[:head] + nodes, len(TREE), TREE)])[0]]
+    ask(decoder, parts, IDS[:head])
+    some = [Pass(parts, nodes[at : at + 3], 3, TREE[at : at + 3]) for at in (0, 3, 6)]
+    logits.append(torch.cat([decoder.forward([one])[0] for one in some]))
+    for node in range(len(TREE)):
+        text = IDS[:head] + [nodes[at] for at in path_to(node)]
+        expected = ask(decoder, decoder.session(), text, 1)[0]
+        assert all(torch.equal(found[node], expected) for found in logits)
+    for session, node in ((whole, 5), (parts, 6)):
+        session.keep(path_to(node))
+        text = IDS[:head] + [nodes[at] for at in path_to(node)]
+        assert session.length == len(text)
+        expected = ask(decoder, decoder.session(), [*text, 7], 1)
+        assert torch.equal(ask(decoder, session, [7]), expected)
 
 
 def test_the_last_hidden_states(decoder):

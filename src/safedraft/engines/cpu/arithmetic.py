@@ -165,12 +165,39 @@ def rotate(values, angles, half, factor):  # type: ignore[no-untyped-def]
         values[d] *= factor
 
 
-@njit(fastmath=_SUMS, error_model="numpy")
-def softmax(scores, length, open_places, mask):  # type: ignore[no-untyped-def]
-    """Turn scores in place into a distribution; a mask of 0 leaves out a place that is not open."""
+@njit(error_model="numpy")
+def gather_seen(scores, length, open_places, mask):  # type: ignore[no-untyped-def]
+    """Move the scores of the places that are seen together; return how many these are.
+
+    They come in the order of their text, as those of a text without other continuations do, so that
+    the sums over them have the same bits.
+
+    Args:
+        scores: of the places in the order of the cache.
+        length: number of places.
+        open_places: how many of the first places are seen.
+        mask: for each of the other places, 0 if it is not seen.
+    """
+    seen = open_places
     for s in range(open_places, length):
-        if mask[s - open_places] == 0:
-            scores[s] = np.float32(-np.inf)
+        if mask[s - open_places] != 0:
+            scores[seen] = scores[s]
+            seen += 1
+    return seen
+
+
+@njit(error_model="numpy")
+def scatter_seen(scores, length, open_places, mask, seen):  # type: ignore[no-untyped-def]
+    """Move numbers back to where ``gather_seen`` took them from, and fill the others with 0."""
+    for s in range(length - 1, open_places - 1, -1):
+        is_seen = mask[s - open_places] != 0
+        seen -= is_seen
+        scores[s] = scores[seen] if is_seen else np.float32(0)
+
+
+@njit(fastmath=_SUMS, error_model="numpy")
+def softmax(scores, length):  # type: ignore[no-untyped-def]
+    """Turn scores in place into a distribution."""
     largest = np.float32(-np.inf)
     for s in range(length):
         largest = scores[s] if scores[s] > largest else largest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.core.session import Pass
+from safedraft.core.session import OpenNodes, Pass
 from safedraft.engines.cpu.pack import Packed
 from safedraft.engines.cpu.program import (
     LAYER,
@@ -28,6 +28,8 @@ from safedraft.kernels.openmp import run_in_threads
 CHUNK = 128
 """Largest number of rows that are computed together, which bounds the memory of activations."""
 
+_SEES_ALL = np.empty(0, np.int8)
+
 _ROOM = 256
 """Tokens for which a new cache has room; it doubles when it is full."""
 
@@ -43,6 +45,8 @@ class CPUSession:
         self.name = decoder.name
         self.decoder = decoder
         self.length = 0
+        """Number of tokens in the cache, those of open nodes included."""
+        self.open = OpenNodes()
         self.hidden = torch.empty(0, decoder.packed.architecture.hidden)
         """The last hidden states, normed, of the tokens that had logits in the last pass."""
         self.capacity = 0
@@ -52,6 +56,19 @@ class CPUSession:
     def rewind(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
         self.length -= count
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Keep a path of the open nodes: its keys and values move together."""
+        first = self.length - len(self.open)
+        taken, places = first + np.array(path, int), first + np.arange(len(path))
+        moved = taken != places
+        taken, places = taken[moved], places[moved]
+        if len(taken):
+            blocks, lanes = np.divmod(taken, LANES)
+            self.keys[:, :, places // LANES, :, places % LANES] = self.keys[:, :, blocks, :, lanes]
+            self.values[:, :, :, places] = self.values[:, :, :, taken]
+        self.length = first + len(path)
+        self.open.clear()
 
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens in all.
@@ -76,21 +93,13 @@ class CPUSession:
         self.keys, self.values, self.capacity = keys, values, capacity
 
 
-class Tree(NamedTuple):
-    """Positions and mask of a pass whose tokens are a tree of several continuations."""
-
-    positions: Sequence[int]
-    """The position of each token, counted from the session's first."""
-    sees: NDArray[np.bool_]
-    """``[n, n]``: whether a token sees another one of the pass, itself included."""
-
-
 class _Row(NamedTuple):
     token: int
     session: CPUSession
     place: int
     position: int
-    mask: NDArray[np.int8] | None
+    mask: NDArray[np.int8]
+    """Whether it sees each of the last places up to its own; all places before those are seen."""
 
 
 class Decoder:
@@ -171,22 +180,16 @@ class Decoder:
         """Create an empty session."""
         return CPUSession(self)
 
-    def forward(
-        self, passes: Sequence[Pass], trees: Sequence[Tree | None] | None = None
-    ) -> list[Tensor]:
+    def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Append tokens to sessions; return logits ``[keep, V]`` in float32 for each pass.
-
-        Args:
-            passes: the tokens, and of how many of them logits are wanted.
-            trees: for each pass how its tokens see each other; None if they follow each other.
 
         Raises:
             SafeDraftError: a text is longer than the model can read.
         """
         rows: list[_Row] = []
         kept: list[bool] = []
-        for item, tree in zip(passes, trees or [None] * len(passes), strict=True):
-            rows += _rows(item, tree)
+        for item in passes:
+            rows += _rows(item)
             count = len(item.tokens)
             kept += [index >= count - item.keep for index in range(count)]
         logits, states = [], []
@@ -243,12 +246,9 @@ class Decoder:
         return logits, states
 
     def _record(self, row: _Row, number: dict[int, int], angles: int) -> tuple[int, ...]:
-        if row.mask is None:
-            length = seen = row.place + 1
-            mask = 0
-        else:
-            seen = row.session.length
-            length, mask = seen + len(row.mask), row.mask.ctypes.data
+        length = row.place + 1
+        seen = length - len(row.mask)
+        mask = row.mask.ctypes.data
         place = angles + 4 * self.packed.architecture.rotated * row.position
         return row.token, number[id(row.session)], row.place, length, seen, mask, place
 
@@ -267,22 +267,29 @@ def _session(item: Pass) -> CPUSession:
     return item.session
 
 
-def _rows(item: Pass, tree: Tree | None) -> list[_Row]:
+def _rows(item: Pass) -> list[_Row]:
     session = _session(item)
     known = session.decoder.packed.linears[-2].outputs
     if not 0 <= min(item.tokens) <= max(item.tokens) < known:
         raise SafeDraftError(
             f"{session.name} was given token {max(item.tokens)}, and the model has {known}"
         )
-    start = session.length
-    session.reserve(start + len(item.tokens))
-    if tree is None:
-        return [
-            _Row(token, session, start + index, start + index, None)
-            for index, token in enumerate(item.tokens)
-        ]
-    sees = tree.sees.astype(np.int8)
-    return [
-        _Row(token, session, start + index, position, sees[index])
-        for index, (token, position) in enumerate(zip(item.tokens, tree.positions, strict=True))
-    ]
+    start, end = session.length, session.length + len(item.tokens)
+    session.reserve(end)
+    session.open.append(item.parents)
+    first = end - len(session.open)
+    rows = []
+    for place, token in enumerate(item.tokens, start):
+        path = session.open.paths[place - first] if place >= first else []
+        position = first + len(path) - 1 if path else place
+        rows.append(_Row(token, session, place, position, _mask(path)))
+    return rows
+
+
+def _mask(path: Sequence[int]) -> NDArray[np.int8]:
+    """Which nodes the last one of a path sees, itself included; empty if it sees them all."""
+    if not path or len(path) == path[-1] + 1:
+        return _SEES_ALL
+    mask = np.zeros(path[-1] + 1, np.int8)
+    mask[list(path)] = 1
+    return mask

@@ -19,6 +19,7 @@ from safedraft.engines.cpu.arithmetic import (
     bytes_at,
     floats,
     gate,
+    gather_seen,
     integers,
     inverse_norm,
     multiply_by,
@@ -26,6 +27,7 @@ from safedraft.engines.cpu.arithmetic import (
     rotate,
     scale_floats,
     scale_integers,
+    scatter_seen,
     softmax,
 )
 from safedraft.kernels.layout import COLUMNS, GROUP, GROUP_BYTES, INPUTS, LANES, ROWS
@@ -204,7 +206,10 @@ def _attend(job, layer, row, group, record, sequence, thread):  # type: ignore[n
                 4 * padded,
             )
         for head in range(heads):
-            softmax(floats(scores + 4 * head * padded, length), length, record.open, mask)
+            own = floats(scores + 4 * head * padded, length)
+            seen = gather_seen(own, length, record.open, mask)
+            softmax(own, seen)
+            scatter_seen(own, length, record.open, mask, seen)
         for part in range(W // LANES):
             add_float_products(
                 heads,

@@ -11,6 +11,7 @@ from safedraft.core.decode import Batch
 from safedraft.core.session import Pass, Which
 from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.transformers.session import TransformersSession
+from safedraft.models.rewindable import why_no_trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,9 +29,6 @@ class TransformersEngine:
     """
 
     name = "transformers"
-    capabilities = Capabilities(
-        {Capability.TOGETHER: "Transformers runs the passes of requests one after the other"}
-    )
 
     def __init__(
         self,
@@ -39,21 +37,31 @@ class TransformersEngine:
         vocabulary: int,
         names: tuple[str, str] = ("target", "draft"),
     ) -> None:
+        missing = {
+            Capability.TOGETHER: "Transformers runs the passes of requests one after the other"
+        }
         self._models = {"target": target, "draft": draft}
+        self._why_no_trees = {which: why_no_trees(one) for which, one in self._models.items()}
+        for reason in filter(None, self._why_no_trees.values()):
+            missing[Capability.TREES] = f"{reason}: leave it at 1"
+        self.capabilities = Capabilities(missing)
         self._names = dict(zip(self._models, names, strict=True))
         self._vocabulary = vocabulary
 
     def session(self, which: Which) -> TransformersSession:
         """Create an empty session in one of the two models."""
-        device = self._models["target"].device
         return TransformersSession(
-            self._models[which], self._names[which], self._vocabulary, device
+            self._models[which],
+            self._names[which],
+            self._vocabulary,
+            self._models["target"].device,
+            self._why_no_trees[which],
         )
 
     def forward(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Run the passes one by one; return float32 logits ``[keep, V]`` of each."""
         return [
-            cast("TransformersSession", item.session).forward(item.tokens, item.keep)
+            cast("TransformersSession", item.session).forward(item.tokens, item.keep, item.parents)
             for item in passes
         ]
 

@@ -18,6 +18,7 @@ from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.decode import decode
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.request import Request
+from safedraft.engines.base import Capability
 from safedraft.engines.transformers.engine import TransformersEngine
 from safedraft.engines.transformers.unwrap import (
     require_adapters_in_layers,
@@ -135,10 +136,14 @@ def ssd_generate(
     own_prompt = _read_draft_prompt(draft_input_ids, input_ids, draft)
     room = _count_room(generation_config.max_length, prompt, own_prompt, model, draft)
     sampling = _read_sampling(generation_config, room, seed)
-    request = Request(prompt, own_prompt, SSD(), _read_config(ssd_config), sampling)
+    config = _read_config(ssd_config)
+    request = Request(prompt, own_prompt, SSD(), config, sampling)
     vocabulary = min(one.config.get_text_config().vocab_size for one in (model, draft))
+    engine = TransformersEngine(model, draft, vocabulary)
+    if config.draft_tree_threshold < 1:
+        engine.capabilities.require(Capability.TREES, "draft_tree_threshold")
     sequence = input_ids
-    for _, step in decode(TransformersEngine(model, draft, vocabulary), [request]):
+    for _, step in decode(engine, [request]):
         token = torch.tensor([[step.token]], device=input_ids.device)
         sequence = torch.cat([sequence, token], dim=-1)
         if streamer is not None:

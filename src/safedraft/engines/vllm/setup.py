@@ -212,6 +212,9 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
+_OF_CHAINS = {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
+"""Constants with which every block is a chain."""
+
 _READS_ONCE = (
     "reading_bins: vLLM reads the risk of a request once, before the reply, so that one harmful "
     "question among several is found less often: decode with --engine cpu or transformers, or "
@@ -225,9 +228,9 @@ def plan(
     """Fetch a pair and check that vLLM can run it.
 
     vLLM gives both models one prompt, drafts for a whole batch at once, and reads no risk inside a
-    reply. So a registered pair's ``draft_growth`` and ``reading_bins`` are set to 0, and T is at
-    most ``MAX_DRAFT_TOKENS`` if its drafts end early. The constants that the user named are those
-    set in ``config`` (``model_fields_set``).
+    reply. So a registered pair's ``draft_growth`` and ``reading_bins`` are set to 0, its drafts are
+    chains, and T is at most ``MAX_DRAFT_TOKENS`` if its drafts end early. The constants that the
+    user named are those set in ``config`` (``model_fields_set``).
 
     Raises:
         SafeDraftError: the pair needs two prompts, or a file cannot be fetched or read.
@@ -247,12 +250,15 @@ def plan(
     named = config.model_fields_set if config else frozenset()
     if config and "draft_growth" in named and config.draft_growth:
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
+    for name, of_chains in _OF_CHAINS.items():
+        if config and name in named and getattr(config, name) != of_chains:
+            raise SafeDraftError(f"{name}: vLLM drafts chains, leave it at {of_chains:g}")
     chosen = RiskConfig.extend(config or spec.config)
     if "reading_bins" in named and chosen.reading_bins:
         raise SafeDraftError(_READS_ONCE)
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0}
+    changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0, **_OF_CHAINS}
     if chosen.reading_bins and parts.probe:
         warnings.warn(_READS_ONCE, UnguardedWarning, stacklevel=4)
         parts = parts._replace(warnings=(*parts.warnings, _READS_ONCE))

@@ -1,0 +1,181 @@
+"""Trees of drafted tokens: their nodes, and which nodes are drafted.
+
+A chain is a tree whose nodes have one child each. The shape of a tree changes the speed and
+nothing else, since every position is decided before its token is looked up among the children.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+from safedraft.core.config import DraftingConfig
+from safedraft.core.decide import Draft
+from safedraft.core.errors import FormError
+from safedraft.core.generation import Passes
+from safedraft.core.rows import Place
+from safedraft.core.session import Pass, Session
+
+
+class Node:
+    """A token, and what is known about the position after it.
+
+    Args:
+        token: the token.
+        parent: the node before it; None for the root, the last decided token.
+        probability: q of the token, 1 for the root.
+    """
+
+    __slots__ = (
+        "children",
+        "dead_end",
+        "depth",
+        "draft",
+        "parent",
+        "probability",
+        "score",
+        "target",
+        "token",
+    )
+
+    def __init__(self, token: int, parent: Node | None = None, probability: float = 1.0) -> None:
+        self.token, self.parent, self.probability = token, parent, probability
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.score: float = parent.score * probability if parent else 1.0
+        """Product of q over the tokens after the root."""
+        self.children: list[Node] = []
+        self.draft: Draft | None = None
+        """The draft's own proposal for the position after the token."""
+        self.target: Place | None = None
+        """The target's distribution P there."""
+        self.dead_end: FormError | None = None
+        """Why no token can be chosen there."""
+
+    def path(self) -> list[int]:
+        """The tokens after the root, up to this one."""
+        return [*self.parent.path(), self.token] if self.parent else []
+
+    def child(self, token: int) -> Node | None:
+        """The child that is ``token``; None if it was not drafted."""
+        return next((child for child in self.children if child.token == token), None)
+
+
+class Tree:
+    """The drafted tokens of a block, and those of its tokens that are decided.
+
+    Args:
+        token: the root, the last decided token.
+    """
+
+    def __init__(self, token: int) -> None:
+        self.root = self.last = Node(token)
+        """``last`` is the node that was decided last."""
+        self.path: list[Node] = []
+        """Decided nodes after the root, drafted or not."""
+        self.nodes: list[Node] = []
+        """Drafted nodes after the root; each comes after its parent."""
+        self.frontier: list[Node] = []
+        """Nodes after which the draft reads on."""
+        self._room = 0  # for more nodes
+
+    def plant(self, room: int) -> None:
+        """Begin to draft at most ``room`` tokens."""
+        self._room = room
+        self.frontier = [self.root] if room else []
+
+    def grow(self, config: DraftingConfig, end: Collection[int]) -> None:
+        """Draft children of the frontier, whose proposals are known.
+
+        Args:
+            config: which tokens are drafted.
+            end: tokens that end the reply, after which nothing is drafted.
+        """
+        children = grow(self.frontier, self._room, config.draft_tree_threshold)
+        self.nodes += children
+        self._room -= len(children)
+        sure = [node for node in children if node.probability >= config.draft_confidence]
+        nodes = [node for node in sure if node.token not in end]
+        enough = sum(node.score for node in nodes) >= config.draft_tree_stop
+        self.frontier = nodes if self._room and enough else []
+
+    def advance(self, token: int) -> None:
+        """Go to the decided token, whether it was drafted or not."""
+        self.last = self.last.child(token) or Node(token, self.last)
+        self.path.append(self.last)
+
+    def restart(self) -> None:
+        """Make the last decided token the root, and forget the others."""
+        target, self.path, self.nodes = self.last.target, [], []
+        self.root = self.last = Node(self.last.token)
+        self.root.target = target
+
+
+class ModelProgress:
+    """What one of the two models has read of a request.
+
+    Args:
+        session: its session.
+        prompt: its prompt, at least one token.
+        passes: counts its passes.
+    """
+
+    def __init__(self, session: Session, prompt: Sequence[int], passes: Passes) -> None:
+        self.session, self.passes = session, passes
+        self.unseen = [*prompt]
+        """Decided tokens that the session has not seen."""
+        self._nodes: list[Node] = []  # open in the session
+
+    def read(self, nodes: Sequence[Node]) -> Pass:
+        """Make the pass after which the positions after ``nodes`` are known.
+
+        The root is the last unseen token, and all other nodes follow it.
+        """
+        later = [node for node in nodes if node.parent]
+        self._nodes += later
+        numbers = {node: number for number, node in enumerate(self._nodes)}
+        parents = [numbers.get(node.parent, -1) for node in later if node.parent]
+        tokens = [*self.unseen, *(node.token for node in later)]
+        self.unseen.clear()
+        return Pass(self.session, tokens, len(nodes), parents)
+
+    def settle(self, path: Sequence[Node]) -> None:
+        """Forget all nodes but those that were decided, which are on ``path``."""
+        held = [node for node in path if node in self._nodes]
+        self.session.keep([self._nodes.index(node) for node in held])
+        self.unseen += [node.token for node in path[len(held) :]]
+        self._nodes.clear()
+
+
+def grow(level: Sequence[Node], room: int, threshold: float) -> list[Node]:
+    """Append children to the nodes of a level.
+
+    The draft's own proposal after the first node is always one of them, so that a tree is never
+    shorter than a chain. Others are added the best first, if the product of q on their path is
+    at least ``threshold``; with a threshold of 1 the tree is a chain.
+
+    Args:
+        level: nodes with the draft's proposals.
+        room: maximum number of children, at least 1.
+        threshold: the smallest product of q of another child.
+
+    Returns:
+        The children, of which the first one continues the chain.
+    """
+    nodes = [node for node in level if not node.dead_end]
+    proposed = [child for node in nodes for child in _propose(node, threshold)]
+    others = [child for child in proposed[1:] if child.score >= threshold]
+    others.sort(key=lambda child: child.score, reverse=True)
+    children = [*proposed[:1], *others[: room - 1]]
+    for child in children:
+        assert child.parent is not None
+        child.parent.children.append(child)
+    return children
+
+
+def _propose(node: Node, threshold: float) -> Iterator[Node]:
+    """The draft's own proposal after a node, and its best other tokens down to a score."""
+    assert node.draft is not None
+    yield Node(node.draft.token, node, node.draft.probability)
+    least = threshold / node.score if node.score else math.inf
+    for token, chance in node.draft.others(least):
+        yield Node(token, node, chance)

@@ -210,7 +210,7 @@ def check_broken(bench: Bench, outcome: Outcome) -> None:
         batch = Batch(engine)
         decodings = [batch.add(request) for request in requests]
         broken = decodings[at]
-        session = broken.target if which == "target" else broken.draft
+        session = broken.model(which).session
         _break_after(session, passes)
         while not all(decoding.ended for decoding in decodings):
             batch.step()

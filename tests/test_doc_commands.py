@@ -159,6 +159,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     links = {"FOLDER": "my-adapter", "my-draft": "my-adapter", "TARGET": "target", "DRAFT": "draft"}
     for name, linked in links.items():
         (folder / name).symlink_to(folder / linked)
+    (folder / "experts").mkdir()
+    (folder / "experts/qwen2.5-coder").symlink_to(folder / "my-adapter")
     for name in ("CLASSIFIER", "owner/guard"):
         save_tokenizer(folder / name)
     save_classifier(folder / "CLASSIFIER", [0.0, 9.0, 0.0])

@@ -76,6 +76,13 @@ def test_equal_settings_give_the_same_network_and_leave_torch_s_numbers_alone() 
     assert not one.logits(states).equal(other.logits(states))
 
 
+def test_a_number_that_never_varies_changes_nothing() -> None:
+    states, harmful = states_of(80, 1)
+    same = torch.cat([states, torch.full((80, 1), 100.7)], dim=1)
+    probe = fit_network(same, harmful, SMALL)
+    assert count_right(probe, same, harmful) == 80
+
+
 def test_one_class_is_not_enough() -> None:
     states, harmful = states_of(10, 1)
     for fit in (lambda *data: fit_regression(*data, 1.0), lambda *data: fit_network(*data, SMALL)):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import save_tokenizer
 from helpers.copies import find_copies, read_texts, texts_of
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from talking import VOCABULARY, scripted_pair
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -282,4 +283,30 @@ def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:
         read_probe(adapter, draft(), adapter)
     (adapter / PROBE).write_bytes(b"broken")
     with pytest.raises(SafeDraftError, match="cannot be read"):
+        read_probe(adapter, draft(), adapter)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden.bias": torch.zeros(1)},
+        {"hidden.bias": torch.zeros(3)},
+        {"hidden.weight": torch.zeros(3)},
+        {"weight": torch.zeros(3)},
+        {"weight": torch.zeros(2, 3)},
+        {"weight": torch.tensor(1.0)},
+        {"bias": torch.zeros(2)},
+        {"hidden.weight": None},
+    ],
+)
+def test_a_damaged_file_is_refused(adapter: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    units = HiddenLayer(torch.ones(2, 3), torch.zeros(2))
+    write_probe(adapter, ProbeFile(RiskProbe(torch.ones(2), 0.0, hidden=units)))
+    with safe_open(adapter / PROBE, "pt") as content:
+        facts = content.metadata()
+    tensors = load_file(adapter / PROBE) | changes
+    save_file(
+        {name: one for name, one in tensors.items() if one is not None}, adapter / PROBE, facts
+    )
+    with pytest.raises(SafeDraftError, match="cannot be read: "):
         read_probe(adapter, draft(), adapter)

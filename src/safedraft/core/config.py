@@ -100,7 +100,7 @@ class NoConstants(Constants):
 
 
 class DraftingConfig(Constants):
-    """Which tokens are drafted in a block. It changes the speed, never a token."""
+    """Which tokens are drafted in a block: it changes the speed, and no token under SSD."""
 
     draft_tokens: Positive = 3
     """T: maximum number of drafted tokens in a block."""

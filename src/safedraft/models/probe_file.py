@@ -176,13 +176,25 @@ def _read(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
 def _probe(
     file: Path, tensors: Mapping[str, Tensor], name: str, reads: tuple[Which, ...]
 ) -> RiskProbe:
+    own = {
+        key.removeprefix(name): tensor.float()
+        for key, tensor in tensors.items()
+        if key.startswith(name)
+    }
     try:
-        hidden = None
-        if f"{name}hidden.weight" in tensors:
-            hidden = HiddenLayer(tensors[f"{name}hidden.weight"], tensors[f"{name}hidden.bias"])
-        return RiskProbe(tensors[f"{name}weight"], float(tensors[f"{name}bias"]), reads, hidden)
+        weight, bias, hidden = own["weight"], own["bias"], None
+        if "hidden.weight" in own or "hidden.bias" in own:
+            hidden = HiddenLayer(own["hidden.weight"], own["hidden.bias"])
     except KeyError as error:
-        raise SafeDraftError(f"{file} cannot be read: it has no {error}") from error
+        raise SafeDraftError(f"{file} cannot be read: it has no {name}{error.args[0]}") from error
+    if weight.ndim != 1 or bias.shape != (1,) or (hidden and not _fits(hidden, len(weight))):
+        raise SafeDraftError(f"{file} cannot be read: the shapes of its tensors do not fit")
+    return RiskProbe(weight, float(bias), reads, hidden)
+
+
+def _fits(hidden: HiddenLayer, units: int) -> bool:
+    weight, bias = hidden
+    return weight.ndim == 2 and weight.shape[:1] == bias.shape == (units,)
 
 
 def _digest_adapter(adapter: Path) -> str:

@@ -176,7 +176,8 @@ class Service:
         repeated = [stream for stream in streams for _ in range(count)]
         form = request.build_form(marked=marks_calls(self.pair))
         samplings = self._read_sampling(request, form, len(repeated))
-        convert_errors(partial(require_able, self.pair, samplings[0]), "logit_bias")
+        shift = "logit_bias" if samplings[0].logit_bias else "min_p"
+        convert_errors(partial(require_able, self.pair, samplings[0]), shift)
         await self._require_form(form, request.form_name)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [

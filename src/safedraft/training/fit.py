@@ -61,18 +61,15 @@ def fit_network(states: Tensor, harmful: Tensor, config: RiskTrainingConfig) -> 
         SafeDraftError: only one of the two classes is there.
     """
     _require_both(harmful)
-    mean, spread = states.mean(0), states.std(0) + 1e-6
-    inputs, labels = (states - mean) / spread, harmful.to(states)
+    mean, spread = states.double().mean(0), states.double().std(0) + 1e-6
+    inputs, labels = ((states - mean) / spread).float(), harmful.float()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
         networks = [_train_network(inputs, labels, config) for _ in range(config.networks)]
     hidden, hidden_bias, output, bias = (torch.cat(parts) for parts in zip(*networks, strict=True))
     scaled = hidden / spread
-    return RiskProbe(
-        output / config.networks,
-        float(bias.mean()),
-        hidden=HiddenLayer(scaled, hidden_bias - scaled @ mean),
-    )
+    layer = HiddenLayer(scaled.float(), (hidden_bias - scaled @ mean).float())
+    return RiskProbe(output / config.networks, float(bias.mean()), hidden=layer)
 
 
 def _train_network(

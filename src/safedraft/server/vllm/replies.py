@@ -84,8 +84,12 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
 
 
 def _changes_defense(params: Any) -> bool:
-    """Whether a request has constants, a rule or a beginning of the turn of its own."""
-    return bool((params.extra_args or {}).keys() - {STATISTICS, TOP_LOGPROBS, TRACE})
+    """Whether a request has constants, a rule or a beginning of the turn of its own.
+
+    A repetition penalty counts too: it acts on tokens of the prompt, which the client writes.
+    """
+    own = (params.extra_args or {}).keys() - {STATISTICS, TOP_LOGPROBS, TRACE}
+    return bool(own) or params.repetition_penalty != 1
 
 
 def record_replies(operator: Operator) -> None:

@@ -42,7 +42,8 @@ def end_reply(folder: Path, text: str, reason: str, **extra: Any) -> None:
 
     save_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    params = SamplingParams(max_tokens=500, extra_args=extra or None)
+    penalty = extra.pop("repetition_penalty", 1.0)
+    params = SamplingParams(max_tokens=500, repetition_penalty=penalty, extra_args=extra or None)
     request = EngineCoreRequest(
         request_id="chatcmpl-1-ab", prompt_token_ids=[1, 2], mm_features=None, pooling_params=None,
         sampling_params=params, arrival_time=0.0, lora_request=None, cache_salt=None,
@@ -69,6 +70,7 @@ def counted(**labels: str) -> float:
         (GUARDED, "a " * (WINDOW + 1) + "</think>\n\n" + REFUSAL, {}, "true", "true"),
         (GUARDED, REFUSAL, {"ssd_statistics": True}, "true", "true"),
         (GUARDED, REFUSAL, {"ssd_alpha_union": 0.0}, "false", "true"),
+        (GUARDED, REFUSAL, {"repetition_penalty": 2.0}, "false", "true"),
         (Operator(name="bare", guarded=False), REFUSAL, {}, "false", "true"),
     ],
 )

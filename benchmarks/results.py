@@ -21,7 +21,7 @@ from safedraft.evaluation.records import Row
 from safedraft.evaluation.report.figures import build_figures
 from safedraft.evaluation.report.markdown import render_section
 from safedraft.evaluation.report.plots import render_plots
-from safedraft.evaluation.report.tables import Figures
+from safedraft.evaluation.report.tables import Figures, Point
 
 SAMPLED = """
 ## Sampled
@@ -90,8 +90,11 @@ def main() -> None:
     logs = read_logs([given.log_dir])
     figures = build_figures(logs)
     draw(figures, given.page.with_name("attacks.svg"))
-    fill_in(Path("README.md"), "attacks", tabulate_attacks(logs, SHOWN_FIRST))
-    fill_in(given.page.with_name("limits.md"), "attacks", tabulate_attacks(logs, ATTACKS))
+    compared = Logs([run for run in logs.runs if run.name in DEFENSES])
+    points = build_figures(compared).trade_off
+    fill_in(Path("README.md"), "attacks", tabulate_attacks(compared, points, SHOWN_FIRST))
+    limits = given.page.with_name("limits.md")
+    fill_in(limits, "attacks", tabulate_attacks(compared, points, ATTACKS))
     sampled = given.log_dir.with_name(f"{given.log_dir.name}-sampling")
     if sampled.exists():
         body = body.rstrip() + "\n" + tabulate_sampled(sampled)
@@ -106,7 +109,7 @@ def draw(figures: Figures, file: Path) -> None:
     file.write_text(picture[:start] + white + picture[start:], encoding="utf-8")
 
 
-def tabulate_attacks(logs: Logs, suites: Collection[str]) -> str:
+def tabulate_attacks(logs: Logs, points: Sequence[Point], suites: Collection[str]) -> str:
     """Counts of attacks and controls, a line a suite, and what they come to over all suites."""
     rows = {(run.suite, run.name): run.rows for run in logs.runs}
     names = [name for name in DEFENSES if any(key[1] == name for key in rows)]
@@ -116,12 +119,11 @@ def tabulate_attacks(logs: Logs, suites: Collection[str]) -> str:
         if suite in suites and all((suite, name) in rows for name in names):
             cells = [count_outcomes(rows[suite, name]) for name in names]
             lines.append(f"| {title} | {' | '.join(cells)} |")
-    compared = build_figures(Logs([run for run in logs.runs if run.name in names]))
-    points = {point.name: point for point in compared.trade_off}
+    by_name = {point.name: point for point in points}
     shares = [
-        f"{DEFENSES[name]} answers {percent(points[name].success)}% of the attacks, refuses "
-        f"{percent(points[name].harmless_refused)}% of the harmless requests in them, and tells "
-        f"the two apart by {percent(points[name].separation)} points"
+        f"{DEFENSES[name]} answers {percent(by_name[name].success)}% of the attacks, refuses "
+        f"{percent(by_name[name].harmless_refused)}% of the harmless requests in them, and tells "
+        f"the two apart by {percent(by_name[name].separation)} points"
         for name in names
     ]
     return "\n".join(lines) + f"\n\nOver all suites of attacks {'; '.join(shares)}.\n"

@@ -134,7 +134,7 @@ NEED_A_HUB = (
 """Examples of the commands' help, on the page reference.md that is made from it."""
 
 ENDPOINT = "http://localhost:8000/v1"
-"""Where the pages have a model that judges."""
+"""The address at which the pages expect a model that judges."""
 
 RUN = [
     block

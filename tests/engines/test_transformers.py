@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.trees import TREE, path_to
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -144,14 +145,6 @@ def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(TransformersSession(model, "model", 96).forward(ids, 4), whole)
 
 
-TREE = [-1, 0, 1, 0, -1, 4, 3]
-"""Of each node the number of the one that it follows."""
-
-
-def path_to(node: int) -> list[int]:
-    return [] if node < 0 else [*path_to(TREE[node]), node]
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "stacked", "eager"])
 @pytest.mark.parametrize("name", FULL_ATTENTION)
 def test_nodes_of_a_tree_are_computed_as_their_own_texts(name: str, attention: str) -> None:
@@ -173,7 +166,9 @@ def test_nodes_of_a_tree_are_computed_as_their_own_texts(name: str, attention: s
         if start:
             session.forward(ids, 1)
             session.forward(nodes[:start], 1, TREE[:start])
-        logits = session.forward([*head, *nodes[start:]], len(nodes) - start, TREE[start:])
+        logits = session.forward(
+            [*head, *nodes[start:]], len(nodes) - start, TREE[start : len(nodes)]
+        )
         for node, found in enumerate(logits, start):
             text = [*ids, *(nodes[at] for at in path_to(node))]
             torch.testing.assert_close(found, afresh(text), rtol=1e-5, atol=1e-5)

@@ -25,8 +25,7 @@ def fit_regression(states: Tensor, harmful: Tensor, ridge: float) -> RiskProbe:
         SafeDraftError: only one of the two classes is there.
     """
     _require_both(harmful)
-    mean, spread = states.double().mean(0), states.double().std(0) + 1e-6
-    inputs = (states.double() - mean) / spread
+    inputs, mean, spread = _standardize(states)
     weight = torch.zeros(states.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
@@ -61,11 +60,11 @@ def fit_network(states: Tensor, harmful: Tensor, config: RiskTrainingConfig) -> 
         SafeDraftError: only one of the two classes is there.
     """
     _require_both(harmful)
-    mean, spread = states.double().mean(0), states.double().std(0) + 1e-6
-    inputs, labels = ((states - mean) / spread).float(), harmful.float()
+    inputs, mean, spread = _standardize(states)
+    data = inputs.float(), harmful.float()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
-        networks = [_train_network(inputs, labels, config) for _ in range(config.networks)]
+        networks = [_train_network(*data, config) for _ in range(config.networks)]
     hidden, hidden_bias, output, bias = (torch.cat(parts) for parts in zip(*networks, strict=True))
     scaled = hidden / spread
     layer = HiddenLayer(scaled.float(), (hidden_bias - scaled @ mean).float())
@@ -93,6 +92,12 @@ def _train_network(
             optimizer.step()
     first, second = layers
     return first.weight.data, first.bias.data, second.weight.data[0], second.bias.data
+
+
+def _standardize(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The standardized states, and the mean and spread of each number, in float64."""
+    mean, spread = states.double().mean(0), states.double().std(0) + 1e-6
+    return (states.double() - mean) / spread, mean, spread
 
 
 def _require_both(harmful: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("numba")
 
 from helpers.quantized import FAMILIES, VOCABULARY, build, quantize
+from helpers.trees import TREE, path_to
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.session import Pass
@@ -90,14 +91,6 @@ def test_a_long_text_up_to_the_limit():
     assert torch.equal(ask(decoder, session, ids[500:]), whole[500:])
     with pytest.raises(SafeDraftError, match="at most 512 tokens, and 513"):
         ask(decoder, session, [1])
-
-
-TREE = [-1, 0, 1, 0, -1, 4, 3, 3, 2]
-"""Of each node the number of the one that it follows."""
-
-
-def path_to(node):
-    return [] if node < 0 else [*path_to(TREE[node]), node]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

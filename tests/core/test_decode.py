@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,11 +28,13 @@ from torch import Tensor
 
 from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.core.decode import Batch, decode
-from safedraft.core.errors import BrokenModelError, FailedPassError
+from safedraft.core.errors import BrokenModelError, DecodingError, SafeDraftError
 from safedraft.core.generation import Step, iterate
 from safedraft.core.reference import composite_distribution, reference_decode, shift
 from safedraft.core.request import Request
 from safedraft.core.risk import RiskProbe
+from safedraft.core.rows import Rows
+from safedraft.core.rule import Rule, Scores, State
 from safedraft.core.session import Pass
 from safedraft.core.switch import Switch
 from safedraft.engines.scripted import Script, ScriptedEngine
@@ -41,6 +43,7 @@ from safedraft.rules.ensemble import EnsembleWeight
 from safedraft.rules.risk import Risk
 from safedraft.rules.safedecoding import SafeDecoding
 from safedraft.rules.speculative import Speculative
+from safedraft.rules.ssd import SSD
 from safedraft.rules.target_only import TargetOnly
 
 SLOW = pytest.mark.slow
@@ -511,7 +514,7 @@ def test_a_pass_that_fails_ends_all_its_requests_and_leaves_none_half_decoded(
     assert error is not None
     assert error.__traceback__ is error.__cause__ is None  # which would keep what the pass held
     assert "in script" in error.__notes__[0]
-    assert isinstance(error, FailedPassError)
+    assert isinstance(error, DecodingError)
     assert error.kind == "RuntimeError"
     assert "in script" in error.place
     assert "RuntimeError: out of memory" not in error.place  # logs show it, and no prompt
@@ -522,6 +525,33 @@ def test_a_pass_that_fails_ends_all_its_requests_and_leaves_none_half_decoded(
         expected = decode_one(models["target"], models["draft"], request)
         whole = expected if generation.error is None else expected[: len(generation.steps)]
         assert list(generation.steps) == whole
+
+
+class Faulty(EnsembleWeight):
+    """A rule that fails from the fourth time on that it is asked."""
+
+    asked: ClassVar[Iterator[int]] = itertools.count()
+
+    def scores(self, states: Sequence[State], rows: Rows) -> Scores:
+        if next(self.asked) >= 3:
+            raise KeyError("place")
+        return super().scores(states, rows)
+
+
+def test_a_rule_that_fails_leaves_no_other_request_half_decoded() -> None:
+    models = [RandomModel(seed, VOCABULARY, 0.6) for seed in (0, 1)]
+    other, faulty, later = (
+        request_of(rule, prompts=([n], [n]), max_new_tokens=20)
+        for n, rule in enumerate((SSD(), Faulty(), SSD()))
+    )
+    batch = Batch(ScriptedEngine(*models))
+    generations = [batch.add(other), batch.add(faulty)]
+    with pytest.raises(KeyError, match="place"):
+        list(iterate(batch, generations[1]))
+    assert [str(one.error) for one in generations] == ["decoding failed: KeyError: 'place'"] * 2
+    begun = list(generations[0].steps)
+    assert begun == decode_one(*models, other)[: len(begun)]
+    assert list(iterate(batch, batch.add(later))) == decode_one(*models, later)
 
 
 @settings(max_examples=15, deadline=None)
@@ -666,6 +696,31 @@ def test_two_token_replies_are_distributed_as_enumerated(
     observed = torch.tensor([float(counts[reply]) for reply in sorted(chances)])  # type: ignore[type-var]
     expected = torch.tensor([chances[reply] for reply in sorted(chances)])  # type: ignore[type-var]
     assert surprise(observed, expected) < 4
+
+
+LARGEST = 2**63 - 1
+"""The largest number that a tensor of whole numbers holds."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "rule",
+    [SSD, Risk, EASD, GuardedEASD, EnsembleWeight, SafeDecoding, Speculative, TargetOnly],
+)
+def test_every_whole_number_may_be_the_largest(rule: type[Rule], temperature: float) -> None:
+    """A number beyond what it counts is no limit, and a larger one than tensors hold is refused."""
+    target, draft = (RandomModel(seed, 9, shared=0.4) for seed in (1, 2))
+    probe = RISK if rule is Risk else None
+    fields = {name for name, value in rule().config() if type(value) is int}
+    samples = [{"top_k": LARGEST}, {"stop_token_ids": LARGEST}]
+    cases = [({name: LARGEST}, {}) for name in fields] + [({}, one) for one in samples]
+    for constants, counts in cases:
+        sampling = {"max_new_tokens": 12, "temperature": temperature, "seed": 3} | counts
+        request = request_of(rule(), constants, probe=probe, **sampling)
+        assert len(decode_one(target, draft, request)) == 12, (constants, counts)
+        more = {name: value + 1 for name, value in (constants | counts).items()}
+        with pytest.raises(SafeDraftError, match="must be less than"):
+            rule().config(**more) if constants else SamplingParams(**more)
 
 
 def test_a_step_is_a_plain_record() -> None:

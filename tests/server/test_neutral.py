@@ -154,6 +154,7 @@ def test_what_the_assistant_said_is_its_content(
         ({"priority": 1}, "priority"),
         ({"return_token_ids": True}, "return_token_ids"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 2**63}, "top_k"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),

@@ -110,6 +110,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"temperature": 0.001}, 400, "invalid_value", "temperature"),
         ({"top_p": 0}, 400, "invalid_value", "top_p"),
         ({"top_k": -2}, 400, "invalid_value", "top_k"),
+        ({"top_k": 2**63}, 400, "invalid_value", "top_k"),
         ({"seed": "1"}, 400, "invalid_value", "seed"),
         ({"n": True}, 400, "invalid_value", "n"),
         ({"stream": "yes"}, 400, "invalid_value", "stream"),

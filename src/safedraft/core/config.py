@@ -34,7 +34,8 @@ class Scheme(StrEnum):
     UNION = "union"
 
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -210,7 +211,7 @@ class RiskConfig(SSDConfig):
     alpha_harmless: Strength = 0.3
     """α_H: weight of the draft for a request below ``harmless_below``."""
 
-    reading_bins: Annotated[int, Field(ge=0, strict=True)] = 0
+    reading_bins: Natural = 0
     """Number of bins after which the risk is read again; 0 reads it once."""
 
     reading_above: Share = 0.05
@@ -299,7 +300,7 @@ class SamplingParams(Constants):
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
     """0 is greedy; otherwise at least 0.01."""
 
-    top_k: Annotated[int, Field(ge=0, strict=True)] = 0
+    top_k: Natural = 0
     """Keep the k most likely tokens of the composite; 0 keeps all, as -1 does."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -322,15 +323,13 @@ class SamplingParams(Constants):
     """Added to the logits of tokens by their ids, in both models; the repetition penalty is applied
     after it. A client that may set it can forbid the words of a refusal."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
+    seed: Natural | None = None
     """Makes a sampled reply repeatable; drawn and reported when not given."""
 
     stop: Annotated[tuple[str, ...], BeforeValidator(_wrap_one)] = ()
     """Strings that end the reply, or one; they are not part of it."""
 
-    stop_token_ids: Annotated[
-        tuple[Annotated[int, Field(ge=0, strict=True)], ...], BeforeValidator(_wrap_one)
-    ] = ()
+    stop_token_ids: Annotated[tuple[Natural, ...], BeforeValidator(_wrap_one)] = ()
     """Tokens that end the reply, or one, besides the pair's end tokens."""
 
     structured_outputs: StructuredOutputs | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 from safedraft.core.config import DraftingConfig
 from safedraft.core.constraint import Constrained, restrict
 from safedraft.core.decide import Candidate, decide, decide_alone, propose
-from safedraft.core.errors import BrokenModelError, FormError, describe_failed_pass
+from safedraft.core.errors import BrokenModelError, FormError, describe_failure
 from safedraft.core.generation import Generation, Step, record
 from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
@@ -194,6 +194,16 @@ class Batch:
         """
         running = [one for one in self._running if not (one.ended or one.held)]
         running = [decoding for decoding in running if decoding.carries] or running
+        try:
+            self._decode_block(running)
+        except Exception as error:  # a rule's: where the other requests stand is not known
+            for decoding in [one for one in running if not one.ended]:
+                decoding.fail(describe_failure("decoding", error))
+            raise
+        finally:
+            self._running = [decoding for decoding in self._running if not decoding.ended]
+
+    def _decode_block(self, running: Sequence[Decoding]) -> None:
         self._assess([decoding for decoding in running if decoding.wants_risk])
         self._propose(running)
         self._verify([decoding for decoding in running if not decoding.carries])
@@ -201,7 +211,6 @@ class Batch:
             self._decide(deciding)
         for decoding in [one for one in running if not one.error]:
             decoding.settle()
-        self._running = [decoding for decoding in self._running if not decoding.ended]
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
         """Read the risk of requests, after one pass of each model over their ``risk_tokens``."""
@@ -303,7 +312,7 @@ class Batch:
                 torch.accelerator.synchronize(logits[0].device)
         except Exception as error:
             for decoding in running:
-                decoding.fail(describe_failed_pass(error))
+                decoding.fail(describe_failure("a pass of the models", error))
             return [], []
         seconds = time.perf_counter() - started
         whole: list[tuple[Decoding, Tensor]] = []

@@ -163,8 +163,8 @@ class BrokenModelError(SafeDraftError):
     """A model failed, or gave logits that are not numbers; nothing is decoded without both."""
 
 
-class FailedPassError(BrokenModelError):
-    """A pass of the models failed.
+class DecodingError(BrokenModelError):
+    """A pass of the models failed, or a rule did.
 
     ``kind`` is the name of the class of the error that ended it, ``place`` the lines of code that
     the error came through, without its message, which may quote a prompt.
@@ -174,15 +174,15 @@ class FailedPassError(BrokenModelError):
     place = ""
 
 
-def describe_failed_pass(error: Exception) -> FailedPassError:
-    """Describe why a pass of the models failed.
+def describe_failure(what: str, error: Exception) -> DecodingError:
+    """Describe why a step of decoding failed.
 
     The traceback is kept as text: the traceback itself would keep the memory of the pass.
     """
     kind = type(error).__name__
     said = first_line(error)
     reason = said if isinstance(error, SafeDraftError) else f"{kind}: {said}"
-    failed = FailedPassError(f"a pass of the models failed: {reason}")
+    failed = DecodingError(f"{what} failed: {reason}")
     failed.kind = kind
     failed.place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     failed.add_note("".join(traceback.format_exception(error)))

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from safedraft.core.errors import FailedPassError, PromptTooLongError, SafeDraftError, explain
+from safedraft.core.errors import DecodingError, PromptTooLongError, SafeDraftError, explain
 from safedraft.server.neutral import UNSUPPORTED
 from safedraft.server.wire import ErrorBody, ErrorDetail
 
@@ -151,7 +151,7 @@ def convert_errors(work: Callable[[], T], name: str) -> T:
 
 def log_unexpected(error: BaseException) -> None:
     """Log the type and the place of an error, but not its message, which may quote a prompt."""
-    if isinstance(error, FailedPassError):
+    if isinstance(error, DecodingError):
         kind, place = error.kind, error.place
     else:
         kind = type(error).__name__

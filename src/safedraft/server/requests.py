@@ -108,7 +108,7 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ShiftParameters, A
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     """0 (greedy) by default, as in SSD's published results."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
     """An extension: sample from the k most likely tokens of the composite; 0 and -1 keep all."""
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """An extension, as in vLLM: sample from tokens this many times as likely as the likeliest."""

@@ -479,20 +479,29 @@ def test_replay_finds_the_authors_tokens(run: Any, tmp_path: Path, name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft_tokens", ["1", "3", "8"])
+@pytest.mark.parametrize(
+    "drafting",
+    [
+        ["draft_tokens=1"],
+        ["draft_tokens=8"],
+        ["draft_tokens=8", "draft_tree=2-2-1-0-1"],
+        ["draft_tokens=9", "draft_tree_threshold=0.01", "draft_tree_stop=0.1"],
+    ],
+)
 @pytest.mark.parametrize("name", ["near", "mid", "far"])
-def test_replay_finds_all_of_the_authors_tokens(run: Any, name: str, draft_tokens: str) -> None:
+def test_replay_finds_all_of_the_authors_tokens(run: Any, name: str, drafting: list[str]) -> None:
     file = str(CONFORMANCE / f"{name}.json")
-    code, out, _ = run("replay", file, "--draft-tokens", draft_tokens)
+    code, out, _ = run("replay", file, *(word for one in drafting for word in ("--set", one)))
     assert out.splitlines()[-1] == "12/12 cases identical"
     assert len(out.splitlines()) == 13
     assert code == 0
 
 
-def test_replay_needs_a_drafted_token(run: Any) -> None:
-    code, _, err = run("replay", str(CONFORMANCE / "near.json"), "--draft-tokens", "0")
+@pytest.mark.parametrize("setting", ["draft_tokens=0", "alpha_union=2.0"])
+def test_replay_changes_nothing_but_how_tokens_are_drafted(run: Any, setting: str) -> None:
+    code, _, err = run("replay", str(CONFORMANCE / "near.json"), "--set", setting)
     assert code == 2
-    assert "--draft-tokens" in err
+    assert setting.partition("=")[0] in err
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def test_defaults_are_the_published_ones() -> None:
         "draft_growth": 0.0,
         "draft_tree_threshold": 1.0,
         "draft_tree_stop": 0.0,
+        "draft_tree": (),
     }
 
 
@@ -118,6 +119,16 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
         (lambda: SSDConfig(alpha_union="x"), "alpha_union: must be a number, not 'x'"),  # type: ignore[arg-type]
         (lambda: SSDConfig().replace(bin_size=0), "bin_size: must be at least 1, not 0"),
         (lambda: SSDConfig(threshold=1.5), "threshold: must be at most 1, not 1.5"),
+        (
+            lambda: SSDConfig(draft_tree="2-0-0-1"),  # type: ignore[arg-type]
+            "draft_tree: 3 nodes come before the one with 1",
+        ),
+        (lambda: SSDConfig(draft_tree=(2, 2)), "draft_tree has 4 tokens: draft_tokens must be as"),
+        (
+            lambda: SSDConfig(draft_tree=(2,), draft_tree_threshold=0.5),
+            "draft_tree is a tree of its own: leave draft_tree_threshold at 1",
+        ),
+        (lambda: SSDConfig(draft_tree="2-x"), "draft_tree.1: must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: SSDConfig(alpha_union=math.nan), "alpha_union: must be a finite number, not nan"),
         (lambda: SSDConfig(bin_size=2.5), "bin_size: must be a whole number, not 2.5"),
         (lambda: SSDConfig(initial_scheme="x"), "initial_scheme: must be 'intersection' or"),
@@ -282,7 +293,7 @@ def test_how_many_tokens_are_drafted(growth: float, decided: int, length: int) -
 
 
 def test_constants_of_speed_are_those_of_drafting() -> None:
-    trees = {"draft_tree_threshold", "draft_tree_stop"}
+    trees = {"draft_tree_threshold", "draft_tree_stop", "draft_tree"}
     assert {"draft_tokens", "draft_confidence", "draft_growth", *trees} == OF_SPEED
 
 

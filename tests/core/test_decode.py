@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -181,21 +182,34 @@ def test_a_draft_that_is_the_target_is_always_followed() -> None:
         assert all(step.target_probability == step.draft_probability for step in steps)
 
 
+CHOICES: dict[str, Sequence[Any]] = {
+    "draft_tokens": range(1, 13),
+    "draft_confidence": [0.0, 0.3, 0.9],
+    "draft_growth": [0.0, 0.5, 2.0],
+    "draft_tree_threshold": [1.0, 0.2, 0.02, 0.0],
+    "draft_tree_stop": [0.0, 0.3],
+    "draft_tree": [(), (), (2, 1, 0, 1), (1, 3, 0, 2), (3, 2, 2), (4,), (2, 2, 1, 0, 0, 1, 3)],
+    "bin_size": range(1, 10),
+    "sample_space_size": range(1, 13),
+    "kappa": range(1, 4),
+    "alpha_intersection": [0.0, 0.3, 0.6, 1.5],
+    "alpha_union": [0.5, 0.8, 2.0],
+    "threshold": [0.0, 0.5, 0.6, 1.0],
+    "initial_scheme": [*Scheme],
+    "union_bins": range(1, 5),
+}
+
+
+def configure(**values: Any) -> SSDConfig:
+    """Constants with these values; those of trees that grow give way to a fixed tree."""
+    if tree := values["draft_tree"]:
+        values |= {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
+        values["draft_tokens"] = max(values["draft_tokens"], sum(tree))
+    return SSDConfig(**values)
+
+
 CONFIGS = st.builds(
-    SSDConfig,
-    draft_tokens=st.integers(1, 12),
-    draft_confidence=st.sampled_from([0.0, 0.3, 0.9]),
-    draft_growth=st.sampled_from([0.0, 0.5, 2.0]),
-    draft_tree_threshold=st.sampled_from([1.0, 0.2, 0.02, 0.0]),
-    draft_tree_stop=st.sampled_from([0.0, 0.3]),
-    bin_size=st.integers(1, 9),
-    sample_space_size=st.integers(1, 12),
-    kappa=st.integers(1, 3),
-    alpha_intersection=st.sampled_from([0.0, 0.3, 0.6, 1.5]),
-    alpha_union=st.sampled_from([0.5, 0.8, 2.0]),
-    threshold=st.sampled_from([0.0, 0.5, 0.6, 1.0]),
-    initial_scheme=st.sampled_from(Scheme),
-    union_bins=st.integers(1, 4),
+    configure, **{name: st.sampled_from(values) for name, values in CHOICES.items()}
 )
 SHIFTS: list[dict[str, Any]] = [
     {},
@@ -246,6 +260,35 @@ def test_fast_equals_slow(
     fast = decode_one(target, draft, request)
     slow = reference_decode(target, draft, *prompts, config, sampling, end)
     assert [(s.scheme, s.alpha, s.token) for s in fast] == list(slow)
+
+
+@SLOW
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_thousand_trees_change_no_token_scheme_or_match(seed: int) -> None:
+    chance = random.Random(seed)
+    branched = 0
+    for _ in range(2500):
+        size = chance.choice([2, 3, 5, 9, 12])
+        target, draft = (RandomModel(chance.randrange(999), size, chance.random()) for _ in "td")
+        config = configure(**{name: chance.choice(values) for name, values in CHOICES.items()})
+        if not config.branches:
+            continue
+        sampling = SamplingParams(
+            max_new_tokens=chance.randint(1, 20),
+            temperature=chance.choice([0.0, 0.5, 1.0]),
+            seed=chance.randrange(999),
+        )
+        end = chance.sample(range(size), chance.randint(0, 2))
+        steps = decode_one(target, draft, request_of(None, config, end=end, **dict(sampling)))
+        slow = reference_decode(target, draft, [0], [0], config, sampling, end)
+        assert [(s.scheme, s.alpha, s.token) for s in steps] == list(slow), (config, sampling)
+        switch = Switch(config)
+        for step in steps:
+            assert step.scheme == switch.scheme
+            if step.token not in end:
+                assert step.match_ratio == switch.observe(step.matched)
+        branched += 1
+    assert branched > 1500
 
 
 @settings(max_examples=12, deadline=None)

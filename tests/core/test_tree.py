@@ -99,6 +99,41 @@ def test_where_the_draft_reads_on(
     assert names(tree.nodes) == ["a", "b", "c"]
 
 
+def test_a_fixed_tree_has_the_drafts_proposals_by_rank() -> None:
+    config = DraftingConfig(draft_tokens=9, draft_tree="2-1-0-3")  # type: ignore[arg-type]
+    assert config.draft_tree == (2, 1, 0, 3)
+    tree = Tree(0)
+    tree.plant(9)
+    propose(tree.root, a=0.6, b=0.3, c=0.1)
+    tree.grow(config, ())
+    assert names(tree.nodes) == ["a", "b"]
+    assert names(tree.frontier) == ["a"]  # the second child has no children
+    propose(tree.nodes[0], e=0.2, d=0.8)
+    tree.grow(config, ())
+    assert names(tree.frontier) == ["ad"]
+    propose(tree.frontier[0], c=0.5, b=0.3, a=0.2)
+    tree.grow(config, ())
+    assert names(tree.nodes) == ["a", "b", "ad", "adc", "adb", "ada"]
+    assert tree.frontier == []
+
+
+@pytest.mark.parametrize(
+    ("room", "end", "nodes"),
+    [(9, (), ["a", "b", "c"]), (2, (), ["a", "b"]), (9, (0,), ["a", "b", "c"])],
+)
+def test_a_fixed_tree_has_no_more_nodes_than_there_is_room_for(
+    room: int, end: tuple[int, ...], nodes: list[str]
+) -> None:
+    config = DraftingConfig(draft_tokens=9, draft_tree=(3, 1, 1, 1))
+    tree = Tree(0)
+    tree.plant(room)
+    propose(tree.root, a=0.6, b=0.3, c=0.1)
+    tree.grow(config, end)
+    assert names(tree.nodes) == nodes
+    wanted = [name for name in nodes if "abcde".index(name) not in end]
+    assert names(tree.frontier) == (wanted if room > len(nodes) else [])
+
+
 CONSTANTS = {"sample_space_size": 1, "draft_tree_threshold": 0.1, "alpha_intersection": 0.0}
 
 

@@ -438,19 +438,21 @@ def test_healing_of_the_prompt_is_refused(writers: Any) -> None:
 
 
 TREES = SSDConfig(draft_tree_threshold=0.001, draft_tokens=8)
+FIXED = SSDConfig(draft_tree=(2, 1, 2), draft_tokens=8)
 
 
-def test_a_tree_changes_no_token(models: Any, pair: Any) -> None:
-    assert generate(models, ssd_config=TREES)[0, 4:].tolist() == expected(models)
+@pytest.mark.parametrize("trees", [TREES, FIXED])
+def test_a_tree_changes_no_token(models: Any, pair: Any, trees: SSDConfig) -> None:
+    assert generate(models, ssd_config=trees)[0, 4:].tolist() == expected(models)
     sampling = SamplingParams(max_new_tokens=30)
-    stream = pair.stream_ids(PROMPT[0].tolist(), sampling=sampling, config=TREES)
+    stream = pair.stream_ids(PROMPT[0].tolist(), sampling=sampling, config=trees)
     assert [token.id for token in stream] == reply_of(pair)
 
 
 def test_trees_are_refused_where_a_model_reads_none(
     models: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = "draft_tree_threshold: llama reads no tree: leave it at 1"
+    message = "draft_tree_threshold: llama reads no tree: leave it out"
     monkeypatch.setattr(
         "safedraft.engines.transformers.engine.why_no_trees", lambda _: "llama reads no tree"
     )

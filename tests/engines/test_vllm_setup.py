@@ -103,9 +103,15 @@ def test_drafts_end_early_but_do_not_grow(tiny_pair: tuple[Path, Path]) -> None:
 
 
 def test_drafts_are_chains(tiny_pair: tuple[Path, Path]) -> None:
-    trees = safedraft.SSDConfig(draft_tree_threshold=0.1, draft_tree_stop=0.2)
-    assert plan(spec(tiny_pair, config=trees)).config == RiskConfig()
-    for constants in ({"draft_tree_threshold": 0.1}, {"draft_tree_stop": 0.2}):
+    grown = safedraft.SSDConfig(draft_tree_threshold=0.1, draft_tree_stop=0.2)
+    for trees in (grown, safedraft.SSDConfig(draft_tree=(2, 1))):
+        assert plan(spec(tiny_pair, config=trees)).config == RiskConfig()
+    chosen: list[dict[str, Any]] = [
+        {"draft_tree_threshold": 0.1},
+        {"draft_tree_stop": 0.2},
+        {"draft_tree": (2, 1)},
+    ]
+    for constants in chosen:
         with pytest.raises(SafeDraftError, match=f"{min(constants)}: vLLM drafts chains"):
             plan(spec(tiny_pair), safedraft.SSDConfig(**constants))
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field, FiniteFloat
 
-from safedraft.core.config import Positive, SamplingParams, Scheme, SSDConfig, Strength
+from safedraft.core.config import (
+    DraftingConfig,
+    Positive,
+    SamplingParams,
+    Scheme,
+    SSDConfig,
+    Strength,
+)
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 
 if TYPE_CHECKING:
@@ -62,24 +69,24 @@ def read_recording(file: Path) -> Recording:
         return Recording.model_validate_json(content)
 
 
-def replay_cases(pair: Pair, cases: Sequence[Case], draft_tokens: int) -> list[str | None]:
+def replay_cases(pair: Pair, cases: Sequence[Case], drafting: DraftingConfig) -> list[str | None]:
     """Describe how each generated reply differs from the recorded one; None if it does not."""
     from safedraft.pair import Prompts
 
     replies = pair.generate_many_ids(
         [Prompts(case.target_prompt, case.draft_prompt) for case in cases],
         sampling=[SamplingParams(max_new_tokens=case.max_new_tokens) for case in cases],
-        config=[_config(case, draft_tokens) for case in cases],
+        config=[_config(case, drafting) for case in cases],
         rule="ssd",
     )
     return [describe_difference(case, reply) for case, reply in zip(cases, replies, strict=True)]
 
 
-def _config(case: Case, draft_tokens: int) -> SSDConfig:
+def _config(case: Case, drafting: DraftingConfig) -> SSDConfig:
     return SSDConfig(
         alpha_intersection=case.alpha_intersection,
         alpha_union=case.alpha_union,
-        draft_tokens=draft_tokens,
+        **drafting.model_dump(),
     )
 
 

@@ -13,10 +13,11 @@ from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
+    from safedraft.core.config import DraftingConfig
     from safedraft.pair import Pair
 
 
-@choose_models(PAIR_ARGUMENT, "settings", dtype="float32")
+@choose_models(PAIR_ARGUMENT, dtype="float32")
 def replay(
     file: Annotated[Path, typer.Argument(help="A conformance file.")],
     named: Annotated[
@@ -26,37 +27,33 @@ def replay(
             help="A registered pair, as with --pair. Default: the folders that the file names.",
         ),
     ] = None,
-    draft_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="T, the number of drafted tokens; no token depends on it.",
-            rich_help_panel="Method",
-        ),
-    ] = 3,
     *,
     models: ModelChoice,
 ) -> None:
     """Decode every case of a conformance file and compare ids, schemes and strengths.
 
     Without a pair or model options, the models are the folders that the file names, next to it.
-    Folders need no tokenizer. The exit code is 1 unless all cases are identical.
+    Folders need no tokenizer. With --set, only how tokens are drafted can be changed: no token
+    depends on it. The exit code is 1 unless all cases are identical.
 
-    [dim]safedraft replay near.json[/]
+    [dim]safedraft replay near.json --set draft_tokens=8[/]
     """
+    from safedraft.cli.options import constants
     from safedraft.cli.recording import read_recording, replay_cases
+    from safedraft.core.config import DraftingConfig
     from safedraft.engines.base import Capability
 
     recording, models = read_recording(file), models.named(named)
     if models.pair is None and models.target is None and models.draft is None:
         target, draft = (_find_folder(file, name) for name in (recording.target, recording.draft))
         models = replace(models, target=target, draft=draft)
-    pair = replace(_load(models, draft_tokens), end_tokens=recording.end_tokens)
+    drafting = DraftingConfig(**constants(models.settings, DraftingConfig))
+    pair = replace(_load(models, drafting), end_tokens=recording.end_tokens)
     cases = dict(enumerate(recording.cases, start=1))
     if Capability.TWO_PROMPTS not in pair.engine.capabilities:
         cases = {at: case for at, case in cases.items() if case.target_prompt == case.draft_prompt}
     identical = 0
-    differences = replay_cases(pair, list(cases.values()), draft_tokens)
+    differences = replay_cases(pair, list(cases.values()), drafting)
     for (index, case), difference in zip(cases.items(), differences, strict=True):
         identical += difference is None
         name = f" ({case.name})" if case.name else ""
@@ -70,7 +67,7 @@ def replay(
         raise typer.Exit(1)
 
 
-def _load(models: ModelChoice, draft_tokens: int) -> Pair:
+def _load(models: ModelChoice, drafting: DraftingConfig) -> Pair:
     """Load the pair without system prompts, since the cases contain prompts as token ids."""
     from safedraft.core.config import SSDConfig
     from safedraft.models.progress import show_progress
@@ -80,7 +77,7 @@ def _load(models: ModelChoice, draft_tokens: int) -> Pair:
     with show_progress() as report:
         return load_spec(
             bare,
-            config=SSDConfig(draft_tokens=draft_tokens),
+            config=SSDConfig(**drafting.model_dump(exclude_unset=True)),
             engine=models.engine,
             report=report,
             **models.engine_options,

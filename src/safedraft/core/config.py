@@ -100,6 +100,12 @@ class NoConstants(Constants):
     """The constants of a rule that has none."""
 
 
+def _split_tree(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(int(part) if part.isdecimal() else part for part in value.split("-"))
+    return (value,) if isinstance(value, int) else value
+
+
 class DraftingConfig(Constants):
     """Which tokens are drafted in a block: it changes the speed, and no token under SSD."""
 
@@ -115,8 +121,33 @@ class DraftingConfig(Constants):
     draft_tree_stop: Share = 0.0
     """Drafting stops where the products of q of a position's tokens sum to less than this."""
 
+    draft_tree: Annotated[tuple[Natural, ...], BeforeValidator(_split_tree)] = ()
+    """A tree that every block drafts: the number of children of each node, level by level from the
+    last decided token on (``2-1-0-1``; empty: no fixed tree). Zeros at its end may be left out."""
+
     draft_growth: Strength = 0.0
     """Cap the next block at this multiple of the number of tokens decided last (0: no cap)."""
+
+    @property
+    def branches(self) -> str | None:
+        """The constant that makes blocks trees, by its name; None: every block is a chain."""
+        fixed = "draft_tree" if self.draft_tree else None
+        return "draft_tree_threshold" if self.draft_tree_threshold < 1 else fixed
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        tree = self.draft_tree
+        for node, children in enumerate(tree):
+            if children and node > sum(tree[:node]):
+                raise ValueError(f"draft_tree: {node} nodes come before the one with {children}")
+        if sum(tree) > self.draft_tokens:
+            raise ValueError(f"draft_tree has {sum(tree)} tokens: draft_tokens must be as many")
+        if tree and (self.draft_tree_threshold < 1 or self.draft_tree_stop):
+            raise ValueError(
+                "draft_tree is a tree of its own: leave draft_tree_threshold at 1 and "
+                "draft_tree_stop at 0"
+            )
+        return self
 
     def draft_length(self, decided: int) -> int:
         """Maximum number of tokens to draft after a block that decided ``decided``; 0 is none."""

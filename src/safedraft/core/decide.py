@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safedraft.core.composite import Scores
+from safedraft.core.composite import Scores, Whole
 from safedraft.core.random import Use, uniform
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, Ranked, Rows
@@ -21,9 +21,11 @@ from safedraft.core.rule import Decision, Rule, State
 from safedraft.core.sampling import (
     LogProbabilities,
     accept,
+    choose_by_rounds,
     correct,
     distribution,
     draw,
+    draw_others,
     log_probabilities,
 )
 
@@ -36,6 +38,16 @@ class Draft(NamedTuple):
     """q of the token."""
     place: Place
     """The distribution q that it was taken from."""
+    siblings: tuple[int, ...] = ()
+    """Further tokens for a fixed tree, drawn from q without replacement in a sampled reply."""
+
+    def proposals(self) -> Iterator[tuple[int, float]]:
+        """The token, and then its siblings or, where none were drawn, the best other tokens."""
+        yield self.token, self.probability
+        for token in self.siblings:
+            yield token, self.place.chance(token)
+        if not self.siblings:
+            yield from self.others(0.0)
 
     def others(self, least: float) -> Iterator[tuple[int, float]]:
         """The best other tokens of q that are at least so likely, the most likely first."""
@@ -61,21 +73,36 @@ class Candidate(NamedTuple):
     draft: Draft
     target: Place
     """The target's distribution P at the position."""
+    siblings: Sequence[int] = ()
+    """Siblings of the draft that are in the block's tree, in the order in which they were drawn."""
 
 
-def propose(ranked: Ranked, requests: Sequence[Request], positions: Sequence[int]) -> list[Draft]:
+def propose(
+    ranked: Ranked,
+    requests: Sequence[Request],
+    positions: Sequence[int],
+    counts: Sequence[int] | None = None,
+) -> list[Draft]:
     """The draft's token in every row: its best one, or one drawn from q.
 
     Args:
         ranked: the draft's logits, a row for each request.
         requests: the request of each row, which has the sampling parameters.
         positions: positions of the tokens in their replies.
+        counts: how many tokens to draw in each row where decoding is sampled; None: one.
     """
     drafts = []
     for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
         place = Place(ranked, row)
         token = _choose_alone(place, request, position, cut=False)
-        drafts.append(Draft(token, place.chance(token), place))
+        siblings: tuple[int, ...] = ()
+        if counts and counts[row] > 1 and not request.sampling.greedy:
+            numbers = [
+                uniform(request.seed, position, Use.PROPOSE, number)
+                for number in range(1, counts[row])
+            ]
+            siblings = draw_others(place.distribution(), token, numbers)
+        drafts.append(Draft(token, place.chance(token), place, siblings))
     return drafts
 
 
@@ -147,6 +174,8 @@ def _choose(scores: Scores, candidates: Sequence[Candidate]) -> _Choices:
             ids = torch.arange(len(whole.values))
             table = ids[None], whole.values[None], whole.draft[None]
             _sample(*table, [row], candidates, tokens, followed)
+            if scores.rounds and candidates[row].siblings and not followed[row]:
+                tokens[row] = _try_siblings(whole, candidates[row])
     return _Choices(tokens, followed)
 
 
@@ -175,6 +204,21 @@ def _sample(
         corrections = space[rejected].gather(-1, corrected[:, None])[:, 0].tolist()
         for at, correction in zip(rejected, corrections, strict=True):
             tokens[rows[at]] = correction
+
+
+def _try_siblings(scores: Whole, candidate: Candidate) -> int:
+    """The token of a position whose drafted token was rejected, where others were drafted too."""
+    request, position, siblings = candidate.request, candidate.position, candidate.siblings
+    return choose_by_rounds(
+        distribution(scores.values[None], [request.sampling])[0],
+        scores.draft,
+        (candidate.draft.token, *siblings),
+        [
+            uniform(request.seed, position, Use.ACCEPT, number)
+            for number in range(1, len(siblings) + 1)
+        ],
+        uniform(request.seed, position, Use.CORRECT),
+    )
 
 
 def _choose_alone(place: Place, request: Request, position: int, *, cut: bool) -> int:

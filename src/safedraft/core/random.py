@@ -30,15 +30,16 @@ class Use(IntEnum):
     """Which token replaces a rejected one."""
 
 
-def uniform(seed: int, position: int, use: Use) -> float:
+def uniform(seed: int, position: int, use: Use, number: int = 0) -> float:
     """A number in [0, 1) with 53 random bits.
 
     Args:
         seed: seed of the request, below 2^64.
         position: position of the token in the reply, from 0.
         use: what the number decides.
+        number: which of several numbers for the same use, from 0, below 2^32.
     """
-    counter = (position & _MASK, position >> 32, int(use), 0)
+    counter = (position & _MASK, position >> 32, int(use), number)
     high, low, *_ = philox(counter, (seed & _MASK, seed >> 32 & _MASK))
     return float((high >> 5) << 26 | low >> 6) / float(1 << 53)
 

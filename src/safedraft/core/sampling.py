@@ -132,6 +132,59 @@ def correct(composite: Tensor, draft: Tensor, uniforms: Sequence[float]) -> Tens
     return draw(residual, uniforms)
 
 
+def draw_others(mass: Tensor, first: int, uniforms: Sequence[float]) -> tuple[int, ...]:
+    """Draw further indices without replacement, after ``first`` was drawn.
+
+    Args:
+        mass: non-negative weights, ``[S]``; they need not sum to 1.
+        first: the index that was drawn.
+        uniforms: numbers in [0, 1), one for each index to draw.
+
+    Returns:
+        As many indices, in the order in which they were drawn; fewer if no other has a weight.
+    """
+    mass, drawn = mass.clone(), [first]
+    for number in uniforms:
+        mass[drawn[-1]] = 0
+        if not bool(mass.sum() > 0):
+            break
+        drawn.append(int(draw(mass[None], [number])[0]))
+    return tuple(drawn[1:])
+
+
+def choose_by_rounds(
+    composite: Tensor, draft: Tensor, drawn: Sequence[int], accepts: Sequence[float], last: float
+) -> int:
+    """Choose a token after the first drawn one was rejected, as Sequoia does (arXiv 2402.12374).
+
+    Each round takes q off what is left of F, tries the next token, which was drawn from q without
+    those before it, and accepts it as ``accept`` does. What is left after the last round corrects.
+    Together with the first round the token is distributed exactly as F.
+
+    Args:
+        composite: F as a distribution, ``[V]``.
+        draft: q as a distribution, ``[V]``.
+        drawn: tokens that were drawn from q without replacement; the first one was rejected.
+        accepts: numbers in [0, 1), one for each of the other tokens.
+        last: a number in [0, 1), by which the token is drawn if none is accepted.
+    """
+    left, untried = composite.double(), draft.double()
+    for before, token, number in zip(drawn, drawn[1:], accepts, strict=False):
+        left = _subtract(left, untried)
+        untried = untried.index_fill(0, torch.tensor([before]), 0.0)
+        untried = untried / untried.sum()
+        if number * float(untried[token]) < float(left[token]):
+            return token
+    return int(draw(_subtract(left, untried)[None], [last])[0])
+
+
+def _subtract(left: Tensor, tried: Tensor) -> Tensor:
+    """norm(max(left - tried, 0)); what is left itself where that is 0 throughout."""
+    rest = (left - tried).clamp(min=0)
+    total = rest.sum()
+    return rest / total if bool(total > 0) else left
+
+
 class LogProbabilities(NamedTuple):
     """Natural logarithms of one position's probabilities."""
 

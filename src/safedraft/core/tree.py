@@ -24,6 +24,7 @@ class Node:
         token: the token.
         parent: the node before it; None for the root, the last decided token.
         probability: q of the token, 1 for the root.
+        slot: the number of the node in a fixed tree, level by level from the root, 0.
     """
 
     __slots__ = (
@@ -34,12 +35,16 @@ class Node:
         "parent",
         "probability",
         "score",
+        "slot",
         "target",
         "token",
     )
 
-    def __init__(self, token: int, parent: Node | None = None, probability: float = 1.0) -> None:
+    def __init__(
+        self, token: int, parent: Node | None = None, probability: float = 1.0, slot: int = 0
+    ) -> None:
         self.token, self.parent, self.probability = token, parent, probability
+        self.slot = slot
         self.depth: int = parent.depth + 1 if parent else 0
         self.score: float = parent.score * probability if parent else 1.0
         """Product of q over the tokens after the root."""
@@ -90,11 +95,15 @@ class Tree:
             config: which tokens are drafted.
             end: tokens that end the reply, after which nothing is drafted.
         """
-        children = grow(self.frontier, self._room, config.draft_tree_threshold)
+        if shape := config.draft_tree:
+            children = fill(self.frontier, self._room, shape)
+        else:
+            children = grow(self.frontier, self._room, config.draft_tree_threshold)
         self.nodes += children
         self._room -= len(children)
         sure = [node for node in children if node.probability >= config.draft_confidence]
         nodes = [node for node in sure if node.token not in end]
+        nodes = [node for node in nodes if not shape or find_slots(shape, node.slot)]
         enough = sum(node.score for node in nodes) >= config.draft_tree_stop
         self.frontier = nodes if self._room and enough else []
 
@@ -170,6 +179,37 @@ def grow(level: Sequence[Node], room: int, threshold: float) -> list[Node]:
         assert child.parent is not None
         child.parent.children.append(child)
     return children
+
+
+def find_slots(shape: Sequence[int], slot: int) -> range:
+    """The numbers of a node's children in a fixed tree.
+
+    Args:
+        shape: the number of children of each node, level by level (``draft_tree``).
+        slot: the node's own number, 0 for the root.
+    """
+    first = 1 + sum(shape[:slot])
+    return range(first, first + (shape[slot] if slot < len(shape) else 0))
+
+
+def fill(level: Sequence[Node], room: int, shape: Sequence[int]) -> list[Node]:
+    """Append the children that a fixed tree has after the nodes of a level.
+
+    Args:
+        level: nodes with the draft's proposals.
+        room: maximum number of children, at least 1: the others, at the end, are left out.
+        shape: the number of children of each node, level by level.
+    """
+    children: list[Node] = []
+    for node in [node for node in level if not node.dead_end]:
+        assert node.draft is not None
+        slots = find_slots(shape, node.slot)
+        for slot, (token, chance) in zip(slots, node.draft.proposals(), strict=False):
+            children.append(Node(token, node, chance, slot))
+    for child in children[:room]:
+        assert child.parent is not None
+        child.parent.children.append(child)
+    return children[:room]
 
 
 def _propose(node: Node, threshold: float) -> Iterator[Node]:

@@ -38,7 +38,7 @@ class Capability(StrEnum):
     LOGIT_BIAS = "logit bias"
     """Add ``logit_bias`` to the logits of both models."""
     TREES = "trees"
-    """Draft a tree of several continuations (``draft_tree_threshold``)."""
+    """Draft a tree of several continuations (``draft_tree``, ``draft_tree_threshold``)."""
     TOGETHER = "passes together"
     """Run the passes of several requests in hardly more time than that of one."""
 

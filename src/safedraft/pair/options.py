@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from safedraft.core.config import Constants, RiskConfig, SamplingParams, SSDConfig
+from safedraft.core.config import (
+    Constants,
+    DraftingConfig,
+    RiskConfig,
+    SamplingParams,
+    SSDConfig,
+)
 from safedraft.core.errors import SafeDraftError, show_value
 from safedraft.core.options import INSTEAD, SamplingOptions, translate
 from safedraft.core.plugins import suggest
@@ -112,8 +118,8 @@ def require_drafting(pair: LoadedPair, constants: Constants) -> Constants:
     Raises:
         SafeDraftError: its engine cannot; the message says why.
     """
-    if getattr(constants, "draft_tree_threshold", 1) < 1:
-        pair.engine.capabilities.require(Capability.TREES, "draft_tree_threshold")
+    if isinstance(constants, DraftingConfig) and constants.branches:
+        pair.engine.capabilities.require(Capability.TREES, constants.branches)
     return constants
 
 

@@ -140,8 +140,8 @@ def ssd_generate(
     request = Request(prompt, own_prompt, SSD(), config, sampling)
     vocabulary = min(one.config.get_text_config().vocab_size for one in (model, draft))
     engine = TransformersEngine(model, draft, vocabulary)
-    if config.draft_tree_threshold < 1:
-        engine.capabilities.require(Capability.TREES, "draft_tree_threshold")
+    if config.branches:
+        engine.capabilities.require(Capability.TREES, config.branches)
     sequence = input_ids
     for _, step in decode(engine, [request]):
         token = torch.tensor([[step.token]], device=input_ids.device)

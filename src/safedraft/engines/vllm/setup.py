@@ -212,7 +212,7 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
-_OF_CHAINS = {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
+_OF_CHAINS = {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0, "draft_tree": ()}
 """Constants with which every block is a chain."""
 
 _READS_ONCE = (
@@ -252,7 +252,7 @@ def plan(
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
     for name, of_chains in _OF_CHAINS.items():
         if config and name in named and getattr(config, name) != of_chains:
-            raise SafeDraftError(f"{name}: vLLM drafts chains, leave it at {of_chains:g}")
+            raise SafeDraftError(f"{name}: vLLM drafts chains, leave it out")
     chosen = RiskConfig.extend(config or spec.config)
     if "reading_bins" in named and chosen.reading_bins:
         raise SafeDraftError(_READS_ONCE)

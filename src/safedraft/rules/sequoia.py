@@ -1,0 +1,28 @@
+"""Sequoia: lossless speculation with trees, whose siblings are tried in rounds of their own.
+
+Chen et al., arXiv 2402.12374. Every reply is distributed exactly as the target's alone. Where the
+draft's first token is rejected, the second and later children of a fixed tree (``draft_tree``) are
+tried against what is left of P. The other rules draw the token first and look it up among the
+children; greedily that is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safedraft.core.composite import Scores
+from safedraft.core.rows import Rows
+from safedraft.core.rule import State
+from safedraft.rules.speculative import Speculative
+
+
+@dataclass(frozen=True)
+class Sequoia(Speculative):
+    """Each position is the target's: its best token, or rounds over the drafted children."""
+
+    name: str = "sequoia"
+
+    def scores(self, states: Sequence[State], rows: Rows) -> Scores:
+        """Score with P, the target's distribution."""
+        return super().scores(states, rows)._replace(rounds=True)

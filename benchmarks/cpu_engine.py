@@ -9,7 +9,6 @@ seconds of loading, and the memory that the process holds.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -23,21 +22,10 @@ import safedraft
 from safedraft.core.config import SamplingParams
 from safedraft.core.session import Pass, Which
 from safedraft.evaluation.benchmark import PROMPTS, machine
+from safedraft.evaluation.trees.recording import time_in_turn
 
 ROWS = 1, 2, 4, 8, 9, 16
 PROMPT = list(range(1000, 1200))
-
-
-def measure(actions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each action, in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(rounds + 1):
-        for name, action in actions.items():
-            started = time.perf_counter()
-            action()
-            if turn:  # the first is a warm-up
-                taken[name].append((time.perf_counter() - started) * 1e3)
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def passes(engine: Any, which: Which) -> tuple[dict[str, Callable[[], Any]], int]:
@@ -92,7 +80,7 @@ def main() -> None:
     table = Table("model", "GB", "read, ms", *(f"{rows} rows" for rows in ROWS), box=None)
     for which in get_args(Which):
         actions, size = passes(pair.engine, which)
-        times = measure(actions, given.rounds)
+        times = time_in_turn(actions, given.rounds)
         ratios = (f"{times[str(rows)] / times['read']:.2f}" for rows in ROWS)
         table.add_row(which, f"{size / 1e9:.2f}", f"{times['read']:.1f}", *ratios)
     console.print(table)
@@ -104,7 +92,7 @@ def main() -> None:
         )
     console.print(f"{psutil.Process().memory_info().rss / 1e9:.2f} GB resident")
     other = safedraft.load_pair(engine="transformers")
-    times = measure({"cpu": first_token(pair), "bfloat16": first_token(other)}, given.rounds)
+    times = time_in_turn({"cpu": first_token(pair), "bfloat16": first_token(other)}, given.rounds)
     console.print(
         f"first token after 200: {times['cpu']:.0f} ms, with Transformers in bfloat16 "
         f"{times['bfloat16']:.0f} ms"

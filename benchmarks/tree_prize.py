@@ -18,44 +18,38 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cpu_engine import measure
-from draft_trees import (
-    Block,
-    Child,
-    Drafting,
-    Machine,
-    Policy,
-    Position,
-    Shape,
-    StaticTree,
-    best_trees,
-    chain,
-    choose_policy,
-    choose_shape,
-    cross_fit,
-    expect,
-    share_of_ranks,
-    simulate,
-)
 from prize_tables import show
 from rich.console import Console
 
 import safedraft
-from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams
-from safedraft.core.decide import propose
-from safedraft.core.rows import rank
+from safedraft.core.config import DraftingConfig, SamplingParams
 from safedraft.core.rule import Rule
-from safedraft.core.session import Pass, Which
+from safedraft.core.session import Which
 from safedraft.engines.base import Capability
 from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.trees.drafting import (
+    Drafting,
+    Position,
+    choose_policy,
+    cross_fit,
+    simulate,
+)
+from safedraft.evaluation.trees.recording import PROPOSALS, read_positions, time_passes
+from safedraft.evaluation.trees.shapes import Block, Machine, find_value, share_of_ranks
+from safedraft.evaluation.trees.tune import (
+    GROWN,
+    drafting_of,
+    fix,
+    try_chains,
+    try_static,
+)
 from safedraft.prompts.phrases import is_refusal
 from safedraft.rules import find_rule
 from safedraft.rules.speculative import Speculative
@@ -67,25 +61,8 @@ CATEGORIES = {"sums": "arithmetic", "prose": "explanations", "code": "code", "ch
 REFUSALS = "refusals"
 """The kind of the replies that decline a harmful request; all others to those are left out."""
 
-PROPOSALS = 8
-"""Maximum number of children of a node."""
-TARGET_ROWS, DRAFT_ROWS = 24, 8
-"""Largest passes that are timed."""
 ACCELERATOR_ROWS = 64
 """Rows up to which a pass of the modelled accelerator takes the same time."""
-LEVELS = 13
-"""Maximum number of levels of a static tree, the root's included."""
-
-CHAINS = tuple(product((2, 4, 8, 12, 16), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.0, 2.0)))
-"""Constants of chains to try: ``draft_tokens``, ``draft_confidence``, ``draft_growth``."""
-GROWN = tuple(
-    DraftingConfig(draft_tokens=rows - 1, draft_tree_threshold=threshold, draft_tree_stop=stop)
-    for threshold, rows, stop in product(
-        (0.03, 0.06, 0.12, 0.25, 0.5), (4, 8, 12, 16, 24, 64), (0.05, 0.15, 0.3, 0.5, 0.75)
-    )
-)
-"""Grown trees to try; with a threshold of 0.5 hardly more than chains."""
-
 LIMIT, TOKENS = 4, 64
 
 
@@ -171,77 +148,21 @@ def read_reply(
     number: int,
     result: GenerationResult,
 ) -> Reply:
-    """What the draft proposes at every position of a reply, in one pass."""
-    prompts = pair.prompts(text)
-    request = pair.request(prompts, pair.fit(prompts, sampling), rule=way.rule)
-    ids = [token.id for token in result.trace]
-    engine: Any = pair.engine
-    draft = Pass(engine.session("draft"), [*prompts.draft, *ids[:-1]], len(ids))
-    (logits,) = engine.forward([draft])
-    ranked = rank(logits, [way.temperature] * len(ids))
-    proposed = propose(ranked, [request] * len(ids), range(len(ids)))
-    positions = []
-    path_score, block = 1.0, -1
-    for row, (token, first) in enumerate(zip(result.trace, proposed, strict=True)):
-        best = ranked.tokens[row, :PROPOSALS].tolist()
-        children = [first.token, *(other for other in best if other != first.token)][:PROPOSALS]
-        ranks = [rank_of(logits[row], one) for one in (token.id, first.token)]
-        same = token.id == first.token
-        chances = [first.place.chance(child) for child in children]
-        path_score = first.place.chance(token.id) * (path_score if token.block == block else 1.0)
-        block = token.block
-        positions.append(
-            Position(
-                token.scheme,
-                ranks[0],
-                1 if same else ranks[0] + (ranks[1] > ranks[0]),
-                first.place.chance(best[0]),
-                path_score,
-                tuple(map(Child, chances, (child in request.end_tokens for child in children))),
-            )
-        )
+    """A reply with what the draft proposed at every position."""
+    positions = read_positions(pair, text, result, sampling, way.rule)
     cost = result.statistics
     return Reply(
         way,
         kind,
         number,
         positions,
-        sum((t.id == p.token) == t.matched for t, p in zip(result.trace, proposed, strict=True)),
+        sum((p.proposal == 1) == t.matched for t, p in zip(result.trace, positions, strict=True)),
         cost.blocks,
         cost.draft_passes,
         cost.seconds - cost.first_token_seconds,
         sum(token.block > 0 for token in result.trace),
         cost.overhead_seconds,
     )
-
-
-def rank_of(logits: Any, token: int) -> int:
-    """The rank of a token, from 1; ties by id."""
-    better = int((logits > logits[token]).sum())
-    return 1 + better + int((logits[:token] == logits[token]).sum())
-
-
-def time_passes(pair: safedraft.Pair, rounds: int) -> dict[Which, list[float]]:
-    """Median milliseconds of passes over 1, 2, … rows after a prompt, all of them in turn."""
-    engine: Any = pair.engine
-    text = next(iter(read_prompts(1).values()))[0]
-    prompts = pair.prompts(text)
-    actions: dict[str, Callable[[], Any]] = {}
-    most: dict[Which, int] = {"target": TARGET_ROWS, "draft": DRAFT_ROWS}
-
-    def run(session: Any, tokens: Sequence[int]) -> None:
-        engine.forward([Pass(session, tokens, len(tokens))])
-        session.rewind(len(tokens))
-
-    for which, rows in most.items():
-        ids = prompts.target if which == "target" else prompts.draft
-        session = engine.session(which)
-        engine.forward([Pass(session, ids, 1)])
-        tokens = (ids * TARGET_ROWS)[:TARGET_ROWS]
-        for count in range(1, rows + 1):
-            actions[f"{which} {count}"] = partial(run, session, tokens[:count])
-    times = measure(actions, rounds)
-    return {which: [times[f"{which} {n + 1}"] for n in range(rows)] for which, rows in most.items()}
 
 
 def make_machines(
@@ -267,11 +188,10 @@ def evaluate(
         for name, one in machines.items()
     }
     present = Drafting(own)
-    candidates: list[Policy] = [present, *try_chains(own), *map(Drafting, GROWN)]
+    candidates = [present, *try_chains(own), *map(Drafting, GROWN)]
     blocks = {policy: simulate_all(replies, policy) for policy in candidates}
     proposals = [position.proposal for reply in replies for position in reply.positions]
     shares = share_of_ranks(proposals, PROPOSALS)
-    shapes = best_trees(shares, max(len(one.target) for one in machines.values()), LEVELS)
     return {
         "rule": way.rule.name,
         "temperature": way.temperature,
@@ -281,7 +201,7 @@ def evaluate(
         "acceptance": count_acceptance(replies),
         "check": check(replies, blocks[present], machines["measured"]),
         "machines": {
-            name: try_machine(replies, one, present, blocks, shapes, shares)
+            name: try_machine(replies, one, present, blocks, shares)
             for name, one in machines.items()
         },
     }
@@ -291,39 +211,29 @@ def try_machine(
     replies: Sequence[Reply],
     one: Machine,
     present: Drafting,
-    blocks: Mapping[Policy, Sequence[Sequence[Block]]],
-    shapes: Mapping[tuple[int, int], Shape],
+    blocks: Mapping[Drafting, Sequence[Sequence[Block]]],
     shares: Sequence[float],
 ) -> dict[str, Any]:
     """The figures of a machine; no pass of the target has more rows than it knows the time of."""
-    rows = len(one.target)
-    allowed = [shape for (nodes, _), shape in shapes.items() if nodes <= rows]
-    allowed += [chain(length) for length in range(min(rows, LEVELS))]
-    static = StaticTree(choose_shape(allowed, shares, one, replies[0].way.carries))
+    shape = try_static(one, shares, carries=replies[0].way.carries)
+    static = Drafting(fix(present.config, shape))
     of_static = simulate_all(replies, static)
-    drafting = [policy for policy in blocks if isinstance(policy, Drafting)]
-    fitting = [policy for policy in drafting if policy.most_rows <= rows]
-    families: dict[str, Sequence[Policy]] = {
-        "chain": [policy for policy in fitting if not policy.branches],
+    fitting = [policy for policy in blocks if policy.most_rows <= len(one.target)]
+    families = {
+        "chain": [policy for policy in fitting if not policy.config.branches],
         "static": [static],
-        "grown": [policy for policy in fitting if policy.branches],
+        "grown": [policy for policy in fitting if policy.config.branches],
     }
     passes = sum(map(len, of_static))
     return compare(replies, {**blocks, static: of_static}, one, present, families) | {
         "static_tokens_per_target_pass": {
-            "expected": expect(static.shape, shares).tokens,
+            "expected": find_value(shape, shares),
             "simulated": sum(len(reply.positions) for reply in replies) / passes,
         }
     }
 
 
-def try_chains(own: DraftingConfig) -> list[Drafting]:
-    """Chains with other constants than the pair's."""
-    names = "draft_tokens", "draft_confidence", "draft_growth"
-    return [Drafting(own.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
-
-
-def simulate_all(replies: Sequence[Reply], policy: Policy) -> list[list[Block]]:
+def simulate_all(replies: Sequence[Reply], policy: Drafting) -> list[list[Block]]:
     """The blocks of each reply."""
     return [simulate(reply.positions, policy) for reply in replies]
 
@@ -371,10 +281,10 @@ def check(
 
 def compare(
     replies: Sequence[Reply],
-    blocks: Mapping[Policy, Sequence[Sequence[Block]]],
+    blocks: Mapping[Drafting, Sequence[Sequence[Block]]],
     one: Machine,
-    own: Policy,
-    families: Mapping[str, Sequence[Policy]],
+    own: Drafting,
+    families: Mapping[str, Sequence[Drafting]],
 ) -> dict[str, Any]:
     """The pair's chain and what each family of policies gains over it on a machine, by kind."""
     carries = replies[0].way.carries
@@ -451,8 +361,8 @@ def main() -> None:
     pair.engine.capabilities.require(Capability.SESSIONS, "the probe")
     replies = list(record(pair, read_prompts(given.limit), given.tokens))
     say("timing passes")
-    times = time_passes(pair, given.rounds)
-    own = DraftingConfig(**{name: getattr(pair.config, name) for name in OF_SPEED})
+    times = time_passes(pair, next(iter(read_prompts(1).values()))[0], given.rounds)
+    own = drafting_of(pair.config)
     machines = make_machines(times, given.share)
     ways = []
     for way, some in groupby(replies, key=lambda reply: reply.way):

@@ -27,20 +27,6 @@ TRANSFORMERS = ("--engine", "transformers")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process; gives exit code, stdout, stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["safedraft", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
 def models(tiny_pair: tuple[Path, Path]) -> list[str]:
     return ["--target", str(tiny_pair[0]), "--draft", str(tiny_pair[1])]
 

@@ -31,6 +31,7 @@ from safedraft.cli.serve import serve
 from safedraft.cli.train_ada_probe import train_ada_probe
 from safedraft.cli.train_draft import train_draft
 from safedraft.cli.train_risk import train_risk
+from safedraft.cli.tune_tree import tune_tree
 from safedraft.cli.usage import Command, Group
 from safedraft.core.errors import SafeDraftError, UnguardedWarning, problems
 
@@ -79,6 +80,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "report": report,
     "calibrate": calibrate,
+    "tune-tree": tune_tree,
     "score": score,
     "judge-check": judge_check,
     "train-draft": train_draft,

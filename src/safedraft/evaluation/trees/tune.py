@@ -1,0 +1,276 @@
+"""The choice of what a pair drafts: a chain, a static tree, or one that is grown.
+
+The pair answers half of the prompts; what other shapes would have decided follows from the replies,
+and what that takes from the measured times of this machine's passes. The best shape of each kind
+then decodes the other half beside the pair's own, in turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from statistics import median
+from typing import TYPE_CHECKING
+
+from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams
+from safedraft.engines.base import Capability
+from safedraft.evaluation.trees.drafting import Drafting, Position, choose_policy, simulate
+from safedraft.evaluation.trees.recording import PROPOSALS, read_positions, time_passes
+from safedraft.evaluation.trees.shapes import (
+    Machine,
+    Shape,
+    best_trees,
+    chain,
+    choose_shape,
+    find_value,
+    list_children,
+    share_of_ranks,
+)
+from safedraft.prompts.sources import find_source
+from safedraft.rules import find_rule
+
+if TYPE_CHECKING:
+    from safedraft.core.session import Which
+    from safedraft.pair import Pair
+
+OWN = "the pair's own"
+LEVELS = 13
+"""Maximum number of levels of a static tree, the root's included."""
+LEAST_GAIN, LEAST_IN_A_KIND = 1.05, 0.97
+"""Another shape is chosen if it is so many times as fast, and in no kind of text slower."""
+
+CHAINS = tuple(product((2, 4, 8, 12, 16), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.0, 2.0)))
+"""Constants of chains to try: ``draft_tokens``, ``draft_confidence``, ``draft_growth``."""
+GROWN = tuple(
+    DraftingConfig(draft_tokens=rows - 1, draft_tree_threshold=threshold, draft_tree_stop=stop)
+    for threshold, rows, stop in product(
+        (0.03, 0.06, 0.12, 0.25, 0.5), (4, 8, 12, 16, 24, 64), (0.05, 0.15, 0.3, 0.5, 0.75)
+    )
+)
+"""Grown trees to try; with a threshold of 0.5 hardly more than chains."""
+
+
+@dataclass
+class Trial:
+    """One shape: what is expected of it, and what it took to decode with it."""
+
+    config: DraftingConfig
+    tokens_per_pass: float
+    """Tokens per pass of the target that the recorded replies let expect."""
+    gain: float
+    """The speed that they let expect, over that of the pair's own shape, minus 1."""
+    blocks: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    """Decoded tokens by kind of text."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time of decoding, by kind of text."""
+    same: int = 0
+    """Number of replies with the tokens of those that the pair's own shape decodes. In bfloat16 a
+    few may differ, since passes over other numbers of rows round differently."""
+
+    @property
+    def decoded_per_pass(self) -> float:
+        """Tokens per pass of the target, as decoded."""
+        return self.tokens.total() / max(self.blocks, 1)
+
+    def speed(self, kind: str | None = None) -> float:
+        """Tokens per second in one kind of text, or in all."""
+        kinds = [kind] if kind else list(self.seconds)
+        return sum(self.tokens[one] for one in kinds) / sum(self.seconds[one] for one in kinds)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured, and what follows from it."""
+
+    shares: Sequence[float]
+    """How often the draft's first, second, … proposal is the decided token."""
+    times: Mapping[Which, Sequence[float]]
+    """Milliseconds of passes of each model over 1, 2, … rows."""
+    value: float
+    """Expected tokens per pass of the static tree, if acceptance depended on the shares alone."""
+    trials: Mapping[str, Trial]
+    """By kind of shape, the pair's own first."""
+
+    def ratio(self, name: str, kind: str | None = None) -> float:
+        """Speed of a shape over that of the pair's own, in one kind of text or in all."""
+        return self.trials[name].speed(kind) / self.trials[OWN].speed(kind)
+
+    @property
+    def chosen(self) -> str:
+        """The fastest shape, or the pair's own where none is clearly faster."""
+        fast = [
+            name
+            for name, trial in self.trials.items()
+            if self.ratio(name) >= LEAST_GAIN
+            and min(self.ratio(name, kind) for kind in trial.seconds) >= LEAST_IN_A_KIND
+        ]
+        return max(fast, key=self.ratio, default=OWN)
+
+
+def read_kinds(limit: int) -> dict[str, list[str]]:
+    """Prompts of the calibration half: so many sums, and of each category of everyday requests."""
+    sums = [record.request for record in find_source("arithmetic").read_split("calibration")]
+    kinds = {"sums": sums}
+    for record in find_source("ordinary").read_split("calibration"):
+        kinds.setdefault(record.category or "other", []).append(record.request)
+    return {kind: prompts[:limit] for kind, prompts in kinds.items()}
+
+
+def tune(
+    pair: Pair,
+    kinds: Mapping[str, Sequence[str]],
+    *,
+    max_new_tokens: int,
+    rounds: int,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Tuning:
+    """Measure shapes on a pair, whose replies are greedy.
+
+    Args:
+        pair: on an engine with sessions.
+        kinds: prompts by kind of text, at least two of each.
+        max_new_tokens: number of tokens of a reply.
+        rounds: how often each size of a pass is timed.
+        report: called with what is done, how many of them are, and their number.
+
+    Raises:
+        SafeDraftError: the engine has no sessions or drafts no trees; the message says why.
+    """
+    for needed in (Capability.SESSIONS, Capability.TREES):
+        pair.engine.capabilities.require(needed, "safedraft tune-tree")
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    recorded = {kind: prompts[::2] for kind, prompts in kinds.items()}
+    replies, overhead = _record(pair, recorded, sampling, report)
+    report("timing passes", 0, 1)
+    times = time_passes(pair, next(iter(recorded.values()))[0], rounds)
+    machine = Machine(times["target"], times["draft"], overhead)
+    proposals = [position.proposal for reply in replies for position in reply]
+    shares = share_of_ranks(proposals, PROPOSALS)
+    carries = find_rule(pair.rule).after_match == "carry"
+    shape = try_static(machine, shares, carries=carries)
+    trials = _expect(drafting_of(pair.config), replies, machine, shape, carries=carries)
+    _decode(
+        pair, {kind: prompts[1::2] for kind, prompts in kinds.items()}, sampling, trials, report
+    )
+    return Tuning(shares, times, find_value(shape, shares), trials)
+
+
+def fix(own: DraftingConfig, shape: Shape) -> DraftingConfig:
+    """Constants that draft a static tree in every block; a chain where it is one."""
+    tree = list_children(shape)
+    return own.replace(
+        draft_tokens=max(sum(tree), 1),
+        draft_tree=() if set(tree) <= {1} else tree,
+        draft_confidence=0.0,
+        draft_growth=0.0,
+        draft_tree_threshold=1.0,
+        draft_tree_stop=0.0,
+    )
+
+
+def try_chains(own: DraftingConfig) -> list[Drafting]:
+    """Chains with other constants than the pair's."""
+    names = "draft_tokens", "draft_confidence", "draft_growth"
+    bare = own.replace(draft_tree=(), draft_tree_threshold=1.0, draft_tree_stop=0.0)
+    return [Drafting(bare.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
+
+
+def try_static(machine: Machine, shares: Sequence[float], *, carries: bool) -> Shape:
+    """The static tree of the least expected time per token, chains among the candidates.
+
+    Args:
+        machine: no pass of the target has more rows than it knows the time of.
+        shares: how often the draft's first, second, … proposal is the decided token.
+        carries: whether the position after a leaf waits for the draft.
+    """
+    rows = len(machine.target)
+    shapes: Iterable[Shape] = best_trees(shares, rows, LEVELS).values()
+    chains = [chain(length) for length in range(1, min(rows, LEVELS))]
+    return choose_shape([*chains, *shapes], shares, machine, carries)
+
+
+def drafting_of(config: DraftingConfig) -> DraftingConfig:
+    """The constants among a pair's that say what is drafted."""
+    return DraftingConfig(**{name: getattr(config, name) for name in OF_SPEED})
+
+
+def _record(
+    pair: Pair,
+    kinds: Mapping[str, Sequence[str]],
+    sampling: SamplingParams,
+    report: Callable[[str, int, int], None],
+) -> tuple[list[list[Position]], float]:
+    """The positions of the pair's own replies, and milliseconds outside of passes per token."""
+    prompts = [text for texts in kinds.values() for text in texts]
+    replies, overheads = [], []
+    for done, text in enumerate(prompts):
+        report("recording replies", done, len(prompts))
+        result = pair.generate(text, sampling)
+        replies.append(read_positions(pair, text, result, sampling, pair.rule))
+        overheads.append(1e3 * result.statistics.overhead_seconds / len(result.trace))
+    return replies, median(overheads)
+
+
+def _expect(
+    own: DraftingConfig,
+    replies: Sequence[Sequence[Position]],
+    machine: Machine,
+    static: Shape,
+    *,
+    carries: bool,
+) -> dict[str, Trial]:
+    """The best shape of each kind, by what it would have taken for the recorded replies."""
+    rows = len(machine.target)
+    kinds = {
+        OWN: [Drafting(own)],
+        "chain": try_chains(own),
+        "static tree": [Drafting(fix(own, static))],
+        "grown tree": list(map(Drafting, GROWN)),
+    }
+    tokens = sum(map(len, replies))
+    costs: dict[Drafting, list[float]] = {}
+    passes: dict[Drafting, int] = {}
+    trials: dict[str, Trial] = {}
+    for name, policies in kinds.items():
+        fitting = [one for one in policies if one.most_rows <= rows or name == OWN]
+        for policy in fitting:
+            blocks = [simulate(reply, policy) for reply in replies]
+            costs[policy] = [sum(machine.cost(one, carries) for one in reply) for reply in blocks]
+            passes[policy] = sum(map(len, blocks))
+        every = [True] * len(replies)
+        best = choose_policy({policy: costs[policy] for policy in fitting}, every)
+        gain = sum(costs[Drafting(own)]) / sum(costs[best]) - 1
+        trials[name] = Trial(best.config, tokens / passes[best], gain)
+    return trials
+
+
+def _decode(
+    pair: Pair,
+    kinds: Mapping[str, Sequence[str]],
+    sampling: SamplingParams,
+    trials: Mapping[str, Trial],
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Decode every prompt with every shape, in an order that turns."""
+    names = list(trials)
+    prompts = [(kind, text) for kind, texts in kinds.items() for text in texts]
+    configs = {name: pair.config.replace(**dict(trials[name].config)) for name in names}
+    pair.generate(prompts[0][1], sampling)
+    for number, (kind, text) in enumerate(prompts):
+        report("decoding", number, len(prompts))
+        replies = {}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started = time.perf_counter()
+            result = pair.generate(text, sampling, config=configs[name])
+            seconds = time.perf_counter() - started
+            trial = trials[name]
+            trial.seconds[kind] = trial.seconds.get(kind, 0.0) + seconds
+            trial.tokens[kind] += len(result.trace)
+            trial.blocks += result.statistics.blocks
+            replies[name] = [token.id for token in result.trace]
+        for name, reply in replies.items():
+            trials[name].same += reply == replies[OWN]

@@ -1,0 +1,93 @@
+"""``safedraft tune-tree``, whole, on tiny models, and its choice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safedraft.core.config import DraftingConfig
+from safedraft.evaluation.trees import tune
+from safedraft.evaluation.trees.tune import OWN, Trial, Tuning
+from safedraft.models.registry import find_pair
+
+
+def trial(speeds: dict[str, float], gain: float = 0.0) -> Trial:
+    """A shape that decodes 100 tokens of each kind at so many tokens a second."""
+    seconds = {kind: 100 / speed for kind, speed in speeds.items()}
+    return Trial(DraftingConfig(), 2.0, gain, 10, Counter(dict.fromkeys(speeds, 100)), seconds)
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ({"tree": (1.2, 1.1)}, "tree"),
+        ({"tree": (1.04, 1.04)}, OWN),
+        ({"tree": (2.0, 0.96)}, OWN),  # slower in one kind of text
+        ({"tree": (1.2, 1.2), "chain": (1.3, 1.3)}, "chain"),
+    ],
+)
+def test_another_shape_is_chosen_only_if_it_is_faster_throughout(
+    others: dict[str, tuple[float, float]], chosen: str
+) -> None:
+    trials = {OWN: trial({"sums": 1.0, "code": 1.0})}
+    trials |= {name: trial({"sums": a, "code": b}) for name, (a, b) in others.items()}
+    assert Tuning([0.5], {}, 1.5, trials).chosen == chosen
+
+
+@pytest.fixture
+def tiny(tiny_pair: tuple[Path, Path], tmp_path: Path) -> str:
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    target, draft = (json.dumps(str(path)) for path in tiny_pair)
+    (folder / "tiny.toml").write_text(
+        f"[tiny]\ntarget = {target}\ndraft = {draft}\nbare_draft = true\n"
+        "[tiny.config]\ndraft_tokens = 4\n",
+        encoding="utf-8",
+    )
+    return "tiny"
+
+
+SMALL = ["--engine", "transformers", "--limit", "2", "--max-new-tokens", "10", "--rounds", "1"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_choice_is_printed_and_written(
+    run: Any, tiny: str, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(tune, "GROWN", tune.GROWN[::9])
+    monkeypatch.setattr(tune, "CHAINS", tune.CHAINS[::9])
+    monkeypatch.setattr(Tuning, "chosen", "grown tree")
+    before = find_pair(tiny).config
+    code, out, _ = run("tune-tree", tiny, *SMALL, *(["--dry-run"] if dry_run else []))
+    assert code == 0
+    for shape in (OWN, "chain", "static tree", "grown tree"):
+        assert f"\n{shape}: " in out
+    assert "chosen: grown tree: draft_tokens = " in out
+    assert "differ" not in out
+    assert ("written: " in out) is not dry_run
+    after = find_pair(tiny).config
+    assert (after == before) is dry_run
+    if not dry_run:
+        assert after.branches == "draft_tree_threshold"
+        assert after.replace(**dict(tune.drafting_of(before))) == before
+
+
+def test_the_pairs_own_shape_is_kept(run: Any, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "GROWN", tune.GROWN[::9])
+    monkeypatch.setattr(tune, "CHAINS", tune.CHAINS[::9])
+    monkeypatch.setattr(Tuning, "chosen", OWN)
+    code, out, _ = run("tune-tree", tiny, *SMALL)
+    assert (code, out.splitlines()[-1]) == (
+        0,
+        "chosen: the pair's own, since no other shape is clearly faster",
+    )
+
+
+def test_a_shape_for_the_bare_draft_is_not_saved(run: Any, tiny: str) -> None:
+    code, _, err = run("tune-tree", tiny, "--no-adapter")
+    assert code == 2
+    assert "--no-adapter: a shape for the bare draft is not saved" in err

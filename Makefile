@@ -56,7 +56,7 @@ test-page: $(READY)  ## The playground in a browser.
 
 bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Transformers' own generation.
 	$(RUN)/safedraft pull
-	$(RUN)/safedraft bench
+	$(RUN)/safedraft bench --tree 2-1-1-1-1
 	$(RUN)/safedraft bench --engine transformers
 	$(RUN)/python benchmarks/growth.py
 

@@ -42,11 +42,16 @@ from safedraft.evaluation.trees.drafting import (
     simulate,
 )
 from safedraft.evaluation.trees.recording import PROPOSALS, read_positions, time_passes
-from safedraft.evaluation.trees.shapes import Block, Machine, find_value, share_of_ranks
+from safedraft.evaluation.trees.shapes import (
+    Block,
+    Machine,
+    find_value,
+    list_children,
+    share_of_ranks,
+)
 from safedraft.evaluation.trees.tune import (
     GROWN,
     drafting_of,
-    fix,
     try_chains,
     try_static,
 )
@@ -216,7 +221,7 @@ def try_machine(
 ) -> dict[str, Any]:
     """The figures of a machine; no pass of the target has more rows than it knows the time of."""
     shape = try_static(one, shares, carries=replies[0].way.carries)
-    static = Drafting(fix(present.config, shape))
+    static = Drafting(present.config.with_tree(list_children(shape)))
     of_static = simulate_all(replies, static)
     fitting = [policy for policy in blocks if policy.most_rows <= len(one.target)]
     families = {

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +21,15 @@ import safedraft
 from safedraft.core.config import SamplingParams
 from safedraft.evaluation.benchmark import machine
 
-SHAPES: Mapping[str, Mapping[str, float]] = {
+SHAPES: Mapping[str, Mapping[str, Any]] = {
     "chain": {},
     "beside the chain": {"draft_tree_threshold": 0.12},
+    "static tree (6 nodes)": {
+        "draft_tree": (2, 1, 1, 1, 1),
+        "draft_confidence": 0.0,
+        "draft_tokens": 6,
+        "draft_growth": 0.0,
+    },
     "grown tree": {
         "draft_tree_threshold": 0.12,
         "draft_tree_stop": 0.3,

@@ -23,7 +23,7 @@ def test_the_committed_page_is_current(tool: dict[str, Any]) -> None:
 
 def test_every_command_and_setting_has_a_meaning(tool: dict[str, Any]) -> None:
     page = tool["page"]()
-    assert page.count("### safedraft ") == 17
+    assert page.count("### safedraft ") == 18
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) > 200
     assert not [line for line in rows if line.endswith("|  |")]

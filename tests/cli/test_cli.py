@@ -512,12 +512,13 @@ def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
-    options += ["--draft-tokens", "2", "--assisted-tokens", "2"]
+    options += ["--draft-tokens", "2", "--assisted-tokens", "2", "--tree", "2-1"]
     code, out, _ = run("bench", "--json", *options, *models, *TRANSFORMERS)
     outcome = json.loads(out)
     methods = outcome["methods"]
     assert code == 0
-    assert list(methods) == ["target", "assisted", "assisted-2", "ensemble", "ssd", "ssd-2"]
+    names = ["target", "assisted", "assisted-2", "ensemble", "ssd", "ssd-2", "ssd, tree 2-1"]
+    assert list(methods) == names
     assert methods["target"]["ratio"] == 1
     assert methods["target"]["tokens_per_target_pass"] == 1
     assert methods["target"]["match_ratio"] is None

@@ -66,7 +66,9 @@ def test_the_choice_is_printed_and_written(
     assert code == 0
     for shape in (OWN, "chain", "static tree", "grown tree"):
         assert f"\n{shape}: " in out
-    assert "chosen: grown tree: draft_tokens = " in out
+    changed = out.partition("\nchosen: grown tree: ")[2]
+    assert "draft_tree_threshold = " in changed
+    assert "draft_tree =" not in changed  # it has none, as before
     assert "differ" not in out
     assert ("written: " in out) is not dry_run
     after = find_pair(tiny).config

@@ -26,8 +26,8 @@ BRIEF = SamplingParams(max_new_tokens=200)
 NAMES = (
     *("ada_probe", "ada_rethinking", "always_refuse", "guard_filter", "in_context", "paraphrase"),
     *("perplexity_filter", "self_examination", "self_reminder", "ssd_paper"),
-    *("target_only", "easd", "ensemble_weight", "risk", "safedecoding", "speculative", "ssd"),
-    "ssd_easd",
+    *("target_only", "easd", "ensemble_weight", "risk", "safedecoding", "sequoia", "speculative"),
+    *("ssd", "ssd_easd"),
 )
 ANSWERING = tuple(name for name in NAMES if name != "always_refuse")
 WITHOUT_DRAFT = {

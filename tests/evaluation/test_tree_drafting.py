@@ -13,8 +13,13 @@ from safedraft.core.config import DraftingConfig
 from safedraft.core.decide import propose
 from safedraft.core.rows import rank
 from safedraft.evaluation.trees.drafting import Child, Drafting, Position, cross_fit, simulate
-from safedraft.evaluation.trees.shapes import Block, best_trees, expect, share_of_ranks
-from safedraft.evaluation.trees.tune import fix
+from safedraft.evaluation.trees.shapes import (
+    Block,
+    best_trees,
+    expect,
+    list_children,
+    share_of_ranks,
+)
 
 STEEP = (0.8, 0.1, 0.05, 0.01)
 
@@ -28,7 +33,7 @@ def position(proposal: int, *chances: float, ends: bool = False) -> Position:
 def test_a_static_tree_gains_what_it_is_worth_where_positions_do_not_depend() -> None:
     shares = STEEP
     shape = best_trees(shares, 8, 4)[8, 4]
-    tree = Drafting(fix(DraftingConfig(), shape))
+    tree = Drafting(DraftingConfig().with_tree(list_children(shape)))
     rng = random.Random(0)
     blocks, positions = [], []
     for _ in range(40):

@@ -31,6 +31,13 @@ def bench(
         list[int] | None,
         typer.Option(min=1, help="Constant numbers of drafted tokens for assisted generation."),
     ] = None,
+    tree: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A static tree to draft by the pair's own rule, as the constant draft_tree: the "
+            "number of children of each node, by level (2-1-0-1); may be given again."
+        ),
+    ] = None,
     as_json: options.Json = False,
     *,
     models: ModelChoice,
@@ -60,6 +67,7 @@ def bench(
             max_new_tokens=max_new_tokens,
             draft_tokens=draft_tokens or [loaded.config.draft_tokens],
             assisted_tokens=assisted_tokens or [4],
+            trees=tree or (),
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:

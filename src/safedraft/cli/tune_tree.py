@@ -11,6 +11,7 @@ from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
+    from safedraft.core.config import DraftingConfig
     from safedraft.evaluation.trees.tune import Tuning
 
 
@@ -71,19 +72,20 @@ def tune_tree(
     if tuning.chosen == OWN:
         sys.stdout.write("chosen: the pair's own, since no other shape is clearly faster\n")
         return
-    changes = ", ".join(f"{name} = {value}" for name, value in _show(chosen.model_dump()))
-    sys.stdout.write(f"chosen: {tuning.chosen}: {changes}\n")
+    sys.stdout.write(f"chosen: {tuning.chosen}: {_show(chosen, tuning.trials[OWN].config)}\n")
     if not dry_run:
         config = models.spec.config.replace(**dict(chosen))
         sys.stdout.write(f"written: {write_calibrated(models.spec, config)}\n")
 
 
-def _show(values: dict[str, object]) -> list[tuple[str, object]]:
-    """Constants as ``--set`` takes them."""
-    return [
-        (name, "-".join(map(str, value)) if isinstance(value, tuple) else value)
-        for name, value in values.items()
-    ]
+def _show(config: DraftingConfig, before: DraftingConfig) -> str:
+    """The constants that differ from the pair's own."""
+    old = dict(before)
+    return ", ".join(
+        f"{name} = {'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in config
+        if value != old[name]
+    )
 
 
 def _print(tuning: Tuning) -> None:
@@ -101,7 +103,7 @@ def _print(tuning: Tuning) -> None:
         console.print(f"milliseconds of a pass of the {which} by rows: {listed}")
     table = Table(box=None, pad_edge=False)
     table.add_column("shape", overflow="fold")
-    for heading in ("tokens/pass", "decoded", "gain", "decoded", "least"):
+    for heading in ("tokens/pass", "decoded", "faster by", "decoded", "at least"):
         table.add_column(heading, justify="right")
     for name, trial in tuning.trials.items():
         least = min(tuning.ratio(name, kind) for kind in trial.seconds)
@@ -118,9 +120,10 @@ def _print(tuning: Tuning) -> None:
         console.print(f"{name}: {Drafting(trial.config)}")
     replies = max(trial.same for trial in tuning.trials.values())
     console.print(
-        "tokens per pass of the target and gain in speed: expected from recorded replies, and "
-        f"decoded ({replies} replies of each shape; least: in one kind of text). By Sequoia's "
-        f"dynamic program the static tree is worth {tuning.value:.2f} tokens per pass.",
+        "Tokens per pass of the target, and how much faster than the pair's own shape: as "
+        f"recorded replies let expect, and as decoded ({replies} replies; at least: in any kind of "
+        f"text). By Sequoia's dynamic program the static tree decides {tuning.value:.2f} tokens "
+        "per pass.",
         style="dim",
     )
     for name, trial in tuning.trials.items():

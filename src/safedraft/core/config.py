@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -133,6 +133,18 @@ class DraftingConfig(Constants):
         """The constant that makes blocks trees, by its name; None: every block is a chain."""
         fixed = "draft_tree" if self.draft_tree else None
         return "draft_tree_threshold" if self.draft_tree_threshold < 1 else fixed
+
+    def with_tree(self, tree: Sequence[int] | str) -> Self:
+        """The same constants with a static tree in every block, or with a chain where it is one."""
+        shape = DraftingConfig(draft_tokens=2**31, draft_tree=tree).draft_tree
+        return self.replace(
+            draft_tokens=max(sum(shape), 1),
+            draft_tree=() if set(shape) <= {1} else shape,
+            draft_confidence=0.0,
+            draft_growth=0.0,
+            draft_tree_threshold=1.0,
+            draft_tree_stop=0.0,
+        )
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:

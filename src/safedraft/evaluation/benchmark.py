@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.core.config import SamplingParams
+from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.engines.base import Capability
 from safedraft.models.quiet import quiet_transformers
 from safedraft.rules.ensemble import WEIGHT
@@ -78,6 +78,7 @@ def measure(
     max_new_tokens: int,
     draft_tokens: Sequence[int],
     assisted_tokens: Sequence[int],
+    trees: Sequence[str] = (),
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Run every method on every prompt, interleaved, after a warm-up; medians as one JSON object.
@@ -90,9 +91,11 @@ def measure(
         max_new_tokens: number of tokens of a reply.
         draft_tokens: values of T for the pair's own rule; the first is called by the rule's name.
         assisted_tokens: constant numbers of drafted tokens for assisted generation.
+        trees: static trees for the pair's own rule, as the constant ``draft_tree`` is written.
         report: called with the runs done and the runs in all.
     """
     methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
+    methods |= _trees(pair, max_new_tokens, trees)
     warm_up = [(prompts[0], name) for name in methods]
     # The order turns from prompt to prompt, so that a drift of the machine favors no method.
     names = list(methods)
@@ -135,8 +138,21 @@ def _methods(
         methods = {name: _decode(pair, max_new_tokens, rule) for name, rule in rules.items()}
     for count in draft_tokens:
         name = pair.rule if count == draft_tokens[0] else f"{pair.rule}-{count}"
-        methods[name] = _decode(pair, max_new_tokens, pair.rule, count)
+        own = count == pair.config.draft_tokens
+        config = None if own else pair.config.replace(draft_tokens=count)
+        methods[name] = _decode(pair, max_new_tokens, pair.rule, config)
     return methods
+
+
+def _trees(pair: Pair, max_new_tokens: int, trees: Sequence[str]) -> dict[str, Method]:
+    """The pair's own rule with static trees, and with its chain where its own shape is a tree."""
+    chain: dict[str, Any] = {"draft_tree": (), "draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
+    configs = {f"{pair.rule}, chain": pair.config.replace(**chain)} if pair.config.branches else {}
+    for tree in trees:
+        configs[f"{pair.rule}, tree {tree}"] = pair.config.with_tree(tree)
+    return {
+        name: _decode(pair, max_new_tokens, pair.rule, config) for name, config in configs.items()
+    }
 
 
 def _transformers_methods(
@@ -206,11 +222,9 @@ def _generate(
     return method
 
 
-def _decode(pair: Pair, max_new_tokens: int, rule: str, draft_tokens: int | None = None) -> Method:
-    """One of SafeDraft's rules, with a T of its own where the engine lets a request have one."""
+def _decode(pair: Pair, max_new_tokens: int, rule: str, config: SSDConfig | None = None) -> Method:
+    """One of SafeDraft's rules, with constants of its own where the engine lets a request have."""
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
-    own = draft_tokens in (None, pair.config.draft_tokens)
-    config = None if own else pair.config.replace(draft_tokens=draft_tokens)
 
     def method(prompt: str) -> TimedRun:
         started = time.perf_counter()

@@ -159,19 +159,6 @@ def tune(
     return Tuning(shares, times, find_value(shape, shares), trials)
 
 
-def fix(own: DraftingConfig, shape: Shape) -> DraftingConfig:
-    """Constants that draft a static tree in every block; a chain where it is one."""
-    tree = list_children(shape)
-    return own.replace(
-        draft_tokens=max(sum(tree), 1),
-        draft_tree=() if set(tree) <= {1} else tree,
-        draft_confidence=0.0,
-        draft_growth=0.0,
-        draft_tree_threshold=1.0,
-        draft_tree_stop=0.0,
-    )
-
-
 def try_chains(own: DraftingConfig) -> list[Drafting]:
     """Chains with other constants than the pair's."""
     names = "draft_tokens", "draft_confidence", "draft_growth"
@@ -228,7 +215,7 @@ def _expect(
     kinds = {
         OWN: [Drafting(own)],
         "chain": try_chains(own),
-        "static tree": [Drafting(fix(own, static))],
+        "static tree": [Drafting(own.with_tree(list_children(static)))],
         "grown tree": list(map(Drafting, GROWN)),
     }
     tokens = sum(map(len, replies))

@@ -39,6 +39,7 @@ from cuda_speed import (
     measure_speed,
     measure_training,
 )
+from cuda_trees import measure_trees
 from cuda_waits import measure_kernels, measure_waits
 from transformers.utils import logging
 
@@ -70,6 +71,7 @@ CHECKS = (
     Check("training", measure_training, 60),
     Check("memory", measure_memory, 40),
     Check("speed", measure_speed, 120),
+    Check("trees", measure_trees, 60),
     Check("kernels", measure_kernels, 40),
 )
 

@@ -29,13 +29,16 @@ from safedraft.core.rule import NO_CONTEXT, Context, Rule
 from safedraft.core.session import SessionEngine
 from safedraft.engines.transformers.engine import TransformersEngine
 from safedraft.rules.risk import Risk
+from safedraft.rules.sequoia import Sequoia
 from safedraft.rules.speculative import Speculative
 from safedraft.rules.ssd import SSD
 from safedraft.rules.target_only import TargetOnly
 
 CONFORMANCE = Path(__file__).parents[1] / "tests" / "conformance"
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SSD(), Risk(), TargetOnly(), Speculative())}
+RULES: dict[str, Rule] = {
+    rule.name: rule for rule in (SSD(), Risk(), TargetOnly(), Speculative(), Sequoia())
+}
 """By name; a machine on which SafeDraft is not installed has no entry points."""
 
 CODE_WIDTH = 128

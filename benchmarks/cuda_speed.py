@@ -48,14 +48,14 @@ def measure_passes(bench: Bench, outcome: Outcome) -> None:
             fill()
             prefill = median(clock(fill, bench.device)[1] for _ in range(3))
             session.forward(prompt[:context], 1)
-            figures: dict[str, Any] = {"prefill_ms": _ms(prefill)}
+            figures: dict[str, Any] = {"prefill_ms": milliseconds(prefill)}
             for rows in (1, 4, 8):
                 action = partial(run_pass, session, prompt[:rows], rows, rows)
                 action()
                 times = [clock(action, bench.device) for _ in range(bench.workload.passes)]
                 figures[f"{rows} rows"] = {
-                    "ms": _ms(median(done for _, done in times)),
-                    "enqueued_ms": _ms(median(returned for returned, _ in times)),
+                    "ms": milliseconds(median(done for _, done in times)),
+                    "enqueued_ms": milliseconds(median(returned for returned, _ in times)),
                 }
             outcome.figures[f"{which}, context {context}"] = figures
 
@@ -66,7 +66,7 @@ def run_pass(session: Any, tokens: Sequence[int], keep: int, rewound: int) -> No
     session.rewind(rewound)
 
 
-def _ms(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
@@ -112,7 +112,7 @@ def measure_parts(bench: Bench, outcome: Outcome) -> None:
             bench.large.agree(share)
         for rule, drafted in (("target_only", 3), ("speculative", 3), ("ssd", 3), ("ssd", 7)):
             figures = _time_parts(bench, rule, drafted)
-            outcome.figures[f"{_name(share)}, {_name_method(rule, drafted)}"] = figures
+            outcome.figures[f"{name_share(share)}, {_name_method(rule, drafted)}"] = figures
 
 
 def _time_parts(bench: Bench, rule: str, drafted: int) -> dict[str, float]:
@@ -132,7 +132,7 @@ def _time_parts(bench: Bench, rule: str, drafted: int) -> dict[str, float]:
         "tokens_per_second": round((len(steps) - before) / wall, 2),
         "tokens_per_block": round((len(steps) - before) / blocks, 2),
         "accepted": round(sum(step.matched for step in steps) / len(steps), 3),
-        "ms_per_block": _ms(wall / blocks),
+        "ms_per_block": milliseconds(wall / blocks),
         "target_share": round(target / wall, 3),
         "draft_share": round(draft / wall, 3),
         "host_share": round(1 - (target + draft) / wall, 3),
@@ -144,7 +144,7 @@ def _finish(batch: Batch, decoding: Any) -> None:
         batch.step()
 
 
-def _name(share: float | None) -> str:
+def name_share(share: float | None) -> str:
     return "trained pair" if share is None else f"agreement {share:g}"
 
 
@@ -158,7 +158,7 @@ def measure_speed(bench: Bench, outcome: Outcome) -> None:
     for share in shares:
         if share is not None:
             bench.large.agree(share)
-        outcome.figures[_name(share)] = figures = {}
+        outcome.figures[name_share(share)] = figures = {}
         for count, tokens in bench.workload.replies.items():
             if count == 1 or share == shares[0]:
                 figures[f"{count} together"] = _race(bench, count, tokens, share, outcome)
@@ -174,7 +174,7 @@ def _race(
     replies = {method: action() for method, action in actions.items()}
     if share is not None:
         expected = [pair.expected(prompt, tokens) for prompt in prompts]
-        _compare(replies, expected, share, f"{_name(share)}, {count} together", outcome)
+        _compare(replies, expected, share, f"{name_share(share)}, {count} together", outcome)
     times = interleave(actions, bench.device, bench.workload.seconds)
     alone = median(times["generate"])
     return {

@@ -76,7 +76,7 @@ def test_shapes_are_measured_beside_each_other(
     assert {name: total.equal for name, total in totals.items()} == dict.fromkeys(script.SHAPES, 2)
     assert len({total.tokens for total in totals.values()}) == 1
     script.show(script.Console(width=140), totals, 2)
-    assert capsys.readouterr().out.count("2 of 2") == 3
+    assert capsys.readouterr().out.count("2 of 2") == 4
 
 
 def test_one_prompt_cannot_be_halved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from helpers.templates import TRAITS
 from talking import TalkingPair, talking
 from talking_command import QUESTION, answer
 from terminals import Terminal, open_terminal
-from test_cli import run  # noqa: F401
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,7 +28,7 @@ def pair(tmp_path: Path) -> TalkingPair:
 
 
 @pytest.fixture
-def chat(run: Any, pair: TalkingPair, monkeypatch: pytest.MonkeyPatch) -> Chat:  # noqa: F811
+def chat(run: Any, pair: TalkingPair, monkeypatch: pytest.MonkeyPatch) -> Chat:
     """Chats with lines from a pipe; gives exit code, stdout, stderr."""
 
     def send(*lines: str, options: tuple[str, ...] = (), by: TalkingPair = pair) -> Any:
@@ -135,7 +134,7 @@ def test_a_full_conversation_asks_for_a_reset(chat: Chat, pair: TalkingPair) -> 
 
 
 def test_closed_input_ends_the_chat(
-    run: Any,  # noqa: F811
+    run: Any,
     pair: TalkingPair,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

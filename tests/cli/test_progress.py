@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import models, run  # noqa: F401
+from test_cli import models  # noqa: F401
 from test_train_draft import prompts  # noqa: F401
 
 from safedraft import cli

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from talking import TalkingPair, answering, scripted_pair, talking
-from test_cli import run  # noqa: F401
 
 from safedraft.cli.compare import compare, compute_speedup
 from safedraft.cli.doctor import _print_command, print_checks
@@ -283,7 +282,7 @@ def test_the_list_of_pairs_breaks_no_name(width: int) -> None:
 
 
 def test_generate_explains_the_colors_before_the_text(
-    run: Any,  # noqa: F811
+    run: Any,
     parted: TalkingPair,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

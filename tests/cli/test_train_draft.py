@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from test_cli import error_of, models, run  # noqa: F401
+from test_cli import error_of, models  # noqa: F401
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.models.registry import pairs
@@ -94,7 +94,7 @@ def test_a_fit_draft_is_registered(run, models, prompts, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_probe_lies_beside_the_adapter_and_is_used(
-    run,  # noqa: F811
+    run,
     models,  # noqa: F811
     prompts,
     tmp_path,
@@ -181,6 +181,6 @@ def test_what_is_wrong_is_said_in_a_line(run, models, tmp_path, options, message
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_pair_that_is_not_there_is_named(run, tmp_path):  # noqa: F811
+def test_a_pair_that_is_not_there_is_named(run, tmp_path):
     outcome = run("train-draft", "--pair", "nobody", "--output", str(tmp_path / "adapter"))
     assert "no pair is called 'nobody'" in error_of(outcome)

@@ -284,7 +284,7 @@ RULES_OF_ALL_KINDS = sorted(set(RULE_REGISTRY.names()) - {"risk"})
     "offset", [0, *(pytest.param(offset, marks=pytest.mark.slow) for offset in range(1, 8))]
 )
 def test_rules_and_samplings_of_all_kinds_decide_in_one_batch_as_alone(offset: int) -> None:
-    assert len(RULES_OF_ALL_KINDS) == 7
+    assert len(RULES_OF_ALL_KINDS) == 8
     target, draft = RandomModel(1, V), RandomModel(2, V, shared=0.7, family=1)
     prompts = [[at, 3 * at + 1] for at in range(8)]
     together = serve(target, draft, prompts, one_of_each(offset))

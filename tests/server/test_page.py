@@ -286,6 +286,26 @@ def test_what_is_set_is_marked_decoded_with_and_stands_in_the_code(page: Page) -
     assert page.locator(".field.changed").count() == 0
 
 
+def test_a_tree_of_drafts_is_written_as_on_the_command_line(page: Page) -> None:
+    unfold(page, "Constants of the method")
+    page.get_by_label("draft_tokens", exact=True).fill("3")
+    field = page.get_by_label("draft_tree", exact=True)
+    assert field.input_value() == ""
+    field.fill("2-1")
+    assert page.locator(".field.changed", has_text="draft_tree").last.inner_text().count("none")
+    send(page, "hi")
+    finish(page)
+    unfold(page, "The last request as code")
+    assert '"draft_tree": "2-1"' in page.locator("#python").inner_text()
+    field.fill("2-x")
+    send(page, "hi")
+    problem(page, "draft_tree")
+    field.fill("")
+    assert "draft_tree" not in page.locator("#constants-mark").inner_text()
+    send(page, "hi again")
+    finish(page)
+
+
 def test_both_replies_are_sampled_with_one_seed(page: Page) -> None:
     bodies: list[Any] = []
     page.on("request", lambda request: bodies.append(request.post_data_json))

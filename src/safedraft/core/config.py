@@ -102,7 +102,8 @@ class NoConstants(Constants):
 
 def _split_tree(value: Any) -> Any:
     if isinstance(value, str):
-        return tuple(int(part) if part.isdecimal() else part for part in value.split("-"))
+        parts = value.split("-") if value else ()
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
     return (value,) if isinstance(value, int) else value
 
 

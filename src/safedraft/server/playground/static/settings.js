@@ -42,7 +42,7 @@ export class Constants {
     this.mark();
   }
 
-  isChanged = (row) => row.input.value.trim() === "" || String(row.input.value) !== row.initial;
+  isChanged = (row) => row.input.value.trim() !== row.initial;
 
   mark() {
     const changed = this.rows.filter((row) => this.isChanged(row));
@@ -62,14 +62,19 @@ export class Constants {
     const { minimum: min = "", maximum: max = "", type } = property;
     const input = options
       ? create("select", described, ...options.map((option) => create("option", {}, option)))
-      : create("input", { ...described, type: "number", min, max, step: type === "integer" ? 1 : 0.05 });
-    const initial = input.value = String(this.own[name] ?? SAME);
+      : type === "array"
+        ? create("input", { ...described, type: "text", placeholder: "none" })
+        : create("input", { ...described, type: "number", min, max, step: type === "integer" ? 1 : 0.05 });
+    const own = this.own[name] ?? SAME;
+    const initial = input.value = type === "array" ? own.join("-") : String(own);
     const undo = create("button", { type: "button", "aria-label": `Reset ${name}` }, "Reset");
-    const note = create("p", { class: "note" }, `changed from ${initial} `, undo);
+    const note = create("p", { class: "note" }, `changed from ${initial || "none"} `, undo);
     const label = create("label", { for: id }, create("code", {}, name));
     const element = create("div", { class: "field" }, label, input, note, hint);
     const row = { name, input, note, element, initial };
-    row.read = options ? () => this.readOption(input.value) : () => readNumber(input, name);
+    row.read = options
+      ? () => this.readOption(input.value)
+      : () => (type === "array" ? input.value.trim() : readNumber(input, name));
     input.addEventListener("input", () => this.mark());
     undo.addEventListener("click", () => (this.reset([row]), input.focus()));
     return row;

@@ -139,7 +139,7 @@ def test_a_terminal_shows_how_a_reply_has_begun_and_a_file_its_text_alone(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of a file for rich
     monkeypatch.setenv("COLUMNS", "12")
-    monkeypatch.setenv("LINES", "25")  # without which rich takes a dumb terminal to be of usual size
+    monkeypatch.setenv("LINES", "25")  # a dumb terminal has the usual size otherwise
     monkeypatch.setenv("TERM", "dumb")  # without codes
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)

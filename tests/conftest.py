@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,20 @@ def save_prompts(folder: Path, *names: str) -> None:
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of ``save_pair``."""
     return save_pair(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny(tiny_pair: tuple[Path, Path], tmp_path: Path) -> str:
+    """The tiny pair's name among the user's pairs."""
+    folder = tmp_path / "config" / "pairs"
+    folder.mkdir(parents=True)
+    target, draft = (json.dumps(str(path)) for path in tiny_pair)
+    (folder / "tiny.toml").write_text(
+        f"[tiny]\ntarget = {target}\ndraft = {draft}\nbare_draft = true\n"
+        "[tiny.config]\ndraft_tokens = 4\n",
+        encoding="utf-8",
+    )
+    return "tiny"
 
 
 @pytest.fixture

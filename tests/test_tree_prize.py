@@ -22,24 +22,16 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_probe_on_tiny_models(
-    tiny_pair: tuple[Path, Path],
+    tiny: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "config" / "pairs"
-    folder.mkdir(parents=True)
-    target, draft = (json.dumps(str(path)) for path in tiny_pair)
-    (folder / "tiny.toml").write_text(
-        f"[tiny]\ntarget = {target}\ndraft = {draft}\nbare_draft = true\n"
-        "[tiny.config]\ndraft_tokens = 4\n",
-        encoding="utf-8",
-    )
     script = importlib.import_module("tree_prize")
     monkeypatch.setattr(script, "GROWN", script.GROWN[::9])
     monkeypatch.setattr("safedraft.evaluation.trees.tune.CHAINS", CHAINS[::9])
     output = tmp_path / "out" / "prize.json"
-    arguments = {"pair": "tiny", "engine": "transformers", "limit": 2, "tokens": 12, "rounds": 1}
+    arguments = {"pair": tiny, "engine": "transformers", "limit": 2, "tokens": 12, "rounds": 1}
     given = [f"--{name}={value}" for name, value in {**arguments, "output": output}.items()]
     monkeypatch.setattr(sys, "argv", ["tree_prize", *given])
     script.main()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,19 +34,6 @@ def test_another_shape_is_chosen_only_if_it_is_faster_throughout(
     trials = {OWN: trial({"sums": 1.0, "code": 1.0})}
     trials |= {name: trial({"sums": a, "code": b}) for name, (a, b) in others.items()}
     assert Tuning([0.5], {}, 1.5, trials).chosen == chosen
-
-
-@pytest.fixture
-def tiny(tiny_pair: tuple[Path, Path], tmp_path: Path) -> str:
-    folder = tmp_path / "config" / "pairs"
-    folder.mkdir(parents=True)
-    target, draft = (json.dumps(str(path)) for path in tiny_pair)
-    (folder / "tiny.toml").write_text(
-        f"[tiny]\ntarget = {target}\ndraft = {draft}\nbare_draft = true\n"
-        "[tiny.config]\ndraft_tokens = 4\n",
-        encoding="utf-8",
-    )
-    return "tiny"
 
 
 SMALL = ["--engine", "transformers", "--limit", "2", "--max-new-tokens", "10", "--rounds", "1"]

@@ -123,7 +123,10 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
             lambda: SSDConfig(draft_tree="2-0-0-1"),  # type: ignore[arg-type]
             "draft_tree: 3 nodes come before the one with 1",
         ),
-        (lambda: SSDConfig(draft_tree=(2, 2)), "draft_tree has 4 tokens: draft_tokens must be as"),
+        (
+            lambda: SSDConfig(draft_tree=(2, 2)),
+            "draft_tree has 4 tokens: draft_tokens must be at least",
+        ),
         (
             lambda: SSDConfig(draft_tree=(2,), draft_tree_threshold=0.5),
             "draft_tree is a tree of its own: leave draft_tree_threshold at 1",

@@ -154,7 +154,9 @@ class DraftingConfig(Constants):
             if children and node > sum(tree[:node]):
                 raise ValueError(f"draft_tree: {node} nodes come before the one with {children}")
         if sum(tree) > self.draft_tokens:
-            raise ValueError(f"draft_tree has {sum(tree)} tokens: draft_tokens must be as many")
+            raise ValueError(
+                f"draft_tree has {sum(tree)} tokens: draft_tokens must be at least that"
+            )
         if tree and (self.draft_tree_threshold < 1 or self.draft_tree_stop):
             raise ValueError(
                 "draft_tree is a tree of its own: leave draft_tree_threshold at 1 and "

@@ -121,15 +121,22 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
         (lambda: SSDConfig(threshold=1.5), "threshold: must be at most 1, not 1.5"),
         (
             lambda: SSDConfig(draft_tree="2-0-0-1"),  # type: ignore[arg-type]
-            "draft_tree: 3 nodes come before the one with 1",
+            "draft_tree: 3 nodes, the root included, and more numbers than these",
         ),
+        (lambda: SSDConfig(draft_tree=0), "draft_tree has no tokens"),  # type: ignore[arg-type]
+        (lambda: SSDConfig(draft_tree=(1,) * 300), "draft_tree: must have 255 or fewer items"),
+        (lambda: SSDConfig().with_tree("none"), "'none' is no tree: write numbers of children"),
         (
             lambda: SSDConfig(draft_tree=(2, 2)),
             "draft_tree has 4 tokens: draft_tokens must be at least",
         ),
         (
             lambda: SSDConfig(draft_tree=(2,), draft_tree_threshold=0.5),
-            "draft_tree is a tree of its own: leave draft_tree_threshold at 1",
+            "draft_tree says what is drafted: set draft_confidence, draft_growth and draft_tree",
+        ),
+        (
+            lambda: SSDConfig(draft_tree=(2,), draft_confidence=0.5),
+            "draft_tree says what is drafted: set draft_confidence, draft_growth and draft_tree",
         ),
         (lambda: SSDConfig(draft_tree="2-x"), "draft_tree.1: must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: SSDConfig(alpha_union=math.nan), "alpha_union: must be a finite number, not nan"),

@@ -43,6 +43,7 @@ from safedraft.rules.easd import EASD, GuardedEASD
 from safedraft.rules.ensemble import EnsembleWeight
 from safedraft.rules.risk import Risk
 from safedraft.rules.safedecoding import SafeDecoding
+from safedraft.rules.sequoia import Sequoia
 from safedraft.rules.speculative import Speculative
 from safedraft.rules.ssd import SSD
 from safedraft.rules.target_only import TargetOnly
@@ -204,6 +205,7 @@ def configure(**values: Any) -> SSDConfig:
     """Constants with these values; those of trees that grow give way to a fixed tree."""
     if tree := values["draft_tree"]:
         values |= {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
+        values |= {"draft_confidence": 0.0, "draft_growth": 0.0}
         values["draft_tokens"] = max(values["draft_tokens"], sum(tree))
     return SSDConfig(**values)
 
@@ -750,7 +752,7 @@ LARGEST = 2**63 - 1
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     "rule",
-    [SSD, Risk, EASD, GuardedEASD, EnsembleWeight, SafeDecoding, Speculative, TargetOnly],
+    [SSD, Risk, EASD, GuardedEASD, EnsembleWeight, SafeDecoding, Speculative, Sequoia, TargetOnly],
 )
 def test_every_whole_number_may_be_the_largest(rule: type[Rule], temperature: float) -> None:
     """A number beyond what it counts is no limit, and a larger one than tensors hold is refused."""

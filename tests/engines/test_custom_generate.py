@@ -452,7 +452,7 @@ def test_a_tree_changes_no_token(models: Any, pair: Any, trees: SSDConfig) -> No
 def test_trees_are_refused_where_a_model_reads_none(
     models: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = "draft_tree_threshold: llama reads no tree: leave it out"
+    message = "draft_tree_threshold: llama reads no tree"
     monkeypatch.setattr(
         "safedraft.engines.transformers.engine.why_no_trees", lambda _: "llama reads no tree"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,8 +16,10 @@ from helpers.models import RandomModel
 from torch import Tensor
 
 from safedraft.core.config import SamplingParams
+from safedraft.core.decode import Batch
 from safedraft.core.rule import Rule
 from safedraft.core.sampling import accept, choose_by_rounds, distribution, draw, draw_others
+from safedraft.engines.scripted import ScriptedEngine
 from safedraft.rules.sequoia import Sequoia
 from safedraft.rules.speculative import Speculative
 from safedraft.rules.ssd import SSD
@@ -130,9 +133,33 @@ def test_replies_are_distributed_as_the_targets(
 def test_without_siblings_it_is_speculative_decoding(temperature: float) -> None:
     target, draft = (RandomModel(seed, 20, 0.5) for seed in (1, 2))
     sampling = {"max_new_tokens": 60, "temperature": temperature, "seed": 4}
+    carrying = replace(Speculative(), after_match="carry")
     assert decode_one(target, draft, request_of(Sequoia(), {}, **sampling)) == decode_one(
-        target, draft, request_of(Speculative(), {}, **sampling)
+        target, draft, request_of(carrying, {}, **sampling)
     )
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [WIDE, {"draft_tokens": 3, "draft_tree": (3,)}, {"draft_tokens": 4, "draft_tree": (1, 3)}],
+)
+def test_a_sampled_reply_depends_on_the_number_of_siblings_alone(shape: tuple[int, ...]) -> None:
+    target, draft = (RandomModel(seed, 20, 0.5) for seed in (1, 2))
+    tree = {"draft_tokens": sum(shape), "draft_tree": shape}
+    for seed in range(20):
+        whole, short, other = (
+            request_of(Sequoia(), constants, temperature=1.0, seed=seed, max_new_tokens=tokens)
+            for constants, tokens in ((WIDE, 24), (WIDE, 5), (tree, 24))
+        )
+        tokens = tokens_of(decode_one(target, draft, whole))
+        assert tokens_of(decode_one(target, draft, short)) == tokens[:5]
+        assert tokens_of(decode_one(target, draft, other)) == tokens
+        # Beside others with the same seed, of which none may draft as many tokens as it would.
+        batch = Batch(ScriptedEngine(target, draft), rows_at_once=8)
+        generations = [batch.add(whole) for _ in range(4)]
+        while not all(one.ended for one in generations):
+            batch.step()
+        assert all(tokens_of([*one.steps]) == tokens for one in generations)
 
 
 def test_greedy_replies_are_the_targets_own() -> None:

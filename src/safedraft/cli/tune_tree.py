@@ -39,7 +39,7 @@ def tune_tree(
     follows from the replies and from the times of this machine's passes; the best of each kind
     then decodes other prompts beside the pair's own shape. Only one that is at least 5% faster,
     and in no kind of text more than 3% slower, is chosen. It is saved as a user pair. No shape
-    changes a token. Run it on an idle machine.
+    changes a token of the pair's own rule. Run it on an idle machine.
 
     [dim]safedraft tune-tree --limit 6[/]
     """
@@ -80,9 +80,11 @@ def tune_tree(
 
 def _show(config: DraftingConfig, before: DraftingConfig) -> str:
     """The constants that differ from the pair's own."""
+    from safedraft.core.config import show_tree
+
     old = dict(before)
     return ", ".join(
-        f"{name} = {'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        f"{name} = {show_tree(value) if name == 'draft_tree' else value}"
         for name, value in config
         if value != old[name]
     )
@@ -103,7 +105,7 @@ def _print(tuning: Tuning) -> None:
         console.print(f"milliseconds of a pass of the {which} by rows: {listed}")
     table = Table(box=None, pad_edge=False)
     table.add_column("shape", overflow="fold")
-    for heading in ("tokens/pass", "decoded", "faster by", "decoded", "at least"):
+    for heading in ("expected", "tokens/pass", "expected", "faster by", "at least"):
         table.add_column(heading, justify="right")
     for name, trial in tuning.trials.items():
         least = min(tuning.ratio(name, kind) for kind in trial.seconds)
@@ -120,12 +122,11 @@ def _print(tuning: Tuning) -> None:
         console.print(f"{name}: {Drafting(trial.config)}")
     replies = max(trial.same for trial in tuning.trials.values())
     console.print(
-        "Tokens per pass of the target, and how much faster than the pair's own shape: as "
-        f"recorded replies let expect, and as decoded ({replies} replies; at least: in any kind of "
-        f"text). By Sequoia's dynamic program the static tree decides {tuning.value:.2f} tokens "
-        "per pass.",
+        "Tokens per pass of the target, and how much faster than the pair's own shape: expected "
+        f"from recorded replies, and as decoded ({replies} replies; at least: of any text). "
+        f"By Sequoia's dynamic program the static tree decides {tuning.value:.2f} tokens per pass.",
         style="dim",
     )
     for name, trial in tuning.trials.items():
         if other := replies - trial.same:
-            console.print(f"{name}: {other} replies differ by rounding from the pair's own shape's")
+            console.print(f"{name}: {other} of {replies} replies have other tokens, by rounding")

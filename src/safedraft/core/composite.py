@@ -59,8 +59,8 @@ class Scores(NamedTuple):
     """What decides whether a position counts as a match, if that is not what the token is chosen
     from."""
     rounds: bool = False
-    """Whether the siblings of a rejected draft may be accepted in rounds of their own, as in
-    Sequoia. Otherwise the token is drawn, and the tree says only whether it was drafted."""
+    """Whether the siblings of a rejected draft are tried in rounds of their own, as in Sequoia,
+    where the sample space is the whole vocabulary. Otherwise the token is drawn first."""
     signals: Sequence[Any] | None = None
     """A signal of the rule for each position, passed on to its ``observe``."""
 

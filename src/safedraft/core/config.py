@@ -36,6 +36,8 @@ class Scheme(StrEnum):
 
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
+MOST_NODES = 255
+"""Maximum number of numbers of a fixed tree."""
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -101,14 +103,24 @@ class NoConstants(Constants):
 
 
 def _split_tree(value: Any) -> Any:
+    if value in ("", "none"):
+        return ()
     if isinstance(value, str):
-        parts = value.split("-") if value else ()
-        return tuple(int(part) if part.isdecimal() else part for part in parts)
+        return tuple(int(part) if part.isdecimal() else part for part in value[:1000].split("-"))
     return (value,) if isinstance(value, int) else value
 
 
+def show_tree(tree: Sequence[int]) -> str:
+    """A tree as it is written on the command line: ``2-1-0-1``, or ``none``."""
+    return "-".join(map(str, tree)) or "none"
+
+
 class DraftingConfig(Constants):
-    """Which tokens are drafted in a block: it changes the speed, and no token under SSD."""
+    """Which tokens are drafted in a block: it changes the speed, and no token under SSD.
+
+    Under ``speculative``, ``sequoia`` and ``ensemble_weight`` it may change sampled tokens, and
+    never their distribution.
+    """
 
     draft_tokens: Positive = 3
     """T: maximum number of drafted tokens in a block."""
@@ -122,9 +134,11 @@ class DraftingConfig(Constants):
     draft_tree_stop: Share = 0.0
     """Drafting stops where the products of q of a position's tokens sum to less than this."""
 
-    draft_tree: Annotated[tuple[Natural, ...], BeforeValidator(_split_tree)] = ()
-    """A tree that every block drafts: the number of children of each node, level by level from the
-    last decided token on (``2-1-0-1``; empty: no fixed tree). Zeros at its end may be left out."""
+    draft_tree: Annotated[
+        tuple[Natural, ...], BeforeValidator(_split_tree), Field(max_length=MOST_NODES)
+    ] = ()
+    """A tree that each block drafts, as far as there is room: the number of children of each node,
+    level by level from the last decided token on (``2-1-0-1``; ``none``: no fixed tree)."""
 
     draft_growth: Strength = 0.0
     """Cap the next block at this multiple of the number of tokens decided last (0: no cap)."""
@@ -132,12 +146,14 @@ class DraftingConfig(Constants):
     @property
     def branches(self) -> str | None:
         """The constant that makes blocks trees, by its name; None: every block is a chain."""
-        fixed = "draft_tree" if self.draft_tree else None
+        fixed = "draft_tree" if max(self.draft_tree, default=0) > 1 else None
         return "draft_tree_threshold" if self.draft_tree_threshold < 1 else fixed
 
     def with_tree(self, tree: Sequence[int] | str) -> Self:
         """The same constants with a static tree in every block, or with a chain where it is one."""
         shape = DraftingConfig(draft_tokens=2**31, draft_tree=tree).draft_tree
+        if not shape:
+            raise SafeDraftError(f"{tree!r} is no tree: write numbers of children, such as 2-1-0-1")
         return self.replace(
             draft_tokens=max(sum(shape), 1),
             draft_tree=() if set(shape) <= {1} else shape,
@@ -149,18 +165,22 @@ class DraftingConfig(Constants):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
-        tree = self.draft_tree
+        tree, nodes = self.draft_tree, 0
         for node, children in enumerate(tree):
-            if children and node > sum(tree[:node]):
-                raise ValueError(f"draft_tree: {node} nodes come before the one with {children}")
-        if sum(tree) > self.draft_tokens:
+            if node > nodes:
+                raise ValueError(
+                    f"draft_tree: {nodes + 1} nodes, the root included, and more numbers than these"
+                )
+            nodes += children
+        if tree and not nodes:
+            raise ValueError("draft_tree has no tokens: write none for no tree")
+        if nodes > self.draft_tokens:
+            raise ValueError(f"draft_tree has {nodes} tokens: draft_tokens must be at least that")
+        others = (self.draft_confidence, self.draft_growth, self.draft_tree_stop)
+        if tree and (any(others) or self.draft_tree_threshold < 1):
             raise ValueError(
-                f"draft_tree has {sum(tree)} tokens: draft_tokens must be at least that"
-            )
-        if tree and (self.draft_tree_threshold < 1 or self.draft_tree_stop):
-            raise ValueError(
-                "draft_tree is a tree of its own: leave draft_tree_threshold at 1 and "
-                "draft_tree_stop at 0"
+                "draft_tree says what is drafted: set draft_confidence, draft_growth and "
+                "draft_tree_stop to 0, and draft_tree_threshold to 1"
             )
         return self
 

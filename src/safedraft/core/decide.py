@@ -39,7 +39,8 @@ class Draft(NamedTuple):
     place: Place
     """The distribution q that it was taken from."""
     siblings: tuple[int, ...] = ()
-    """Further tokens for a fixed tree, drawn from q without replacement in a sampled reply."""
+    """Further tokens that were drawn from q without replacement, where a reply with a fixed tree is
+    sampled: one less than the most children that a node of the tree has, whatever this node has."""
 
     def proposals(self) -> Iterator[tuple[int, float]]:
         """The token, and then its siblings or, where none were drawn, the best other tokens."""
@@ -73,8 +74,6 @@ class Candidate(NamedTuple):
     draft: Draft
     target: Place
     """The target's distribution P at the position."""
-    siblings: Sequence[int] = ()
-    """Siblings of the draft that are in the block's tree, in the order in which they were drawn."""
 
 
 def propose(
@@ -174,7 +173,7 @@ def _choose(scores: Scores, candidates: Sequence[Candidate]) -> _Choices:
             ids = torch.arange(len(whole.values))
             table = ids[None], whole.values[None], whole.draft[None]
             _sample(*table, [row], candidates, tokens, followed)
-            if scores.rounds and candidates[row].siblings and not followed[row]:
+            if scores.rounds and candidates[row].draft.siblings and not followed[row]:
                 tokens[row] = _try_siblings(whole, candidates[row])
     return _Choices(tokens, followed)
 
@@ -207,12 +206,17 @@ def _sample(
 
 
 def _try_siblings(scores: Whole, candidate: Candidate) -> int:
-    """The token of a position whose drafted token was rejected, where others were drafted too."""
-    request, position, siblings = candidate.request, candidate.position, candidate.siblings
+    """The token of a position whose drafted token was rejected, where others were drawn too.
+
+    All of them are tried, also those that the block's tree has no room for. So the token does not
+    depend on the shape of the tree, nor on what else is decoded.
+    """
+    request, position, draft = candidate.request, candidate.position, candidate.draft
+    siblings = draft.siblings
     return choose_by_rounds(
         distribution(scores.values[None], [request.sampling])[0],
         scores.draft,
-        (candidate.draft.token, *siblings),
+        (draft.token, *siblings),
         [
             uniform(request.seed, position, Use.ACCEPT, number)
             for number in range(1, len(siblings) + 1)

@@ -23,7 +23,7 @@ from safedraft.core.generation import Generation, Step
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, Ranked, rank, require_finite
 from safedraft.core.session import Pass, SessionEngine, Which
-from safedraft.core.tree import Node, find_slots
+from safedraft.core.tree import Node
 
 
 class Batch:
@@ -105,7 +105,7 @@ class Batch:
             rows = [(decoding, node) for decoding in drafting for node in decoding.tree.frontier]
             ranked = self._rank(torch.cat(logits), rows)
             positions = [decoding.position + node.depth for decoding, node in rows]
-            counts = [len(find_slots(one.drafting.draft_tree, node.slot)) for one, node in rows]
+            counts = [max(one.drafting.draft_tree, default=1) for one, _ in rows]
             drafts = propose(ranked, [one.request for one, _ in rows], positions, counts)
             for (_, node), draft in zip(rows, drafts, strict=True):
                 node.draft = draft
@@ -157,10 +157,7 @@ class Batch:
             if not node.draft:
                 decoding.commit(decide_alone(node.target, request, position))
                 continue
-            siblings = node.draft.siblings[: len(node.children) - 1] if node.children else ()
-            candidate = Candidate(
-                request, decoding.state, position, node.draft, node.target, siblings
-            )
+            candidate = Candidate(request, decoding.state, position, node.draft, node.target)
             candidates.append((decoding, candidate))
         decisions = decide([candidate for _, candidate in candidates])
         for (decoding, _), decision in zip(candidates, decisions, strict=True):

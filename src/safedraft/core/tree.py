@@ -58,7 +58,11 @@ class Node:
 
     def path(self) -> list[int]:
         """The tokens after the root, up to this one."""
-        return [*self.parent.path(), self.token] if self.parent else []
+        tokens, node = [], self
+        while node.parent:
+            tokens.append(node.token)
+            node = node.parent
+        return tokens[::-1]
 
     def child(self, token: int) -> Node | None:
         """The child that is ``token``; None if it was not drafted."""

@@ -139,7 +139,7 @@ def _methods(
     for count in draft_tokens:
         name = pair.rule if count == draft_tokens[0] else f"{pair.rule}-{count}"
         own = count == pair.config.draft_tokens
-        config = None if own else pair.config.replace(draft_tokens=count)
+        config = None if own else pair.config.replace(draft_tokens=count, draft_tree=())
         methods[name] = _decode(pair, max_new_tokens, pair.rule, config)
     return methods
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safedraft.core.config import OF_SPEED, RiskConfig
+from safedraft.core.config import OF_SPEED, RiskConfig, show_tree
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
@@ -240,7 +240,12 @@ class Calibration:
         """Values to try by constant."""
         if self.candidates is not None:
             return self.candidates
-        return {name: values for name, values in CANDIDATES.items() if name in self._constants}
+        fixed = OF_SPEED if self.pair.config.draft_tree else ()  # a tree says what is drafted
+        return {
+            name: values
+            for name, values in CANDIDATES.items()
+            if name in self._constants and name not in fixed
+        }
 
     @cached_property
     def _constants(self) -> Sequence[str]:
@@ -268,7 +273,8 @@ def _format_spec(rule: str, constants: Mapping[str, Any]) -> str:
     A constant of None is the pair's own value and is left out.
     """
     pairs = sorted((name, value) for name, value in constants.items() if value is not None)
-    assignments = ",".join(f"{name}={value}" for name, value in pairs)
+    shown = ((name, show_tree(value) if name == "draft_tree" else value) for name, value in pairs)
+    assignments = ",".join(f"{name}={value}" for name, value in shown)
     return f"{rule}:{assignments}" if assignments else rule
 
 

@@ -4,6 +4,10 @@ Chen et al., arXiv 2402.12374. Every reply is distributed exactly as the target'
 draft's first token is rejected, the second and later children of a fixed tree (``draft_tree``) are
 tried against what is left of P. The other rules draw the token first and look it up among the
 children; greedily that is the same.
+
+In contrast to the authors' code as many tokens are tried at every position, whether the tree has
+them there or not, and the position after a leaf waits for the draft. So a sampled reply depends on
+the number of siblings, and not on the lengths of its blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataclasses import dataclass
 
 from safedraft.core.composite import Scores
 from safedraft.core.rows import Rows
-from safedraft.core.rule import State
+from safedraft.core.rule import AfterMatch, State
 from safedraft.rules.speculative import Speculative
 
 
@@ -22,6 +26,7 @@ class Sequoia(Speculative):
     """Each position is the target's: its best token, or rounds over the drafted children."""
 
     name: str = "sequoia"
+    after_match: AfterMatch = "carry"
 
     def scores(self, states: Sequence[State], rows: Rows) -> Scores:
         """Score with P, the target's distribution."""

@@ -43,7 +43,7 @@ class TransformersEngine:
         self._models = {"target": target, "draft": draft}
         self._why_no_trees = {which: why_no_trees(one) for which, one in self._models.items()}
         for reason in filter(None, self._why_no_trees.values()):
-            missing[Capability.TREES] = f"{reason}: leave it out"
+            missing[Capability.TREES] = reason
         self.capabilities = Capabilities(missing)
         self._names = dict(zip(self._models, names, strict=True))
         self._vocabulary = vocabulary

@@ -50,7 +50,7 @@ class VllmEngine:
             "here, use --engine transformers",
             Capability.MIN_P: _WITH_DRAFTS,
             Capability.LOGIT_BIAS: _WITH_DRAFTS,
-            Capability.TREES: "vLLM verifies a chain of drafts: leave it out",
+            Capability.TREES: "vLLM drafts chains only",
             Capability.TOGETHER: "vLLM's engine is stepped by one thread: use generate_many",
         }
     )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PROPOSALS = 8
 """Maximum number of children of a node that are recorded."""
-TARGET_ROWS, DRAFT_ROWS = 24, 8
-"""Largest passes that are timed."""
+TARGET_ROWS, DRAFT_ROWS = 16, 8
+"""Largest passes that are timed: the engine cpu computes no more rows at once."""
 
 
 def read_positions(

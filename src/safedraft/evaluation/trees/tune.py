@@ -30,7 +30,6 @@ from safedraft.evaluation.trees.shapes import (
     share_of_ranks,
 )
 from safedraft.prompts.sources import find_source
-from safedraft.rules import find_rule
 
 if TYPE_CHECKING:
     from safedraft.core.session import Which
@@ -132,7 +131,7 @@ def tune(
 
     Args:
         pair: on an engine with sessions.
-        kinds: prompts by kind of text, at least two of each.
+        kinds: prompts by kind of text, at least two of each, one half to record and one to decode.
         max_new_tokens: number of tokens of a reply.
         rounds: how often each size of a pass is timed.
         report: called with what is done, how many of them are, and their number.
@@ -150,9 +149,8 @@ def tune(
     machine = Machine(times["target"], times["draft"], overhead)
     proposals = [position.proposal for reply in replies for position in reply]
     shares = share_of_ranks(proposals, PROPOSALS)
-    carries = find_rule(pair.rule).after_match == "carry"
-    shape = try_static(machine, shares, carries=carries)
-    trials = _expect(drafting_of(pair.config), replies, machine, shape, carries=carries)
+    shape = try_static(machine, shares, carries=True)
+    trials = _expect(drafting_of(pair.config), replies, machine, shape)
     _decode(
         pair, {kind: prompts[1::2] for kind, prompts in kinds.items()}, sampling, trials, report
     )
@@ -207,10 +205,11 @@ def _expect(
     replies: Sequence[Sequence[Position]],
     machine: Machine,
     static: Shape,
-    *,
-    carries: bool,
 ) -> dict[str, Trial]:
-    """The best shape of each kind, by what it would have taken for the recorded replies."""
+    """The best shape of each kind that is not the pair's own, by what the replies would have taken.
+
+    After a leaf the target's distribution is carried over, as in SSD.
+    """
     rows = len(machine.target)
     kinds = {
         OWN: [Drafting(own)],
@@ -223,11 +222,14 @@ def _expect(
     passes: dict[Drafting, int] = {}
     trials: dict[str, Trial] = {}
     for name, policies in kinds.items():
-        fitting = [one for one in policies if one.most_rows <= rows or name == OWN]
+        fitting = [one for one in policies if one.most_rows <= rows and one.config != own]
+        fitting = policies if name == OWN else fitting
         for policy in fitting:
             blocks = [simulate(reply, policy) for reply in replies]
-            costs[policy] = [sum(machine.cost(one, carries) for one in reply) for reply in blocks]
+            costs[policy] = [sum(machine.cost(one, True) for one in reply) for reply in blocks]
             passes[policy] = sum(map(len, blocks))
+        if not fitting:
+            continue
         every = [True] * len(replies)
         best = choose_policy({policy: costs[policy] for policy in fitting}, every)
         gain = sum(costs[Drafting(own)]) / sum(costs[best]) - 1

@@ -116,7 +116,9 @@ def test_without_publish_the_commands_are_only_shown(root: Path) -> None:
 
 def test_only_a_release_needs_its_date(root: Path) -> None:
     edit(root, "CHANGELOG.md", "2026-12-01", "unreleased")
-    assert release(root).returncode == 0
+    done = release(root)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: --publish refuses this tree: CHANGELOG.md begins with")
     assert release(root, "--publish").returncode == 1
 
 

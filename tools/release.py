@@ -90,6 +90,9 @@ def main() -> int:
     publish = parser.parse_args().publish
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     problems = list(find_problems(project["version"], publish))
+    for problem in find_problems(project["version"], publish=True):
+        if problem not in problems:
+            sys.stderr.write(f"warning: --publish refuses this tree: {problem}\n")
     if not problems and (failure := release(project, publish)):
         problems = [failure]
     for problem in problems:

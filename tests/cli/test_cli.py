@@ -7,6 +7,9 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,15 @@ from conftest import CONFORMANCE, save_model, save_pair, save_tokenizer
 from helpers.gguf import make, write_gguf
 from helpers.templates import TRAITS
 from test_load import save_adapter
+from typer.main import get_command
 
 from safedraft import cli
-from safedraft.core.errors import UnguardedWarning
+from safedraft.cli.chat import chat
+from safedraft.cli.generate import generate
+from safedraft.cli.models import ModelChoice
+from safedraft.cli.sampling import SamplingChoice
+from safedraft.core.config import SamplingParams
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.models import proposals
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
 from safedraft.models.registry import DraftCandidate, config_folder
@@ -57,6 +66,98 @@ def test_every_command_explains_itself(run: Any) -> None:
     for command in ("pull", "pairs", "doctor", "generate", "chat", "replay", "bench", "eval"):
         code, out, _ = run(command, "--help")
         assert (code, "Usage" in out) == (0, True)
+
+
+@pytest.mark.parametrize(("command", "without"), [(generate, set()), (chat, {"json_schema"})])
+def test_every_sampling_option_reaches_the_command(command: Any, without: set[str]) -> None:
+    own = {"logit_bias": None, "structured_outputs": "json_schema"}  # no numbers by token on a line
+    named = {own.get(name, name) for name in SamplingParams.model_fields} - {None} - without
+    options = set(signature(command).parameters)
+    assert {item.name for item in fields(SamplingChoice)} & options == named
+
+
+def test_the_sampling_of_a_command_line_is_that_of_the_library(
+    run: Any, monkeypatch: pytest.MonkeyPatch, models: list[str]
+) -> None:
+    made: list[SamplingParams] = []
+
+    def stop_at(self: ModelChoice, rule: str | None = None) -> None:
+        raise SafeDraftError("loaded")
+
+    parameters = SamplingChoice.parameters
+
+    def record(self: SamplingChoice) -> SamplingParams:
+        made.append(parameters.fget(self))  # type: ignore[attr-defined]
+        return made[-1]
+
+    monkeypatch.setattr(SamplingChoice, "parameters", property(record))
+    monkeypatch.setattr(ModelChoice, "load", stop_at)
+    values = {"max_new_tokens": 9, "temperature": 0.5, "top_k": 4, "top_p": 0.75, "min_p": 0.25}
+    values |= {"presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 2, "seed": 3}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    words += ["--stop", "a", "--stop", "b", "--stop-token-id", "5"]
+    for command in (["generate", "hi"], ["chat"]):
+        assert "loaded" in error_of(run(*command, *words, *models))
+    assert made == [SamplingParams(**values, stop=("a", "b"), stop_token_ids=(5,))] * 2
+
+
+def list_commands(group: Any, *before: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The command line's commands by their words, groups with an option of their own included."""
+    for name, command in group.commands.items():
+        yield (*before, name), command
+        if hasattr(command, "commands"):
+            yield from list_commands(command, *before, name)
+
+
+COMMANDS = dict(list_commands(get_command(cli.app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_an_option_of_one_value_is_not_given_twice(run: Any, words: tuple[str, ...]) -> None:
+    """Which value holds would be a guess, and --rule or --no-adapter decide on the defense."""
+    options = [p for p in COMMANDS[words].params if p.param_type_name == "option"]
+    once = [option for option in options if not option.multiple]
+    for option in once:
+        for name in (*option.opts, *option.secondary_opts):
+            given = [option.opts[0], *["1"] * (not option.is_flag)]
+            twice = [name, *["2"] * (not option.is_flag)]
+            refused = error_of(run(*words, *given, *twice))
+            names = "/".join([*option.opts, *option.secondary_opts])
+            assert refused == f"error: {names} is given twice: leave one of them out\n"
+    assert once or words == ("report",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "repeated"),
+    [
+        (["chat", "--set", "bin_size=3", "--set", "bin_size=4"], "--set bin_size"),
+        (["chat", "--template", "a=1", "--template", "a=2"], "--template a"),
+        (["chat", "--engine-option", "a=1", "--engine-option", "a=2"], "--engine-option a"),
+        (["serve", "--max", "active=1", "--max", "active=2"], "--max active"),
+        (["calibrate", "--try", "bin_size=3", "--try", "bin_size=4"], "--try bin_size"),
+        (["eval", "--max-new-tokens", "3", "--max-new-tokens", "4"], "--max-new-tokens"),
+        (
+            ["eval", *["--suite", "direct", "--max-new-tokens", "direct=3"] * 2],
+            "--max-new-tokens direct",
+        ),
+        (["eval", "--defense", "ssd:bin_size=3,bin_size=4"], "bin_size"),
+        (
+            ["serve", "--engine", "vllm", *["--draft-tokens-up-to", "8:4"] * 2],
+            "--draft-tokens-up-to 8",
+        ),
+    ],
+)
+def test_a_name_in_an_option_is_not_given_twice(
+    run: Any, models: list[str], arguments: list[str], repeated: str
+) -> None:
+    own = [] if arguments[0] == "calibrate" else models
+    assert f"{repeated} is given twice" in error_of(run(*arguments, *own))
+
+
+def test_options_that_may_be_given_again_still_may(run: Any, models: list[str]) -> None:
+    code, out, _ = run("generate", "hi", *["--stop", "a"] * 2, "--json", *models)
+    assert code == 0
+    assert json.loads(out)["text"]
 
 
 def test_the_help_of_max_names_every_limit(run: Any) -> None:

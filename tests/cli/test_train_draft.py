@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from test_cli import error_of, models  # noqa: F401
@@ -12,6 +13,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.models.registry import pairs
 from safedraft.training import risk
 from safedraft.training.checks import Checks
+from safedraft.training.train import CHECKPOINT
 
 
 @pytest.fixture
@@ -44,6 +46,60 @@ def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # n
         *("train-draft", *models, *prompts, "--output", str(out), "--dry-run", "--epochs", "1")
     )
     assert "hours" not in said  # the steps of an epoch follow from what is drawn
+
+
+def exists(out: Path) -> list[str]:
+    out.mkdir()
+    return []
+
+
+def unfinished(out: Path) -> list[str]:
+    (out.parent / "adapter.unfinished").mkdir()
+    (out.parent / "adapter.unfinished" / CHECKPOINT).touch()
+    return []
+
+
+def too_few(out: Path) -> list[str]:
+    (out.parent / "few.txt").write_text("one harmful thing")
+    return ["--harmful", str(out.parent / "few.txt")]
+
+
+def other_rank(out: Path) -> list[str]:
+    return ["--start-from", "qwen2.5-coder", "--rank", "3"]
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (exists, "exists: choose another --output"),
+        (unfinished, "holds an unfinished run: resume it with --resume, or delete it"),
+        (lambda out: ["--resume"], "there is no unfinished run"),
+        (lambda out: ["--output", str(out.parent / "file" / "x")], "cannot be created: Not a dir"),
+        (too_few, "there are no harmful prompts for calibration: give files with more"),
+        (other_rank, "the adapter in .* has rank 16: give --rank 16"),
+        (lambda out: ["--start-from", "nothing"], "neither a folder nor a hub id"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses_before_it_fetches_a_model(
+    run,
+    tmp_path,
+    options,
+    prepare,
+    message,
+):
+    (tmp_path / "file").touch()
+    out = tmp_path / "adapter"
+    absent = ("--target", "no/target", "--draft", "no/draft")  # neither is fetched
+    own = prepare(out)
+    output = [] if "--output" in own else ["--output", str(out)]
+    assert re.search(message, error_of(run("train-draft", *absent, *output, *own, *options)))
+
+
+def test_a_file_is_no_folder_of_a_probe(run, tmp_path):
+    (tmp_path / "file").touch()
+    command = ("train-ada-probe", "--target", "no/target", "--draft", "no/draft", "--no-adapter")
+    assert "cannot be created" in error_of(run(*command, "--output", str(tmp_path / "file")))
 
 
 @pytest.mark.slow

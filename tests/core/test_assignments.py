@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from safedraft.core.assignments import parse_assignment, parse_assignments, parse_value
+from safedraft.core.assignments import (
+    parse_assignment,
+    parse_assignments,
+    parse_value,
+    split_assignments,
+)
 from safedraft.core.errors import SafeDraftError
 
 
@@ -21,10 +26,20 @@ def test_errors_name_the_place_the_text_and_the_form(text: str) -> None:
 
 
 def test_lists_of_assignments() -> None:
-    assert parse_assignments("spec:", "") == {}
-    assert parse_assignments("spec:", "a=1,b=x:y") == {"a": "1", "b": "x:y"}
+    assert split_assignments("spec:", "") == {}
+    assert split_assignments("spec:", "a=1,b=x:y") == {"a": "1", "b": "x:y"}
     with pytest.raises(SafeDraftError, match=r"^spec: b: write NAME=VALUE$"):
-        parse_assignments("spec:", "a=1,b")
+        split_assignments("spec:", "a=1,b")
+
+
+def test_a_name_has_one_value() -> None:
+    assert parse_assignments("--set", None) == {}
+    assert parse_assignments("--set", ["a=1", "b=1"]) == {"a": "1", "b": "1"}
+    for values in (["a=1", "b=1", "a=2"], ["a=1", "a=1"]):
+        with pytest.raises(SafeDraftError, match=r"^--set a is given twice: leave one of them out"):
+            parse_assignments("--set", values)
+    with pytest.raises(SafeDraftError, match=r"^spec: a is given twice"):
+        split_assignments("spec:", "a=1,a=2")
 
 
 def test_values_are_read_as_what_they_look_like() -> None:

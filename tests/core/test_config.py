@@ -10,9 +10,18 @@ import pytest
 from pydantic import ValidationError
 from pydantic_core.core_schema import ErrorType
 
-from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams, Scheme, SSDConfig
+from safedraft.core.config import (
+    OF_SPEED,
+    DraftingConfig,
+    RiskConfig,
+    SamplingParams,
+    Scheme,
+    SSDConfig,
+    StructuredOutputs,
+)
 from safedraft.core.errors import _WORDS, PromptTooLongError, SafeDraftError, explain
 from safedraft.core.options import NEUTRAL, SYNONYMS, WITHOUT_EFFECT, SamplingOptions
+from safedraft.models.registry import PairSpec
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -318,6 +327,27 @@ def test_a_prompt_that_fills_the_context_is_too_long() -> None:
     with pytest.raises(PromptTooLongError, match="10 tokens"):
         SamplingParams().fitted(10, 10)
     assert SamplingParams(seed=4).fitted(1, 10).seed == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SamplingParams(logit_bias={1: 2.0, 3: -1.0}),
+        lambda: SamplingParams(stop=("a",), structured_outputs={"json_object": True}),
+        lambda: StructuredOutputs(json_schema={"type": "object", "required": ["a", {"b": [1]}]}),
+        lambda: RiskConfig(draft_tree=(2, 1)),
+        lambda: PairSpec(name="a", target="b", draft="c", template={"enable_thinking": False}),
+    ],
+)
+def test_equal_values_have_one_hash(make: Callable[[], Any]) -> None:
+    assert make() == make()
+    assert len({make(), make()}) == 1
+
+
+def test_the_order_of_a_mapping_does_not_change_the_hash() -> None:
+    one, other = SamplingParams(logit_bias={1: 2, 3: 4}), SamplingParams(logit_bias={3: 4, 1: 2})
+    assert len({one, other}) == 1
+    assert len({one, SamplingParams(logit_bias={1: 2})}) == 2
 
 
 def test_configs_cannot_be_changed() -> None:

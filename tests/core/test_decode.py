@@ -493,7 +493,9 @@ def test_many_requests_draft_fewer_tokens_each(requests: int, rows: list[int]) -
         assert [step.matched for step in generation.steps] == [step.matched for step in alone]
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "broken", [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("culprit", ["target", "draft"])
 @pytest.mark.parametrize("after", [0, 9])
 def test_broken_logits_end_their_own_request_and_no_other(

@@ -83,7 +83,7 @@ class Shifted:
 
 @pytest.mark.parametrize("rule", ["ssd", "speculative", "target_only", "ssd_easd"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("draft_tokens", [1, 4])
+@pytest.mark.parametrize("draft_tokens", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     "penalties",
     [

@@ -254,8 +254,23 @@ def test_a_file_that_wins_over_the_choice_is_named() -> None:
     folder = config_folder() / "pairs"
     folder.mkdir(parents=True)
     (folder / "zzz.calibrated.toml").write_text('["qwen2.5-coder"]\ntarget = "a"\ndraft = "b"\n')
-    with pytest.raises(SafeDraftError, match=r"defines .* as well"):
+    with pytest.raises(SafeDraftError, match=r"zzz.* defines .* as well and would replace"):
         write_calibrated(PAIR, RiskConfig(alpha_union=2.0))
+    assert [file.name for file in folder.iterdir()] == ["zzz.calibrated.toml"]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_the_command_says_so_before_the_sweep(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_a_file_that_wins_over_the_choice_is_named()
+    monkeypatch.setattr(Calibration, "run", None)
+    monkeypatch.setattr(sys, "argv", ["safedraft", "calibrate", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert "defines 'qwen2.5-coder' as well" in err
 
 
 @pytest.mark.slow

@@ -160,7 +160,17 @@ def test_arguments_that_mean_nothing_are_refused(arguments: Any, message: str) -
         SafeDraftAPI(**{"model_name": "qwen2.5-coder", **arguments})
 
 
-@pytest.mark.parametrize("config", [{"temperature": 0.5}, {"stop_seqs": ["x"]}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"temperature": 0.5},
+        {"stop_seqs": ["x"]},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": {1: 1.0}},
+        {"extra_body": {"repetition_penalty": 1.1}},
+        {"extra_body": {"stop_token_ids": [1]}},
+    ],
+)
 def test_what_is_not_drawn_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> None:
@@ -189,8 +199,10 @@ def test_the_configuration_is_supported() -> None:
     assert to_sampling_params(suite.config).structured_outputs == StructuredOutputs(
         json_schema=STEPS
     )
-    with pytest.raises(SafeDraftError, match="min_p"):
-        to_sampling_params(GenerateConfig(extra_body={"min_p": 0.1}))
+    shifts = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {7: 2.0}}
+    assert to_sampling_params(GenerateConfig(**shifts)) == SamplingParams(**shifts)
+    others = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_token_ids": (3,)}
+    assert to_sampling_params(GenerateConfig(extra_body=others)) == SamplingParams(**others)
     ignored = GenerateConfig(max_connections=1, max_retries=0, system_message="s")
     assert to_sampling_params(ignored) == SamplingParams()
 
@@ -198,7 +210,9 @@ def test_the_configuration_is_supported() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"frequency_penalty": 1.0}, "does not support frequency_penalty"),
+        ({"extra_body": {"temperature": 1.0}}, "does not support temperature"),
+        ({"extra_body": {"min_p": 2.0}}, "min_p: must be at most 1"),
+        ({"frequency_penalty": 3.0}, "frequency_penalty: must be at most 2"),
         ({"logprobs": True, "num_choices": 2}, "does not support logprobs, num_choices"),
         ({"temperature": -1.0}, "temperature: must be at least"),
         ({"max_tokens": 0}, "max_new_tokens"),

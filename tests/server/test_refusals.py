@@ -20,6 +20,7 @@ from serving import NAME, Served, serving
 from talking import talking
 
 from safedraft.core.config import SSDConfig
+from safedraft.engines.base import Capabilities, Capability
 from safedraft.models.registry import PairSpec
 from safedraft.server.requests import ChatRequest
 from safedraft.text.template import set_variables
@@ -280,6 +281,36 @@ def test_a_text_of_every_private_character_is_no_500(served: Served) -> None:
         content = json.dumps(body, ensure_ascii=False).encode()
         response = post(served, path, content=content, headers={"content-type": "application/json"})
         assert response.status_code in (400, 413)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "param"),
+    [
+        ("/v1/chat/completions", {"min_p": 0.1}, "min_p"),
+        ("/v1/chat/completions", {"logit_bias": {"1": 1}, "min_p": 0}, "logit_bias"),
+        ("/v1/chat/completions", {"logprobs": True}, "logprobs"),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 1}, "logprobs"),
+        (
+            "/v1/chat/completions",
+            {"safedraft": {"config": {"draft_tree_threshold": 0.5}}},
+            "safedraft.config",
+        ),
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("/v1/completions", {"logprobs": 1}, "logprobs"),
+        ("/v1/completions", {"min_p": 0.1}, "min_p"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_under_the_parameter_that_asks_for_it(
+    tmp_path: Path, path: str, changes: dict[str, Any], param: str
+) -> None:
+    pair = talking(tmp_path, lambda prompt: "yes")
+    pair.engine.capabilities = Capabilities(dict.fromkeys(Capability, "no engine of this test can"))
+    prompt = {"prompt": "hi"} if path == "/v1/completions" else {"messages": HI}
+    allowed = {"requests_may_set_constants": True, "allow_completions": True}
+    with serving(pair, LIMITS, **allowed) as server:
+        response = post(server, path, json={"model": NAME, **prompt, **changes})
+        assert (response.status_code, error_of(response)["param"]) == (400, param)
+        assert "no engine of this test can" in error_of(response)["message"]
 
 
 def test_a_page_cannot_send_json_as_plain_text(served: Served) -> None:

@@ -109,7 +109,9 @@ def calls_of(message: dict[str, Any]) -> list[tuple[str, Any]]:
         ("bomb", REFUSAL, []),
     ],
 )
-@pytest.mark.parametrize("more", [{}, {"tool_choice": "auto", "n": 1}])
+@pytest.mark.parametrize(
+    "more", [{}, pytest.param({"tool_choice": "auto", "n": 1}, marks=pytest.mark.slow)]
+)
 def test_the_model_chooses_whether_it_calls(
     served: Served, text: str, content: str | None, calls: list[Any], more: dict[str, Any]
 ) -> None:
@@ -121,8 +123,14 @@ def test_the_model_chooses_whether_it_calls(
     assert said["message"]["refusal"] is None
 
 
-@pytest.mark.parametrize("text", SAYS)
-@pytest.mark.parametrize("more", [{}, {"tool_choice": "required"}, {"logprobs": True}])
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        pytest.param(text, more, marks=pytest.mark.slow if more and text != "both" else [])
+        for text in SAYS
+        for more in ({}, {"tool_choice": "required"}, {"logprobs": True})
+    ],
+)
 def test_a_stream_says_what_the_whole_reply_says(
     served: Served, text: str, more: dict[str, Any]
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import TEMPLATES, ModelChoice, choose_models
-from safedraft.core.assignments import parse_assignment, parse_value
+from safedraft.core.assignments import parse_assignment, parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
 
@@ -92,13 +92,12 @@ def calibrate(
     from safedraft.evaluation.report.figures import build_figures
     from safedraft.evaluation.report.write import write_report
     from safedraft.models.progress import show_progress
-    from safedraft.models.registry import DEFAULT_PAIR, find_pair
+    from safedraft.models.registry import DEFAULT_PAIR, calibrated_file, find_pair
 
     spec = find_pair(models.pair or DEFAULT_PAIR)
-    candidates: dict[str, list[Any]] = {}
-    for assignment in values or ():
-        name, listed = parse_assignment("--try", assignment, form="NAME=V1,V2,…")
-        candidates[name] = [parse_value(value) for value in listed.split(",")]
+    calibrated_file(spec.name)  # an error before the sweep
+    tried = parse_assignments("--try", values, form="NAME=V1,V2,…")
+    candidates = {name: [*map(parse_value, listed.split(","))] for name, listed in tried.items()}
     attacks, benign = attack or Calibration.attacks, harmless or Calibration.harmless
     suites = list(dict.fromkeys([*attacks, *benign, TIMED]))
     sources: dict[str, list[str]] = {}

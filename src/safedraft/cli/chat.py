@@ -11,6 +11,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.sampling import SamplingChoice, choose_sampling
 from safedraft.core.errors import PromptTooLongError, SafeDraftError
 
 if TYPE_CHECKING:
@@ -32,21 +33,12 @@ _KEYS = {
 
 
 @choose_models()
+@choose_sampling("json_schema", max_new_tokens=512)
 def chat(
     system: options.System = None,
     rule: options.Rule = None,
-    max_new_tokens: options.MaxNewTokens = 512,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    stop_token_ids: options.StopTokenIds = None,
     *,
+    sampling: SamplingChoice,
     models: ModelChoice,
 ) -> None:
     """Chat with a pair in the terminal; the conversation is kept.
@@ -56,22 +48,10 @@ def chat(
 
     [dim]safedraft chat --temperature 0.7[/]
     """
-    sampling = options.sampling_params(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        presence_penalty,
-        frequency_penalty,
-        repetition_penalty,
-        seed,
-        stop,
-        stop_token_ids,
-    )
+    parameters = sampling.parameters
     options.require_rule(rule)
     config = models.constants_of(rule) or None
-    conversation = _Chat(models.load(rule), sampling, rule, config, system or None)
+    conversation = _Chat(models.load(rule), parameters, rule, config, system or None)
     try:
         conversation.run()
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
-from safedraft.core.assignments import invalid_assignment, parse_assignment
+from safedraft.core.assignments import invalid_assignment, parse_assignment, repeated
 from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -217,7 +217,7 @@ def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, d
     from safedraft.evaluation.suites import NEW_TOKENS
 
     option, form = "--max-new-tokens", "N or SUITE=N, at least 1"
-    default, by_suite = NEW_TOKENS, {}
+    numbers: dict[str, int] = {}
     for length in lengths or ():
         suite, number = "", length
         if "=" in length:
@@ -225,11 +225,10 @@ def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, d
             options.require_planned(f"{option} {length}", suite, suites)
         if not number.isdecimal() or not int(number):
             raise invalid_assignment(option, length, form=form)
-        if suite:
-            by_suite[suite] = int(number)
-        else:
-            default = int(number)
-    return default, by_suite
+        if suite in numbers:
+            raise repeated(f"{option} {suite}".rstrip())
+        numbers[suite] = int(number)
+    return numbers.pop("", NEW_TOKENS), numbers
 
 
 def _parse_sources(specs: list[str] | None, suites: list[str]) -> dict[str, list[str]]:

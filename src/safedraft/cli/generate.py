@@ -11,6 +11,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
+from safedraft.cli.sampling import SamplingChoice, choose_sampling
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @choose_models()
+@choose_sampling(max_new_tokens=256)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from stdin.")],
     prefill: Annotated[
@@ -46,19 +48,8 @@ def generate(
     ] = None,
     as_json: options.Json = False,
     rule: options.Rule = None,
-    max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    stop_token_ids: options.StopTokenIds = None,
-    json_schema: options.JsonSchema = None,
     *,
+    sampling: SamplingChoice,
     models: ModelChoice,
 ) -> None:
     """Answer one prompt; the color of a token shows its origin.
@@ -73,20 +64,7 @@ def generate(
     from safedraft.cli.render import make_console
     from safedraft.text.messages import conversation
 
-    sampling = options.sampling_params(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        presence_penalty,
-        frequency_penalty,
-        repetition_penalty,
-        seed,
-        stop,
-        stop_token_ids,
-        json_schema,
-    )
+    parameters = sampling.parameters
     options.require_rule(rule)
     text = options.read_standard_input() if prompt == "-" else prompt
     # An empty prompt is an error before models are loaded.
@@ -102,9 +80,9 @@ def generate(
     replies: dict[str, GenerationResult] = {}
     try:
         if compare:
-            _compare(loaded, messages, sampling, method, console, replies)
+            _compare(loaded, messages, parameters, method, console, replies)
         else:
-            _stream(loaded, messages, sampling, method, console, replies)
+            _stream(loaded, messages, parameters, method, console, replies)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:

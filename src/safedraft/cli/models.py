@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safedraft.cli import options
-from safedraft.core.assignments import parse_assignment, parse_value
+from safedraft.core.assignments import parse_assignments, parse_value
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
@@ -181,10 +179,8 @@ class ModelChoice:
         chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
         if self.draft_dtype:
             chosen["draft_dtype"] = self.draft_dtype
-        for setting in self.engine_option or ():
-            name, value = parse_assignment("--engine-option", setting)
-            chosen[name] = parse_value(value)
-        return chosen
+        given = parse_assignments("--engine-option", self.engine_option)
+        return chosen | {name: parse_value(value) for name, value in given.items()}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -275,8 +271,8 @@ def parse_variables(settings: list[str] | None) -> dict[str, Any] | None:
     """
     if settings is None:
         return None
-    assignments = (parse_assignment("--template", setting) for setting in settings)
-    return {name: parse_value(value) for name, value in assignments}
+    given = parse_assignments("--template", settings)
+    return {name: parse_value(value) for name, value in given.items()}
 
 
 def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:
@@ -286,39 +282,11 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         without: options to leave out, and ``PAIR_ARGUMENT`` to leave out the argument.
         defaults: defaults that differ from the usual ones.
     """
-    chosen = [item for item in fields(ModelChoice) if item.name not in without]
-    types = get_type_hints(ModelChoice, include_extras=True)
+    added = options.list_parameters(ModelChoice, without, defaults)
+    if PAIR_ARGUMENT not in without:
+        added.insert(0, options.make_parameter(PAIR_ARGUMENT, None, PairArgument))
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command)
-        hints = get_type_hints(command, include_extras=True)
-        kept = [
-            parameter.replace(annotation=hints[parameter.name])
-            for parameter in own.parameters.values()
-            if parameter.name != "models"
-        ]
-        added = [
-            _keyword(item.name, defaults.get(item.name, item.default), types[item.name])
-            for item in chosen
-        ]
-        if PAIR_ARGUMENT not in without:
-            added.insert(0, _keyword(PAIR_ARGUMENT, None, PairArgument))
+    def choose(pair_argument: str | None = None, **values: Any) -> ModelChoice:
+        return ModelChoice(**values).named(pair_argument)
 
-        @wraps(command)
-        def run(*arguments: Any, **values: Any) -> None:
-            choice = ModelChoice(**{item.name: values.pop(item.name) for item in chosen})
-            choice = choice.named(values.pop(PAIR_ARGUMENT, None))
-            command(*arguments, models=choice, **values)
-
-        parameters = [*kept, *added]
-        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-        del run.__wrapped__  # otherwise typer reads its annotations
-        return run
-
-    return decorate
-
-
-def _keyword(name: str, default: object, annotation: object) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+    return options.collect("models", added, choose)

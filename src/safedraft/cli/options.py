@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from safedraft.core.assignments import parse_assignment
+from safedraft.core.assignments import parse_assignments
 from safedraft.core.errors import SafeDraftError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pydantic import BaseModel
 
-    from safedraft.core.config import SamplingParams
 
-
-_SAMPLING, _DATA = "Sampling", "Data"
+_DATA = "Data"
 TRAINING_PAGE = 'see the page "Training a draft" of the documentation'
 
 
@@ -52,78 +51,12 @@ Ordinary = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
-MaxNewTokens = Annotated[
-    int, typer.Option(help="Maximum number of new tokens.", rich_help_panel=_SAMPLING)
-]
-Temperature = Annotated[
-    float, typer.Option(help="Sampling temperature; 0 is greedy.", rich_help_panel=_SAMPLING)
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        help="Keep the k most likely tokens of the composite; 0 keeps all.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(help="Keep this share of the composite's probability.", rich_help_panel=_SAMPLING),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        help="Keep the tokens that are this many times as likely as the likeliest.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-PresencePenalty = Annotated[
-    float,
-    typer.Option(
-        help="Taken from the logit of every token of the reply so far.", rich_help_panel=_SAMPLING
-    ),
-]
-FrequencyPenalty = Annotated[
-    float,
-    typer.Option(help="The same, once for each time that it was said.", rich_help_panel=_SAMPLING),
-]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option(
-        help="Divides the logit of every token of the prompt and the reply so far.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed of a sampled reply.", rich_help_panel=_SAMPLING)
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A string that ends the reply; may be given again.", rich_help_panel=_SAMPLING
-    ),
-]
-StopTokenIds = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--stop-token-id",
-        help="The id of a token that ends the reply; may be given again.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
 Rule = Annotated[
     str | None,
     typer.Option(
         help="The rule by which tokens are decided, in place of the pair's own: ssd is SSD alone, "
         "target_only the target alone (see the page "
         '"The method, and where it stands in the code" of the documentation).',
-    ),
-]
-JsonSchema = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="The reply is JSON that is valid under the JSON schema in this file, or a refusal.",
-        rich_help_panel=_SAMPLING,
     ),
 ]
 System = Annotated[str | None, typer.Option(help="A system prompt for both models.")]
@@ -142,67 +75,17 @@ def require_rule(name: str | None) -> None:
         guards.require_rule(name)
 
 
-def sampling_params(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    presence_penalty: float,
-    frequency_penalty: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: list[str] | None,
-    stop_token_ids: list[int] | None = None,
-    json_schema: Path | None = None,
-) -> SamplingParams:
-    """Validate the options of the panel "Sampling".
-
-    Raises:
-        SafeDraftError: a value is out of range, or the schema cannot be read.
-    """
-    from safedraft.core.config import SamplingParams
-
-    schema = _read_schema(json_schema) if json_schema else None
-    return SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        stop_token_ids=tuple(stop_token_ids or ()),
-        structured_outputs=None if schema is None else {"json_schema": schema},
-    )
-
-
-def _read_schema(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SafeDraftError(
-            f"--json-schema {file}: {error.strerror}; name a file that can be read"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SafeDraftError(f"--json-schema {file}: the file is not text in UTF-8") from error
-
-
 def constants(
     settings: list[str] | None, kind: type[BaseModel], option: str = "--set"
 ) -> dict[str, Any]:
     """Read ``--set NAME=VALUE``, or another option of that form; values are not validated.
 
     Raises:
-        SafeDraftError: a name is not a field of ``kind``.
+        SafeDraftError: a name is not a field of ``kind``, or has two values.
     """
     fields = kind.model_fields
     changes: dict[str, Any] = {}
-    for setting in settings or ():
-        name, value = parse_assignment(option, setting, names=fields)
+    for name, value in parse_assignments(option, settings, names=fields).items():
         whole = fields[name].annotation is int and re.fullmatch("-?[0-9]+", value)
         changes[name] = int(value) if whole else value
     return changes
@@ -234,3 +117,62 @@ def read_standard_input() -> str:
     if sys.stdin is None:
         raise SafeDraftError("standard input is closed: give the prompt as an argument")
     return sys.stdin.read()
+
+
+def make_parameter(name: str, default: object, annotation: object) -> inspect.Parameter:
+    """A keyword-only parameter, for ``collect``."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def list_parameters(
+    kind: type, without: Collection[str], defaults: Mapping[str, Any]
+) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters, each annotated with its option.
+
+    Args:
+        kind: the dataclass.
+        without: fields to leave out.
+        defaults: defaults that differ from those of the fields.
+    """
+    types = get_type_hints(kind, include_extras=True)
+    return [
+        make_parameter(item.name, defaults.get(item.name, item.default), types[item.name])
+        for item in fields(kind)
+        if item.name not in without
+    ]
+
+
+def collect(
+    parameter: str, added: Sequence[inspect.Parameter], make: Callable[..., Any]
+) -> Callable[[Callable[..., None]], Any]:
+    """Add options to a command, which takes them as one object.
+
+    Args:
+        parameter: the command's parameter for the object.
+        added: the options.
+        make: makes the object of their values, by their names.
+    """
+    names = [option.name for option in added]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        kept = [
+            option.replace(annotation=hints[option.name])
+            for option in own.parameters.values()
+            if option.name != parameter
+        ]
+
+        @wraps(command)
+        def run(*arguments: Any, **values: Any) -> None:
+            made = make(**{name: values.pop(name) for name in names})
+            command(*arguments, **{parameter: made}, **values)
+
+        parameters = [*kept, *added]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        del run.__wrapped__  # otherwise typer reads its annotations
+        return run
+
+    return decorate

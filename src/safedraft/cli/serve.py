@@ -12,7 +12,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import PAIR_ARGUMENT, ModelChoice, PairArgument, choose_models
-from safedraft.core.assignments import invalid_assignment, parse_assignment
+from safedraft.core.assignments import invalid_assignment, parse_assignments
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
 
@@ -223,9 +223,9 @@ def _parse_draft_tokens(limits: Iterable[str]) -> dict[int, int]:
     """Read ``REQUESTS:T``: the number of drafted tokens by the number of requests."""
     option, form = "--draft-tokens-up-to", "REQUESTS:T, such as 8:4"
     by_load: dict[int, int] = {}
-    for limit in limits:
-        requests, drafted = parse_assignment(option, limit, form=form, separator=":")
+    given = parse_assignments(option, limits, form=form, separator=":")
+    for requests, drafted in given.items():
         if not (requests.isdecimal() and drafted.isdecimal()):
-            raise invalid_assignment(option, limit, form=form)
+            raise invalid_assignment(option, f"{requests}:{drafted}", form=form)
         by_load[int(requests)] = int(drafted)
     return by_load

@@ -10,6 +10,7 @@ import typer
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
 from safedraft.cli.train_risk import show_checks
+from safedraft.core.files import require_folder
 
 
 @choose_models("settings")
@@ -41,6 +42,7 @@ def train_ada_probe(
 
     config = AdaProbeConfig.model_validate(options.constants(settings, AdaProbeConfig))
     sources, folder = Sources(harmful or (), ordinary or ()), output.expanduser()
+    require_folder(folder)
     pair = models.load()
     try:
         with show_stages() as display:

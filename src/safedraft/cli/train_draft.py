@@ -122,7 +122,7 @@ def train_draft(
     from safedraft.models.progress import show_stages
     from safedraft.models.registry import require_new_pair
     from safedraft.training.config import RiskTrainingConfig, TrainingConfig
-    from safedraft.training.prepare import TrainingPlan
+    from safedraft.training.prepare import TrainingPlan, check_plan
     from safedraft.training.requests import Sources
     from safedraft.training.run import train_draft as run
     from safedraft.training.train import TrainingStoppedError
@@ -159,6 +159,7 @@ def train_draft(
         device=models.device,
     )
     if dry_run:
+        check_plan(plan)
         _describe(plan)
         return
     try:

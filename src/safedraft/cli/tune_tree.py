@@ -48,11 +48,13 @@ def tune_tree(
 
     from safedraft.evaluation.calibrate import write_calibrated
     from safedraft.evaluation.trees.tune import OWN, read_kinds, tune
+    from safedraft.models.registry import calibrated_file
 
     if models.no_adapter and not dry_run:
         raise SafeDraftError(
             "--no-adapter: a shape for the bare draft is not saved for the pair; add --dry-run"
         )
+    calibrated_file(models.spec.name)  # an error before the measurements
     pair = models.load()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading", total=None)

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
+
+from safedraft.core.assignments import repeated
 
 _WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}
 
@@ -43,6 +45,11 @@ class Command(TyperCommand):
         _write_values(self, ctx)
         return _without_braces(super().get_usage(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, and refuse an option that is given twice and has one value."""
+        _require_single(self, ctx, args)
+        return super().parse_args(ctx, args)
+
 
 class Group(TyperGroup):
     """Commands with a name in common, with help as that of ``Command``."""
@@ -51,6 +58,24 @@ class Group(TyperGroup):
         """Write the line with which help and errors begin."""
         _write_values(self, ctx)
         return _without_braces(super().get_usage(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, and refuse an option that is given twice and has one value."""
+        _require_single(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def _require_single(command: TyperCommand | TyperGroup, ctx: Any, arguments: list[str]) -> None:
+    """Refuse an option that is given twice and has one value, of which the last would win.
+
+    Raises:
+        SafeDraftError: the option.
+    """
+    _, _, named = command.make_parser(ctx).parse_args(args=list(arguments))
+    single = [option for option in named if isinstance(option, TyperOption) and not option.multiple]
+    for option in single:
+        if single.count(option) > 1 and not option.is_eager:  # --help and --version take no value
+            raise repeated("/".join([*option.opts, *option.secondary_opts]))
 
 
 def _without_braces(usage: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from safedraft.core.errors import SafeDraftError
 
@@ -33,14 +33,40 @@ def parse_assignment(
     return name, value
 
 
-def parse_assignments(place: str, text: str, *, names: Collection[str] = ()) -> dict[str, str]:
+def parse_assignments(
+    place: str,
+    texts: Iterable[str] | None,
+    *,
+    names: Collection[str] = (),
+    form: str = "NAME=VALUE",
+    separator: str = "=",
+) -> dict[str, str]:
+    """Split the texts of an option that may be given again into values by name.
+
+    Raises:
+        SafeDraftError: as ``parse_assignment``; or a name has two values.
+    """
+    values: dict[str, str] = {}
+    for text in texts or ():
+        name, value = parse_assignment(place, text, names=names, form=form, separator=separator)
+        if name in values:
+            raise repeated(f"{place} {name}")
+        values[name] = value
+    return values
+
+
+def split_assignments(place: str, text: str, *, names: Collection[str] = ()) -> dict[str, str]:
     """Split ``NAME=VALUE,…``, which may be empty, into values by name.
 
     Raises:
-        SafeDraftError: as ``parse_assignment``.
+        SafeDraftError: as ``parse_assignments``.
     """
-    parts = text.split(",") if text else ()
-    return dict(parse_assignment(place, part, names=names) for part in parts)
+    return parse_assignments(place, text.split(",") if text else (), names=names)
+
+
+def repeated(what: str) -> SafeDraftError:
+    """Return the error that an option, or a name in one, has more than one value."""
+    return SafeDraftError(f"{what} is given twice: leave one of them out")
 
 
 def parse_value(text: str) -> bool | int | float | str:

@@ -57,6 +57,17 @@ class _OneLineErrors(ModelMetaclass):
                 return super().__call__(**values)
 
 
+def hash_values(values: BaseModel) -> int:
+    """Hash immutable values; equal ones have one hash, also where fields are mappings or lists."""
+    return hash((type(values), _freeze(dict(values))))
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozenset((name, _freeze(item)) for name, item in value.items())
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
+
+
 class Constants(BaseModel, metaclass=_OneLineErrors):
     """Immutable, validated values; unknown names are refused.
 
@@ -64,6 +75,8 @@ class Constants(BaseModel, metaclass=_OneLineErrors):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    __hash__ = hash_values
 
     def replace(self, /, **constants: Any) -> Self:
         """Return these constants with some of them replaced, validated as a whole.

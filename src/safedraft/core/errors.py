@@ -16,7 +16,15 @@ class SafeDraftError(ValueError):
 
     The message is a single line that names the problem and what to do about it. The command line
     prints it after ``error:`` and exits with 2.
+
+    Args:
+        message: the line.
+        refused: name of the parameter that is refused, if it is one.
     """
+
+    def __init__(self, *message: object, refused: str | None = None) -> None:
+        super().__init__(*message)
+        self.refused = refused
 
 
 def first_line(error: BaseException) -> str:

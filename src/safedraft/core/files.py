@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safedraft.core.errors import SafeDraftError
+
 UNFINISHED = ".new"
 """Suffix of a file or folder that is still being written."""
 
@@ -40,6 +42,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def require_folder(folder: Path) -> None:
+    """Check that a folder exists or can be created, before time is spent on what it will hold.
+
+    Raises:
+        SafeDraftError: it cannot be created.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SafeDraftError(f"{folder} cannot be created: {error.strerror}") from error
+    finally:
+        for path in missing:
+            if path.exists():
+                path.rmdir()
 
 
 def remove(path: Path) -> None:

@@ -58,13 +58,13 @@ class Capabilities:
 
         Args:
             capability: what is needed.
-            purpose: what it is needed for, as the error begins.
+            purpose: what it is needed for, such as a parameter, as the error begins.
 
         Raises:
             SafeDraftError: the engine does not have it; the message says why.
         """
         if reason := self.missing.get(capability):
-            raise SafeDraftError(f"{purpose}: {reason}")
+            raise SafeDraftError(f"{purpose}: {reason}", refused=purpose)
 
 
 class Engine(Protocol):

@@ -31,7 +31,7 @@ from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.evaluation.trials import Trial, choose_rows, find_trade_off, is_lost, share_of
 from safedraft.models.probe_file import reads_risk
 from safedraft.models.progress import ReportProgress, silent
-from safedraft.models.registry import PairSpec, calibrated_file, find_pair, write_pair
+from safedraft.models.registry import PairSpec, calibrated_file, write_pair
 from safedraft.rules import find_rule, own_rule
 from safedraft.rules.risk import Level
 
@@ -282,13 +282,8 @@ def write_calibrated(spec: PairSpec, config: RiskConfig) -> Path:
     """Write a pair with calibrated constants among the user's pairs; it replaces the original.
 
     Raises:
-        SafeDraftError: another calibrated file defines the pair as well and takes precedence.
+        SafeDraftError: as ``calibrated_file``.
     """
     file = calibrated_file(spec.name)
     write_pair(spec.model_copy(update={"config": config}), file)
-    if find_pair(spec.name).config != config:
-        raise SafeDraftError(
-            f"{file} is written, but another file in {file.parent} defines {spec.name!r} as well "
-            "and wins: take one of them away"
-        )
     return file

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from safedraft.core.assignments import parse_assignments, parse_value
+from safedraft.core.assignments import parse_value, split_assignments
 from safedraft.core.config import RiskConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.shared import SharedBatch
@@ -116,7 +116,7 @@ def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArgumen
             raise SafeDraftError(f"{switch} is true or false, not {value!r}")
     names = ("target", "draft", "adapter", "template_from", "engine")
     texts = {n: str(arguments[n]) for n in names if n in arguments}
-    given = parse_assignments("engine_options", str(arguments.get("engine_options", "")))
+    given = split_assignments("engine_options", str(arguments.get("engine_options", "")))
     options: dict[str, Any] = {n: parse_value(value) for n, value in given.items()}
     options |= {n: str(arguments[n]) for n in ("dtype", "device") if n in arguments}
     return PairArguments(
@@ -132,5 +132,5 @@ def parse_pair_arguments(name: str, arguments: Mapping[str, Any]) -> PairArgumen
 def _parse_template(arguments: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     if "template" not in arguments:
         return None
-    given = parse_assignments("template", str(arguments["template"]))
+    given = split_assignments("template", str(arguments["template"]))
     return tuple(sorted((name, parse_value(value)) for name, value in given.items()))

@@ -53,9 +53,14 @@ _SAMPLING_FIELDS = {
     "top_p": "top_p",
     "seed": "seed",
     "stop_seqs": "stop",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "logit_bias": "logit_bias",
 }
 FORM = "structured_outputs"
 """Key of a form in inspect_ai's ``extra_body``, whose ``response_schema`` lacks some keywords."""
+_BODY_FIELDS = frozenset(SamplingParams.model_fields) - frozenset(_SAMPLING_FIELDS.values())
+"""Sampling parameters that inspect_ai has no setting for; they are given in ``extra_body``."""
 _IGNORED_FIELDS = frozenset(  # inspect_ai handles these itself; for batch see `generate`
     {"max_connections", "adaptive_connections", "max_retries", "system_message", "cache"}
     | {"max_tool_output", "batch"}
@@ -169,7 +174,7 @@ class SafeDraftAPI(ModelAPI):
         """Answer, or continue the assistant's turn if the messages end in one.
 
         If ``batch`` is set, a defense that asks only the target gets the replies that ``draw``
-        generated, except for sampled replies and those with stop sequences or a schema.
+        generated, except for replies that are sampled, shifted, or have stop sequences or a schema.
 
         Raises:
             SafeDraftError: a setting that has no effect here, or whatever the defense cannot do.
@@ -179,7 +184,8 @@ class SafeDraftAPI(ModelAPI):
             raise SafeDraftError("safedraft calls no tools: use tasks without them")
         messages, params = _to_messages(input), to_sampling_params(config)
         answer = self._answer
-        is_drawn = params.greedy and not params.stop and not params.structured_outputs
+        ends = params.stop or params.stop_token_ids
+        is_drawn = params.greedy and not (params.shifts or ends or params.structured_outputs)
         if config.batch and is_drawn and self.can_draw_ahead:
             assert is_prompt_defense(answer)
             answer = partial(answer, ask=look_up_reply)
@@ -215,7 +221,7 @@ def to_sampling_params(config: GenerateConfig) -> SamplingParams:
     if "response_schema" in settings:
         body = {FORM: {"json_schema": settings.pop("response_schema")["json_schema"]}} | body
     unsupported = settings.keys() - _SAMPLING_FIELDS.keys() - _IGNORED_FIELDS
-    unsupported |= body.keys() - {FORM}
+    unsupported |= body.keys() - _BODY_FIELDS
     if unsupported:
         names = ", ".join(sorted(unsupported))
         raise SafeDraftError(f"safedraft does not support {names}: leave it out")

@@ -15,7 +15,7 @@ from inspect_ai.scorer import Score, Scorer, Target
 from inspect_ai.solver import TaskState
 from inspect_ai.util import registry_info
 
-from safedraft.core.assignments import parse_assignments, parse_value
+from safedraft.core.assignments import parse_value, split_assignments
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.benchmark import machine
 from safedraft.evaluation.controls import read_records
@@ -164,7 +164,7 @@ def parse_arguments(spec: str, text: str) -> dict[str, Any]:
     Raises:
         SafeDraftError: the text does not have this form.
     """
-    arguments = parse_assignments(f"{spec}:", text)
+    arguments = split_assignments(f"{spec}:", text)
     return {name: parse_value(value) for name, value in arguments.items()}
 
 

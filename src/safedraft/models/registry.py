@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from platformdirs import user_cache_path, user_config_path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safedraft.core.config import Positive, RiskConfig, SSDConfig
+from safedraft.core.config import Positive, RiskConfig, SSDConfig, hash_values
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.files import write_atomically
 from safedraft.core.plugins import unknown_name
@@ -25,6 +25,7 @@ _SHIPPED = Path(__file__).parent
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    __hash__ = hash_values
 
     name: Text
 
@@ -165,8 +166,18 @@ def pairs() -> dict[str, PairSpec]:
 
 
 def calibrated_file(name: str) -> Path:
-    """Return the file of a pair with calibrated constants, which replaces the original pair."""
-    return config_folder() / "pairs" / f"{name}{_CALIBRATED}"
+    """Return the file of a pair with calibrated constants, which replaces the original pair.
+
+    Raises:
+        SafeDraftError: another file defines the pair as well and would replace this one.
+    """
+    file = config_folder() / "pairs" / f"{name}{_CALIBRATED}"
+    for other in _pair_files():
+        if _precedence(other) > _precedence(file) and name in _read(other, PairSpec):
+            raise SafeDraftError(
+                f"{other} defines {name!r} as well and would replace {file}: remove one of them"
+            )
+    return file
 
 
 def require_new_pair(name: str) -> None:

@@ -109,7 +109,8 @@ def require_able(pair: LoadedPair, sampling: SamplingParams) -> None:
     if sampling.logit_bias:
         pair.engine.capabilities.require(Capability.LOGIT_BIAS, "logit_bias")
         if (last := max(sampling.logit_bias)) >= pair.vocabulary:
-            raise SafeDraftError(f"logit_bias: {last}: ids end at {pair.vocabulary - 1}")
+            message = f"logit_bias: {last}: ids end at {pair.vocabulary - 1}"
+            raise SafeDraftError(message, refused="logit_bias")
 
 
 def require_drafting(pair: LoadedPair, constants: Constants) -> Constants:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from safedraft.core.assignments import parse_assignments
+from safedraft.core.assignments import split_assignments
 from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.core.plugins import Registry
 from safedraft.models.progress import ReportProgress, silent
@@ -188,7 +188,7 @@ def file_source(file: Path, options: Mapping[str, str]) -> Source:
 
 def _parse_options(spec: str, options: str | None) -> dict[str, str]:
     names = (*FIELDS, "keep", "part")
-    return parse_assignments(f"source {spec}:", options or "", names=names)
+    return split_assignments(f"source {spec}:", options or "", names=names)
 
 
 def _read_file(file: Path, options: Mapping[str, str]) -> Iterator[Record]:

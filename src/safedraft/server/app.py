@@ -23,6 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from safedraft.pair import Pair
 from safedraft.server import gate, wire
+from safedraft.server.bodies import JSONRoute
 from safedraft.server.docs_page import describe_api
 from safedraft.server.errors import APIError, convert_http_exception, convert_validation_error
 from safedraft.server.playground import Playground
@@ -65,6 +66,7 @@ def create_app(pair: Pair, settings: ServerSettings) -> FastAPI:
         docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
     )
+    app.router.route_class = JSONRoute
     app.state.service = service
     _add_routes(app, service)
     if settings.playground:

@@ -139,14 +139,23 @@ def invalid_value(name: str, problem: str) -> APIError:
     return APIError(400, "invalid_value", f"Invalid value of {name}: {problem}.", name)
 
 
-def convert_errors(work: Callable[[], T], name: str) -> T:
-    """Call ``work``; an error that the client can fix becomes a 400 for the parameter ``name``."""
+def convert_errors(
+    work: Callable[[], T], name: str, find_name: Callable[[str | None], str | None] = lambda _: None
+) -> T:
+    """Call ``work``; an error that the client can fix becomes a 400 for a parameter.
+
+    Args:
+        work: what is called.
+        name: the parameter, where the error does not say which one it refuses.
+        find_name: gives the request's parameter for the library's that is refused, if there is one.
+    """
     try:
         return work()
     except PromptTooLongError as error:
         raise APIError(400, "context_length_exceeded", str(error), name) from error
     except SafeDraftError as error:
-        raise invalid_value(name, str(error).removeprefix("structured_outputs: ")) from error
+        problem = str(error).removeprefix("structured_outputs: ")
+        raise invalid_value(find_name(error.refused) or name, problem) from error
 
 
 def log_unexpected(error: BaseException) -> None:

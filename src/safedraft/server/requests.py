@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from safedraft.core.config import SamplingParams, StructuredOutputs
+from safedraft.core.config import RiskConfig, SamplingParams, StructuredOutputs
 from safedraft.server.formats import ResponseFormat
 from safedraft.server.messages import Messages
 from safedraft.server.neutral import (
@@ -131,6 +131,13 @@ class SamplingRequest(UnsupportedParameters, InertParameters, ShiftParameters, A
     @abstractmethod
     def alternatives(self) -> int | None:
         """Number of top log probabilities per token; None if no log probabilities are wanted."""
+
+    def find_name(self, refused: str | None) -> str | None:
+        """The request's parameter that sets a parameter of the library; None if none does."""
+        own = {"structured_outputs": self.form_name, "top_logprobs": "logprobs"}
+        own |= dict.fromkeys(RiskConfig.model_fields, "safedraft.config")
+        names = {name: name for name in type(self).model_fields} | own
+        return names.get(refused) if refused else None
 
     @property
     def token_limit(self) -> int | None:

@@ -176,12 +176,12 @@ class Service:
         repeated = [stream for stream in streams for _ in range(count)]
         form = request.build_form(marked=marks_calls(self.pair))
         samplings = self._read_sampling(request, form, len(repeated))
-        shift = "logit_bias" if samplings[0].logit_bias else "min_p"
-        convert_errors(partial(require_able, self.pair, samplings[0]), shift)
+        convert = partial(convert_errors, name=prompt_name, find_name=request.find_name)
+        convert(partial(require_able, self.pair, samplings[0]))
         await self._require_form(form, request.form_name)
         settings = {"config": config, "rule": rule, "top_logprobs": request.alternatives}
         openers = [
-            partial(convert_errors, partial(stream, sampling=sampling, **settings), prompt_name)
+            partial(convert, partial(stream, sampling=sampling, **settings))
             for stream, sampling in zip(repeated, samplings, strict=True)
         ]
         builder = builder_class(

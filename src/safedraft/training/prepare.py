@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.core.extras import require_extra
+from safedraft.core.files import require_folder
 from safedraft.models.fingerprint import fingerprint, read_facts, require_base
-from safedraft.models.progress import ReportProgress
+from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.template import settle_template
 from safedraft.prompts.drawn import draw_target_replies
 from safedraft.training.config import TrainingConfig
 from safedraft.training.examples import Examples, pack
 from safedraft.training.requests import OWN_SOURCES, Sources, TrainingSplit, read_requests
+from safedraft.training.train import CHECKPOINT
 from safedraft.training.training_data import TrainingData, draw_check_data, draw_training_data
 
 if TYPE_CHECKING:
@@ -77,6 +80,39 @@ class TrainingInputs:
         return Examples(data, self.draft.tokenizer, self.end_tokens, config, self.draft.system)
 
 
+def check_plan(plan: TrainingPlan, fetching: ReportProgress = silent) -> None:
+    """Check a plan as far as that takes no model, before time is spent.
+
+    Raises:
+        SafeDraftError: the run would overwrite another one, or fail later.
+    """
+    if plan.output.exists():
+        raise SafeDraftError(f"{plan.output} exists: choose another --output")
+    if plan.resume and not plan.folder.is_dir():
+        raise SafeDraftError(f"there is no unfinished run in {plan.folder} to resume")
+    if not plan.resume and (plan.folder / CHECKPOINT).exists():
+        raise SafeDraftError(
+            f"{plan.folder} holds an unfinished run: resume it with --resume, or delete it"
+        )
+    require_folder(plan.folder)
+    require_extra("the picture of the losses", "train", "matplotlib")
+    for split in _SPLITS:
+        read_requests(split, plan.sources)
+    if plan.start:
+        _require_rank(plan.start, plan.config.rank, fetching)
+
+
+def _require_rank(adapter: str, rank: int, fetching: ReportProgress) -> None:
+    from peft import PeftConfig
+
+    from safedraft.models.fetch import fetch_adapter
+
+    folder = fetch_adapter(adapter, fetching)
+    own_rank = getattr(PeftConfig.from_pretrained(str(folder)), "r", None)
+    if own_rank != rank:
+        raise SafeDraftError(f"the adapter in {folder} has rank {own_rank}: give --rank {own_rank}")
+
+
 def prepare(
     plan: TrainingPlan, fetching: ReportProgress, drawing: ReportProgress
 ) -> tuple[TrainingInputs, Teacher | None, TrainingConfig]:
@@ -91,7 +127,7 @@ def prepare(
         start_folder = fetch_adapter(plan.start, fetching)
         spec = settle_template(spec, read_facts(start_folder), start_folder)
     folders = [fetch(name, fetching) for name in (spec.target, spec.draft)]
-    start = _fetch_start(plan, plan.start, folders[1], fetching) if plan.start else None
+    start = _require_base(plan, start_folder, folders[1]) if plan.start else None
     data, check_data = _draw(plan, spec, fetching, drawing)
     pair = load_spec(
         spec, engine="transformers", dtype=plan.dtype, device=plan.device, report=fetching
@@ -120,7 +156,7 @@ def _draw(
     requests, check_requests = (read_requests(split, plan.sources) for split in _SPLITS)
     pair = load_spec(spec, engine="auto", device=plan.device, report=fetching)
     _require_direct_answers(pair)
-    _make_folder(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
     draw = partial(draw_target_replies, pair)
     return (
         draw_training_data(requests, draw, plan.config, drawing),
@@ -137,27 +173,12 @@ def _require_direct_answers(pair: Pair) -> None:
         )
 
 
-def _fetch_start(plan: TrainingPlan, adapter: str, draft: Path, report: ReportProgress) -> Path:
-    """Fetch an adapter to start from, which must be of this draft and of the set rank."""
-    from peft import PeftConfig
-
-    from safedraft.models.fetch import fetch_adapter
-
-    folder = fetch_adapter(adapter, report)
-    note = require_base(folder, draft, other_base=plan.spec.other_base)
+def _require_base(plan: TrainingPlan, adapter: Path, draft: Path) -> Path:
+    """Reject an adapter to start from that was trained on another draft; returns its folder."""
+    note = require_base(adapter, draft, other_base=plan.spec.other_base)
     if note:
         warnings.warn(note, UnguardedWarning, stacklevel=4)
-    own_rank = getattr(PeftConfig.from_pretrained(str(folder)), "r", None)
-    if own_rank != plan.config.rank:
-        raise SafeDraftError(f"the adapter in {folder} has rank {own_rank}: give --rank {own_rank}")
-    return folder
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SafeDraftError(f"{folder} cannot be created: {error.strerror}") from error
+    return adapter
 
 
 def _set_steps(plan: TrainingPlan, inputs: TrainingInputs) -> TrainingConfig:

@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safedraft.core.errors import SafeDraftError
-from safedraft.core.extras import require_extra
 from safedraft.core.files import write_beside
 from safedraft.models.fingerprint import (
     digest,
@@ -22,7 +20,7 @@ from safedraft.text.template import template_of
 from safedraft.training.card import TrainingRun, write_card
 from safedraft.training.checks import Checks, check_draft
 from safedraft.training.config import TrainingConfig
-from safedraft.training.prepare import TrainingInputs, TrainingPlan, prepare
+from safedraft.training.prepare import TrainingInputs, TrainingPlan, check_plan, prepare
 from safedraft.training.train import (
     CHECKPOINT,
     LOSSES,
@@ -68,7 +66,7 @@ def train_draft(
         TrainingStoppedError: a signal stopped the run; the same plan with ``resume`` continues it.
         SafeDraftError: the run cannot be done; checked before time is spent where possible.
     """
-    _require_free(plan)
+    check_plan(plan, fetching)
     inputs, teacher, config = prepare(plan, fetching, drawing)
     steps = config.steps + config.distil_steps
     identity = _identify(config, inputs)
@@ -111,19 +109,6 @@ def train_draft(
     adapter.replace(plan.output)
     shutil.rmtree(plan.folder)
     return TrainedDraft(plan.output, checks)
-
-
-def _require_free(plan: TrainingPlan) -> None:
-    """Reject a run that would fail after hours or overwrite another run."""
-    if plan.output.exists():
-        raise SafeDraftError(f"{plan.output} exists: choose another --output")
-    if plan.resume and not plan.folder.is_dir():
-        raise SafeDraftError(f"there is no unfinished run in {plan.folder} to resume")
-    if not plan.resume and (plan.folder / CHECKPOINT).exists():
-        raise SafeDraftError(
-            f"{plan.folder} holds an unfinished run: resume it with --resume, or delete it"
-        )
-    require_extra("the picture of the losses", "train", "matplotlib")
 
 
 def _identify(config: TrainingConfig, inputs: TrainingInputs) -> dict[str, str]:

@@ -36,7 +36,7 @@ format: $(READY)
 	$(RUN)/ruff check --fix .
 
 test-slow: $(READY)  ## Long tables, many draws, and a third party's wheel.
-	$(RUN)/python -m pytest -n auto -m slow --timeout 600
+	$(RUN)/python -m pytest -n auto -m 'slow and not vllm' --timeout 600
 
 test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/safedraft pull

@@ -49,7 +49,7 @@ from safedraft.core.composite import Setting, composite
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, Rows, rank
 from safedraft.core.sampling import distribution
-from safedraft.engines.vllm.batch import ServedRequest, propose, verify
+from safedraft.engines.vllm.batch import Block, ServedRequest, verify
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
 from safedraft.evaluation.benchmark import PROMPTS, machine
@@ -262,9 +262,10 @@ def compare_draws(
             )
             for seed in range(start, min(start + 64, count))
         ]
-        proposed = propose(batch, draft.expand(len(batch), -1), 0)
-        for one, proposal in zip(batch, proposed, strict=True):
-            one.drafts = [proposal]
+        block = Block(batch)
+        block.propose(draft.expand(len(batch), -1))
+        for one, drafts in zip(batch, block.read(), strict=True):
+            one.drafts = drafts
         for one, [step] in zip(batch, verify(batch, [target[None]] * len(batch)), strict=True):
             (greedy if one.request.sampling.greedy else drawn).append(step.token)
     best = exactly(replace(request, sampling=GREEDY), draft, target).argmax()

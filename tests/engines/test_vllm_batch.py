@@ -24,7 +24,7 @@ from safedraft.core.rule import Context
 from safedraft.core.sampling import distribution
 from safedraft.core.session import Which
 from safedraft.engines.scripted import ScriptedEngine
-from safedraft.engines.vllm.batch import ServedRequest, propose, verify
+from safedraft.engines.vllm.batch import Block, ServedRequest, verify
 from safedraft.rules import RULES as RULE_REGISTRY
 from safedraft.rules import constants_for, find_rule
 
@@ -75,18 +75,13 @@ def serve(
     said: list[list[Step]] = [[] for _ in batch]
     while going := [at for at, one in enumerate(batch) if not one.ended]:
         texts = {at: prompts[at] + [step.token for step in said[at]] for at in going}
-        for ahead in range(4):
-            drafting = [one if (first + at) % 4 >= ahead else None for at, one in enumerate(batch)]
-            drafting = [one if at in going else None for at, one in enumerate(drafting)]
-            rows = [
-                draft(texts.get(at, [0]) + [proposed.token for proposed in one.drafts])
-                for at, one in enumerate(batch)
-            ]
-            before = [one.drafts for one in batch]
-            proposals = propose(drafting, torch.stack(rows), ahead, before)
-            for one, proposal in zip(batch, proposals, strict=True):
-                if proposal is not None:
-                    one.drafts.append(proposal)
+        block = Block([one if at in going else None for at, one in enumerate(batch)])
+        drafted = [texts.get(at, [0]) for at in range(len(batch))]
+        for _ in range(4):
+            tokens = block.propose(torch.stack([draft(ids) for ids in drafted])).tolist()
+            drafted = [[*ids, token] for ids, token in zip(drafted, tokens, strict=True)]
+        for at, (one, drafts) in enumerate(zip(batch, block.read(), strict=True)):
+            one.drafts = drafts[: 1 + (first + at) % 4]
         logits = [
             torch.stack(
                 [
@@ -137,10 +132,10 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
         ServedRequest(request_of(config, warm.replace(seed=seed) if seed % 5 else SamplingParams()))
         for seed in range(10_000)
     ]
-    drafts = propose(batch, q_logits.expand(len(batch), V), 0, [()] * len(batch))
-    for one, draft in zip(batch, drafts, strict=True):
-        assert draft is not None
-        one.drafts = [draft]
+    block = Block(batch)
+    block.propose(q_logits.expand(len(batch), V))
+    for one, drafts in zip(batch, block.read(), strict=True):
+        one.drafts = drafts
     steps = verify(batch, [p_logits[None]] * len(batch))
     for is_greedy in (True, False):
         chosen = Counter(
@@ -166,9 +161,10 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
 def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
     batch = requests(5)
     logits = torch.rand(5, V)
-    (draft,) = [propose(batch, logits, 0, [()] * 5)[2]]
-    assert draft is not None
-    batch[2].drafts = [draft]
+    block = Block(batch)
+    block.propose(logits)
+    batch[2].drafts = block.read()[2]
+    (draft,) = batch[2].drafts
     batch[2].keep_drafts()
     (kept,) = batch[2].drafts
     assert (kept.token, kept.probability) == (draft.token, draft.probability)
@@ -229,23 +225,27 @@ def test_logits_that_are_no_numbers_end_their_own_request_alone(model: str) -> N
     assert [one.ended for one in batch] == [False, True, False]
     assert [one.error is None for one in batch] == [True, False, True]
     assert f"the {model} gave NaN" in str(batch[1].error)
-    assert propose(batch, q, 0, [()] * 3)[1] is None
+    block = Block(batch)
+    assert block.propose(q)[1] == 0
+    assert [len(drafts) for drafts in block.read()] == [1, 0, 1]
 
 
 def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> list[list[Step]]:
     """Two drafts of each request, and what becomes of them."""
-    for ahead in range(2):
-        before = [one.drafts for one in batch]
-        for one, draft in zip(batch, propose(batch, q, ahead, before), strict=True):
-            one.drafts += [draft] if draft else []
+    block = Block(batch)
+    for _ in range(2):
+        block.propose(q)
+    for one, drafts in zip(batch, block.read(), strict=True):
+        one.drafts = drafts
     return verify(batch, list(p))
 
 
 def test_a_row_of_no_request_may_hold_anything() -> None:
     one = ServedRequest(request_of(SSDConfig(), SamplingParams()))
     rows = torch.tensor([[0.0] * V, [torch.nan] * V])
-    (draft, nobodys) = propose([one, None], rows, 0, [(), ()])
-    assert (draft is None, nobodys) == (False, None)
+    block = Block([one, None])
+    assert block.propose(rows).tolist() == [0, 0]
+    assert [len(drafts) for drafts in block.read()] == [1, 0]
     assert one.error is None
 
 
@@ -336,7 +336,10 @@ def test_a_constrained_reply_is_that_of_models_that_know_nothing_else() -> None:
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("safedraft.engines.vllm.batch._end_broken", lambda *_: None)
+        patch.setattr(
+            "safedraft.engines.vllm.batch.are_finite",
+            lambda logits: torch.ones(len(logits), dtype=torch.bool),
+        )
         expected = serve(restricted(target), restricted(draft), prompts, batch())
     constrained = batch()
     for one in constrained:

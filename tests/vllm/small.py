@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import pytest
 import torch
-from conftest import CONFORMANCE
+from conftest import CONFORMANCE, save_pair
 from widen import widen
 
 import safedraft
@@ -54,6 +55,22 @@ def engine(
         )
         with closing(pair):
             yield pair
+
+
+@contextmanager
+def speaking(folder: Path, **options: Any) -> Iterator[Any]:
+    """Two models that speak bytes, with grammars."""
+    folders = save_pair(folder, hidden_size=128, head_dim=32)
+    pair = load_spec(
+        choose_pair(target=str(folders[0]), draft=str(folders[1]), use_adapter=False),
+        config=safedraft.SSDConfig(draft_tokens=3),
+        engine="vllm",
+        **{**SMALL, **options},
+        skip_tokenizer_init=False,
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+    )
+    with closing(pair):
+        yield pair
 
 
 @contextmanager
@@ -107,6 +124,33 @@ def watched(pair: Any) -> Iterator[Counter[str]]:
         yield seen
     finally:
         del scheduler.schedule
+
+
+def break_logits(
+    patch: pytest.MonkeyPatch, model: Literal["draft", "target"], breaks: Callable[[Any], bool]
+) -> None:
+    """Give NaN to a model's logits of the requests for which ``breaks`` is true."""
+    from safedraft.engines.vllm import runner
+    from safedraft.engines.vllm.batch import Block
+
+    def spoil(served: Sequence[Any], logits: Any) -> None:
+        for row, one in enumerate(served):
+            if one and breaks(one):
+                logits[row][..., 5] = float("nan")
+
+    def propose_broken(block: Any, logits: Any) -> Any:
+        spoil(block._served, logits)
+        return propose(block, logits)
+
+    def verify_broken(served: Any, logits: Any) -> Any:
+        spoil(served, logits)
+        return verify(served, logits)
+
+    propose, verify = Block.propose, runner.verify
+    if model == "draft":
+        patch.setattr(Block, "propose", propose_broken)
+    else:
+        patch.setattr(runner, "verify", verify_broken)
 
 
 def scheduler_of(pair: Any) -> Any:

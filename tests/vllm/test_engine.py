@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import CONFORMANCE
+from helpers.device import OnDevice
 from small import engine, runner_of, scheduler_of, transformers_pair, watched
 
 import safedraft
@@ -154,6 +155,37 @@ def test_the_target_runs_t_drafts_and_decides_the_place_behind_them(pair: Any) -
     del runner.execute_model
     assert [count for count in ran if count] == [4] + [1 + 3] * reply.statistics.blocks
     assert max(Counter(token.block for token in reply.trace).values()) == 4
+
+
+def test_a_step_of_any_requests_reads_the_device_twice(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the drafts and once for the decisions; three of the requests are sampled."""
+    runner = runner_of(pair)
+    for model in (runner.model, runner.drafter.model):
+        compute = model.compute_logits
+        monkeypatch.setattr(
+            model, "compute_logits", lambda *args, to=compute: to(*args).as_subclass(OnDevice)
+        )
+    reads: list[tuple[int, int]] = []
+    sample = runner.sample_tokens
+
+    def watch(*args: Any) -> Any:
+        before = OnDevice.reads
+        output = sample(*args)
+        reads.append((len(runner.drafter.rows), OnDevice.reads - before))
+        return output
+
+    monkeypatch.setattr(runner, "sample_tokens", watch)
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 20}]
+    given = [
+        SamplingParams(max_new_tokens=12, seed=at, **kinds[at % 3], top_p=0.9 if at % 3 else 1.0)
+        for at in range(6)
+    ]
+    config = SSDConfig(initial_scheme="union", bin_size=20)  # no position is the target's alone
+    pair.generate_many_ids(prompts(6, seed=13), sampling=given, config=config)
+    assert (6, 2) in reads
+    assert {count for _, count in reads} == {1, 2}  # 1 where nothing was decided
 
 
 def test_passes_and_seconds_are_counted(pair: Any) -> None:

@@ -8,14 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from conftest import save_pair
-from small import SMALL, runner_of, scheduler_of
+from small import runner_of, scheduler_of, speaking
 
-import safedraft
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step
-from safedraft.models.registry import choose_pair
-from safedraft.pair.load import load_spec
 
 pytestmark = pytest.mark.vllm
 
@@ -40,23 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two models that speak bytes."""
-    folders = save_pair(tmp_path_factory.mktemp("speaking"), hidden_size=128, head_dim=32)
-    loaded = load_spec(
-        choose_pair(target=str(folders[0]), draft=str(folders[1]), use_adapter=False),
-        config=safedraft.SSDConfig(draft_tokens=3),
-        engine="vllm",
-        **SMALL,
-        skip_tokenizer_init=False,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-    )
-    try:
-        yield loaded
-    finally:
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        loaded.close()
-        cleanup_dist_env_and_memory()
+    with speaking(tmp_path_factory.mktemp("speaking")) as started:
+        yield started
 
 
 def params_of(pair: Any, grammar: dict[str, Any], seed: int, **given: Any) -> Any:

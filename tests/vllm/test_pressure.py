@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from small import engine, runner_of, scheduler_of, transformers_pair, watched
+from small import break_logits, engine, runner_of, scheduler_of, transformers_pair, watched
 from test_engine import assert_same, by_the_first_engine, prompts, samplings, shape
 
 from safedraft import SSDConfig
@@ -113,23 +113,16 @@ def test_drafts_that_were_lost_decide_nothing() -> None:
 
 @pytest.mark.parametrize("model", ["draft", "target"])
 def test_broken_logits_end_their_own_request_alone(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: Literal["draft", "target"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safedraft.engines.vllm import runner as module
-
     ids, given = prompts(4, seed=11), samplings(4)
     expected = by_the_first_engine(transformers_pair("near"), ids, given)
-    name = "propose" if model == "draft" else "verify"
-    decide = getattr(module, name)
 
-    def breaking(served: Any, logits: Any, *args: Any) -> Any:
-        for at, one in enumerate(served):
-            if one and one.request.seed == given[2].seed and one.position > 9:
-                logits[at][..., 5] = float("nan")
-        return decide(served, logits, *args)
+    def breaks(one: Any) -> bool:
+        return one.request.seed == given[2].seed and one.position > 9
 
     with engine("near") as pair:
-        monkeypatch.setattr(module, name, breaking)
+        break_logits(monkeypatch, model, breaks)
         streams = [pair.stream_ids(one, sampling=own) for one, own in zip(ids, given, strict=True)]
         for at in (0, 1, 3):
             assert_same([streams[at].drain()], [expected[at]])

@@ -119,7 +119,7 @@ def mix(rows: Rows, tokens: Tensor, alpha: Sequence[float], open_rows: Sequence[
         open_rows: which rows have the whole vocabulary as their sample space.
     """
     filled = tokens < NO_TOKEN
-    p, q = rows.probabilities(torch.where(filled, tokens, 0))
+    p, q = rows.probabilities(torch.where(filled, tokens, tokens[:, :1]))
     values = p + torch.tensor(alpha, dtype=p.dtype)[:, None] * (q - p)
     whole: list[Whole | None] = [None] * len(rows)
     for row, is_open in enumerate(open_rows):

@@ -85,7 +85,8 @@ def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mappi
         The logits, in float32 if any changed, and for each row in which no token can be chosen the
         reason; such rows are not changed.
     """
-    restricted, failed = logits, {}
+    changed: dict[int, Tensor] = {}
+    failed: dict[int, FormError] = {}
     for at, (constraints, drafts) in enumerate(rows):
         row = own = logits[at]
         try:
@@ -94,12 +95,15 @@ def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mappi
         except FormError as error:
             failed[at] = error
             continue
-        if row is own:
-            continue
-        if bool(row.max() == -torch.inf):
+        if row is not own:
+            changed[at] = row
+    if not changed:
+        return logits, failed
+    restricted = logits.to(torch.float32, copy=True)
+    maxima = torch.stack([row.max() for row in changed.values()]).tolist()
+    for (at, row), maximum in zip(changed.items(), maxima, strict=True):
+        if maximum == -torch.inf:
             failed[at] = FormError(_NOTHING_LEFT)
-            continue
-        if restricted is logits:
-            restricted = logits.to(torch.float32, copy=True)
-        restricted[at] = row
+        else:
+            restricted[at] = row
     return restricted, failed

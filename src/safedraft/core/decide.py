@@ -16,7 +16,7 @@ from torch import Tensor
 from safedraft.core.composite import Scores, Whole
 from safedraft.core.random import Use, uniform
 from safedraft.core.request import Request
-from safedraft.core.rows import Place, Ranked, Rows
+from safedraft.core.rows import Place, Ranked, Rows, move
 from safedraft.core.rule import Decision, Rule, State
 from safedraft.core.sampling import (
     LogProbabilities,
@@ -28,6 +28,8 @@ from safedraft.core.sampling import (
     draw_others,
     log_probabilities,
 )
+
+_AT_ONCE = 8  # rows drawn from at once; with more, the memory they take slows them down
 
 
 class Draft(NamedTuple):
@@ -90,19 +92,34 @@ def propose(
         positions: positions of the tokens in their replies.
         counts: how many tokens to draw in each row where decoding is sampled; None: one.
     """
+    tokens, chances = choose_drafts(ranked, requests, positions)
     drafts = []
-    for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
-        place = Place(ranked, row)
-        token = _choose_alone(place, request, position, cut=False)
+    for row, (token, chance) in enumerate(zip(tokens.tolist(), chances.tolist(), strict=True)):
+        place, request = Place(ranked, row), requests[row]
         siblings: tuple[int, ...] = ()
         if counts and counts[row] > 1 and not request.sampling.greedy:
             numbers = [
-                uniform(request.seed, position, Use.PROPOSE, number)
+                uniform(request.seed, positions[row], Use.PROPOSE, number)
                 for number in range(1, counts[row])
             ]
             siblings = draw_others(place.distribution(), token, numbers)
-        drafts.append(Draft(token, place.chance(token), place, siblings))
+        drafts.append(Draft(token, chance, place, siblings))
     return drafts
+
+
+def choose_drafts(
+    ranked: Ranked, requests: Sequence[Request], positions: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The tokens that ``propose`` proposes, ``[n]``, and q of each, on the device of the logits."""
+    tokens = ranked.best()
+    sampled = [row for row, one in enumerate(requests) if not one.sampling.greedy]
+    for start in range(0, len(sampled), _AT_ONCE):
+        rows = sampled[start : start + _AT_ONCE]
+        numbers = [uniform(requests[row].seed, positions[row], Use.PROPOSE) for row in rows]
+        drawn = draw(ranked.distributions(rows), numbers)
+        at = move(torch.tensor(rows), tokens.device)
+        tokens[at] = drawn.clamp(max=ranked.logits.shape[-1] - 1)  # beyond it if logits are NaN
+    return tokens, ranked.chances(tokens)
 
 
 def decide(candidates: Sequence[Candidate]) -> list[Decision]:
@@ -144,7 +161,7 @@ def _decide_group(rule: Rule, candidates: Sequence[Candidate]) -> list[Decision]
 
 def decide_alone(place: Place, request: Request, position: int) -> Decision:
     """Decide a position for which nothing was drafted from the target's distribution alone."""
-    token = _choose_alone(place, request, position, cut=True)
+    token = _choose_alone(place, request, position)
     report = None
     if request.top_logprobs is not None:
         p = place.distribution()
@@ -225,13 +242,11 @@ def _try_siblings(scores: Whole, candidate: Candidate) -> int:
     )
 
 
-def _choose_alone(place: Place, request: Request, position: int, *, cut: bool) -> int:
+def _choose_alone(place: Place, request: Request, position: int) -> int:
     """One model's token: its best one, or one drawn from its distribution."""
     if request.sampling.greedy:
         return place.best()
-    mass = place.distribution()[None]
-    if cut:
-        mass = distribution(mass, [request.sampling])
+    mass = distribution(place.distribution()[None], [request.sampling])
     return int(draw(mass, [uniform(request.seed, position, Use.PROPOSE)])[0])
 
 

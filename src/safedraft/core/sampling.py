@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from safedraft.core.config import SamplingParams
+from safedraft.core.rows import move
 
 _FIRST_WIDTH = 64
 """Number of best tokens of a sample space that a cut looks at first."""
@@ -88,7 +89,8 @@ def draw(mass: Tensor, uniforms: Sequence[float]) -> Tensor:
     exact = torch.float32 if mass.device.type == "mps" else torch.float64
     cumulative = mass.cumsum(-1, dtype=exact)
     total = cumulative[:, -1:]
-    point = torch.tensor(uniforms, dtype=exact, device=mass.device)[:, None] * total
+    numbers = move(torch.tensor(uniforms, dtype=exact), mass.device)
+    point = numbers[:, None] * total
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, point, right=True)[:, 0]
 

@@ -1,9 +1,9 @@
 """vLLM as an engine: the rules of SafeDraft are its verification of drafts.
 
-``batch`` decides the tokens of a batch and imports nothing of vLLM; ``runner`` brings it vLLM's
-logits, and ``grammar`` what a request allows; ``scheduler`` and ``plugin`` change what vLLM does
-with rows and requests; ``checks`` and ``options`` refuse what is not supported; ``setup``, ``load``
-and ``engine`` start it.
+``batch`` decides the tokens of a batch from what ``reading`` copies from the device; both import
+nothing of vLLM. ``runner`` brings them vLLM's logits, and ``grammar`` what a request allows;
+``scheduler`` and ``plugin`` change what vLLM does with rows and requests; ``checks`` and
+``options`` refuse what is not supported; ``setup``, ``load`` and ``engine`` start it.
 
 The unmodified vLLM can choose a token without the draft's distribution in these places:
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from safedraft.core.config import Scheme
 from safedraft.core.constraint import Constrained, Constraint, restrict
-from safedraft.core.decide import Candidate, Draft, decide
-from safedraft.core.decide import propose as propose_tokens
+from safedraft.core.decide import Candidate, Draft, choose_drafts, decide
 from safedraft.core.errors import BrokenModelError
 from safedraft.core.generation import Step, record
 from safedraft.core.request import Request
-from safedraft.core.rows import Place, rank, require_finite
+from safedraft.core.rows import Place, Ranked, move, no_numbers, rank
 from safedraft.core.rule import Decision, State
 from safedraft.core.session import Which
+from safedraft.engines.vllm.reading import Pair, read_pairs
 
 
 @dataclass(slots=True)
@@ -109,37 +110,85 @@ class ServedRequest:
         return step
 
 
-def propose(
-    served: Sequence[ServedRequest | None],
-    logits: Tensor,
-    ahead: int,
-    before: Sequence[Sequence[Draft]],
-) -> list[Draft | None]:
-    """One drafted token of every row; a request whose logits are not all finite ends with an error.
+class _Pass(NamedTuple):
+    """One pass of the draft, on its device; each field but the last has an entry for each row."""
+
+    rows: Sequence[int]
+    """Which of the block's rows took part."""
+    tokens: Tensor
+    chances: Tensor
+    """q of each token."""
+    finite: Tensor
+    """Whether all logits of the row are finite."""
+    ranked: Ranked
+
+
+class Block:
+    """The drafts of one block of every row; they stay on the device until they are read.
 
     Args:
         served: request of each row; None for a row that is not drafted for.
-        logits: logits of the draft, ``[rows, V]``.
-        ahead: which of the block's drafts this is, from 0.
-        before: the block's earlier drafts of each row.
-
-    Returns:
-        A draft for each row; None for a row that is not drafted for or whose request has ended.
     """
-    _end_broken(served, logits, "the draft")
-    logits = _restrict(logits, served, before)
-    rows = [row for row, one in enumerate(served) if one and not one.ended]
-    chosen = [one for one in served if one and not one.ended]
-    drafts: list[Draft | None] = [None] * len(served)
-    if not chosen:
-        return drafts
-    logits = logits if len(rows) == len(served) else logits[rows]
-    ranked = rank(logits, [one.request.sampling.temperature for one in chosen])
-    positions = [one.position + ahead for one in chosen]
-    proposed = propose_tokens(ranked, [one.request for one in chosen], positions)
-    for row, draft in zip(rows, proposed, strict=True):
-        drafts[row] = draft
-    return drafts
+
+    def __init__(self, served: Sequence[ServedRequest | None]) -> None:
+        self._served = served
+        self._drafts: list[list[Draft]] = [[] for _ in served]
+        self._unread: list[_Pass] = []
+        self._passes = 0
+
+    def propose(self, logits: Tensor) -> Tensor:
+        """Draft one more token of every row.
+
+        Args:
+            logits: logits of the draft, ``[rows, V]``.
+
+        Returns:
+            The tokens, ``[rows]`` on the device of the logits; 0 in a row that is not drafted for
+            or whose request has ended.
+        """
+        finite = are_finite(logits)
+        if any(one and one.constraints for one in self._served):
+            self.read()  # what may come depends on the drafts
+        logits = _restrict(logits, self._served, self._drafts)
+        rows = [row for row, one in enumerate(self._served) if one and not one.ended]
+        chosen = [one for one in self._served if one and not one.ended]
+        ahead, self._passes = self._passes, self._passes + 1
+        if not chosen:
+            return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        at = move(torch.tensor(rows), logits.device)
+        ranked = rank(
+            logits if len(rows) == len(logits) else logits[at],
+            [one.request.sampling.temperature for one in chosen],
+        )
+        positions = [one.position + ahead for one in chosen]
+        tokens, chances = choose_drafts(ranked, [one.request for one in chosen], positions)
+        self._unread.append(_Pass(rows, tokens, chances, finite[at], ranked))
+        return torch.zeros(len(logits), dtype=tokens.dtype, device=tokens.device).index_copy_(
+            0, at, tokens
+        )
+
+    def read(self) -> list[list[Draft]]:
+        """The drafts of each row so far, with one copy of all that were not read before.
+
+        A request whose logits are not all finite ends with an error, and has no draft of them.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return self._drafts
+        fields = zip(*[(one.tokens, one.chances, one.finite) for one in unread], strict=True)
+        table = torch.stack([torch.cat(field).double() for field in fields], dim=-1)
+        numbers = iter(table.tolist())
+        for one in unread:
+            for at, row in enumerate(one.rows):
+                token, chance, is_finite = next(numbers)
+                served = self._served[row]
+                assert served is not None
+                if not is_finite and not served.ended:
+                    served.fail(no_numbers("the draft"))
+                if not served.ended:
+                    draft = Draft(int(token), chance, Place(one.ranked, at))
+                    self._drafts[row].append(draft)
+        return self._drafts
 
 
 def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[list[Step]]:
@@ -164,12 +213,13 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
         if one.unread_question:
             unread = "a reply began before the risk of its request was read: nothing decided"
             one.fail(BrokenModelError(unread))
-    places = _rank_target(served, logits)
+    begun = [at for at, one in enumerate(served) if not one.ended]
+    pairs = dict(zip(begun, _read([(served[at], logits[at]) for at in begun]), strict=True))
     decided: list[list[Step]] = [[] for _ in served]
     ahead = 0
-    deciding = [index for index, one in enumerate(served) if not one.ended]
+    deciding = [at for at in begun if not served[at].ended]
     while deciding:
-        decisions = decide([_candidate(served[at], ahead, places[at]) for at in deciding])
+        decisions = decide([_candidate(served[at], ahead, pairs[at]) for at in deciding])
         followed: set[int] = set()
         for at, decision in zip(deciding, decisions, strict=True):
             decided[at].append(served[at].commit(decision))
@@ -187,23 +237,32 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     return decided
 
 
-def _rank_target(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[list[Place]]:
-    """The target's rows of every request, ranked in one pass over all of them."""
-    if not logits:
+def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[Pair]]:
+    """Both models' places at the drafted positions of each request, read with one copy.
+
+    A request whose logits are not all finite ends with an error.
+
+    Args:
+        asked: requests, with the target's logits at each one's positions.
+    """
+    if not asked:
         return []
-    rows = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
-    owners = [one for one, own in zip(served, logits, strict=True) for _ in range(len(own))]
-    _end_broken(owners, rows, "the target")
-    before = [
-        one.drafts[:at] for one, own in zip(served, logits, strict=True) for at in range(len(own))
-    ]
-    rows = _restrict(rows, owners, before)
-    ranked, start = rank(rows, [one.request.sampling.temperature for one in owners]), 0
-    places = []
-    for own in logits:
-        places.append([Place(ranked, start + row) for row in range(len(own))])
-        start += len(own)
-    return places
+    if any(not one.drafts for one, _ in asked):
+        raise BrokenModelError("a position came without the draft's distribution: nothing decided")
+    logits = torch.cat([own for _, own in asked])
+    finite = are_finite(logits)
+    owners = [one for one, own in asked for _ in own]
+    before = [one.drafts[:ahead] for one, own in asked for ahead in range(len(own))]
+    logits = _restrict(logits, owners, before)
+    ranked = rank(logits, [one.request.sampling.temperature for one in owners])
+    drafts = [draft.place for one, _ in asked for draft in one.drafts]
+    places = [Place(ranked, row) for row in range(len(logits))]
+    pairs, flags = read_pairs(list(map(Pair, places, drafts)), finite)
+    for owner, is_finite in zip(owners, flags, strict=True):
+        if not is_finite and not owner.ended:
+            owner.fail(no_numbers("the target"))
+    read = iter(pairs)
+    return [[next(read) for _ in own] for _, own in asked]
 
 
 def _restrict(
@@ -228,26 +287,12 @@ def _restrict(
     return logits
 
 
-def _end_broken(owners: Sequence[ServedRequest | None], logits: Tensor, model: str) -> None:
-    """End the requests whose logits are not all finite with an error; the others are unaffected.
-
-    Args:
-        owners: the request of each row; None for a row of none.
-        logits: ``[rows, V]``.
-        model: its name, for the error.
-    """
-    finite = logits.sum(-1, dtype=torch.float32).isfinite()
-    if bool(finite.all()):
-        return
-    for row in (~finite).nonzero().flatten().tolist():
-        if (one := owners[row]) and not one.ended:
-            try:
-                require_finite(logits[row], model)
-            except BrokenModelError as error:
-                one.fail(error)
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether all logits of each row are, ``[rows]``; their sum is finite only if they are."""
+    return logits.sum(-1, dtype=torch.float32).isfinite()
 
 
-def _candidate(one: ServedRequest, ahead: int, target: Sequence[Place]) -> Candidate:
-    if not one.drafts:
-        raise BrokenModelError("a position came without the draft's distribution: nothing decided")
-    return Candidate(one.request, one.state, one.position, one.drafts[ahead], target[ahead])
+def _candidate(one: ServedRequest, ahead: int, pairs: Sequence[Pair]) -> Candidate:
+    target, draft = pairs[ahead]
+    drafted = one.drafts[ahead]._replace(place=draft)
+    return Candidate(one.request, one.state, one.position, drafted, target)

@@ -17,16 +17,16 @@ from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from safedraft.core.composite import Setting, composite
 from safedraft.core.decide import Draft
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
-from safedraft.core.rows import Place, Rows, rank
-from safedraft.engines.vllm.batch import ServedRequest, propose, verify
+from safedraft.core.rows import Place, move, rank
+from safedraft.engines.vllm.batch import Block, ServedRequest, are_finite, verify
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.grammar import Grammars
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
+from safedraft.engines.vllm.reading import Pair, read_pairs
 
 _NONE = -1  # marks a place without a token in vLLM's blocks
 
@@ -82,6 +82,11 @@ class _Row(NamedTuple):
         """The request that is drafted for; None during its prefill."""
         return self.served.request if self.prefilled else None
 
+    @property
+    def rejected(self) -> int:
+        """Number of tokens that vLLM ran and whose place is not decided."""
+        return self.scheduled + 1 - len(self.steps) if self.prefilled else 0
+
     def was_read(self, length: int) -> bool:
         """Whether the draft has read all but the last decided token, of ``length`` that vLLM ran.
 
@@ -115,8 +120,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """Rows of the batch; set before ``propose``."""
         self.passes = 0
         """Number of passes of the draft in the last ``propose``."""
-        self._drafts: list[list[Draft]] = []
-        self._ended: set[int] = set()  # rows whose last draft is unlikely
+        self._block = Block(())
         self._questions: list[_Question] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -137,10 +141,15 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         those of all rows with the pass in which more than half of them have ended: what follows an
         unlikely draft is likely to be rejected.
         """
-        self.passes, self._drafts, self._ended = 0, [[] for _ in self.rows], set()
+        self.passes, self._block = 0, Block([row.request for row in self.rows])
         with suppress(_Enough):
             super().propose(*args, **kwargs)
-        return self._drafts
+        return [self._cut(drafts) for drafts in self._block.read()]
+
+    def _cut(self, drafts: list[Draft]) -> list[Draft]:
+        """The drafts up to the first unsure one."""
+        unsure = (at for at, one in enumerate(drafts) if one.probability < self._confidence)
+        return drafts[: next(unsure, len(drafts)) + 1]
 
     def set_inputs_first_pass(
         self,
@@ -155,7 +164,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         The draft read the tokens before it when it proposed them. vLLM subtracts the rejected ones
         from the rows' lengths after this pass; here that is done before it.
         """
-        _, last, metadata = super().set_inputs_first_pass(
+        *_, metadata = super().set_inputs_first_pass(
             target_hidden_states=target_hidden_states,
             cad=cad,
             num_rejected_tokens_gpu=num_rejected_tokens_gpu,
@@ -164,18 +173,18 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         starts = metadata.query_start_loc_cpu[:-1].tolist()
         lengths = cad.query_start_loc_cpu.diff().tolist()
         ranges = [
-            torch.arange(end if row.was_read(length) else start, end + 1)
-            for row, length, start, end in zip(
-                self.rows, lengths, starts, last.tolist(), strict=True
-            )
+            start + torch.arange(last if row.was_read(length) else 0, last + 1)
+            for row, length, start in zip(self.rows, lengths, starts, strict=True)
+            for last in [length - row.rejected]
         ]
-        read = torch.cat(ranges).to(last.device)
+        read = move(torch.cat(ranges), self.device)
         for buffer in (self.input_ids, self.positions):
             buffer[: len(read)] = buffer[read]
         ends = torch.tensor([len(one) for one in ranges]).cumsum(0, dtype=torch.int32)
         bounds = torch.cat([torch.zeros(1, dtype=torch.int32), ends])
+        on_device = move(bounds, self.device)
         metadata = metadata.replace(
-            query_start_loc=bounds.to(last.device),
+            query_start_loc=on_device,
             query_start_loc_cpu=bounds,
             num_actual_tokens=len(read),
             max_query_len=max(map(len, ranges)),
@@ -186,7 +195,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self._questions = self._find_questions(
             bounds.tolist(), cad.query_start_loc_cpu.tolist(), target_hidden_states
         )
-        return len(read), (bounds[1:] - 1).to(last.device), metadata
+        return len(read), on_device[1:] - 1, metadata
 
     def _find_questions(
         self, bounds: Sequence[int], target_bounds: Sequence[int], target_hidden_states: Tensor
@@ -215,18 +224,14 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
         logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        requests = [row.request for row in self.rows]
-        drafts = propose(requests, logits, self.passes, self._drafts)
+        tokens = self._block.propose(logits)
         self.passes += 1
-        for row, draft in enumerate(drafts):
-            if draft is not None and row not in self._ended:
-                self._drafts[row].append(draft)
-                if draft.probability < self._confidence:
-                    self._ended.add(row)
-        tokens = torch.tensor([draft.token if draft else 0 for draft in drafts])
-        if 2 * len(self._ended) > len(self.rows):
-            raise _Enough
-        return tokens.to(hidden_states.device), None
+        if self._confidence:
+            drafted = self._block.read()
+            ended = [any(one.probability < self._confidence for one in row) for row in drafted]
+            if 2 * sum(ended) > len(self.rows):
+                raise _Enough
+        return tokens, None
 
 
 class _NoSampler:
@@ -261,6 +266,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self.sampler = self.rejection_sampler = _NoSampler()
         self._served: dict[str, _Served] = {}
         self._resumed: frozenset[str] = frozenset()
+        self._ran: dict[str, list[int]] = {}  # drafts that the target runs in this step
         self._traces: dict[str, Trace] = {}  # by name: one outlives its request until it is taken
         self._statistics: dict[str, dict[str, float]] = {}
         self._rows: list[_Row] = []
@@ -287,6 +293,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         self._resumed = frozenset(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
         for request_id in self._served.keys() - scheduler_output.num_scheduled_tokens.keys():
             self._served[request_id].request.keep_drafts()
+        self._ran = scheduler_output.scheduled_spec_decode_tokens
         corrections = super()._update_states(scheduler_output)
         self.input_batch.generators.clear()  # draws do not depend on vLLM's generators
         for new in scheduler_output.scheduled_new_reqs:
@@ -360,7 +367,6 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         scheduled = (
             spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(ids)
         )
-        drafted = spec_decode_metadata.draft_token_ids.tolist() if spec_decode_metadata else []
         self._rows = []
         waiting: list[tuple[_Row, ServedRequest, Tensor]] = []
         at = 0
@@ -370,7 +376,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             row = _Row(self._served[request_id], prefilled, resumed, places, [])
             self._rows.append(row)
             if request := row.request:
-                self._keep_verified(request, drafted[at : at + places], request_id)
+                self._keep_verified(request, self._ran.get(request_id, ()), request_id)
                 if request.drafts:
                     after_last = logits[at + number :, : self._settings.vocabulary]
                     waiting.append((row, request, after_last[: len(request.drafts)]))
@@ -413,7 +419,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         block = torch.full((len(self._rows), self.num_spec_tokens + 1), _NONE, dtype=torch.int32)
         for at, row in enumerate(self._rows):
             block[at, : len(row.steps)] = torch.tensor([step.token for step in row.steps])
-        return block.to(self.device)
+        return move(block, self.device)
 
     def propose_draft_token_ids(
         self,
@@ -435,16 +441,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         """
         started = self._now()
         total = scheduler_output.total_num_scheduled_tokens
-        following = torch.tensor(
-            [self._following(row, scheduler_output) for row in range(len(self._rows))],
-            dtype=torch.int32,
-            device=self.device,
-        )
-        rejected = torch.tensor(
-            [row.scheduled + 1 - len(row.steps) if row.request else 0 for row in self._rows],
-            dtype=torch.int32,
-            device=self.device,
-        )
+        following = [self._following(row, scheduler_output) for row in range(len(self._rows))]
         lengths = common_attn_metadata.query_start_loc_cpu.diff()
         self.drafter.rows = self._rows
         drafted = self.drafter.propose(
@@ -452,7 +449,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             target_token_ids=self.input_ids.gpu[:total],
             target_positions=self._get_positions(total),
             target_hidden_states=hidden_states[:total],
-            next_token_ids=following,
+            next_token_ids=self._move(following),
             token_indices_to_sample=None,
             common_attn_metadata=common_attn_metadata.replace(
                 num_actual_tokens=total,
@@ -460,11 +457,14 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
                 slot_mapping=common_attn_metadata.slot_mapping[:total],
             ),
             sampling_metadata=sampling_metadata,
-            num_rejected_tokens_gpu=rejected,
+            num_rejected_tokens_gpu=self._move([row.rejected for row in self._rows]),
             slot_mappings=slot_mappings,
         )
         self._keep(drafted, self._now() - started)
         return [[draft.token for draft in drafts[:-1]] for drafts in drafted]
+
+    def _move(self, numbers: Sequence[int]) -> Tensor:
+        return move(torch.tensor(numbers, dtype=torch.int32), self.device)
 
     def _following(self, row: int, scheduler_output: Any) -> int:
         """The token that the draft reads last: the last decided one, or the row's own next one."""
@@ -514,13 +514,13 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
         """Allocate what a decision needs, so that vLLM measures how much memory is left.
 
-        That is the target's logits at T + 1 positions of every row, the draft's at as many, and the
-        composite of one position.
+        That is the target's logits at T + 1 positions of every row, the draft's at as many, and
+        what is read of them.
         """
-        rows, positions = len(hidden_states), self.num_spec_tokens
+        positions = self.num_spec_tokens
         logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))
         logits = logits[:, : self._settings.vocabulary]
         target, draft = (rank(side, [1.0] * len(side)) for side in (logits, logits.clone()))
-        sides = [[Place(ranked, row) for row in range(rows)] for ranked in (target, draft)]
-        setting = Setting(True, 0.5, self._settings.config.sample_space_size)
-        return composite(Rows(sides[0], sides[1]), [setting] * rows).values
+        pairs = [Pair(Place(target, row), Place(draft, row)) for row in range(len(logits))]
+        read_pairs(pairs, are_finite(logits))
+        return target.log_sums

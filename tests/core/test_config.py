@@ -134,7 +134,10 @@ def test_sampling_that_makes_no_sense_is_refused(field: str, value: object) -> N
         ),
         (lambda: SSDConfig(draft_tree=0), "draft_tree has no tokens"),  # type: ignore[arg-type]
         (lambda: SSDConfig(draft_tree=(1,) * 300), "draft_tree: must have 255 or fewer items"),
-        (lambda: SSDConfig().with_tree("none"), "'none' is no tree: write numbers of children"),
+        (
+            lambda: SSDConfig().with_tree("none"),
+            "'none' is not a tree: write numbers such as 2-1-0-1",
+        ),
         (
             lambda: SSDConfig(draft_tree=(2, 2)),
             "draft_tree has 4 tokens: draft_tokens must be at least",

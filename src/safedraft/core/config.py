@@ -166,7 +166,7 @@ class DraftingConfig(Constants):
         """The same constants with a static tree in every block, or with a chain where it is one."""
         shape = DraftingConfig(draft_tokens=2**31, draft_tree=tree).draft_tree
         if not shape:
-            raise SafeDraftError(f"{tree!r} is no tree: write numbers of children, such as 2-1-0-1")
+            raise SafeDraftError(f"{tree!r} is not a tree: write numbers such as 2-1-0-1")
         return self.replace(
             draft_tokens=max(sum(shape), 1),
             draft_tree=() if set(shape) <= {1} else shape,

@@ -74,6 +74,17 @@ def test_the_pairs_own_shape_is_kept(run: Any, tiny: str, monkeypatch: pytest.Mo
     )
 
 
+def test_whatever_is_chosen_is_said(run: Any, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "GROWN", tune.GROWN[::9])
+    monkeypatch.setattr(tune, "CHAINS", tune.CHAINS[::9])
+    code, out, _ = run("tune-tree", tiny, *SMALL, "--dry-run")
+    assert code == 0
+    chosen = out.splitlines()[-1]
+    kinds = ("the pair's own", "chain", "static tree", "grown tree")
+    assert chosen.startswith(tuple(f"chosen: {kind}" for kind in kinds))
+    assert not chosen.endswith(": ")
+
+
 def test_a_shape_for_the_bare_draft_is_not_saved(run: Any, tiny: str) -> None:
     code, _, err = run("tune-tree", tiny, "--no-adapter")
     assert code == 2

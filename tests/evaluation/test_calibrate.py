@@ -13,7 +13,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 from stage import REFUSAL, serve_wheel, use_pair
 
 from safedraft import cli
-from safedraft.core.config import RiskConfig, Scheme
+from safedraft.core.config import OF_SPEED, RiskConfig, Scheme
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation import calibrate
 from safedraft.evaluation import matrix as matrices
@@ -64,6 +64,21 @@ def _statistics(speed: float) -> Mapping[str, float]:
 
 def imagined(**candidates: Sequence[Any]) -> Imagined:
     return Imagined(PAIR, Path("nowhere"), candidates=candidates, attacks=("prefill_20",))
+
+
+def test_a_pair_with_a_tree_is_not_tried_with_other_drafts() -> None:
+    own = PAIR.model_copy(update={"config": PAIR.config.with_tree("2-1")})
+    tried = Imagined(own, Path("nowhere")).tried
+    assert not OF_SPEED & {*tried}
+    assert {*tried} == {*Imagined(PAIR, Path("nowhere")).tried} - OF_SPEED
+    with pytest.raises(SafeDraftError, match="draft_tree has 3 tokens"):
+        Imagined(own, Path("nowhere"), {"draft_tokens": (2, 3)})
+
+
+def test_a_tree_is_written_as_on_the_command_line() -> None:
+    spec = calibrate._format_spec("risk", {"draft_tree": (2, 1), "kappa": 2})
+    assert spec == "risk:draft_tree=2-1,kappa=2"
+    assert calibrate._format_spec("risk", {"draft_tree": ()}) == "risk:draft_tree=none"
 
 
 def test_each_constant_is_chosen_at_the_best_of_those_before() -> None:

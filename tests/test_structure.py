@@ -228,11 +228,15 @@ def test_the_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     assert "stale" not in text
 
 
+DRAWING = {"accept", "choose_by_rounds", "correct", "draw", "draw_others"}
+"""The functions that take a token from a distribution."""
+
 LARGEST = {
     "core/decide.py": "the token that is decided",
     "core/rows.py": "ranks tokens, and finds where an id stands",
     "core/sampling.py": "the distribution of a temperature of 0",
     "engines/cpu/pack.py": "the largest weight of a group",
+    "engines/vllm/reading.py": "finds where an id stands",
     "evaluation/attacks/high_match.py": "what an attacker begins a reply with",
     "text/grammar.py": "whether a reply would begin with a refusal without its form",
     "training/checks.py": "counts labels that are the draft's likeliest token",
@@ -247,7 +251,7 @@ def test_tokens_are_chosen_in_one_place() -> None:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "safedraft.core.sampling":
                 names = {alias.name for alias in node.names}
-                draws |= {module} if names & {"accept", "correct", "draw"} else set()
+                draws |= {module} if names & DRAWING else set()
             if isinstance(node, ast.Attribute) and node.attr in {"argmax", "multinomial"}:
                 largest.add(module)
     assert draws == {"core/decide.py"}

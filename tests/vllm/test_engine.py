@@ -16,6 +16,7 @@ from small import engine, runner_of, scheduler_of, transformers_pair, watched
 import safedraft
 from safedraft import GenerationResult, SamplingParams, SSDConfig
 from safedraft.cli.recording import read_recording, replay_cases
+from safedraft.core.config import DraftingConfig
 from safedraft.core.errors import SafeDraftError
 from safedraft.pair import Prompts
 
@@ -288,4 +289,4 @@ def test_the_authors_tokens(draft: str) -> None:
     assert len(cases) == 6
     with engine(draft, SSDConfig(draft_tokens=4)) as pair:
         decoding = replace(pair, end_tokens=recording.end_tokens)
-        assert replay_cases(decoding, cases, draft_tokens=4) == [None] * 6
+        assert replay_cases(decoding, cases, DraftingConfig(draft_tokens=4)) == [None] * 6

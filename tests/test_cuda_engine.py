@@ -105,8 +105,8 @@ def test_a_neighbor_that_changes_a_reply_fails(
 
     own = decode.propose
 
-    def propose(ranked: Any, requests: Any, positions: Any) -> Any:
-        drafts = own(ranked, requests, positions)
+    def propose(*given: Any) -> Any:
+        drafts = own(*given)
         return [draft._replace(token=drafts[0].token) for draft in drafts]
 
     monkeypatch.setattr(decode, "propose", propose)

@@ -27,6 +27,7 @@ from helpers.judges import save_classifier, save_guard
 from helpers.pages import BY_VLLM, NOT_RUN, PAGES, ROOT, Block, read_blocks
 from stage import serve_wheel
 from test_guard_your_model import SMALL as SMALL_WALK
+from test_guard_your_model import shorten
 from test_guard_your_model import ask
 
 import safedraft
@@ -221,10 +222,10 @@ def run(words: list[str], patch: pytest.MonkeyPatch) -> None:
     if "<" in words:
         *words, _, file = words
         patch.setattr(sys, "stdin", io.StringIO(Path(file).read_text("utf-8")))
-    small = shlex.split(SMALL.get(words[1] if words[0] == "safedraft" else words[0], ""))
+    small = SMALL.get(words[1] if words[0] == "safedraft" else words[0], "")
     if "--profile" in words:
-        small = small[2:]  # it has numbers of its own
-    patch.setattr(sys, "argv", [*words, *small])
+        small = small.removeprefix("--limit 1 ")  # it has numbers of its own
+    patch.setattr(sys, "argv", shorten(words, small))
     (program,) = entry_points(group="console_scripts", name=words[0])
     with pytest.raises(SystemExit) as ended:
         program.load()()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import median
@@ -173,7 +173,7 @@ def try_static(machine: Machine, shares: Sequence[float], *, carries: bool) -> S
         carries: whether the position after a leaf waits for the draft.
     """
     rows = len(machine.target)
-    shapes: Iterable[Shape] = best_trees(shares, rows, LEVELS).values()
+    shapes = [shape for shape in best_trees(shares, rows, LEVELS).values() if shape]
     chains = [chain(length) for length in range(1, min(rows, LEVELS))]
     return choose_shape([*chains, *shapes], shares, machine, carries)
 

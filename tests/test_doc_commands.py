@@ -27,8 +27,7 @@ from helpers.judges import save_classifier, save_guard
 from helpers.pages import BY_VLLM, NOT_RUN, PAGES, ROOT, Block, read_blocks
 from stage import serve_wheel
 from test_guard_your_model import SMALL as SMALL_WALK
-from test_guard_your_model import shorten
-from test_guard_your_model import ask
+from test_guard_your_model import ask, shorten
 
 import safedraft
 from safedraft.cli import app

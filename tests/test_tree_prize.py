@@ -42,7 +42,7 @@ def test_the_probe_on_tiny_models(
         ("speculative", 0.0),
         ("speculative", 1.0),
     ]
-    assert len(outcome["times_ms"]["target"]) == 24
+    assert len(outcome["times_ms"]["target"]) == 16
     assert len(outcome["times_ms"]["draft"]) == 8
     for way in outcome["ways"]:
         check = way["check"]

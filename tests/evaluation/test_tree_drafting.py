@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
-from helpers.decoding import decode_one, request_of
+import torch
+from helpers.decoding import decode_one, decode_together, request_of
 from helpers.models import RandomModel
+from torch import Tensor
 
 from safedraft.core.config import DraftingConfig
 from safedraft.core.decide import propose
 from safedraft.core.rows import rank
+from safedraft.core.tree import find_slots
+from safedraft.engines.scripted import Script
 from safedraft.evaluation.trees.drafting import Child, Drafting, Position, cross_fit, simulate
 from safedraft.evaluation.trees.shapes import (
     Block,
+    Shape,
     best_trees,
     expect,
+    find_value,
     list_children,
     share_of_ranks,
 )
+from safedraft.rules.sequoia import Sequoia
 
 STEEP = (0.8, 0.1, 0.05, 0.01)
 
@@ -49,6 +57,47 @@ def test_a_static_tree_gains_what_it_is_worth_where_positions_do_not_depend() ->
     assert {(block.rows, block.widths) for block in blocks} == {(expected.rows, expected.widths)}
     proposals = [one.proposal for one in positions]
     assert share_of_ranks(proposals, 4) == pytest.approx(shares, abs=0.01)
+
+
+def says_by_chance(shares: tuple[float, ...], *, drafts: bool) -> Script:
+    """One of two models: the draft's k-th proposal is the target's token in that share of places.
+
+    Whether it is follows from a hash of the text, so that no place depends on another.
+    """
+
+    def script(ids: Sequence[int]) -> Tensor:
+        chance = random.Random(f"{ids}")
+        order = chance.sample(range(9), 9)
+        logits = torch.zeros(9)
+        if not drafts:
+            logits[order[chance.choices(range(5), [*shares, 1 - sum(shares)])[0]]] = 9.0
+        else:
+            logits[torch.tensor(order)] = torch.arange(9.0, 0.0, -1.0)
+        return logits
+
+    return script
+
+
+@pytest.mark.parametrize("tree", ["2-2-1-1", "3-1-0-1-2", "1-1-1"])
+def test_a_pair_of_independent_places_decides_what_the_program_says(tree: str) -> None:
+    target, draft = (says_by_chance(STEEP, drafts=drafts) for drafts in (False, True))
+    config = DraftingConfig().with_tree(tree)
+    requests = [
+        request_of(Sequoia(), dict(config), ((n,), (n,)), max_new_tokens=120) for n in range(9)
+    ]
+    replies = decode_together(target, draft, requests)
+    decided = sum(map(len, replies)) / sum(steps[-1].block + 1 for steps in replies)
+    assert decided == pytest.approx(find_value(rebuild(tree), STEEP), rel=0.06)
+
+
+def rebuild(tree: str) -> Shape:
+    """The shape of a tree as the constant writes it."""
+    counts = [int(part) for part in tree.split("-")]
+
+    def node(slot: int) -> Shape:
+        return tuple(node(child) for child in find_slots(counts, slot))
+
+    return node(0)
 
 
 def grown_tree(threshold: float, rows: int, stop: float) -> Drafting:

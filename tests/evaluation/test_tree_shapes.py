@@ -61,9 +61,9 @@ def test_a_tree_is_chosen_where_rows_are_free_and_a_chain_where_they_are_not() -
     shares = SHARES["steep"]
     every = [*shapes.best_trees(shares, 12, 8).values(), *map(shapes.chain, range(12))]
     free = shapes.Machine([1.0] * 12, [0.2] * 12)
-    dear = shapes.Machine([0.2 * rows for rows in range(1, 13)], [0.01] * 12)
+    costly = shapes.Machine([0.2 * rows for rows in range(1, 13)], [0.01] * 12)
     wide = shapes.choose_shape(every, shares, free, carries=True)
-    narrow = shapes.choose_shape(every, shares, dear, carries=True)
+    narrow = shapes.choose_shape(every, shares, costly, carries=True)
     assert len(wide) > 1
     assert narrow == shapes.chain(len(shapes.count_levels(narrow)) - 1)
 
@@ -71,7 +71,7 @@ def test_a_tree_is_chosen_where_rows_are_free_and_a_chain_where_they_are_not() -
         block = shapes.expect(shape, shares)
         return machine.cost(block, True) / block.tokens
 
-    for machine, chosen in ((free, wide), (dear, narrow)):
+    for machine, chosen in ((free, wide), (costly, narrow)):
         assert time_of(chosen, machine) == min(time_of(shape, machine) for shape in every)
 
 

@@ -82,13 +82,11 @@ def tune_tree(
 
 def _show(config: DraftingConfig, before: DraftingConfig) -> str:
     """The constants that differ from the pair's own."""
-    from safedraft.core.config import show_tree
+    from safedraft.core.config import show_constant
 
     old = dict(before)
     return ", ".join(
-        f"{name} = {show_tree(value) if name == 'draft_tree' else value}"
-        for name, value in config
-        if value != old[name]
+        f"{name} = {show_constant(value)}" for name, value in config if value != old[name]
     )
 
 
@@ -102,7 +100,7 @@ def _print(tuning: Tuning) -> None:
     shares = "  ".join(f"{share:.3f}" for share in tuning.shares)
     console.print(f"share of the draft's proposals, from its first: {shares}")
     for which, times in tuning.times.items():
-        rows = {count: times[count - 1] for count in (1, 2, 4, 8, 16, 24) if count <= len(times)}
+        rows = {count: times[count - 1] for count in (1, 2, 4, 8, 16) if count <= len(times)}
         listed = "  ".join(f"{count}: {taken:.1f}" for count, taken in rows.items())
         console.print(f"milliseconds of a pass of the {which} by rows: {listed}")
     table = Table(box=None, pad_edge=False)

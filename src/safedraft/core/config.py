@@ -37,7 +37,13 @@ class Scheme(StrEnum):
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 MOST_NODES = 255
-"""Maximum number of numbers of a fixed tree."""
+"""Maximum number of nodes, the root included, for which ``draft_tree`` names children."""
+OF_CHAINS: Mapping[str, Any] = {
+    "draft_tree": (),
+    "draft_tree_threshold": 1.0,
+    "draft_tree_stop": 0.0,
+}
+"""Constants with which every block is a chain."""
 Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -119,13 +125,14 @@ def _split_tree(value: Any) -> Any:
     if value in ("", "none"):
         return ()
     if isinstance(value, str):
-        return tuple(int(part) if part.isdecimal() else part for part in value[:1000].split("-"))
+        parts = value.split("-")
+        return tuple(int(part) if part.isdecimal() and len(part) < 20 else part for part in parts)
     return (value,) if isinstance(value, int) else value
 
 
-def show_tree(tree: Sequence[int]) -> str:
-    """A tree as it is written on the command line: ``2-1-0-1``, or ``none``."""
-    return "-".join(map(str, tree)) or "none"
+def show_constant(value: object) -> str:
+    """A constant as it is written on the command line; a tree is ``2-1-0-1``, or ``none``."""
+    return "-".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 class DraftingConfig(Constants):
@@ -167,14 +174,14 @@ class DraftingConfig(Constants):
         shape = DraftingConfig(draft_tokens=2**31, draft_tree=tree).draft_tree
         if not shape:
             raise SafeDraftError(f"{tree!r} is not a tree: write numbers such as 2-1-0-1")
-        return self.replace(
-            draft_tokens=max(sum(shape), 1),
-            draft_tree=() if set(shape) <= {1} else shape,
-            draft_confidence=0.0,
-            draft_growth=0.0,
-            draft_tree_threshold=1.0,
-            draft_tree_stop=0.0,
-        )
+        chosen = {
+            "draft_tokens": sum(shape),
+            "draft_confidence": 0.0,
+            "draft_growth": 0.0,
+            **OF_CHAINS,
+            "draft_tree": () if set(shape) <= {1} else shape,
+        }
+        return self.replace(**chosen)
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:

@@ -33,7 +33,7 @@ class Logits(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the logits are that indexing returns."""
+        """The device of the logits that indexing returns."""
         ...
 
     def __getitem__(self, key: Any) -> Tensor:

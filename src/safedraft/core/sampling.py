@@ -129,9 +129,13 @@ def correct(composite: Tensor, draft: Tensor, uniforms: Sequence[float]) -> Tens
     Returns:
         Indices into the rows, ``[n]``.
     """
+    return draw(_subtract(composite, draft), uniforms)
+
+
+def _subtract(composite: Tensor, draft: Tensor) -> Tensor:
+    """max(F - q, 0) of each row, not normalized; F itself where that is 0 throughout."""
     residual = (composite - draft).clamp(min=0)
-    residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, composite)
-    return draw(residual, uniforms)
+    return torch.where(residual.sum(-1, keepdim=True) > 0, residual, composite)
 
 
 def draw_others(mass: Tensor, first: int, uniforms: Sequence[float]) -> tuple[int, ...]:
@@ -173,18 +177,12 @@ def choose_by_rounds(
     left, untried = composite.double(), draft.double()
     for before, token, number in zip(drawn, drawn[1:], accepts, strict=False):
         left = _subtract(left, untried)
+        left = left / left.sum()
         untried = untried.index_fill(0, torch.tensor([before]), 0.0)
         untried = untried / untried.sum()
         if number * float(untried[token]) < float(left[token]):
             return token
     return int(draw(_subtract(left, untried)[None], [last])[0])
-
-
-def _subtract(left: Tensor, tried: Tensor) -> Tensor:
-    """norm(max(left - tried, 0)); what is left itself where that is 0 throughout."""
-    rest = (left - tried).clamp(min=0)
-    total = rest.sum()
-    return rest / total if bool(total > 0) else left
 
 
 class LogProbabilities(NamedTuple):

@@ -178,11 +178,7 @@ def grow(level: Sequence[Node], room: int, threshold: float) -> list[Node]:
     proposed = [child for node in nodes for child in _propose(node, threshold)]
     others = [child for child in proposed[1:] if child.score >= threshold]
     others.sort(key=lambda child: child.score, reverse=True)
-    children = [*proposed[:1], *others[: room - 1]]
-    for child in children:
-        assert child.parent is not None
-        child.parent.children.append(child)
-    return children
+    return _attach([*proposed[:1], *others[: room - 1]])
 
 
 def find_slots(shape: Sequence[int], slot: int) -> range:
@@ -210,10 +206,15 @@ def fill(level: Sequence[Node], room: int, shape: Sequence[int]) -> list[Node]:
         slots = find_slots(shape, node.slot)
         for slot, (token, chance) in zip(slots, node.draft.proposals(), strict=False):
             children.append(Node(token, node, chance, slot))
-    for child in children[:room]:
+    return _attach(children[:room])
+
+
+def _attach(children: list[Node]) -> list[Node]:
+    """Append nodes to the children of their parents, and return them."""
+    for child in children:
         assert child.parent is not None
         child.parent.children.append(child)
-    return children[:room]
+    return children
 
 
 def _propose(node: Node, threshold: float) -> Iterator[Node]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.core.config import SamplingParams, SSDConfig
+from safedraft.core.config import OF_CHAINS, SamplingParams, SSDConfig
 from safedraft.engines.base import Capability
 from safedraft.models.quiet import quiet_transformers
 from safedraft.rules.ensemble import WEIGHT
@@ -146,10 +146,10 @@ def _methods(
 
 def _trees(pair: Pair, max_new_tokens: int, trees: Sequence[str]) -> dict[str, Method]:
     """The pair's own rule with static trees, and with its chain where its own shape is a tree."""
-    chain: dict[str, Any] = {"draft_tree": (), "draft_tree_threshold": 1.0, "draft_tree_stop": 0.0}
-    configs = {f"{pair.rule}, chain": pair.config.replace(**chain)} if pair.config.branches else {}
+    own, chain = pair.config, pair.config.replace(**OF_CHAINS)
+    configs = {f"{pair.rule}, chain": chain} if own.branches else {}
     for tree in trees:
-        configs[f"{pair.rule}, tree {tree}"] = pair.config.with_tree(tree)
+        configs[f"{pair.rule}, tree {tree}"] = own.with_tree(tree)
     return {
         name: _decode(pair, max_new_tokens, pair.rule, config) for name, config in configs.items()
     }

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safedraft.core.config import OF_SPEED, RiskConfig, show_tree
+from safedraft.core.config import OF_SPEED, RiskConfig, show_constant
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.logs import read_logs
 from safedraft.evaluation.matrix import Matrix, prepare
@@ -273,8 +273,7 @@ def _format_spec(rule: str, constants: Mapping[str, Any]) -> str:
     A constant of None is the pair's own value and is left out.
     """
     pairs = sorted((name, value) for name, value in constants.items() if value is not None)
-    shown = ((name, show_tree(value) if name == "draft_tree" else value) for name, value in pairs)
-    assignments = ",".join(f"{name}={value}" for name, value in shown)
+    assignments = ",".join(f"{name}={show_constant(value)}" for name, value in pairs)
     return f"{rule}:{assignments}" if assignments else rule
 
 

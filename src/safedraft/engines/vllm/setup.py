@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safedraft.core.config import RiskConfig, SSDConfig
+from safedraft.core.config import OF_CHAINS, RiskConfig, SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
 from safedraft.engines.vllm.options import INT8, KEY, Settings, passes
@@ -212,9 +212,6 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
-_OF_CHAINS = {"draft_tree_threshold": 1.0, "draft_tree_stop": 0.0, "draft_tree": ()}
-"""Constants with which every block is a chain."""
-
 _READS_ONCE = (
     "reading_bins: vLLM reads the risk of a request once, before the reply, so that one harmful "
     "question among several is found less often: decode with --engine cpu or transformers, or "
@@ -250,7 +247,7 @@ def plan(
     named = config.model_fields_set if config else frozenset()
     if config and "draft_growth" in named and config.draft_growth:
         raise SafeDraftError("draft_growth: vLLM drafts for all requests at once, leave it at 0")
-    for name, of_chains in _OF_CHAINS.items():
+    for name, of_chains in OF_CHAINS.items():
         if config and name in named and getattr(config, name) != of_chains:
             raise SafeDraftError(f"{name}: vLLM drafts chains, leave it out")
     chosen = RiskConfig.extend(config or spec.config)
@@ -258,7 +255,7 @@ def plan(
         raise SafeDraftError(_READS_ONCE)
     parts = fetch_parts(spec, report)
     _require_one_template(parts)
-    changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0, **_OF_CHAINS}
+    changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0, **OF_CHAINS}
     if chosen.reading_bins and parts.probe:
         warnings.warn(_READS_ONCE, UnguardedWarning, stacklevel=4)
         parts = parts._replace(warnings=(*parts.warnings, _READS_ONCE))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-from safedraft.core.config import DraftingConfig, show_tree
+from safedraft.core.config import DraftingConfig, show_constant
 from safedraft.core.decide import Draft
 from safedraft.core.tree import Tree
 from safedraft.evaluation.trees.shapes import Block
@@ -58,7 +58,7 @@ class Drafting:
     def __str__(self) -> str:
         own = self.config
         if own.draft_tree:
-            return f"tree {show_tree(own.draft_tree)}"
+            return f"tree {show_constant(own.draft_tree)}"
         shown = (
             f"{own.draft_tokens} tokens, confidence {own.draft_confidence:g}, "
             f"growth {own.draft_growth:g}"

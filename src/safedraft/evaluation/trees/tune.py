@@ -15,9 +15,9 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING
 
-from safedraft.core.config import OF_SPEED, DraftingConfig, SamplingParams
+from safedraft.core.config import OF_CHAINS, OF_SPEED, DraftingConfig, SamplingParams
 from safedraft.engines.base import Capability
-from safedraft.evaluation.trees.drafting import Drafting, Position, choose_policy, simulate
+from safedraft.evaluation.trees.drafting import Drafting, Position, simulate
 from safedraft.evaluation.trees.recording import PROPOSALS, read_positions, time_passes
 from safedraft.evaluation.trees.shapes import (
     Machine,
@@ -160,7 +160,7 @@ def tune(
 def try_chains(own: DraftingConfig) -> list[Drafting]:
     """Chains with other constants than the pair's."""
     names = "draft_tokens", "draft_confidence", "draft_growth"
-    bare = own.replace(draft_tree=(), draft_tree_threshold=1.0, draft_tree_stop=0.0)
+    bare = own.replace(**OF_CHAINS)
     return [Drafting(bare.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
 
 
@@ -210,30 +210,27 @@ def _expect(
 
     After a leaf the target's distribution is carried over, as in SSD.
     """
-    rows = len(machine.target)
+    tokens = sum(map(len, replies))
+
+    def charge(policy: Drafting) -> tuple[float, float]:
+        """Milliseconds that the replies take, and tokens per pass of the target."""
+        blocks = [block for reply in replies for block in simulate(reply, policy)]
+        return sum(machine.cost(block, True) for block in blocks), tokens / len(blocks)
+
+    present, per_pass = charge(Drafting(own))
+    trials = {OWN: Trial(own, per_pass, 0.0)}
     kinds = {
-        OWN: [Drafting(own)],
         "chain": try_chains(own),
         "static tree": [Drafting(own.with_tree(list_children(static)))],
         "grown tree": list(map(Drafting, GROWN)),
     }
-    tokens = sum(map(len, replies))
-    costs: dict[Drafting, list[float]] = {}
-    passes: dict[Drafting, int] = {}
-    trials: dict[str, Trial] = {}
     for name, policies in kinds.items():
-        fitting = [one for one in policies if one.most_rows <= rows and one.config != own]
-        fitting = policies if name == OWN else fitting
-        for policy in fitting:
-            blocks = [simulate(reply, policy) for reply in replies]
-            costs[policy] = [sum(machine.cost(one, True) for one in reply) for reply in blocks]
-            passes[policy] = sum(map(len, blocks))
-        if not fitting:
-            continue
-        every = [True] * len(replies)
-        best = choose_policy({policy: costs[policy] for policy in fitting}, every)
-        gain = sum(costs[Drafting(own)]) / sum(costs[best]) - 1
-        trials[name] = Trial(best.config, tokens / passes[best], gain)
+        fitting = [one for one in policies if one.most_rows <= len(machine.target)]
+        charged = {one: charge(one) for one in fitting if one.config != own}
+        if charged:
+            best = min(charged, key=lambda one: charged[one][0])
+            taken, per_pass = charged[best]
+            trials[name] = Trial(best.config, per_pass, present / taken - 1)
     return trials
 
 

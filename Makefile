@@ -56,7 +56,8 @@ test-page: $(READY)  ## The playground in a browser.
 
 bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Transformers' own generation.
 	$(RUN)/safedraft pull
-	$(RUN)/safedraft bench --tree 2-1-1-1-1
+	$(RUN)/safedraft bench --prompts 12 --tree 2-1-1-1-1 \
+		--tree draft_tree_threshold=0.12,draft_tree_stop=0.75,draft_tokens=7,draft_confidence=0
 	$(RUN)/safedraft bench --engine transformers
 	$(RUN)/python benchmarks/growth.py
 

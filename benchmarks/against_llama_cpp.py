@@ -21,7 +21,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 import safedraft
-from safedraft.evaluation.benchmark import PROMPTS, machine
+from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.benchmark_prompts import KINDS as OWN
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 from safedraft.models.fetch import fetch
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.pinned import build_once
@@ -60,9 +61,7 @@ ByRow = Mapping[str, Mapping[str, Medians]]
 """The medians of each row, by kind of prompt and for ``all`` prompts."""
 
 KINDS: dict[str, Sequence[Prompt]] = {
-    "sums": itemgetter(2, 5, 10)(PROMPTS),
-    "prose": itemgetter(0, 3, 7)(PROMPTS),
-    "code": itemgetter(1, 4, 9)(PROMPTS),
+    **{kind: texts[:3] for kind, texts in OWN.items()},
     **tomllib.loads((HERE / "kinds.toml").read_text(encoding="utf-8")),
 }
 

@@ -21,7 +21,8 @@ from rich.table import Table
 import safedraft
 from safedraft.core.config import SamplingParams
 from safedraft.core.session import Pass, Which
-from safedraft.evaluation.benchmark import PROMPTS, machine
+from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 from safedraft.evaluation.trees.recording import time_in_turn
 
 ROWS = 1, 2, 4, 8, 9, 16

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import safedraft
 from safedraft.core.session import Pass, Which
-from safedraft.evaluation.benchmark import PROMPTS
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 
 ROOT = Path(__file__).parent.parent
 FILES = "docs/method.md", "docs/server.md", "src/safedraft/core/decode.py", "README.md"

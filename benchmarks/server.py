@@ -18,7 +18,8 @@ import openai
 import uvicorn
 
 import safedraft
-from safedraft.evaluation.benchmark import PROMPTS, machine
+from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 from safedraft.server.app import create_app
 from safedraft.server.settings import ServerSettings
 

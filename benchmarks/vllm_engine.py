@@ -52,7 +52,8 @@ from safedraft.core.sampling import distribution
 from safedraft.engines.vllm.batch import Block, ServedRequest, verify
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
-from safedraft.evaluation.benchmark import PROMPTS, machine
+from safedraft.evaluation.benchmark import machine
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 from safedraft.evaluation.suites import NEW_TOKENS, find_suite
 from safedraft.models.registry import DEFAULT_PAIR, choose_pair
 from safedraft.prompts.phrases import is_refusal

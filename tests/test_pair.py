@@ -45,6 +45,7 @@ def test_statistics_follow_from_the_trace(pair: safedraft.Pair) -> None:
     assert figures.tokens == len(trace)
     assert figures.matches == sum(token.matched for token in trace)
     assert figures.blocks == figures.target_passes == trace[-1].block + 1
+    assert figures.tokens <= figures.target_rows <= figures.tokens + figures.draft_passes
     assert figures.draft_passes >= figures.tokens
     assert len(figures.match_ratios) == len(trace) // 7
     assert 0 < figures.target_seconds + figures.draft_seconds < figures.seconds

@@ -614,12 +614,13 @@ def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
 def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
     options += ["--draft-tokens", "2", "--assisted-tokens", "2", "--tree", "2-1"]
+    options += ["--tree", "draft_tree_threshold=0.1,draft_confidence=0"]
     code, out, _ = run("bench", "--json", *options, *models, *TRANSFORMERS)
     outcome = json.loads(out)
     methods = outcome["methods"]
     assert code == 0
-    names = ["target", "assisted", "assisted-2", "ensemble", "ssd", "ssd-2", "ssd, tree 2-1"]
-    assert list(methods) == names
+    names = ["target", "assisted", "assisted-2", "ensemble", "ssd", "ssd-2"]
+    assert list(methods) == [*names, "ssd, tree 2-1", "ssd, grown tree 1"]
     assert methods["target"]["ratio"] == 1
     assert methods["target"]["tokens_per_target_pass"] == 1
     assert methods["target"]["match_ratio"] is None
@@ -627,11 +628,29 @@ def test_bench_times_every_method(run: Any, models: list[str]) -> None:
         shares = [figures[f"{name}_share"] for name in ("target", "draft", "rest")]
         assert sum(shares) == pytest.approx(1)
         assert all(share >= 0 for share in shares)
+        assert set(figures["kinds"]) == {"prose", "code"}
+    assert [kind["ratio"] for kind in methods["ssd"]["kinds"].values()] == [1, 1]
     assert 0 <= methods["ssd"]["match_ratio"] <= 1
     assert outcome["peak_memory_bytes"] > outcome["weights_bytes"] > 0
     code, out, _ = run("bench", *options, *models, *TRANSFORMERS)
-    assert "tokens/pass" in out
+    assert "rows/s" in out
     assert "left out" not in out
+    (row,) = [line for line in out.splitlines() if line.startswith("ssd, tree 2-1 ")][1:]
+    assert len(row.removeprefix("ssd, tree 2-1").split()) == 6  # two kinds: speed, ratio, matches
+
+
+@pytest.mark.slow
+def test_bench_compares_a_pair_that_drafts_trees_with_its_chain(
+    run: Any, models: list[str]
+) -> None:
+    options = ["--prompts", "1", "--max-new-tokens", "4", "--set", "draft_tree=2-1"]
+    options += ["--set", "draft_tokens=3", "--set", "draft_confidence=0"]
+    code, out, _ = run("bench", "--json", *options, *models, *TRANSFORMERS)
+    assert code == 0
+    outcome = json.loads(out)
+    assert [name for name in outcome["methods"] if name.startswith("ssd")] == ["ssd", "ssd, chain"]
+    assert outcome["chain"] == "ssd, chain"
+    assert outcome["methods"]["ssd, chain"]["kinds"]["prose"]["ratio"] == 1
 
 
 def test_bench_leaves_out_what_transformers_has_not_for_a_pair(run: Any, tmp_path: Path) -> None:

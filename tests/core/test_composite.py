@@ -200,6 +200,13 @@ def test_more_tokens_are_looked_at_where_the_best_do_not_decide(
     assert set(space(together, 2)) == {0}
 
 
+def test_opposite_orders_of_a_large_vocabulary_fit_into_memory() -> None:
+    size = 151_936  # pairs of all its tokens would take 20 GB
+    target, draft = ranked(range(size), size), ranked(range(size - 1, -1, -1), size)
+    scores = composite_of(target, draft, Setting(False, 0.5, 2, size))
+    assert set(space(scores)) == {size // 2 - 1, size // 2}
+
+
 def test_sample_spaces_are_sorted_and_filled_up() -> None:
     tokens = torch.tensor([[5, 2, 5, 9], [1, 1, 0, 7]])
     inside = torch.tensor([[True, True, True, False], [True, True, False, False]])

@@ -157,6 +157,8 @@ def test_no_token_is_computed_twice_and_caches_hold_what_is_committed(
     assert generation.target_passes.passes == len(computed(engine.sessions[0]))
     assert generation.draft_passes.passes == len(computed(engine.sessions[1]))
     assert generation.target_passes.passes == steps[-1].block + 1 < len(steps)
+    rows = sum(computed(engine.sessions[0])) - (len(prompts[0]) - 1)
+    assert generation.target_passes.rows == rows >= len(steps)
 
 
 def test_the_draft_is_asked_at_every_position() -> None:

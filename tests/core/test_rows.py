@@ -100,12 +100,13 @@ def test_the_best_of_several_has_the_lowest_id(logits: Tensor, best: int) -> Non
 
 
 @pytest.mark.parametrize("levels", [1, 64])
-def test_draft_ranks_are_the_ranks_of_the_targets_tokens(levels: int) -> None:
-    logits = logits_of(2, 8, 120, levels)
+@pytest.mark.parametrize("vocabulary", [120, 2000])  # below and above the square of WIDTH
+def test_draft_ranks_are_the_ranks_of_the_targets_tokens(levels: int, vocabulary: int) -> None:
+    logits = logits_of(2, 8, vocabulary, levels)
     rows = rows_of(logits[:4], logits[4:])
     for row in range(4):
         order = {token: at for at, token in enumerate(rows.draft_tokens[row].tolist())}
-        expected = [order.get(token, 120) for token in rows.target_tokens[row].tolist()]
+        expected = [order.get(token, vocabulary) for token in rows.target_tokens[row].tolist()]
         assert rows.draft_ranks()[row].tolist() == expected
 
 

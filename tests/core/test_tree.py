@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safedraft.core.config import DraftingConfig
 from safedraft.core.decide import Draft
-from safedraft.core.decode import decode
+from safedraft.core.decode import Batch, decode
 from safedraft.core.rows import Place, rank
 from safedraft.core.tree import Node, Tree, grow
 from safedraft.engines.scripted import Script, ScriptedEngine
@@ -180,9 +180,13 @@ def test_passes_have_the_nodes_of_a_level_and_of_a_tree() -> None:
     draft = hesitates([9, 9, 3, 4], [1, 2, 9, 9])
     engine = ScriptedEngine(says(TEXT[:4], 1), draft)
     request = request_of(None, {**CONSTANTS, "draft_tokens": 7}, max_new_tokens=3)
-    steps = [step for _, step in decode(engine, [request])]
-    assert tokens_of(steps) == [1, 2, 3]
+    batch = Batch(engine)
+    generation = batch.add(request)
+    while not generation.ended:
+        batch.step()
+    assert tokens_of(list(generation.steps)) == [1, 2, 3]
     target, drafting = engine.sessions
+    assert generation.target_passes.rows == sum(computed(target))
     # No more nodes than tokens that are left: two children of the root and one of the first.
     assert computed(target)[0] == 1 + 3
     assert computed(drafting)[:2] == [1, 2]

@@ -37,6 +37,12 @@ def says(messages: list[dict[str, str]]) -> str | int:
     return "unsafe\nS2" if "HARM" in last else "safe"
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed request is sent again at once."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[GuardServer]:
     with serve_guard(says) as guard:

@@ -70,6 +70,7 @@ def test_a_message_is_answered_up_to_the_threshold_and_refused_above(pair: safed
     passed = PerplexityFilter(worst * 1.01)(pair, messages, SAMPLING, SSDConfig())
     assert passed.trace == plain.trace
     assert passed.statistics.target_passes == plain.statistics.target_passes + 1
+    assert passed.statistics.target_rows == plain.statistics.target_rows + len("Why?")
     assert passed.statistics.first_token_seconds < passed.statistics.seconds
     refused = PerplexityFilter(worst * 0.99)(pair, messages, SAMPLING, SSDConfig())
     assert (refused.text, refused.finish_reason, refused.trace) == (REFUSAL, "stop", [])

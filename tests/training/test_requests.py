@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from safedraft.core.errors import SafeDraftError
-from safedraft.evaluation.benchmark import PROMPTS
+from safedraft.evaluation.benchmark_prompts import PROMPTS
 from safedraft.prompts.phrases import is_refusal
 from safedraft.prompts.screening import touches_minors
 from safedraft.prompts.sources import find_source

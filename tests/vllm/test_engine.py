@@ -194,6 +194,7 @@ def test_passes_and_seconds_are_counted(pair: Any) -> None:
     figures = reply.statistics
     assert figures.tokens == len(reply.trace)
     assert figures.target_passes == figures.blocks + 1  # and the prefill
+    assert figures.target_rows == 1 + 4 * figures.blocks
     assert figures.draft_passes == 4 * figures.target_passes
     assert 0 < figures.target_seconds + figures.draft_seconds < figures.seconds
 

@@ -186,6 +186,7 @@ class Batch:
         for decoding, rows in zip(running, logits, strict=True):
             model = decoding.model(which)
             model.passes.passes += 1
+            model.passes.rows += len(rows)
             model.passes.seconds += seconds
             try:
                 require_finite(rows, model.session.name)

@@ -68,6 +68,8 @@ class Passes:
     """Forward passes of one model that a request took part in, and their seconds."""
 
     passes: int = 0
+    rows: int = 0
+    """Number of positions of the request whose distribution they computed."""
     seconds: float = 0.0
 
 

@@ -279,6 +279,10 @@ class Rows:
 
     def draft_ranks(self) -> Tensor:
         """The rank in the draft of each of the target's best tokens, ``[n, K]``; V if unseen."""
+        if self.width**2 > self.vocabulary:  # a table of the vocabulary is the smaller one
+            order = torch.arange(self.width).expand_as(self.draft_tokens)
+            ranks = torch.full((len(self), self.vocabulary), self.vocabulary)
+            return ranks.scatter_(-1, self.draft_tokens, order).gather(-1, self.target_tokens)
         same = self.target_tokens[:, :, None] == self.draft_tokens[:, None, :]
         return torch.where(same.any(-1), same.int().argmax(-1), self.vocabulary)
 

@@ -164,6 +164,7 @@ def add_cost(reply: GenerationResult, *work: Statistics) -> GenerationResult:
         total = replace(
             total,
             target_passes=total.target_passes + other.target_passes,
+            target_rows=total.target_rows + other.target_rows,
             draft_passes=total.draft_passes + other.draft_passes,
             seconds=total.seconds + other.seconds,
             first_token_seconds=total.first_token_seconds + other.seconds,

@@ -65,6 +65,7 @@ class PerplexityFilter:
         work = Statistics(
             seconds=time.perf_counter() - started,
             target_passes=target.passes,
+            target_rows=len(losses),
             target_seconds=target.seconds,
         )
         if not passes:

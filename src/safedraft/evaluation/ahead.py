@@ -86,8 +86,6 @@ def _to_result(pair: Pair, messages: Sequence[Message], drawn: DrawnReply) -> Ge
     tokenizer = pair.target.tokenizer
     assert tokenizer is not None
     tokens = len(tokenizer.encode(drawn.text, add_special_tokens=False)) + drawn.ended
-    return GenerationResult(
-        drawn.text,
-        "stop" if drawn.ended else "length",
-        statistics=Statistics(len(pair.prompts(messages).target), tokens, target_passes=tokens),
-    )
+    length = len(pair.prompts(messages).target)
+    statistics = Statistics(length, tokens, target_passes=tokens, target_rows=tokens)
+    return GenerationResult(drawn.text, "stop" if drawn.ended else "length", statistics=statistics)

@@ -6,15 +6,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.core.config import OF_CHAINS, SamplingParams, SSDConfig
+from safedraft.core.assignments import split_assignments
+from safedraft.core.config import OF_CHAINS, DraftingConfig, SamplingParams, SSDConfig
+from safedraft.core.generation import Passes
 from safedraft.engines.base import Capability
 from safedraft.models.quiet import quiet_transformers
 from safedraft.rules.ensemble import WEIGHT
@@ -23,31 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from safedraft.pair import Pair
-
-PROMPTS = (
-    "Why is the sky blue, and why are sunsets red?",
-    "Write a Python function that returns the n-th Fibonacci number, with a docstring.",
-    "A train travels 180 km in 2 hours and then 120 km in 1.5 hours. What is its average speed? "
-    "Think step by step.",
-    "Give me five tips for learning a new language.",
-    "Write a SQL query that finds the three customers with the highest total order value.",
-    "A shop sells pens at 3 for 2 euros. How much do 27 pens cost? Show your working.",
-    "Explain the difference between a stack and a queue, with an everyday example of each.",
-    "Summarise how photosynthesis works for a ten-year-old.",
-    "Write a short, friendly e-mail that moves a meeting from Tuesday to Thursday.",
-    "Write a JavaScript function that removes duplicates from an array of numbers.",
-    "Tom has 4 boxes with 12 apples each and gives away 15 apples. How many are left?",
-    "What should I consider when I choose a bicycle for commuting?",
-)
-"""Ordinary questions, code and arithmetic, in turn."""
-
-
-@dataclass
-class Timing:
-    """Forward passes of one model during a measurement, and their seconds."""
-
-    passes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +35,10 @@ class TimedRun:
     matches: int | None
     """How many tokens are the draft's, where the method knows."""
     seconds: float
-    target: Timing
-    draft: Timing
+    target: Passes
+    draft: Passes
+    kind: str = ""
+    """The kind of text that the prompt asks for."""
 
     @property
     def speed(self) -> float:
@@ -73,7 +52,7 @@ Method = Callable[[str], TimedRun]
 
 def measure(
     pair: Pair,
-    prompts: Sequence[str],
+    prompts: Mapping[str, str],
     *,
     max_new_tokens: int,
     draft_tokens: Sequence[int],
@@ -81,22 +60,27 @@ def measure(
     trees: Sequence[str] = (),
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Run every method on every prompt, interleaved, after a warm-up; medians as one JSON object.
+    """Run every method on every prompt, interleaved, after a warm-up; one JSON object.
+
+    Speeds and ratios are medians over the prompts, all other figures are of all prompts together.
+    Ratios are to the first method, and by kind of text to the pair's own rule with a chain.
 
     Args:
         pair: the models; their own prompts go to SSD, the target's prompt to everything else. On
             an engine that does not hand them out, SSD is compared with lossless speculative
             decoding on that engine.
-        prompts: what the user says.
+        prompts: what the user says, each text with its kind.
         max_new_tokens: number of tokens of a reply.
         draft_tokens: values of T for the pair's own rule; the first is called by the rule's name.
         assisted_tokens: constant numbers of drafted tokens for assisted generation.
-        trees: static trees for the pair's own rule, as the constant ``draft_tree`` is written.
+        trees: trees for the pair's own rule: static ones as the constant ``draft_tree`` is written,
+            grown ones as their constants, ``NAME=VALUE,…``.
         report: called with the runs done and the runs in all.
     """
     methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
     methods |= _trees(pair, max_new_tokens, trees)
-    warm_up = [(prompts[0], name) for name in methods]
+    first, *_ = prompts
+    warm_up = [(first, name) for name in methods]
     # The order turns from prompt to prompt, so that a drift of the machine favors no method.
     names = list(methods)
     plan = [
@@ -104,20 +88,25 @@ def measure(
         for turn, prompt in enumerate(prompts)
         for name in names[turn % len(names) :] + names[: turn % len(names)]
     ]
-    peak = _peak_of_ssd(pair, prompts[0], max_new_tokens)
+    peak = _peak_of_ssd(pair, first, max_new_tokens)
     runs: dict[str, list[TimedRun]] = {name: [] for name in methods}
     for done, (prompt, name) in enumerate(warm_up + plan):
         report(done, len(warm_up) + len(plan))
         run = methods[name](prompt)
         if done >= len(warm_up):
-            runs[name].append(run)
-    baseline = names[0]
+            runs[name].append(replace(run, kind=prompts[prompt]))
+    baseline, own = names[0], pair.rule
+    chain = f"{own}, chain" if f"{own}, chain" in names else own
     return {
         "engine": pair.engine.name,
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         "baseline": baseline,
-        "methods": {name: _figures(own, runs[baseline]) for name, own in runs.items()},
+        "chain": chain,
+        "methods": {
+            name: _summarize(own, runs[baseline]) | {"kinds": _by_kind(own, runs[chain])}
+            for name, own in runs.items()
+        },
         "peak_memory_bytes": peak,
         "left_out": _left_out(pair),
         "weights_bytes": _weights(pair),
@@ -145,14 +134,24 @@ def _methods(
 
 
 def _trees(pair: Pair, max_new_tokens: int, trees: Sequence[str]) -> dict[str, Method]:
-    """The pair's own rule with static trees, and with its chain where its own shape is a tree."""
+    """The pair's own rule with other trees, and with its chain where its own shape is a tree."""
     own, chain = pair.config, pair.config.replace(**OF_CHAINS)
     configs = {f"{pair.rule}, chain": chain} if own.branches else {}
+    grown = [tree for tree in trees if "=" in tree]
     for tree in trees:
-        configs[f"{pair.rule}, tree {tree}"] = own.with_tree(tree)
+        name = f"grown tree {grown.index(tree) + 1}" if tree in grown else f"tree {tree}"
+        configs[f"{pair.rule}, {name}"] = _shape(own, tree)
     return {
         name: _decode(pair, max_new_tokens, pair.rule, config) for name, config in configs.items()
     }
+
+
+def _shape(own: SSDConfig, tree: str) -> SSDConfig:
+    """A pair's constants with a static tree, or with those of a grown one."""
+    if "=" not in tree:
+        return own.with_tree(tree)
+    constants = split_assignments("--tree", tree, names=sorted(DraftingConfig.model_fields))
+    return own.replace(**{**OF_CHAINS, **constants})
 
 
 def _transformers_methods(
@@ -230,8 +229,8 @@ def _decode(pair: Pair, max_new_tokens: int, rule: str, config: SSDConfig | None
         started = time.perf_counter()
         cost = pair.generate(prompt, sampling=sampling, config=config, rule=rule).statistics
         seconds = time.perf_counter() - started
-        target = Timing(cost.target_passes, cost.target_seconds)
-        draft = Timing(cost.draft_passes, cost.draft_seconds)
+        target = Passes(cost.target_passes, cost.target_rows, cost.target_seconds)
+        draft = Passes(cost.draft_passes, seconds=cost.draft_seconds)
         return TimedRun(cost.tokens, cost.matches, seconds, target, draft)
 
     return method
@@ -250,20 +249,21 @@ def _generation_settings(model: PreTrainedModel, settings: dict[str, Any]) -> It
 
 
 @contextmanager
-def _watch(model: PreTrainedModel) -> Iterator[Timing]:
-    """Count a model's forwards and their seconds, whoever calls them."""
-    timing = Timing()
+def _watch(model: PreTrainedModel) -> Iterator[Passes]:
+    """Count a model's forwards, their rows and their seconds, whoever calls them."""
+    timing = Passes()
     started = 0.0
 
     def before(*_: Any) -> None:
         nonlocal started
         started = time.perf_counter()
 
-    def after(*_: Any) -> None:
+    def after(_module: Any, _inputs: Any, output: Any) -> None:
         if model.device.type != "cpu":
             torch.accelerator.synchronize(model.device)
         timing.seconds += time.perf_counter() - started
         timing.passes += 1
+        timing.rows += output.logits.shape[1]
 
     hooks = model.register_forward_pre_hook(before), model.register_forward_hook(after)
     try:
@@ -273,7 +273,17 @@ def _watch(model: PreTrainedModel) -> Iterator[Timing]:
             hook.remove()
 
 
-def _figures(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str, float | None]:
+def _by_kind(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str, Any]:
+    """The figures of one method for each kind of text."""
+    kinds: dict[str, tuple[list[TimedRun], list[TimedRun]]] = {}
+    for run, other in zip(runs, baseline, strict=True):
+        ours, others = kinds.setdefault(run.kind, ([], []))
+        ours.append(run)
+        others.append(other)
+    return {kind: _summarize(*both) for kind, both in kinds.items()}
+
+
+def _summarize(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str, Any]:
     tokens, passes = sum(run.tokens for run in runs), sum(run.target.passes for run in runs)
     seconds = sum(run.seconds for run in runs)
     target = sum(run.target.seconds for run in runs) / seconds
@@ -286,6 +296,7 @@ def _figures(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str
         "tokens_per_second": statistics.median(run.speed for run in runs),
         "ratio": statistics.median(ratios),
         "tokens_per_target_pass": tokens / passes,
+        "rows_per_second": sum(run.target.rows for run in runs) / seconds,
         "match_ratio": sum(known) / tokens if drafted else None,
         "target_share": target,
         "draft_share": draft,

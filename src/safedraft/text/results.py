@@ -92,6 +92,8 @@ class Statistics:
     """The match ratio β of every full bin; an end token belongs to no bin."""
     target_passes: int = 0
     """Number of the target's forward passes."""
+    target_rows: int = 0
+    """Number of positions whose distribution they computed, also after rejected drafts."""
     draft_passes: int = 0
     """Number of the draft's forward passes."""
     seconds: float = 0.0
@@ -129,7 +131,7 @@ class Statistics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
         """Read what ``to_dict`` wrote; the properties are computed anew."""
-        read = {"risk": None} | dict(values)  # which logs from before the rule ``risk`` do not have
+        read = {"risk": None, "target_rows": 0} | dict(values)  # which old logs do not have
         return cls(**{field.name: read[field.name] for field in fields(cls)})
 
 
@@ -152,7 +154,7 @@ def join_statistics(parts: Sequence[Statistics]) -> Statistics:
 
 
 _ADDED = (
-    *("tokens", "blocks", "matches", "target_passes", "draft_passes"),
+    *("tokens", "blocks", "matches", "target_passes", "target_rows", "draft_passes"),
     *("seconds", "target_seconds", "draft_seconds"),
 )
 """Fields of ``Statistics`` that are sums over the calls for a reply."""

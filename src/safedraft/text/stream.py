@@ -208,4 +208,5 @@ class Stream(Iterator[Token]):
         statistics = self.result.statistics
         target, draft = generation.target_passes, generation.draft_passes
         statistics.target_seconds, statistics.target_passes = target.seconds, target.passes
+        statistics.target_rows = target.rows
         statistics.draft_seconds, statistics.draft_passes = draft.seconds, draft.passes

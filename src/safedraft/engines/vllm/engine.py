@@ -156,9 +156,9 @@ class VllmEngine:
         for generation, trace in zip(generations, traces, strict=True):
             if trace is None:  # taken to its end
                 continue
-            steps, passes, drafted, target_seconds, draft_seconds, error = trace
+            steps, passes, rows, drafted, target_seconds, draft_seconds, error = trace
             target, draft = generation.target_passes, generation.draft_passes
-            target.passes, target.seconds = passes, target_seconds
+            target.passes, target.rows, target.seconds = passes, rows, target_seconds
             draft.passes, draft.seconds = drafted, draft_seconds
             generation.steps.extend(_step(fields) for fields in steps)
             generation.error = BrokenModelError(error) if error else None

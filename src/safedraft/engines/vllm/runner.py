@@ -31,9 +31,9 @@ from safedraft.engines.vllm.reading import Pair, read_pairs
 _NONE = -1  # marks a place without a token in vLLM's blocks
 
 
-Taken = tuple[list[tuple[Any, ...]], int, int, float, float, str | None]
-"""The fields of the steps since the last time, passes of target and draft, their seconds, and why
-the request ended early."""
+Taken = tuple[list[tuple[Any, ...]], int, int, int, float, float, str | None]
+"""The fields of the steps since the last time, passes and rows of the target, passes of the draft,
+seconds of both, and why the request ended early."""
 
 
 class Trace:
@@ -42,7 +42,7 @@ class Trace:
     def __init__(self, name: str) -> None:
         self.name = name
         self.steps: list[Step] = []
-        self.target_passes = self.draft_passes = 0
+        self.target_passes = self.target_rows = self.draft_passes = 0
         self.target_seconds = self.draft_seconds = 0.0
         self.error: str | None = None
         self.finished = False
@@ -51,7 +51,7 @@ class Trace:
         """Return everything in plain types, for another process, and forget the steps."""
         steps = [astuple(step) for step in self.steps]
         self.steps = []
-        passes = self.target_passes, self.draft_passes
+        passes = self.target_passes, self.target_rows, self.draft_passes
         return steps, *passes, self.target_seconds, self.draft_seconds, self.error
 
 
@@ -497,6 +497,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             if trace := row.served.trace:
                 trace.steps += row.steps
                 trace.target_passes += 1
+                trace.target_rows += 1 + row.scheduled
                 trace.target_seconds += seconds
 
     def _now(self) -> float:

@@ -13,10 +13,11 @@ from safedraft.evaluation.trees.tune import OWN, Trial, Tuning
 from safedraft.models.registry import find_pair
 
 
-def trial(speeds: dict[str, float], gain: float = 0.0) -> Trial:
+def trial(speeds: dict[str, float], tree: str = "") -> Trial:
     """A shape that decodes 100 tokens of each kind at so many tokens a second."""
+    config = DraftingConfig().with_tree(tree) if tree else DraftingConfig()
     seconds = {kind: 100 / speed for kind, speed in speeds.items()}
-    return Trial(DraftingConfig(), 2.0, gain, 10, Counter(dict.fromkeys(speeds, 100)), seconds)
+    return Trial(config, 2.0, 0.0, 10, Counter(dict.fromkeys(speeds, 100)), seconds)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,25 @@ def test_another_shape_is_chosen_only_if_it_is_faster_throughout(
     others: dict[str, tuple[float, float]], chosen: str
 ) -> None:
     trials = {OWN: trial({"sums": 1.0, "code": 1.0})}
+    trials |= {name: trial({"sums": a, "code": b}) for name, (a, b) in others.items()}
+    assert Tuning([0.5], {}, 1.5, trials).chosen == chosen
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ({"chain": (0.94, 0.94)}, OWN),
+        ({"chain": (0.96, 0.96)}, "chain"),  # as good: the tree is not clearly faster
+        ({"chain": (1.03, 1.03)}, "chain"),
+        ({"chain": (0.5, 1.04)}, "chain"),  # the tree is slower in one kind of text
+        ({"chain": (0.9, 0.9), "grown tree": (1.1, 1.1)}, "grown tree"),
+        ({"grown tree": (0.9, 0.9)}, OWN),
+    ],
+)
+def test_a_tree_is_kept_only_where_a_chain_is_clearly_slower(
+    others: dict[str, tuple[float, float]], chosen: str
+) -> None:
+    trials = {OWN: trial({"sums": 1.0, "code": 1.0}, "2-1")}
     trials |= {name: trial({"sums": a, "code": b}) for name, (a, b) in others.items()}
     assert Tuning([0.5], {}, 1.5, trials).chosen == chosen
 

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest
@@ -263,7 +264,16 @@ def test_fast_equals_slow(
     request = request_of(None, config, prompts, end, **sampling.model_dump())
     fast = decode_one(target, draft, request)
     slow = reference_decode(target, draft, *prompts, config, sampling, end)
-    assert [(s.scheme, s.alpha, s.token) for s in fast] == list(slow)
+    assert [(s.scheme, s.alpha, s.token, s.matched) for s in fast] == list(slow)
+
+
+def grow_at_random(chance: random.Random) -> tuple[int, ...]:
+    """A static tree of at most 12 nodes after the root, each with up to four children."""
+    children: list[int] = []
+    while len(children) <= sum(children) < 12:
+        wanted = chance.choices(range(5), [3, 4, 3, 1, 1])[0]
+        children.append(min(wanted, 12 - sum(children)))
+    return tuple(children) if any(children) else (2, 1)
 
 
 @SLOW
@@ -272,9 +282,10 @@ def test_ten_thousand_trees_change_no_token_scheme_or_match(seed: int) -> None:
     chance = random.Random(seed)
     branched = 0
     while branched < 2500:
-        size = chance.choice([2, 3, 5, 9, 12])
+        size, drawn = chance.choice([2, 3, 5, 9, 12]), chance.random() < 0.5
         target, draft = (RandomModel(chance.randrange(999), size, chance.random()) for _ in "td")
-        config = configure(**{name: chance.choice(values) for name, values in CHOICES.items()})
+        values = {name: chance.choice(values) for name, values in CHOICES.items()}
+        config = configure(**values | {"draft_tree": grow_at_random(chance) if drawn else ()})
         if not config.branches:
             continue
         sampling = SamplingParams(
@@ -285,12 +296,8 @@ def test_ten_thousand_trees_change_no_token_scheme_or_match(seed: int) -> None:
         end = chance.sample(range(size), chance.randint(0, 2))
         steps = decode_one(target, draft, request_of(None, config, end=end, **dict(sampling)))
         slow = reference_decode(target, draft, [0], [0], config, sampling, end)
-        assert [(s.scheme, s.alpha, s.token) for s in steps] == list(slow), (config, sampling)
-        switch = Switch(config)
-        for step in steps:
-            assert step.scheme == switch.scheme
-            if step.token not in end:
-                assert step.match_ratio == switch.observe(step.matched)
+        decided = [(s.scheme, s.alpha, s.token, s.matched) for s in steps]
+        assert decided == list(slow), (config, sampling)
         branched += 1
 
 
@@ -684,9 +691,9 @@ TEMPERATURE = 0.9
 
 def enumerated(
     config: SSDConfig, target: RandomModel, draft: RandomModel, **cuts: Any
-) -> dict[object, float]:
-    """Chance of every two-token reply, from the reference: the scheme of the second position
-    follows from whether the first one matched."""
+) -> dict[tuple[tuple[int, bool], ...], float]:
+    """Chance of every two-token reply with its matches, from the reference: the scheme of the
+    second position follows from whether the first one matched."""
     sampling = SamplingParams(temperature=TEMPERATURE, **cuts)
 
     def both(ids: list[int], scheme: str) -> tuple[list[float], list[float]]:
@@ -695,16 +702,22 @@ def enumerated(
         p, q = ((logits / TEMPERATURE).softmax(-1).tolist() for logits in own)
         return q, composite_distribution(p, q, scheme, alpha, config, sampling)
 
-    chances: Counter[object] = Counter()
+    chances = {}
     q, f = both([0], config.initial_scheme)
     for first in range(target.vocabulary):
-        matched = min(q[first], f[first])
         # With bins of one position, a match leads to intersection and a miss to union.
-        for chance, scheme in ((matched, "intersection"), (f[first] - matched, "union")):
-            _, g = both([0, first], scheme)
-            for second in range(target.vocabulary):
-                chances[first, second] += chance * g[second]
+        for flag, scheme in ((True, "intersection"), (False, "union")):
+            chance = joint(q[first], f[first], flag)
+            r, g = both([0, first], scheme)
+            for second, again in product(range(target.vocabulary), (True, False)):
+                key = (first, flag), (second, again)
+                chances[key] = chance * joint(r[second], g[second], again)
     return chances
+
+
+def joint(q: float, f: float, matched: bool) -> float:
+    """The chance that a token is chosen as a match, or otherwise."""
+    return min(q, f) if matched else f - min(q, f)
 
 
 @pytest.mark.parametrize(
@@ -722,10 +735,12 @@ def enumerated(
         pytest.param("intersection", {"presence_penalty": -2.0}, 2, 10000, marks=SLOW),
         pytest.param("intersection", {}, (3, 2, 1), 6000, marks=SLOW),
         pytest.param("union", {"top_k": 3}, (2, 2), 6000, marks=SLOW),
+        pytest.param("intersection", {}, "grown", 6000, marks=SLOW),
+        pytest.param("union", {"top_k": 3}, "grown", 6000, marks=SLOW),
     ],
 )
-def test_two_token_replies_are_distributed_as_enumerated(
-    scheme: str, cuts: dict[str, float], drafted: int | tuple[int, ...], count: int
+def test_two_token_replies_and_matches_are_distributed_as_enumerated(
+    scheme: str, cuts: dict[str, float], drafted: int | str | tuple[int, ...], count: int
 ) -> None:
     target, draft = (RandomModel(seed, 5, shared=0.4) for seed in (1, 2))
     config = SSDConfig(
@@ -733,19 +748,22 @@ def test_two_token_replies_are_distributed_as_enumerated(
         sample_space_size=2,
         alpha_min=0.3,
         initial_scheme=scheme,
-        draft_tokens=drafted if isinstance(drafted, int) else sum(drafted),
-        draft_tree=() if isinstance(drafted, int) else drafted,
+        draft_tokens=drafted if isinstance(drafted, int) else 6,
+        draft_tree=drafted if isinstance(drafted, tuple) else (),
+        draft_tree_threshold=0.05 if drafted == "grown" else 1.0,
     )
     requests = [
         request_of(None, config, max_new_tokens=2, temperature=TEMPERATURE, seed=seed, **cuts)
         for seed in range(count)
     ]
     replies = decode_together(target, draft, requests)
-    counts = Counter(tuple(tokens_of(steps)) for steps in replies)
+    counts = Counter(tuple((step.token, step.matched) for step in steps) for steps in replies)
     chances = enumerated(config, target, draft, **cuts)
     assert sum(chances.values()) == pytest.approx(1)
-    observed = torch.tensor([float(counts[reply]) for reply in sorted(chances)])  # type: ignore[type-var]
-    expected = torch.tensor([chances[reply] for reply in sorted(chances)])  # type: ignore[type-var]
+    possible = [reply for reply, chance in chances.items() if chance > 1e-12]
+    assert counts.keys() <= set(possible)
+    observed = torch.tensor([float(counts[reply]) for reply in possible])
+    expected = torch.tensor([chances[reply] for reply in possible])
     assert surprise(observed, expected) < 4
 
 

@@ -233,7 +233,7 @@ def test_decoding_equals_the_reference(names: tuple[str, str], threshold: float)
     sampling = SamplingParams(max_new_tokens=60)
     request = Request(*prompts, SSD(), config, sampling)
     steps = decode(TransformersEngine(*models, 96), [request])
-    fast = [(step.scheme, step.alpha, step.token) for _, step in steps]
+    fast = [(step.scheme, step.alpha, step.token, step.matched) for _, step in steps]
     with torch.inference_mode():
         slow = list(reference_decode(*map(afresh, models), *prompts, config, sampling))
     assert fast == slow

@@ -43,8 +43,8 @@ def test_there_are_as_many_trees_as_catalan_numbers() -> None:
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 def test_the_dynamic_program_is_as_good_as_every_tree(shares: tuple[float]) -> None:
-    found = shapes.best_trees(shares, nodes=9, levels=5)
-    for nodes, levels in product(range(1, 10), range(1, 6)):
+    found = shapes.best_trees(shares, nodes=9, levels=9)
+    for nodes, levels in product(range(1, 10), range(1, 10)):
         every = list(all_shapes(nodes, levels, 4))
         if levels > nodes:
             continue

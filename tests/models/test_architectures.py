@@ -24,6 +24,7 @@ from helpers.architectures import (
     ssd_tokens,
     tiny_config,
 )
+from helpers.trees import TREE, path_to
 from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -32,6 +33,7 @@ from safedraft.core.errors import IncompatiblePairError
 from safedraft.engines.transformers import session
 from safedraft.models.compatibility import check_compatibility
 from safedraft.models.description import read_description
+from safedraft.models.rewindable import why_no_trees
 
 pytestmark = pytest.mark.slow
 
@@ -212,6 +214,39 @@ def test_the_tokens_are_those_of_transformers(
 RECURRENT = "has recurrent state, which cannot be rewound"
 RECURRENT_LAYERS = "has layers whose state cannot be rewound"
 BOTH_WAYS = "reads in both directions"
+
+
+@pytest.mark.parametrize("kind", DECODED)
+def test_a_tree_is_refused_or_read_as_its_texts(kind: str) -> None:
+    """The logits after every node, and after a path that is kept, against passes afresh."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **DECODED[kind])).float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    if reason := why_no_trees(model):
+        pytest.skip(reason)
+    ids, nodes, path = [5, 17, 3, 80, 9, *range(20, 36)], [11, 12, 13, 14, 15, 16, 18], path_to(5)
+
+    def difference(found: torch.Tensor, text: list[int]) -> float:
+        with torch.inference_mode():
+            expected = model(torch.tensor([text]), use_cache=False).logits[0, -1].float()
+        return float(((found - expected).abs() / (1 + expected.abs())).max())
+
+    tree, chain = (session.TransformersSession(model, kind, ROWS) for _ in range(2))
+    rows = tree.forward([*ids, *nodes], len(nodes), TREE[: len(nodes)])
+    kept = [*ids, *(nodes[node] for node in path)]
+    tree.keep(path)
+    chain.forward(kept, 1)
+    noise = difference(chain.forward([42], 1)[0], [*kept, 42])
+    found = [
+        difference(row, [*ids, *(nodes[before] for before in path_to(node))])
+        for node, row in enumerate(rows)
+    ]
+    found.append(difference(tree.forward([42], 1)[0], [*kept, 42]))
+    assert max(found) < max(1e-5, 10 * noise)
+
+
 ENCODER = "is an encoder-decoder"
 NO_CACHE = "keeps no cache"
 WRAPS = r"wraps a language model \(\w+\) that Transformers cannot load alone"

@@ -100,7 +100,9 @@ def _print(tuning: Tuning) -> None:
     shares = "  ".join(f"{share:.3f}" for share in tuning.shares)
     console.print(f"share of the draft's proposals, from its first: {shares}")
     for which, times in tuning.times.items():
-        rows = {count: times[count - 1] for count in (1, 2, 4, 8, 16) if count <= len(times)}
+        rows = {
+            count: times[count - 1] for count in (1, 2, 4, 8, 16, 32, 64) if count <= len(times)
+        }
         listed = "  ".join(f"{count}: {taken:.1f}" for count, taken in rows.items())
         console.print(f"milliseconds of a pass of the {which} by rows: {listed}")
     table = Table(box=None, pad_edge=False)

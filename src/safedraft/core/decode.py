@@ -38,7 +38,7 @@ class Batch:
 
     def __init__(self, engine: SessionEngine, rows_at_once: int | None = None) -> None:
         self._engine = engine
-        self._rows_at_once = rows_at_once
+        self.rows_at_once = rows_at_once
         self._running: list[Decoding] = []
 
     def add(self, request: Request) -> Decoding:
@@ -114,9 +114,9 @@ class Batch:
 
     def _most_drafts(self, requests: int) -> int:
         """Maximum number of tokens to draft for each of so many requests."""
-        if self._rows_at_once is None:
+        if self.rows_at_once is None:
             return sys.maxsize
-        return max(1, self._rows_at_once // max(requests, 1) - 1)
+        return max(1, self.rows_at_once // max(requests, 1) - 1)
 
     def _verify(self, running: Sequence[Decoding]) -> None:
         """One pass of the target: P after every node and, unless the rule stops, every leaf."""

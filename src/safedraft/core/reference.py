@@ -86,8 +86,8 @@ def reference_decode(
     config: SSDConfig,
     sampling: SamplingParams,
     end_tokens: Collection[int] = (),
-) -> Iterator[tuple[str, float, int]]:
-    """Decode token after token; yields scheme, strength and token, as conformance files do."""
+) -> Iterator[tuple[str, float, int, bool]]:
+    """Decode token after token; yields scheme, strength, token, and whether it is a match."""
     output: list[int] = []
     log: list[bool] = []
     scheme, threshold, alpha = config.initial_scheme, config.threshold, config.alpha_intersection
@@ -108,11 +108,12 @@ def reference_decode(
             if uniform(seed, position, Use.ACCEPT) * q[drafted] >= f[drafted]:
                 residual = [max(f[x] - q[x], 0.0) for x in range(len(q))]
                 token = _draw(residual, uniform(seed, position, Use.CORRECT))
-        yield scheme, strength, token
+        matched = token == drafted
+        yield scheme, strength, token, matched
         if token in end_tokens:
             return
         output.append(token)
-        log.append(token == drafted)
+        log.append(matched)
         if len(log) % config.bin_size == 0:
             beta = sum(log[-config.bin_size :]) / config.bin_size
             following = Scheme.UNION if beta < threshold else Scheme.INTERSECTION

@@ -28,6 +28,10 @@ _COUNTS_ANEW = {"bamba"}
 _IGNORES_WINDOWS = {"moshi"}
 """Models whose configuration has a window that their attention does not apply."""
 
+_HAVE_LOCAL_LAYERS = {"gpt_neo", "modernbert-decoder"}
+"""Models some of whose layers see the latest tokens only, by their place in the cache and not by
+their position, although the cache keeps all of them."""
+
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 """Settings by which a cache keeps the latest positions only."""
 
@@ -80,6 +84,8 @@ def why_no_trees(model: PreTrainedModel) -> str | None:
     layers = {type(layer) for layer in empty_cache(model.config).layers}
     if others := ", ".join(sorted(layer.__name__ for layer in layers - {DynamicLayer})):
         return f"{kind} has layers that do not keep every position ({others})"
+    if kind in _HAVE_LOCAL_LAYERS:
+        return f"{kind} has layers with a window of their own"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"{kind} is given no positions"
     if getattr(model.config.get_text_config(), "alibi", False):

@@ -65,12 +65,15 @@ def test_the_loop_equals_the_reference_whatever_runs_beside_it(
         Request([1] * 40, [1] * 40, SSD(), SSDConfig(draft_tokens=2), sampling),
         Request([2, 3], [2, 3], SSD(), SSDConfig(draft_tokens=5), SamplingParams(max_new_tokens=9)),
     ]
-    replies: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    replies: dict[int, list[Any]] = {0: [], 1: [], 2: []}
     for index, step in decode(pair.engine, requests):
-        replies[index].append(step.token)
-    assert replies[0] == [token for _, _, token in slow]
+        replies[index].append((step.scheme, step.alpha, step.token, step.matched))
+    assert replies[0] == slow
     for index, request in enumerate(requests):
-        alone = [step.token for _, step in decode(pair.engine, [request])]
+        alone = [
+            (step.scheme, step.alpha, step.token, step.matched)
+            for _, step in decode(pair.engine, [request])
+        ]
         assert alone == replies[index]
 
 

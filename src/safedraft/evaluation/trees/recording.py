@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from safedraft.core.config import SamplingParams
 from safedraft.core.decide import propose
 from safedraft.core.rows import rank
@@ -15,16 +19,16 @@ from safedraft.core.session import Pass, Which
 from safedraft.evaluation.trees.drafting import Child, Position
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from safedraft.core.rule import Rule
     from safedraft.pair import Pair
     from safedraft.text.results import GenerationResult
 
 PROPOSALS = 8
 """Maximum number of children of a node that are recorded."""
-TARGET_ROWS, DRAFT_ROWS = 16, 8
-"""Largest passes that are timed: the engine cpu computes no more rows at once."""
+TARGET_ROWS, DRAFT_ROWS = 64, 16
+"""Largest passes that are timed, if the engine computes so many rows at once."""
+EACH = 16
+"""Up to so many rows every size of a pass is timed; then every eighth, with the others between."""
 
 
 def read_positions(
@@ -80,21 +84,32 @@ def time_passes(pair: Pair, text: str, rounds: int) -> dict[Which, list[float]]:
     engine: Any = pair.engine
     prompts = pair.prompts(text)
     actions: dict[str, Callable[[], Any]] = {}
-    most: dict[Which, int] = {"target": TARGET_ROWS, "draft": DRAFT_ROWS}
+    limit = engine.batch().rows_at_once or TARGET_ROWS
+    most: dict[Which, int] = {"target": limit, "draft": min(limit, DRAFT_ROWS)}
+    sizes = {
+        which: [n for n in range(1, rows + 1) if n <= EACH or n % 8 == 0]
+        for which, rows in most.items()
+    }
 
     def run(session: Any, tokens: Sequence[int]) -> None:
-        engine.forward([Pass(session, tokens, len(tokens))])
+        (logits,) = engine.forward([Pass(session, tokens, len(tokens))])
+        if logits.device.type != "cpu":
+            torch.accelerator.synchronize(logits.device)
         session.rewind(len(tokens))
 
-    for which, rows in most.items():
+    for which, counts in sizes.items():
         ids = prompts.target if which == "target" else prompts.draft
         session = engine.session(which)
         engine.forward([Pass(session, ids, 1)])
-        tokens = (list(ids) * TARGET_ROWS)[:TARGET_ROWS]
-        for count in range(1, rows + 1):
+        tokens = (list(ids) * counts[-1])[: counts[-1]]
+        for count in counts:
             actions[f"{which} {count}"] = partial(run, session, tokens[:count])
     times = time_in_turn(actions, rounds)
-    return {which: [times[f"{which} {n + 1}"] for n in range(rows)] for which, rows in most.items()}
+    timed = {which: [times[f"{which} {n}"] for n in counts] for which, counts in sizes.items()}
+    return {
+        which: np.interp(range(1, rows + 1), sizes[which], timed[which]).tolist()
+        for which, rows in most.items()
+    }
 
 
 def time_in_turn(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from safedraft.core.session import Which
     from safedraft.pair import Pair
 
-OWN = "the pair's own"
+OWN, CHAIN = "the pair's own", "chain"
 LEVELS = 13
 """Maximum number of levels of a static tree, the root's included."""
 LEAST_GAIN, LEAST_IN_A_KIND = 1.05, 0.97
-"""Another shape is chosen if it is so many times as fast, and in no kind of text slower."""
+"""Another shape is chosen if it is so many times as fast as the chain, in all and in every kind of
+text."""
 
 CHAINS = tuple(product((2, 4, 8, 12, 16), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.0, 2.0)))
 """Constants of chains to try: ``draft_tokens``, ``draft_confidence``, ``draft_growth``."""
@@ -94,20 +95,24 @@ class Tuning:
     trials: Mapping[str, Trial]
     """By kind of shape, the pair's own first."""
 
-    def ratio(self, name: str, kind: str | None = None) -> float:
-        """Speed of a shape over that of the pair's own, in one kind of text or in all."""
-        return self.trials[name].speed(kind) / self.trials[OWN].speed(kind)
+    def ratio(self, name: str, kind: str | None = None, to: str = OWN) -> float:
+        """Speed of a shape over that of another, in one kind of text or in all."""
+        return self.trials[name].speed(kind) / self.trials[to].speed(kind)
 
     @property
     def chosen(self) -> str:
-        """The fastest shape, or the pair's own where none is clearly faster."""
+        """The fastest shape, or a chain where none is clearly faster: the pair's own if it is one.
+
+        So a pair keeps a tree of its own only where a chain is clearly slower.
+        """
+        chain = CHAIN if self.trials[OWN].config.branches and CHAIN in self.trials else OWN
         fast = [
             name
             for name, trial in self.trials.items()
-            if self.ratio(name) >= LEAST_GAIN
-            and min(self.ratio(name, kind) for kind in trial.seconds) >= LEAST_IN_A_KIND
+            if self.ratio(name, to=chain) >= LEAST_GAIN
+            and min(self.ratio(name, kind, chain) for kind in trial.seconds) >= LEAST_IN_A_KIND
         ]
-        return max(fast, key=self.ratio, default=OWN)
+        return max(fast, key=self.ratio, default=chain)
 
 
 def read_kinds(limit: int) -> dict[str, list[str]]:
@@ -220,7 +225,7 @@ def _expect(
     present, per_pass = charge(Drafting(own))
     trials = {OWN: Trial(own, per_pass, 0.0)}
     kinds = {
-        "chain": try_chains(own),
+        CHAIN: try_chains(own),
         "static tree": [Drafting(own.with_tree(list_children(static)))],
         "grown tree": list(map(Drafting, GROWN)),
     }

@@ -195,10 +195,11 @@ def test_the_configuration_is_supported() -> None:
     schema = ResponseSchema(name="n", json_schema=JSONSchema(type="integer"))
     form = to_sampling_params(GenerateConfig(response_schema=schema)).structured_outputs
     assert form == StructuredOutputs(json_schema={"type": "integer"})
-    suite = build_task(SUITES["json_schema"], source="harmful_plain_words", control="ordinary")
-    assert to_sampling_params(suite.config).structured_outputs == StructuredOutputs(
-        json_schema=STEPS
-    )
+    for name, refusal in (("json_schema", True), ("json_schema_only", False)):
+        suite = build_task(SUITES[name], source="harmful_plain_words", control="ordinary")
+        assert to_sampling_params(suite.config).structured_outputs == StructuredOutputs(
+            json_schema=STEPS, refusal=refusal
+        )
     shifts = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {7: 2.0}}
     assert to_sampling_params(GenerateConfig(**shifts)) == SamplingParams(**shifts)
     others = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_token_ids": (3,)}

@@ -170,7 +170,7 @@ class Matrix:
     def _draw_replies(self, api: SafeDraftAPI, report: ReportProgress) -> None:
         pair = api.pair()
         for suite in self.find_suites():
-            if suite.reply_schema or not uses_batches(suite, self.temperature):
+            if suite.reply_form or not uses_batches(suite, self.temperature):
                 continue
             attack, conversations = ATTACKS.find(suite.attack), []
             for record in self.records(suite, report):

@@ -41,6 +41,7 @@ BEGINNINGS = (
 WORDINGS = (
     *("templates", "suffixes", "frames", "system_prompts", "histories", "encodings"),
     *("long_context", "short_answers", "copying", "quiz", "trigger_words", "json_schema"),
+    "json_schema_only",
 )
 """Suites in which the attacker has words and turns alone."""
 

@@ -49,8 +49,8 @@ class Suite:
     asks again; None asks for the whole reply at once."""
     check: str = "number"
     """Name in ``usefulness.CHECKS`` of what decides whether a reply is correct, for accuracy."""
-    reply_schema: Mapping[str, Any] | None = None
-    """JSON schema of the replies; a refusal may come instead."""
+    reply_form: Mapping[str, Any] | None = None
+    """Form of the replies, as ``structured_outputs`` is written."""
     instruction: str = ""
     """Text added to the end of every request."""
 
@@ -130,7 +130,16 @@ SUITES: Mapping[str, Suite] = {
         _attack("encodings", max_new_tokens=96),
         _attack("long_context"),
         _attack("short_answers"),
-        _attack("json_schema", attack="direct", max_new_tokens=96, reply_schema=STEPS),
+        *(
+            _attack(
+                name,
+                "json_schema",
+                attack="direct",
+                max_new_tokens=96,
+                reply_form={"json_schema": STEPS, "refusal": refusal},
+            )
+            for name, refusal in (("json_schema", True), ("json_schema_only", False))
+        ),
         _attack("copying", "harmless_first", max_new_tokens=128),
         _attack("quiz", "harmless_first", max_new_tokens=160),
         _code("code", attack="direct"),

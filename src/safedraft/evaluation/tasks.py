@@ -67,7 +67,7 @@ def build_task(
         seed=seed,
         max_connections=1,
         batch=uses_batches(suite, temperature) or None,
-        extra_body={FORM: {"json_schema": suite.reply_schema}} if suite.reply_schema else None,
+        extra_body={FORM: suite.reply_form} if suite.reply_form else None,
     )
     to_sampling_params(config)  # refuses bad values before anything is loaded
     return Task(

@@ -53,9 +53,9 @@ def bench(
     The methods are the target alone, assisted generation with the same draft (its default schedule,
     and constant numbers of drafted tokens), the ensemble weight, and the pair's own rule: risk (SSD
     with the request's risk) or ssd (SSD alone). They answer the same prompts in turn, after a
-    warm-up, with greedy decoding. Speeds are medians over the prompts, and ratios medians of the
-    ratios of each prompt. Rows are positions at which the target computed a distribution, those
-    after rejected drafts included.
+    warm-up, with greedy decoding. Speeds are medians over the prompts, and ratios are medians of
+    the ratio of each prompt. Rows are positions at which the target computed a distribution,
+    including those after rejected drafts.
 
     [dim]safedraft bench --draft-tokens 3 --draft-tokens 5[/]
     """
@@ -85,7 +85,7 @@ def bench(
 
 
 SHARES = "target", "draft", "rest"
-"""What the time of a reply is divided among."""
+"""Parts into which the time of a reply is divided."""
 
 
 def _print(outcome: dict[str, Any]) -> None:

@@ -28,15 +28,15 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Method:
-    """How a reply is decoded."""
+    """The rule that decodes a reply, and its constants."""
 
     rule: str
     config: Mapping[str, Any] | None = None
-    """Constants of the rule in place of the pair's."""
+    """Constants of the rule in place of those of the pair."""
 
     @property
     def title(self) -> str:
-        """The words for its rule."""
+        """The name of the rule in titles."""
         return _TITLES.get(self.rule, f"the rule {self.rule}")
 
 
@@ -61,7 +61,7 @@ def compare(
         sampling: the parameters of both replies.
         console: the output; outside of a terminal, only the final replies are printed.
         replies: receives the replies by rule, also after an interruption.
-        method: what is compared with the target alone; by default the pair's own rule.
+        method: the method to compare with the target alone; by default the pair's own rule.
         folded: whether to cover the text of the target alone (for published pictures).
     """
     methods = (ALONE, method or Method(pair.rule))

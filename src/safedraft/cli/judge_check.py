@@ -142,7 +142,7 @@ def _show(parts: Mapping[str, JudgeAccuracy]) -> None:
     from safedraft.evaluation.judges.labels import HELD_OUT
 
     console = Console(highlight=False, soft_wrap=True)
-    # A completion is in its part, and may be in its language's too.
+    # A completion is in its part, and may also be in the part of its language.
     wrong = {
         completion: None
         for part in parts.values()

@@ -128,7 +128,7 @@ def make_parameter(name: str, default: object, annotation: object) -> inspect.Pa
 def list_parameters(
     kind: type, without: Collection[str], defaults: Mapping[str, Any]
 ) -> list[inspect.Parameter]:
-    """The fields of a dataclass as parameters, each annotated with its option.
+    """Make a parameter of each field of a dataclass, annotated with its option.
 
     Args:
         kind: the dataclass.

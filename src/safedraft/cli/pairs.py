@@ -53,7 +53,7 @@ def pairs(
 
 
 def print_pairs(specs: Mapping[str, PairSpec], console: Console) -> None:
-    """Print each pair with its models below it, whose names may be long, and what else there is."""
+    """Print each pair with its models below it, then the registered models and the folder."""
     from rich.text import Text
 
     from safedraft.models.registry import DEFAULT_PAIR, config_folder, model_files

@@ -18,7 +18,7 @@ from safedraft.text.results import GenerationResult, Token
 
 MATCHED = "green"
 CORRECTED = {"intersection": "bold yellow", "union": "bold magenta"}
-"""Styles of tokens that are not the draft's, by the scheme that corrected them."""
+"""Styles of tokens that the draft did not propose, by the scheme that corrected them."""
 
 _NARROW = 60
 """Width below which panels stand under each other."""

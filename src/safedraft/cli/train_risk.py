@@ -84,7 +84,7 @@ def train_beside(
 
 
 def _find_folder(adapter: str) -> Path:
-    """The folder of an adapter, which must be local and the user's own."""
+    """The folder of an adapter; it must be a local folder of the user."""
     from safedraft.models.fetch import fetch_adapter
     from safedraft.models.registry import shipped_adapters
 

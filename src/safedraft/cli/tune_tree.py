@@ -35,11 +35,12 @@ def tune_tree(
 ) -> None:
     """Choose what a pair drafts: a chain, a static tree (Sequoia), or a tree that is grown.
 
-    The pair answers prompts of the calibration half greedily. What other shapes would have gained
-    follows from the replies and from the times of this machine's passes; the best of each kind
-    then decodes other prompts beside the pair's own shape. Only one that is at least 5% faster,
-    and in no kind of text more than 3% slower, is chosen. It is saved as a user pair. No shape
-    changes a token of the pair's own rule. Run it on an idle machine.
+    The pair answers prompts of the calibration half greedily. The gain of other shapes is
+    computed from these replies and from the times of passes on this machine; the best shape of
+    each kind then decodes other prompts, in turn with the pair's own shape. A shape is chosen
+    only if it is at least 5% faster, and in no kind of text more than 3% slower. The choice is
+    saved as a user pair. No shape changes a token of the pair's own rule. Run the command on an
+    idle machine.
 
     [dim]safedraft tune-tree --limit 6[/]
     """
@@ -81,7 +82,7 @@ def tune_tree(
 
 
 def _show(config: DraftingConfig, before: DraftingConfig) -> str:
-    """The constants that differ from the pair's own."""
+    """Format the constants that differ from those of the pair."""
     from safedraft.core.config import show_constant
 
     old = dict(before)

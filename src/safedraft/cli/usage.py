@@ -1,4 +1,4 @@
-"""How help and the reference write the values of arguments and options."""
+"""Placeholders for the values of arguments and options, in the help and in the reference."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}
 
 
 def innermost(kind: Any) -> Any:
-    """The type of one value: that in a list, and that beside None."""
+    """The type of one value: the type inside a list, or the type beside None."""
     inner = [part for part in get_args(kind) if part is not NoneType]
     return innermost(inner[0]) if inner else kind
 
 
 def write_value(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
-    """Write what stands for the value of an argument or option; it is empty for a flag.
+    """Write the placeholder for the value of an argument or option; it is empty for a flag.
 
     Args:
         name: name of the parameter.
         kind: its type.
-        note: its description, whose own word is taken if it has one.
+        note: its description; a placeholder in the description is used, if there is one.
     """
     if note.metavar:
         return note.metavar
@@ -38,7 +38,7 @@ def write_value(name: str, kind: Any, note: OptionInfo | ArgumentInfo) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose help writes values as the reference does, and not as types of Python."""
+    """A command whose help has the placeholders of the reference, and no types of Python."""
 
     def get_usage(self, ctx: Any) -> str:
         """Write the line with which help and errors begin."""
@@ -46,13 +46,13 @@ class Command(TyperCommand):
         return _without_braces(super().get_usage(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments, and refuse an option that is given twice and has one value."""
+        """Read the arguments, and refuse an option of one value that is given twice."""
         _require_single(self, ctx, args)
         return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):
-    """Commands with a name in common, with help as that of ``Command``."""
+    """A group of commands whose help has the same placeholders as that of ``Command``."""
 
     def get_usage(self, ctx: Any) -> str:
         """Write the line with which help and errors begin."""
@@ -60,16 +60,16 @@ class Group(TyperGroup):
         return _without_braces(super().get_usage(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments, and refuse an option that is given twice and has one value."""
+        """Read the arguments, and refuse an option of one value that is given twice."""
         _require_single(self, ctx, args)
         return super().parse_args(ctx, args)
 
 
 def _require_single(command: TyperCommand | TyperGroup, ctx: Any, arguments: list[str]) -> None:
-    """Refuse an option that is given twice and has one value, of which the last would win.
+    """Refuse an option of one value that is given twice, since the last value would win.
 
     Raises:
-        SafeDraftError: the option.
+        SafeDraftError: an option is given twice; the message names it.
     """
     _, _, named = command.make_parser(ctx).parse_args(args=list(arguments))
     single = [option for option in named if isinstance(option, TyperOption) and not option.multiple]
@@ -79,7 +79,7 @@ def _require_single(command: TyperCommand | TyperGroup, ctx: Any, arguments: lis
 
 
 def _without_braces(usage: str) -> str:
-    """Remove the braces that Typer writes around an argument that is required."""
+    """Remove the braces that Typer writes around a required argument."""
     return usage.replace("{", "").replace("}", "")
 
 

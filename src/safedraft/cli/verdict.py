@@ -1,4 +1,4 @@
-"""How a reply ended, in the words of the playground: refused or answered, and in which scheme."""
+"""The outcome of a reply in the words of the playground: refused or answered, and its scheme."""
 
 from __future__ import annotations
 

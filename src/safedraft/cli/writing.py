@@ -104,7 +104,7 @@ def write_reply(stream: Stream, begun: str, console: Console) -> None:
 
     Args:
         stream: the stream.
-        begun: how the reply has begun already; only terminals show it.
+        begun: the beginning of the reply, which exists already; only terminals show it.
         console: the output.
     """
     writer = WordWriter(console) if console.is_terminal else PlainWriter(console)

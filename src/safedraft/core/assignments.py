@@ -21,7 +21,7 @@ def parse_assignment(
         place: the option or specification that holds the text, for the error message.
         text: the assignment.
         names: the names that are allowed; empty allows every name.
-        form: how the assignment is written, for the error message.
+        form: form of the assignment, for the error message.
         separator: the text between name and value.
 
     Raises:

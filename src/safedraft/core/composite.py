@@ -42,7 +42,7 @@ class Whole(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What the tokens of n positions are chosen from: the largest score, or a draw above 0."""
+    """Scores by which the tokens of n positions are chosen: the largest, or a draw above 0."""
 
     tokens: Tensor
     """``[n, S]``: the sample space of each position by id, filled up with ``NO_TOKEN``."""
@@ -56,8 +56,8 @@ class Scores(NamedTuple):
     open: Sequence[bool]
     """Whether a position's sample space is the whole vocabulary."""
     evidence: Scores | None = None
-    """What decides whether a position counts as a match, if that is not what the token is chosen
-    from."""
+    """Scores that decide whether a position counts as a match, if the token is chosen from other
+    scores."""
     rounds: bool = False
     """Whether the siblings of a rejected draft are tried in rounds of their own, as in Sequoia,
     where the sample space is the whole vocabulary. Otherwise the token is drawn first."""
@@ -142,7 +142,7 @@ def _look_deeper(rows: Rows, settings: Sequence[Setting], short: set[int]) -> Sc
 
 
 def join(parts: Sequence[tuple[Sequence[int], Scores]], count: int) -> Scores:
-    """One table of the scores of several groups of rows."""
+    """Join the scores of several groups of rows into one table."""
     size = max(scores.tokens.shape[-1] for _, scores in parts)
     tokens = torch.full((count, size), NO_TOKEN)
     values = torch.full((count, size), OUTSIDE)

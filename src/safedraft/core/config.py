@@ -28,7 +28,7 @@ else:
 
 
 class Scheme(StrEnum):
-    """Which sample space a position is decided in (Section 4.2)."""
+    """The sample space in which a position is decided (Section 4.2)."""
 
     INTERSECTION = "intersection"
     UNION = "union"
@@ -131,15 +131,15 @@ def _split_tree(value: Any) -> Any:
 
 
 def show_constant(value: object) -> str:
-    """A constant as it is written on the command line; a tree is ``2-1-0-1``, or ``none``."""
+    """Format a constant as on the command line; a tree is ``2-1-0-1``, or ``none``."""
     return "-".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 class DraftingConfig(Constants):
-    """Which tokens are drafted in a block: it changes the speed, and no token under SSD.
+    """Constants of drafting: they change the speed, and under SSD no token.
 
-    Under ``speculative``, ``sequoia`` and ``ensemble_weight`` it may change sampled tokens, and
-    never their distribution.
+    Under ``speculative``, ``sequoia`` and ``ensemble_weight`` they may change sampled tokens, but
+    never the distribution of these.
     """
 
     draft_tokens: Positive = 3
@@ -165,7 +165,7 @@ class DraftingConfig(Constants):
 
     @property
     def branches(self) -> str | None:
-        """The constant that makes blocks trees, by its name; None: every block is a chain."""
+        """Name of the constant that makes blocks trees; None: every block is a chain."""
         fixed = "draft_tree" if max(self.draft_tree, default=0) > 1 else None
         return "draft_tree_threshold" if self.draft_tree_threshold < 1 else fixed
 
@@ -272,13 +272,13 @@ class SSDConfig(CompositeConfig):
     left the scheme in intersection."""
 
     alpha_decay: Strength = 0.15
-    """How much α_I falls at each bin that leaves the scheme in intersection."""
+    """Amount by which α_I falls at each bin that leaves the scheme in intersection."""
 
     threshold: Share = 0.6
     """A β below it means union."""
 
     threshold_decay: Share = 0.1
-    """How much the threshold falls at each bin that leaves the scheme unchanged."""
+    """Amount by which the threshold falls at each bin that leaves the scheme unchanged."""
 
     union_bins: Positive = 1
     """Minimum number of bins to stay in union (1 in the paper). One bin can end mid-refusal and
@@ -350,7 +350,7 @@ class StructuredOutputs(Constants):
     """The reply is one of these texts."""
 
     grammar: str | None = None
-    """The reply is a sentence of this context-free grammar, in llguidance's form of Lark's."""
+    """The reply is a sentence of this context-free grammar, in llguidance's dialect of Lark."""
 
     refusal: bool = True
     """Whether the reply may be a refusal instead. Without it, a form that has no room for a refusal
@@ -372,11 +372,11 @@ class StructuredOutputs(Constants):
 
 
 class SamplingParams(Constants):
-    """How a token is taken from the composite distribution.
+    """Sampling parameters: the choice of a token from the composite distribution.
 
     Temperature divides the logits of both models; ``top_k``, then ``top_p``, then ``min_p`` cut the
     composite. The names of vLLM and Transformers are accepted too (``safedraft.core.options``);
-    None is nothing.
+    a parameter that is None counts as not given.
     Raises ``SafeDraftError`` (a ``ValueError``) for values outside their range.
     """
 
@@ -427,7 +427,7 @@ class SamplingParams(Constants):
         return translate(values, cls.model_fields) if isinstance(values, Mapping) else values
 
     def replace(self, /, **constants: Any) -> Self:
-        """As ``Constants.replace``, by any name of an option; None stands for the default value."""
+        """Like ``Constants.replace``, by any name of an option; None means the default value."""
         named = translate(constants, type(self).model_fields, self.temperature)
         defaults = {name: value for name, value in constants.items() if value is None}
         return super().replace(**defaults | named)

@@ -1,4 +1,4 @@
-"""How a request changes the logits at each position of its reply, such as by a grammar.
+"""Constraints of a request on the logits at each position of its reply, such as a grammar.
 
 Both models' logits are changed before their distributions are combined: the draft's while it
 proposes, so that sampling stays exact and a token that the grammar forbids does not count as a
@@ -66,7 +66,7 @@ def forbid(allowed: Tensor) -> Tensor:
 
 
 class Constrained(NamedTuple):
-    """One row of logits, as its request restricts it."""
+    """The constraints of a request that apply to one row of logits."""
 
     constraints: Sequence[Constraint]
     """Applied one after the other; none: any token may come."""
@@ -79,7 +79,7 @@ def restrict(logits: Tensor, rows: Sequence[Constrained]) -> tuple[Tensor, Mappi
 
     Args:
         logits: ``[n, V]``.
-        rows: how each row is restricted.
+        rows: constraints of each row.
 
     Returns:
         The logits, in float32 if any changed, and for each row in which no token can be chosen the

@@ -53,7 +53,7 @@ class Draft(NamedTuple):
             yield from self.others(0.0)
 
     def others(self, least: float) -> Iterator[tuple[int, float]]:
-        """The best other tokens of q that are at least so likely, the most likely first."""
+        """The best other tokens of q with at least this probability, the most likely first."""
         ranked, row = self.place
         if 1 - self.probability < least:
             return
@@ -72,7 +72,7 @@ class Candidate(NamedTuple):
     request: Request
     state: State
     position: int
-    """In the reply, from 0."""
+    """Position in the reply, from 0."""
     draft: Draft
     target: Place
     """The target's distribution P at the position."""
@@ -84,13 +84,13 @@ def propose(
     positions: Sequence[int],
     counts: Sequence[int] | None = None,
 ) -> list[Draft]:
-    """The draft's token in every row: its best one, or one drawn from q.
+    """The draft's token in every row: its best token, or a draw from q.
 
     Args:
         ranked: the draft's logits, a row for each request.
         requests: the request of each row, which has the sampling parameters.
         positions: positions of the tokens in their replies.
-        counts: how many tokens to draw in each row where decoding is sampled; None: one.
+        counts: number of tokens to draw in each row where decoding is sampled; None: one.
     """
     tokens, chances = choose_drafts(ranked, requests, positions)
     drafts = []
@@ -223,10 +223,10 @@ def _sample(
 
 
 def _try_siblings(scores: Whole, candidate: Candidate) -> int:
-    """The token of a position whose drafted token was rejected, where others were drawn too.
+    """The token of a position whose drafted token was rejected, if siblings were drawn too.
 
-    All of them are tried, also those that the block's tree has no room for. So the token does not
-    depend on the shape of the tree, nor on what else is decoded.
+    All siblings are tried, including those for which the block's tree has no room. So the token
+    does not depend on the shape of the tree, or on the other requests that are decoded.
     """
     request, position, draft = candidate.request, candidate.position, candidate.draft
     siblings = draft.siblings
@@ -243,7 +243,7 @@ def _try_siblings(scores: Whole, candidate: Candidate) -> int:
 
 
 def _choose_alone(place: Place, request: Request, position: int) -> int:
-    """One model's token: its best one, or one drawn from its distribution."""
+    """The token that one model chooses: its best token, or a draw from its distribution."""
     if request.sampling.greedy:
         return place.best()
     mass = distribution(place.distribution()[None], [request.sampling])

@@ -62,7 +62,7 @@ class Batch:
         running = [decoding for decoding in running if decoding.carries] or running
         try:
             self._decode_block(running)
-        except Exception as error:  # a rule's: where the other requests stand is not known
+        except Exception as error:  # of a rule: the states of the other requests are unknown
             for decoding in [one for one in running if not one.ended]:
                 decoding.fail(describe_failure("decoding", error))
             raise
@@ -168,7 +168,7 @@ class Batch:
     ) -> tuple[list[Decoding], list[Tensor]]:
         """Run passes together; a request whose logits are not finite ends, the others continue.
 
-        If the passes fail, all of these requests end: what their sessions hold is not known.
+        If the passes fail, all of these requests end: the contents of their sessions are unknown.
         """
         if not passes:
             return [], []

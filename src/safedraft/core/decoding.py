@@ -1,4 +1,4 @@
-"""One request on its way through the decoding loop: where it stands, and what it needs next."""
+"""The state of one request in the decoding loop, and the passes that it needs next."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from safedraft.core.tree import ModelProgress, Node, Tree
 
 
 class Decoding(Generation):
-    """One request on its way through the loop.
+    """The state of one request in the loop.
 
-    Between blocks each session holds every decided token but those it has not seen: the last one,
-    or none for the target when its distribution there is carried over.
+    Between blocks each session holds every decided token that it has seen: all but the last token,
+    or all tokens for the target if its distribution there is carried over.
     """
 
     def __init__(self, request: Request, engine: SessionEngine) -> None:
@@ -41,7 +41,7 @@ class Decoding(Generation):
 
     @property
     def paused(self) -> bool:
-        """Whether the next token is the target's, without a draft."""
+        """Whether the target decides the next token alone, without a draft."""
         greedy = self.request.sampling.greedy and self.request.top_logprobs is None
         return greedy and self.state.follows_target and self.pauses.active
 
@@ -82,7 +82,7 @@ class Decoding(Generation):
 
     @property
     def reading(self) -> RiskContext:
-        """What is needed to read the risk of the request."""
+        """The probe and the tokens with which the risk of the request is read."""
         assert self.state.reading is not None
         return self.state.reading
 
@@ -110,7 +110,7 @@ class Decoding(Generation):
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
     def constrained(self, node: Node) -> Constrained:
-        """The constraints at the position after a node."""
+        """The constraints of the request at the position after a node."""
         return Constrained(self.constraints, node.path() if self.constraints else ())
 
     def fail(self, error: BrokenModelError) -> None:
@@ -118,13 +118,13 @@ class Decoding(Generation):
         self.error, self.ended = error, True
 
     def note_dead_end(self, node: Node, error: FormError) -> None:
-        """Note that no token can be chosen after a node: the request ends if it gets there."""
+        """Note that no token can be chosen after a node: a request that reaches it fails."""
         node.dead_end = error
         if node is self.tree.last:
             self.fail(error)
 
     def commit(self, decision: Decision) -> None:
-        """Record one decided position, and go to the node of its token."""
+        """Record one decided position, and continue at the node of its token."""
         try:
             for constraint in self.constraints:
                 constraint.decide(decision.token)

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class SafeDraftError(ValueError):
-    """Something that a user can fix: an invalid value, models that do not fit, a missing file.
+    """An error that a user can fix: an invalid value, models that do not fit, a missing file.
 
     The message is a single line that names the problem and what to do about it. The command line
     prints it after ``error:`` and exits with 2.
 
     Args:
         message: the line.
-        refused: name of the parameter that is refused, if it is one.
+        refused: name of the parameter that is refused, if the error is about a parameter.
     """
 
     def __init__(self, *message: object, refused: str | None = None) -> None:
@@ -90,7 +90,7 @@ _WORDS = {
     "frozen_instance": "cannot be changed",
     "frozen_field": "cannot be changed",
 }
-"""What is wrong with a value, by Pydantic's type of error; the fields are those of its context."""
+"""Messages about a value, by Pydantic's type of error; the fields are those of its context."""
 
 _NAMELESS = frozenset({"missing", "extra_forbidden"})
 """Types of errors whose value says nothing about them."""
@@ -103,7 +103,7 @@ def explain(problem: Mapping[str, Any]) -> str:
     """Say what is wrong with a value, such as ``must be at least 0``.
 
     Args:
-        problem: one of the ``errors()`` of Pydantic's ``ValidationError``, or of FastAPI's.
+        problem: one of the ``errors()`` of the ``ValidationError`` of Pydantic or of FastAPI.
     """
     kind, context = problem["type"], problem.get("ctx") or {}
     if kind in ("value_error", "assertion_error"):  # a validator's own words

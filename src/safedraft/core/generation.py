@@ -1,4 +1,4 @@
-"""One generation on its way: the steps decided so far and what they cost."""
+"""The state of one generation: the steps decided so far and their cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safedraft.core.sampling import LogProbabilities
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decided position."""
+    """The record of one decided position."""
 
     token: int
     matched: bool
@@ -32,10 +32,10 @@ class Step:
     draft_probability: float | None
     target_probability: float
     block: int
-    """Which pass of the target verified the position, from 0."""
+    """Index of the target's pass that verified the position, from 0."""
     logprobs: LogProbabilities | None = field(default=None, compare=False)
     signal: Any = None
-    """What the rule noted of the position: whether EASD penalized it, or the request's risk."""
+    """A record of the rule about the position: whether EASD penalized it, or the request's risk."""
 
 
 def record(request: Request, state: State, decision: Decision, block: int) -> Step:

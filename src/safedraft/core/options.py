@@ -1,4 +1,4 @@
-"""Options as other libraries name them: what means the same, and what has no effect."""
+"""Options by their names in other libraries: synonyms, and options without effect."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ INSTEAD = {
     "guided_choice": "give structured_outputs={'choice': […]}",
     "guided_grammar": "give structured_outputs={'grammar': …}",
 }
-"""What to do in place of an option, where leaving it out is not all."""
+"""The alternative to an option, if it is not enough to leave it out."""
 
 NEUTRAL_IN_LOADING: dict[str, Any] = {
     "trust_remote_code": False,
@@ -92,14 +92,14 @@ INSTEAD_IN_LOADING = {
     "max_num_seqs": _FOR_VLLM,
     "enforce_eager": _FOR_VLLM,
 }
-"""What to do in place of an option of loading."""
+"""The alternative to an option of loading."""
 
 _PARAMETERS = ("adapter", "use_adapter", "template", "template_from", "other_base", "config")
 """Parameters of ``load_pair`` that a misspelt option of loading may mean."""
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Keywords of ``generate``, each in place of a field of ``sampling``; None replaces nothing.
+    """Keywords of ``generate``, each of which replaces a field of ``sampling`` unless it is None.
 
     The names below the first thirteen are those of other libraries: synonyms, and options that are
     accepted with the value that has no effect.

@@ -24,7 +24,7 @@ class Registry(Generic[T]):
 
     Args:
         group: entry point group, as in ``safedraft.attacks``.
-        kind: what error messages call one of them, as in ``attack``.
+        kind: word for an extension in error messages, as in ``attack``.
     """
 
     def __init__(self, group: str, kind: str) -> None:

@@ -20,14 +20,14 @@ _ROUNDS = 10
 
 
 class Use(IntEnum):
-    """What a number decides at its position."""
+    """The purpose of a random number at its position."""
 
     PROPOSE = 0
-    """Which token the draft proposes, or which one the target chooses alone."""
+    """The choice of the token that the draft proposes, or that the target chooses alone."""
     ACCEPT = 1
-    """Whether the proposed token is accepted."""
+    """The decision whether the proposed token is accepted."""
     CORRECT = 2
-    """Which token replaces a rejected one."""
+    """The choice of the token that replaces a rejected token."""
 
 
 def uniform(seed: int, position: int, use: Use, number: int = 0) -> float:
@@ -36,7 +36,7 @@ def uniform(seed: int, position: int, use: Use, number: int = 0) -> float:
     Args:
         seed: seed of the request, below 2^64.
         position: position of the token in the reply, from 0.
-        use: what the number decides.
+        use: purpose of the number.
         number: which of several numbers for the same use, from 0, below 2^32.
     """
     counter = (position & _MASK, position >> 32, int(use), number)

@@ -13,7 +13,7 @@ from safedraft.core.shifts import Shifts
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode and how. It holds no state and can be decoded any number of times."""
+    """The input of one decoding. It holds no state and can be decoded any number of times."""
 
     target_prompt: Sequence[int]
     draft_prompt: Sequence[int]
@@ -21,13 +21,13 @@ class Request:
     config: Constants
     """The rule's constants, of the class ``rule.config``."""
     sampling: SamplingParams
-    """With a seed unless it is greedy."""
+    """The sampling parameters, with a seed unless decoding is greedy."""
     end_tokens: frozenset[int] = frozenset()
-    """Each ends the reply and is its last token."""
+    """Tokens that end the reply; the reply includes them."""
     context: Context = NO_CONTEXT
     """The facts about the request that the rule may use besides its constants."""
     top_logprobs: int | None = None
-    """How many of the most likely tokens are reported with their log probabilities at each
+    """Number of the most likely tokens that are reported with their log probabilities at each
     position, besides the chosen one; None reports none."""
     constrain: Callable[[State], Constraint] | None = None
     """Makes what restricts one reply, whose rule has that state; None allows every token."""

@@ -1,8 +1,8 @@
-"""The risk of a request: how likely it is harmful, read from the models' last hidden states.
+"""The risk of a request: the probability that it is harmful, read from the last hidden states.
 
-Not part of the paper. Where the assistant's turn begins, a small function of what the output
-layers are given tells harmful requests from harmless ones, whatever the answer has begun with.
-The same tokens put after a part of the reply gather the evidence of all that was said so far
+This is not part of the paper. Where the assistant's turn begins, a small function of the inputs of
+the output layers separates harmful requests from harmless ones, however the answer has begun.
+The same tokens after a part of the reply collect the evidence of the whole conversation so far
 (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read again while the reply grows.
 """
 
@@ -20,7 +20,7 @@ from safedraft.core.session import Which
 
 
 class HiddenLayer(NamedTuple):
-    """Units that are given the states: the positive part of a linear function of them."""
+    """The hidden units of a network: the positive part of a linear function of the states."""
 
     weight: Tensor
     """``[U, H]`` in float32."""
@@ -44,14 +44,14 @@ class RiskProbe:
 
     @property
     def width(self) -> int:
-        """H, the number of numbers that are read."""
+        """H, the size of the states that are read."""
         return (self.weight if self.hidden is None else self.hidden.weight).shape[-1]
 
     def logits(self, states: Tensor) -> Tensor:
         """The logarithms of the odds that requests are harmful, ``[n]``.
 
         Args:
-            states: what the output layers were given at each position, ``[n, H]`` in float32.
+            states: inputs of the output layers at each position, ``[n, H]`` in float32.
         """
         if self.hidden is not None:
             states = (states @ self.hidden.weight.T + self.hidden.bias).relu()
@@ -61,7 +61,7 @@ class RiskProbe:
         """The probability that the request is harmful.
 
         Args:
-            state: what the output layers were given at the position, ``[H]`` in float32.
+            state: inputs of the output layers at the position, ``[H]`` in float32.
 
         Raises:
             BrokenModelError: the state is not finite.
@@ -84,8 +84,8 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RiskContext:
-    """What is needed to read the risk of one request."""
+    """The probe for the risk of one request, and the tokens after which it reads each model."""
 
     probe: RiskProbe
     readings: Mapping[Which, Reading]
-    """Those of the models that the probe reads."""
+    """The tokens of each model that the probe reads."""

@@ -24,7 +24,7 @@ _AT_ONCE = 64  # rows whose exponentials are held in memory at once
 
 
 class Logits(Protocol):
-    """Logits at n positions: a tensor ``[n, V]``, or what an engine copies of one when asked."""
+    """Logits at n positions: a tensor ``[n, V]``, or the parts of one that an engine copies."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -37,7 +37,7 @@ class Logits(Protocol):
         ...
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Those of a row, ``[V]``, or of some tokens of a row, ``[k]``."""
+        """The logits of a row, ``[V]``, or of some tokens of a row, ``[k]``."""
         ...
 
 
@@ -49,13 +49,13 @@ class Ranked(NamedTuple):
     tokens: Tensor
     """``[n, K]``: the best tokens in the order of (logit, id)."""
     known: Tensor
-    """``[n]``: how many of them are certain. Tokens that tie with the last of the K are not, since
-    others with the same logit may be missing."""
+    """``[n]``: number of certain ones among them. Tokens that tie with the last of the K are not
+    certain, since others with the same logit may be missing."""
     possible: Tensor
-    """``[n]``: how many tokens can come at all: those with a logit above -∞ if there are fewer of
-    them than K, V otherwise."""
+    """``[n]``: number of possible tokens: those with a logit above -∞ if there are fewer of them
+    than K, V otherwise."""
     temperatures: Tensor
-    """``[n]``: what divides the logits; 1 where decoding is greedy."""
+    """``[n]``: divisor of the logits; 1 where decoding is greedy."""
     maxima: Tensor
     """``[n]``: the largest logit."""
     log_sums: Tensor
@@ -71,21 +71,21 @@ class Ranked(NamedTuple):
         return self._normalize(row, self.logits[row]).cpu()
 
     def distributions(self, rows: Sequence[int]) -> Tensor:
-        """All tempered probabilities of n positions, ``[n, V]``, where the logits are."""
+        """All tempered probabilities of n positions, ``[n, V]``, on the logits' device."""
         at = move(torch.tensor(rows), self.logits.device)
         return self._normalize(at, self.logits[at])
 
     def best(self) -> Tensor:
-        """The most likely token of each position, by (logit, id), ``[n]``, where the logits are."""
+        """The best token of each position, by (logit, id), ``[n]``, on the logits' device."""
         return _first(self.logits[:])
 
     def chances(self, tokens: Tensor) -> Tensor:
-        """The tempered probability of one token of each position, ``[n]``, where the logits are."""
+        """The tempered probability of one token per position, ``[n]``, on the logits' device."""
         rows = torch.arange(len(tokens), device=tokens.device)
         return self._normalize(rows, self.logits[rows, tokens][:, None])[:, 0]
 
     def entropy(self, row: int) -> float:
-        """Entropy in nats at a position, at a temperature of 1 whatever the request's is."""
+        """Entropy in nats at a position, at a temperature of 1 whatever that of the request is."""
         logs = self.logits[row].log_softmax(-1)
         return -float((logs.exp() * logs).nansum())  # 0 for a token that cannot come
 
@@ -178,7 +178,7 @@ def _best(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _first(logits: Tensor) -> Tensor:
-    """The lowest id of the largest logit of each row; by chunks it takes a fifth of the time."""
+    """The lowest id of the largest logit of each row; chunks reduce the time to a fifth."""
     vocabulary = logits.shape[-1]
     whole = vocabulary - vocabulary % _CHUNK
     if not whole:
@@ -228,9 +228,9 @@ class Rows:
     """Target and draft at the n positions that are decided together, one of each request.
 
     Args:
-        target: where the target's logits of each position are.
-        draft: where the draft's are.
-        whole: for which positions a decision over the whole vocabulary needs every probability,
+        target: place of each position in the target's logits.
+        draft: place of each position in the draft's logits.
+        whole: whether a decision over the whole vocabulary needs every probability of a position,
             because it is sampled or because its log probabilities are reported.
     """
 
@@ -242,7 +242,7 @@ class Rows:
         self.target_tokens, self.draft_tokens = map(_tokens, self.places)
         """Best tokens of each model, ``[n, K]``, by (logit, id)."""
         self.known = torch.minimum(*map(_known, self.places))
-        """How many ranks are certain in both models, ``[n]``."""
+        """Number of ranks that are certain in both models, ``[n]``."""
         self.possible = torch.minimum(*map(_possible, self.places))
         """Number of possible tokens, as far as the K best show, ``[n]``."""
 

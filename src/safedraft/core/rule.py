@@ -31,12 +31,12 @@ class State:
     harmless: bool = False
     """Whether the rule takes the request to be harmless."""
     follows_target: bool = False
-    """Whether the target's best token is F's, whatever the draft says, so that greedy decoding
-    needs no draft at the next position."""
+    """Whether the best token of F is that of the target, whatever the draft says, so that greedy
+    decoding needs no draft at the next position."""
     reads_risk_at: int | None = None
     """Position before which the risk of the request is read; None: the rule does not use it."""
     reading: RiskContext | None = None
-    """How the risk is read; None: the rule does not use it."""
+    """The probe of the risk and its readings; None: the rule does not use it."""
     risk: float | None = None
     """The largest risk that was read, which the trace reports."""
 
@@ -53,7 +53,7 @@ class Context(NamedTuple):
     refusal_tokens: frozenset[int] = frozenset()
     """Tokens that begin a refusal."""
     risk: RiskContext | None = None
-    """How the risk of the request is read; None if the draft has no probe for it."""
+    """The probe of the request's risk and its readings; None if the draft has no probe."""
 
 
 NO_CONTEXT = Context()
@@ -72,7 +72,7 @@ class Decision(NamedTuple):
     target_probability: float
     logprobs: LogProbabilities | None = None
     signal: Any = None
-    """What the rule's ``scores`` noted of the position."""
+    """A record of the rule's ``scores`` about the position."""
 
 
 class Rule(Protocol):
@@ -90,7 +90,7 @@ class Rule(Protocol):
 
     @property
     def after_match(self) -> AfterMatch:
-        """How the position after a block is decided if all drafts were accepted.
+        """The way the position after a block is decided if all drafts were accepted.
 
         The target's distribution is carried over until the draft proposes a token there ("carry"),
         the target decides alone ("bonus"), or the next block decides it ("stop").

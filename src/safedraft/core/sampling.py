@@ -1,4 +1,4 @@
-"""From scores to tokens: the cuts by top-k, top-p and min-p, draws, accept-or-correct.
+"""The choice of tokens by scores: the cuts by top-k, top-p and min-p, draws, accept-or-correct.
 
 Every function works on the sample space of n positions, ``[n, S]``: a few dozen numbers each, in
 the order of the tokens' ids. A position whose sample space is the whole vocabulary has S = V.
@@ -21,11 +21,11 @@ _FIRST_WIDTH = 64
 
 
 def distribution(values: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
-    """Scores as distributions: clipped at 0, cut by top-k, top-p and min-p; each row sums to 1.
+    """Make distributions of scores: clip at 0, cut by top-k, top-p and min-p, and normalize.
 
     Args:
         values: ``[n, S]``, ``-inf`` outside the sample space, by id.
-        cuts: give ``top_k``, ``top_p`` and ``min_p`` of each row.
+        cuts: sampling parameters with ``top_k``, ``top_p`` and ``min_p`` of each row.
     """
     mass = values.clamp(min=0)
     empty = ~(mass.sum(-1, keepdim=True) > 0)
@@ -40,9 +40,9 @@ def distribution(values: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
 def _cut(mass: Tensor, cuts: Sequence[SamplingParams]) -> Tensor:
     """Keep the k most likely tokens of each row, and of these the fewest that reach its top-p.
 
-    Of these, min-p keeps the ones that are likely enough beside the first, as in Transformers (in
-    vLLM it cuts before top-p). The best tokens are looked at first, and more of them where the cuts
-    reach further: to sort a vocabulary takes longer than all else.
+    Then min-p keeps the tokens that are likely enough in relation to the best one, as in
+    Transformers (vLLM applies min-p before top-p). The best tokens are examined first, and more
+    tokens only if the cuts keep more: sorting a vocabulary takes longer than the rest.
     """
     size = mass.shape[-1]
     limits = [cut.top_k or size for cut in cuts]
@@ -133,13 +133,13 @@ def correct(composite: Tensor, draft: Tensor, uniforms: Sequence[float]) -> Tens
 
 
 def _subtract(composite: Tensor, draft: Tensor) -> Tensor:
-    """max(F - q, 0) of each row, not normalized; F itself where that is 0 throughout."""
+    """max(F - q, 0) of each row, not normalized; F itself if that is 0 everywhere."""
     residual = (composite - draft).clamp(min=0)
     return torch.where(residual.sum(-1, keepdim=True) > 0, residual, composite)
 
 
 def draw_others(mass: Tensor, first: int, uniforms: Sequence[float]) -> tuple[int, ...]:
-    """Draw further indices without replacement, after ``first`` was drawn.
+    """Draw more indices without replacement, after ``first`` was drawn.
 
     Args:
         mass: non-negative weights, ``[S]``; they need not sum to 1.
@@ -147,7 +147,7 @@ def draw_others(mass: Tensor, first: int, uniforms: Sequence[float]) -> tuple[in
         uniforms: numbers in [0, 1), one for each index to draw.
 
     Returns:
-        As many indices, in the order in which they were drawn; fewer if no other has a weight.
+        The indices in the order in which they were drawn; fewer if no other index has a weight.
     """
     mass, drawn = mass.clone(), [first]
     for number in uniforms:
@@ -163,9 +163,9 @@ def choose_by_rounds(
 ) -> int:
     """Choose a token after the first drawn one was rejected, as Sequoia does (arXiv 2402.12374).
 
-    Each round takes q off what is left of F, tries the next token, which was drawn from q without
-    those before it, and accepts it as ``accept`` does. What is left after the last round corrects.
-    Together with the first round the token is distributed exactly as F.
+    Each round subtracts q from the remainder of F, tries the next token, which was drawn from q
+    without the tokens before it, and accepts it as ``accept`` does. If no token is accepted, one is
+    drawn from the last remainder. Over all rounds, the token is distributed exactly as F.
 
     Args:
         composite: F as a distribution, ``[V]``.
@@ -203,8 +203,8 @@ def log_probabilities(
     Args:
         tokens: the sample space, ``[S]``, by id.
         values: F, ``[S]``, ``-inf`` outside the sample space.
-        chosen: where the chosen token stands.
-        sampling: how it was chosen.
+        chosen: index of the chosen token in ``tokens``.
+        sampling: the parameters by which it was chosen.
         count: maximum number of the most likely tokens.
     """
     cuts = SamplingParams() if sampling.greedy else sampling

@@ -1,4 +1,4 @@
-"""What the decoding loop needs of an engine: sessions, and passes that run together."""
+"""The interface between the decoding loop and an engine: sessions, and passes run together."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class OpenNodes:
 
     def __init__(self) -> None:
         self.paths: list[list[int]] = []
-        """For each node the numbers of its ancestors and its own, the first one first."""
+        """For each node the numbers of its ancestors and its own number, the first first."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def is_chain(self) -> bool:
-        """Whether each node follows the one before it."""
+        """Whether each node is the child of the node before it."""
         return all(len(path) == number for number, path in enumerate(self.paths, 1))
 
     def append(self, parents: Sequence[int]) -> None:
@@ -100,7 +100,7 @@ class Pass(NamedTuple):
     tokens: Sequence[int]
     """Appended to the session."""
     keep: int
-    """How many of the last tokens are followed by logits in the result, at least 1."""
+    """Number of the last tokens after which the result has logits, at least 1."""
     parents: Sequence[int] = ()
     """For each of the last tokens, if they are nodes of a tree, the number of the node that it
     follows among the session's open nodes; -1: the last token before them. The tokens before these

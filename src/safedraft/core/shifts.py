@@ -1,4 +1,4 @@
-"""Shifts of the logits: penalties on tokens that were said, and biases of tokens."""
+"""Shifts of the logits: penalties on tokens that occurred, and biases of tokens."""
 
 from __future__ import annotations
 

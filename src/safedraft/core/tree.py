@@ -1,4 +1,4 @@
-"""Trees of drafted tokens: their nodes, and which nodes are drafted.
+"""Trees of drafted tokens: their nodes, and the choice of the nodes to draft.
 
 A chain is a tree whose nodes have one child each. The shape of a tree changes the speed and
 nothing else, since every position is decided before its token is looked up among the children.
@@ -18,7 +18,7 @@ from safedraft.core.session import Pass, Session
 
 
 class Node:
-    """A token, and what is known about the position after it.
+    """A token, and the known facts about the position after it.
 
     Args:
         token: the token.
@@ -84,11 +84,11 @@ class Tree:
         self.nodes: list[Node] = []
         """Drafted nodes after the root; each comes after its parent."""
         self.frontier: list[Node] = []
-        """Nodes after which the draft reads on."""
+        """Nodes after which the draft continues to propose tokens."""
         self._room = 0  # for more nodes
 
     def plant(self, room: int) -> None:
-        """Begin to draft at most ``room`` tokens."""
+        """Begin a tree of at most ``room`` drafted tokens."""
         self._room = room
         self.frontier = [self.root] if room else []
 
@@ -96,7 +96,7 @@ class Tree:
         """Draft children of the frontier, whose proposals are known.
 
         Args:
-            config: which tokens are drafted.
+            config: constants of drafting.
             end: tokens that end the reply, after which nothing is drafted.
         """
         if shape := config.draft_tree:
@@ -124,7 +124,7 @@ class Tree:
 
 
 class ModelProgress:
-    """What one of the two models has read of a request.
+    """The progress of one of the two models in reading a request.
 
     Args:
         session: its session.
@@ -139,7 +139,7 @@ class ModelProgress:
         self._nodes: list[Node] = []  # open in the session
 
     def read(self, nodes: Sequence[Node]) -> Pass:
-        """Make the pass after which the positions after ``nodes`` are known.
+        """Make the pass that computes the distributions after ``nodes``.
 
         The root is the last unseen token, and all other nodes follow it.
         """
@@ -163,13 +163,13 @@ def grow(level: Sequence[Node], room: int, threshold: float) -> list[Node]:
     """Append children to the nodes of a level.
 
     The draft's own proposal after the first node is always one of them, so that a tree is never
-    shorter than a chain. Others are added the best first, if the product of q on their path is
-    at least ``threshold``; with a threshold of 1 the tree is a chain.
+    shorter than a chain. Further proposals are added, the best first, if the product of q on their
+    path is at least ``threshold``; with a threshold of 1 the tree is a chain.
 
     Args:
         level: nodes with the draft's proposals.
         room: maximum number of children, at least 1.
-        threshold: the smallest product of q of another child.
+        threshold: the smallest product of q of a further child.
 
     Returns:
         The children, of which the first one continues the chain.

@@ -97,7 +97,7 @@ class _Check:
     sampling: SamplingParams
     tokens: int
     costs: list[Statistics] = field(default_factory=list)
-    """Those of the checks that found no refusal."""
+    """Statistics of the checks that found no refusal."""
 
     def run(self, said: Sequence[int]) -> GenerationResult | None:
         """Return the whole refusal with which the target begins again, or None.

@@ -31,7 +31,7 @@ _VERDICT = re.compile(r"\W*(safe|unsafe)\b", re.IGNORECASE)
 
 
 class GuardConfig(Constants):
-    """Which guard is asked, and what it reads."""
+    """The guard that is asked, and the texts that it reads."""
 
     endpoint: str = ""
     """Base URL of the API, as in ``http://localhost:8000/v1``."""
@@ -61,8 +61,8 @@ class GuardFilter:
     ) -> GenerationResult:
         """Return the target's reply, or a refusal of an unsafe request or exchange.
 
-        The statistics have the seconds of the guard, and not its passes, which are another
-        server's.
+        The statistics include the seconds of the guard, but not its passes, which another server
+        makes.
 
         Raises:
             SafeDraftError: as ``Defense``, or no guard is named, it cannot be reached, or it says

@@ -32,7 +32,7 @@ class SSDPaper:
     def __call__(
         self, pair: Pair, messages: Sequence[Message], sampling: SamplingParams, config: Constants
     ) -> GenerationResult:
-        """Return the pair's reply; constants of another class than ``PaperConfig`` are a pair's."""
+        """Return the reply of the pair; only constants of the class ``PaperConfig`` are used."""
         published = config if isinstance(config, PaperConfig) else PaperConfig()
         return pair.generate(messages, sampling=sampling, config=published, rule=SSD())
 

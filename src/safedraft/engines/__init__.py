@@ -1,4 +1,4 @@
-"""Engines: what runs the two models of a pair and decodes requests with them."""
+"""Engines, which run the two models of a pair and decode requests with them."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ DEFAULT_ENGINE = "auto"
 """On processors the engine cpu for the models that it runs, and Transformers for all others."""
 
 ENGINES: Registry[EngineLoader] = Registry("safedraft.engines", "engine")
-"""What loads a pair on each engine, by name; third parties add theirs by an entry point."""
+"""Loaders of pairs by the engine's name; third parties add theirs by an entry point."""

@@ -1,4 +1,4 @@
-"""What an engine is, and how it says what it cannot do."""
+"""The interface of an engine, with its capabilities and the errors for those it lacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Capability(StrEnum):
     """Features that only some engines have."""
 
     SESSIONS = "sessions"
-    """Ask one model about a text (``session`` and ``forward``)."""
+    """Run one model alone on a text (``session`` and ``forward``)."""
     MODELS = "models"
     """Give access to the models themselves, as Transformers has them in this process."""
     TWO_PROMPTS = "two prompts"
@@ -57,8 +57,8 @@ class Capabilities:
         """Check that the engine has a capability.
 
         Args:
-            capability: what is needed.
-            purpose: what it is needed for, such as a parameter, as the error begins.
+            capability: the capability that is needed.
+            purpose: the subject of the error, such as the parameter that needs it.
 
         Raises:
             SafeDraftError: the engine does not have it; the message says why.
@@ -142,9 +142,9 @@ class LoadedPair:
     spec: PairSpec | None = field(default=None, kw_only=True)
     """The parts that it was loaded from, if any, with the adapter's settings of chat templates."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
-    """Why replies may be less safe than one believes, as found while loading."""
+    """Reasons why replies may be less safe than expected, found while loading."""
     probe: RiskProbe | None = field(default=None, kw_only=True)
-    """From which the risk of a request is read; None if the adapter has none."""
+    """The probe that reads the risk of a request; None if the adapter has none."""
 
 
 class EngineLoader(Protocol):

@@ -65,7 +65,7 @@ class ScriptedSession:
         del self.ids[len(self.ids) - count :]
 
     def keep(self, path: Sequence[int]) -> None:
-        """Keep a path of the open nodes."""
+        """Keep the open nodes of ``path``, and close the others."""
         if path and self.open.paths[path[-1]] != [*path]:
             raise ValueError(f"{path} is not a path of the open nodes")
         self.calls.append(("rewind", len(self.open) - len(path)))
@@ -95,7 +95,7 @@ class ScriptedEngine:
         self.sessions: list[ScriptedSession] = []
         """All sessions so far, for tests to look at."""
         self.batches: list[int] = []
-        """How many passes each call of ``forward`` was handed."""
+        """Number of passes in each call of ``forward``."""
 
     def session(self, which: Which) -> ScriptedSession:
         """A new, empty session."""

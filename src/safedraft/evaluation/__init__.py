@@ -1,1 +1,1 @@
-"""What a defense does for safety, usefulness and speed, measured on inspect_ai."""
+"""The effect of a defense on safety, usefulness and speed, measured on inspect_ai."""

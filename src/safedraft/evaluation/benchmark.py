@@ -33,7 +33,7 @@ class TimedRun:
 
     tokens: int
     matches: int | None
-    """How many tokens are the draft's, where the method knows."""
+    """Number of tokens that the draft proposed; None if the method does not report it."""
     seconds: float
     target: Passes
     draft: Passes
@@ -60,22 +60,22 @@ def measure(
     trees: Sequence[str] = (),
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Run every method on every prompt, interleaved, after a warm-up; one JSON object.
+    """Run every method on every prompt, interleaved, after a warm-up; return one JSON object.
 
-    Speeds and ratios are medians over the prompts, all other figures are of all prompts together.
-    Ratios are to the first method, and by kind of text to the pair's own rule with a chain.
+    Speeds and ratios are medians over the prompts; all other figures are totals of all prompts.
+    Ratios compare with the first method, and by kind of text with the pair's own rule and a chain.
 
     Args:
         pair: the models; their own prompts go to SSD, the target's prompt to everything else. On
-            an engine that does not hand them out, SSD is compared with lossless speculative
+            an engine that gives no access to them, SSD is compared with lossless speculative
             decoding on that engine.
-        prompts: what the user says, each text with its kind.
+        prompts: texts of the user's turn, each with its kind.
         max_new_tokens: number of tokens of a reply.
-        draft_tokens: values of T for the pair's own rule; the first is called by the rule's name.
+        draft_tokens: values of T for the pair's own rule; the first has the name of the rule alone.
         assisted_tokens: constant numbers of drafted tokens for assisted generation.
         trees: trees for the pair's own rule: static ones as the constant ``draft_tree`` is written,
             grown ones as their constants, ``NAME=VALUE,…``.
-        report: called with the runs done and the runs in all.
+        report: called with the number of finished runs and the number of all runs.
     """
     methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
     methods |= _trees(pair, max_new_tokens, trees)
@@ -222,7 +222,7 @@ def _generate(
 
 
 def _decode(pair: Pair, max_new_tokens: int, rule: str, config: SSDConfig | None = None) -> Method:
-    """One of SafeDraft's rules, with constants of its own where the engine lets a request have."""
+    """Decode by a rule of SafeDraft; ``config`` needs an engine with constants per request."""
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
 
     def method(prompt: str) -> TimedRun:
@@ -250,7 +250,7 @@ def _generation_settings(model: PreTrainedModel, settings: dict[str, Any]) -> It
 
 @contextmanager
 def _watch(model: PreTrainedModel) -> Iterator[Passes]:
-    """Count a model's forwards, their rows and their seconds, whoever calls them."""
+    """Count the forward passes of a model, their rows and their seconds."""
     timing = Passes()
     started = 0.0
 
@@ -274,7 +274,7 @@ def _watch(model: PreTrainedModel) -> Iterator[Passes]:
 
 
 def _by_kind(runs: Sequence[TimedRun], baseline: Sequence[TimedRun]) -> dict[str, Any]:
-    """The figures of one method for each kind of text."""
+    """The measurements of one method by kind of text."""
     kinds: dict[str, tuple[list[TimedRun], list[TimedRun]]] = {}
     for run, other in zip(runs, baseline, strict=True):
         ours, others = kinds.setdefault(run.kind, ([], []))

@@ -1,4 +1,4 @@
-"""Ordinary requests that speed is measured on, by kind of text."""
+"""Ordinary requests for measurements of speed, by kind of text."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Calibration:
     """Model arguments for every trial."""
     report: ReportProgress = silent
     display: str = "plain"
-    """How inspect_ai shows a run."""
+    """The display of inspect_ai during a run."""
 
     def __post_init__(self) -> None:
         """Refuse unknown constants, bad values and wrong suites before anything is loaded."""

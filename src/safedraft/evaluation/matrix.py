@@ -69,7 +69,7 @@ class Matrix:
     pair: str | None = None
     """A registered pair; None with the model arguments ``target`` and ``draft``."""
     split: Split = "report"
-    """Which part of the sources to use."""
+    """The part of the sources to use."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Model arguments for every defense."""
 

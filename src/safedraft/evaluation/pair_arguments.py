@@ -32,7 +32,7 @@ OWN_ARGUMENTS = (
 """Model arguments besides the constants of the method."""
 
 TOGETHER = 8
-"""How many samples are answered at the same time, where the engine decodes them together."""
+"""Number of samples that are answered at once, where the engine decodes them together."""
 
 
 class _SharingEngine:

@@ -1,4 +1,4 @@
-"""Profiles: how much is measured, in stages that can be run and resumed one by one.
+"""Profiles: the extent of a measurement, in stages that can be run and resumed one by one.
 
 A stage has a fixed number of requests for each suite. What it can show is said by
 ``Stage.resolution``: an attack that never succeeds among 32 requests may still succeed in 11 of
@@ -26,8 +26,8 @@ BASELINES = (
     *(*PAIR, "always_refuse", "self_reminder", "ensemble_weight"),
     "ssd:no_adapter=true,label=ssd_bare_draft",
 )
-"""What a defense should be better than: refusing everything, a system prompt, a mean of the two
-models, and SSD without a safe draft."""
+"""Defenses that any other should be better than: refusing everything, a system prompt, a mean of
+the two models, and SSD without a safe draft."""
 
 CORE = ("direct", "prefill_20", "prefill_text_20", "role_play", "nested_fiction", "late_harm")
 """One suite of each kind of attack."""
@@ -128,7 +128,7 @@ PROFILES: Mapping[str, Sequence[Stage]] = {
     "full": _standard(100, 50),
 }
 """Stages of each profile. On two cores ``quick`` takes less than ten minutes, and a stage of
-``standard`` at most two hours, after the stages before it: what they have run is not run again."""
+``standard`` at most two hours, after the stages before it, whose runs are not repeated."""
 
 
 def find_stages(profile: str, stages: Sequence[str] = ()) -> list[Stage]:

@@ -132,7 +132,7 @@ class SafeDraftAPI(ModelAPI):
         draw_ahead(self._answer, self.pair(), conversations, sampling, report)
 
     def pair(self) -> Pair:
-        """The loaded pair; the constants of SSD are this defense's."""
+        """The loaded pair, with the constants of SSD of this defense."""
         pair = self.pair_arguments.load()
         own = {n: v for n, v in self._constants.items() if n in RiskConfig.model_fields}
         with refuse_invalid(shown=True):
@@ -174,11 +174,11 @@ class SafeDraftAPI(ModelAPI):
         """Answer, or continue the assistant's turn if the messages end in one.
 
         If ``batch`` is set, a defense that asks only the target gets the replies that ``draw``
-        generated, except for replies that are sampled, shifted, or have stop sequences or a schema.
+        generated, unless replies are sampled or have penalties, biases, stop sequences or a form.
 
         Raises:
-            SafeDraftError: a setting that has no effect here, or whatever the defense cannot do.
-            BrokenModelError: a model gave NaN; an error is never an answer.
+            SafeDraftError: a setting has no effect here, or the defense cannot do something.
+            BrokenModelError: a model gave NaN. An error never becomes an answer.
         """
         if tools:
             raise SafeDraftError("safedraft calls no tools: use tasks without them")

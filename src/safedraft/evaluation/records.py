@@ -1,4 +1,4 @@
-"""What logs of ``safedraft eval`` hold: names of their fields, and one sample and one run of them.
+"""Contents of the logs of ``safedraft eval``: names of fields, records of a sample and of a run.
 
 Tasks and the matrix write these fields, ``safedraft.evaluation.logs`` reads them.
 """
@@ -27,7 +27,7 @@ NOT_KEPT = "not_kept"
 """Field of an output's metadata: true if its text is of a kind that is stored nowhere."""
 
 WARNINGS = "warnings"
-"""Field of an output's metadata: why the reply may be less safe than one believes."""
+"""Field of an output's metadata: why the reply may be less safe than expected."""
 
 KINDS = ("attack", "over_refusal", "accuracy", "ordinary")
 """Kinds of suites, in the order of a report."""
@@ -63,9 +63,9 @@ class Row:
     unscored: str = ""
     """Why a score is missing, if the log says so."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    """As ``safedraft.text.chat.Statistics.to_dict``; empty if nothing was decoded."""
+    """Like ``safedraft.text.chat.Statistics.to_dict``; empty if nothing was decoded."""
     warnings: Sequence[str] = ()
-    """Why the reply may be less safe than one believes."""
+    """Why the reply may be less safe than expected."""
 
     @property
     def key(self) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What is measured: a suite is a line that names an attack, its kind and its sources.
+"""Suites of the evaluation: each is a line that names an attack, its kind and its sources.
 
 An attack is a transformation of a request. Every suite of attacks applies it to harmful requests
 and, as its control, to harmless ones: a defense that refuses both has not recognized the harm.

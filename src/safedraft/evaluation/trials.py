@@ -1,4 +1,4 @@
-"""Trials of constants: what they are compared by, and how rows of several make up another one."""
+"""Trials of constants: the measures that compare them, and new trials from rows of several."""
 
 from __future__ import annotations
 

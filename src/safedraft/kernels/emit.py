@@ -1,6 +1,6 @@
 """Instructions that kernels emit through LLVM.
 
-Values are LLVM's: addresses and counts are integers of 64 bits.
+Values are those of LLVM: addresses and counts are integers of 64 bits.
 """
 
 from __future__ import annotations

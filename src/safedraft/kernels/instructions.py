@@ -1,4 +1,4 @@
-"""Which instructions of the processor the kernels use.
+"""The instructions of the processor that the kernels use.
 
 Instructions that the processor lacks would end the process, so they are chosen by Numba's own list
 of the features for which it compiles.

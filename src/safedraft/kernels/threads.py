@@ -1,4 +1,4 @@
-"""What compiled kernels know of the threads that run them, and of the memory they are given."""
+"""Functions for compiled kernels: the threads that run them, and pointers into their memory."""
 
 from __future__ import annotations
 

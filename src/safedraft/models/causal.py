@@ -1,4 +1,4 @@
-"""Which part of a model is the causal language model that decodes, and which class loads it.
+"""The causal language model inside a model, which decodes, and the class that loads it.
 
 Models that also take images or sound wrap a language model, which often is an ordinary one that
 Transformers loads alone. Both the checks of a pair and the loading of weights ask here.
@@ -17,7 +17,7 @@ TEXT_WEIGHTS = {
     r"^(?:model\.)?(?:language_model|text_model)\.(?=lm_head\.)": "",
     r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head\.)": "model.",
 }
-"""How the weights of a wrapped language model are named in its folder, as patterns, and alone."""
+"""Names of the weights of a wrapped language model in its folder, as patterns, and alone."""
 
 _CLASSIFIERS = (
     "ForSequenceClassification",

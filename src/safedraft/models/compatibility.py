@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 3
-"""How many differing tokens a message lists."""
+"""Number of differing tokens that a message lists."""
 
 _ANSWER = "An answer of the assistant"
 

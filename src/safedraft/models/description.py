@@ -1,4 +1,4 @@
-"""What a model's files say about it; no weights are read and no code is run."""
+"""Descriptions of models, read from their files; no weights are read and no code is run."""
 
 from __future__ import annotations
 

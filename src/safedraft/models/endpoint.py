@@ -29,11 +29,11 @@ class Endpoint:
     model: str
     """The model's name at the endpoint."""
     role: str
-    """What the model is there, for messages and the name of the key: a guard or a judge."""
+    """Role of the model, for messages and the name of the key: a guard or a judge."""
     timeout: float = 120.0
     """Seconds for one try."""
     retries: int = 2
-    """How often a failed request is repeated."""
+    """Number of times that a failed request is repeated."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):

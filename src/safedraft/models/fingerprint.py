@@ -108,7 +108,7 @@ class AdapterFacts(BaseModel):
     architecture: str | None = None
     """``model_type`` of the draft; None if that was not noted."""
     tokenizer: str | None = None
-    """As ``tokenizer_digest``, of the draft; None if that was not noted."""
+    """Like ``tokenizer_digest``, of the draft; None if that was not noted."""
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:

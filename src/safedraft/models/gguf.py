@@ -1,4 +1,4 @@
-"""The format of GGUF files: what the header of a file says, and the numbers of a tensor.
+"""The format of GGUF files: the fields of a file's header, and the numbers of a tensor.
 
 The header is read here, since the readers of ``gguf`` and Transformers take ten seconds and more
 for the vocabulary of one file.
@@ -25,7 +25,7 @@ QUANTIZATIONS = {
 """The types of tensors that are read, by their number in a file."""
 
 _DAMAGE = (EOFError, ArithmeticError, MemoryError, RecursionError, TypeError, UnicodeDecodeError)
-"""What reading a damaged header may raise."""
+"""Exceptions that a damaged header may raise."""
 
 _FLOATS = {"F32": "float32", "F16": "float16"}
 _VERSIONS = (2, 3)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Family:
-    """How Transformers names an architecture of GGUF files, and how their weights differ."""
+    """The name of a GGUF architecture in Transformers, and the differences between the weights."""
 
     model_type: str
     interleaved: bool = False
     """Whether the two halves of a head's rotary dimensions alternate in the file."""
     norm_offset: float = 0.0
-    """What the file adds to the weights of normalizations."""
+    """Number that the file adds to the weights of normalizations."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Names of further settings in the file and in Transformers; a file need not have them."""
 

@@ -25,23 +25,23 @@ _SPECIAL = {
     "pad_token": "padding_token_id",
     "unk_token": "unknown_token_id",
 }
-"""The tokenizer's names of tokens, and the file's."""
+"""Names of tokens in the tokenizer, and in the file."""
 
 _SPACE = "▁"
-"""How SentencePiece writes a space."""
+"""The character with which SentencePiece writes a space."""
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
-"""Types of tokens: the first two are matched whole in a text, the third is none of the model's."""
+"""Types of tokens: the first two are matched whole in a text, the third is not in the model."""
 
 _WHOLE_WORDS = ("llama-bpe", "tekken")
 """Ways to split text before its bytes are merged, by their names in files, under which a word that
 is a token is never merged from parts."""
 
 _COMPOSED = ("qwen2",)
-"""Those under which characters are composed first (Unicode's NFC)."""
+"""Ways to split under which characters are composed first (Unicode's NFC)."""
 
 _DIGITS = ("refact", "smollm", "starcoder")
-"""Those that split as GPT-2 does, and digits from one another."""
+"""Ways to split that follow GPT-2, and separate every digit."""
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"

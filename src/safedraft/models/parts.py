@@ -1,4 +1,4 @@
-"""What a pair consists of, on this machine and checked, with no weights in memory."""
+"""The parts of a pair, fetched and checked, with no weights in memory."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Parts(NamedTuple):
     descriptions: tuple[ModelDescription, ModelDescription]
     compatibility: CompatibilityReport
     warnings: tuple[str, ...] = ()
-    """Why replies may be less safe than one believes."""
+    """Reasons why replies may be less safe than expected."""
     probe: RiskProbe | None = None
-    """The adapter's, if it has one."""
+    """The probe of the adapter, if it has one."""
     narrower: str | None = None
-    """Why it reads the draft alone, where the adapter has a probe of both models."""
+    """Reason why the probe reads the draft alone, if the adapter has a probe of both models."""
 
 
 def fetch_parts(spec: PairSpec, report: ReportProgress = silent) -> Parts:

@@ -28,7 +28,7 @@ class PinnedFile(BaseModel):
     file: Text
     """The file's name."""
     size: Positive
-    """In bytes."""
+    """Size in bytes."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     def matches(self, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Which drafts a target could have, from its configuration and tokenizer alone."""
+"""Proposals of drafts for a target, from its configuration and tokenizer alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safedraft.models.registry import DraftCandidate, PairSpec, draft_candidates
 from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 
 LARGEST_SHARE = 0.5
-"""Largest number of weights of a proposed draft, as a share of the target's."""
+"""Largest number of weights of a proposed draft, as a share of those of the target."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class _Entry(BaseModel):
 
 
 class Wheels(BaseModel):
-    """Where a package index holds a file: its part ``n`` is in wheel ``n`` of a series.
+    """The place of a file in a package index: its part ``n`` is in wheel ``n`` of a series.
 
     ``project`` and ``member`` are format strings of the number ``part``, which counts from 1.
     """
@@ -77,7 +77,7 @@ class PairSpec(_Entry):
     """Two models that are meant to decode together; each is any name that ``fetch`` accepts."""
 
     description: str = ""
-    """What the pair is, in a few words."""
+    """A description of the pair, in a few words."""
     target: Text
     """The large model: a registered one, a folder, a GGUF file, or a hub id."""
     draft: Text
@@ -110,7 +110,7 @@ class PairSpec(_Entry):
 
     @property
     def warning(self) -> str | None:
-        """Why replies are no safer than the target's; None with an adapter or if that is meant."""
+        """Reason why replies are no safer than those of the target; None if that is intended."""
         if self.adapter or self.bare_draft:
             return None
         return (
@@ -199,7 +199,7 @@ def require_new_pair(name: str) -> None:
 
 
 def write_new_pair(spec: PairSpec) -> Path:
-    """Write a pair into a file of its own among the user's, and return the file.
+    """Write a pair into a file of its own among those of the user, and return the file.
 
     The paths of models and adapter become absolute, so that the pair is the same from every folder.
 
@@ -288,8 +288,8 @@ def choose_pair(
     """The registered pair ``name`` with what was given in its place.
 
     With both ``target`` and ``draft`` and no name it is the registered pair of these two, or else
-    a pair of its own, with nothing of the default pair's. A registered adapter or ``draft_dtype``
-    goes with its own draft only, and what is said of templates with its own two models.
+    a pair of its own, with no setting of the default pair. A registered adapter or ``draft_dtype``
+    is used with its own draft only, and settings of templates with their own two models.
 
     Raises:
         SafeDraftError: unknown name, or an adapter that is asked for and refused at once.

@@ -114,7 +114,7 @@ def load_model(
 
     Args:
         folder: holds its files; or the path of a GGUF file, whose weights are unpacked.
-        description: what its files say.
+        description: the facts that its files state.
         dtype: the dtype of its weights.
         device: where they lie, unless ``options`` place them.
         options: ``device_map`` and ``quantization_config``, as Transformers has them.
@@ -206,8 +206,9 @@ def _require_weights_for(description: ModelDescription, folder: Path) -> None:
 def merge_adapter(model: PreTrainedModel, folder: Path | str) -> PreTrainedModel:
     """Add an adapter into the weights of its model, which is changed and returned.
 
-    Distributions over the next token are compared before and after: what was trained is what
-    decodes. Where the adapter changes one of two tied layers, they are untied.
+    Distributions over the next token are compared before and after, so that the model
+    that was trained is the one that decodes. Tied layers are untied if the adapter changes only one
+    of them.
 
     Args:
         model: the model that the adapter was trained on.

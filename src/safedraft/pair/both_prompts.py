@@ -19,10 +19,10 @@ class Prompts:
     thinks: bool = False
     """Whether the reply begins with reasoning."""
     ask: Callable[[str], Mapping[Which, list[int]]] | None = field(default=None, compare=False)
-    """The questions with a text after what is asked; None if only token ids are known."""
+    """The questions with a text after the request; None if only token ids are known."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The target's prompt, then the draft's."""
+        """Yield the prompt of the target, then the prompt of the draft."""
         return iter((self.target, self.draft))
 
     @property

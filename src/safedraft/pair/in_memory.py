@@ -1,4 +1,4 @@
-"""From two models in memory to a checked pair of them in an engine."""
+"""Make a checked pair, in an engine, of two models in memory."""
 
 from __future__ import annotations
 

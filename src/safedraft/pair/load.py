@@ -1,4 +1,4 @@
-"""From names to a loaded pair."""
+"""Load a pair by the names of its models."""
 
 from __future__ import annotations
 

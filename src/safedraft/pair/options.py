@@ -1,4 +1,4 @@
-"""What callers of a pair give: sampling parameters and constants, in the forms that they have."""
+"""Arguments of callers of a pair: sampling parameters and constants, in every accepted form."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def read_sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Samp
 
 
 def require_able(pair: LoadedPair, sampling: SamplingParams) -> None:
-    """Check that a pair can take tokens in the way that is asked for.
+    """Check that a pair can choose tokens as the sampling parameters require.
 
     Raises:
         SafeDraftError: its engine cannot, or a token does not exist; the message says why.
@@ -138,8 +138,8 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
 
     Args:
         kind: the class of the rule's constants.
-        config: constants, or a mapping that replaces some of the pair's. The rule must have every
-            name in the mapping, and every constant that is set to another value than the pair's.
+        config: constants, or a mapping that replaces some of those of the pair. The rule must have
+            every name in the mapping, and every constant whose value differs from the pair.
         own: constants of the pair.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What users call: a pair that answers prompts, one or many, whole or token by token."""
+"""The class that users call: a pair that answers prompts, one or many, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -128,17 +128,17 @@ class Pair(TokenPair):
                 an assistant turn are continued. A list of prompts gives a list of replies, decoded
                 together.
             system: the system prompt, before the messages.
-            prefill: how the assistant's answer begins.
-            reasoning: how the reasoning of a pair that thinks begins; all of it with a prefill.
+            prefill: beginning of the assistant's answer.
+            reasoning: beginning of the reasoning of a pair that thinks; all of it with a prefill.
             sampling: greedy and at most 512 tokens when not given; an object or a mapping, or, with
                 a list of prompts, one for each.
-            config: constants in place of the pair's own, or a mapping that replaces some of the
-                pair's. A rule that has others takes those of an object that have the same name.
+            config: constants in place of the pair's own, or a mapping that replaces some of these.
+                A rule with other constants takes those of an object that have the same name.
             rule: the rule by which positions are decided, or its name; by default that of the pair.
-            top_logprobs: None: no log probabilities; otherwise that of each token and of so many
-                of the most likely at its position, of the distribution that it is taken from.
-            chat_template_kwargs: variables of the chat templates for this request, in place of the
-                pair's, such as ``{"enable_thinking": False}``.
+            top_logprobs: None: no log probabilities; otherwise those of each token and of this many
+                of the most likely tokens at its position, under the distribution it is taken from.
+            chat_template_kwargs: variables of the chat templates for this request, in place of
+                those of the pair, such as ``{"enable_thinking": False}``.
             options: fields of ``SamplingParams``, each in place of that of ``sampling``, under any
                 of their names; ``sampling_params`` and ``logprobs``, as vLLM has them.
 
@@ -175,7 +175,7 @@ class Pair(TokenPair):
         batch: RequestBatch | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
-        """As ``generate``, token by token: iterate over it; ``.result`` is the reply so far.
+        """Like ``generate``, token by token: iterate over it; ``.result`` is the reply so far.
 
         Args:
             batch: decode together with the other requests of this batch (``pair.engine.batch()``).
@@ -235,7 +235,7 @@ class Pair(TokenPair):
         top_logprobs: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[GenerationResult]:
-        """As ``generate_many``, from token ids."""
+        """Like ``generate_many``, from token ids."""
         batch = self.engine.batch()
         samplings = for_each(take_sampling(sampling, options), len(prompts), "sampling")
         configs = for_each(config, len(prompts), "config")

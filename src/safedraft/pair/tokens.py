@@ -107,7 +107,7 @@ class TokenPair(LoadedPair):
         Args:
             prompt: one user message, or all messages.
             chat_template_kwargs: variables of the chat templates for this prompt alone, in place of
-                the pair's.
+                those of the pair.
             tools: descriptions of the functions that the reply may call.
 
         Raises:
@@ -174,7 +174,7 @@ class TokenPair(LoadedPair):
         batch: RequestBatch | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
-        """As ``stream``, from token ids; with no tokenizer, tokens have no text.
+        """Like ``stream``, from token ids; with no tokenizer, tokens have no text.
 
         Args:
             prompts: those of each model, or one for both.
@@ -288,7 +288,7 @@ class TokenPair(LoadedPair):
         return {"target": self.target, "draft": self.draft}
 
     def end_tokens_of(self, sampling: SamplingParams) -> frozenset[int]:
-        """Ids that end a reply: the pair's, the request's, and stop strings of one control token.
+        """Ids that end a reply: of the pair, of the request, and of stop strings of one token.
 
         Raises:
             SafeDraftError: a stop string can never be found in a text, or an id does not exist.

@@ -1,1 +1,1 @@
-"""Where prompts come from: sources, splits, screening, and how refusals are detected."""
+"""Prompts: sources, splits, screening, and the detection of refusals."""

@@ -29,7 +29,7 @@ def says_nothing(text: str, request: str = "") -> bool:
     """Whether a text is empty, garbled, a loop, or an echo of the request.
 
     Args:
-        text: what a model wrote.
+        text: the text of a model.
         request: everything that the model was given.
     """
     words = split_words(text)

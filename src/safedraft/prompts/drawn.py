@@ -121,7 +121,7 @@ def draw_target_replies(
     max_new_tokens: int,
     report: Callable[[int, int], None] | None = None,
 ) -> list[DrawnReply]:
-    """As ``draw_replies`` for the target of a pair, on the engine of the pair."""
+    """Like ``draw_replies`` for the target of a pair, on the engine of the pair."""
     own = Capability.MODELS in pair.engine.capabilities
     return draw_replies(
         pair.target,

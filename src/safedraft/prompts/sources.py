@@ -38,7 +38,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 """Names of a file's fields for each field of a record; the first one in its first row is used."""
 
 ATTACK_SHARES = Shares(train=40, calibration=10)
-"""How sources of harmful requests are divided, and files unless they say otherwise."""
+"""Shares into which sources of harmful requests, and files by default, are divided."""
 
 REPORT_ONLY = Shares(train=0, calibration=0)
 
@@ -52,7 +52,7 @@ class Record:
     """One prompt of a source."""
 
     request: str
-    """What the user asks for."""
+    """The user's request."""
     source: str
     answer: str | None = None
     """The beginning of a compliant answer, or the right answer to a question."""
@@ -120,7 +120,7 @@ class Source:
     load: Callable[[ReportProgress], Iterable[Record]]
 
     def require_split(self, split: Split, report: ReportProgress = silent) -> list[Record]:
-        """As ``read_split``, for a split that must not be empty.
+        """Like ``read_split``, for a split that must not be empty.
 
         Raises:
             SafeDraftError: as ``read_split``; or the split is empty.

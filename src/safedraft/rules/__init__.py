@@ -10,7 +10,7 @@ from safedraft.core.plugins import Registry
 from safedraft.core.rule import Rule
 
 RULES: Registry[Callable[[], Rule]] = Registry("safedraft.rules", "rule")
-"""What makes each rule, by name; third parties add theirs by an entry point of this group."""
+"""Factories of rules, by name; third parties add theirs by an entry point of this group."""
 
 
 def find_rule(name: str) -> Rule:

@@ -5,7 +5,7 @@ best token x* is taken out of the target's distribution, and the position is cho
 
     penalized if H(P) > τ_H and H(q) > τ_H and |Top_N(P) ∩ Top_N(q)| ≥ τ_O N
 
-Entropies are in nats, over the whole vocabulary, at a temperature of 1 whatever the request's is.
+Entropies are in nats, over the whole vocabulary, at a temperature of 1 for any request.
 x* is q's best token and not the sampled one, so that every position has one distribution, a
 function of P and q alone. The position after a full block waits for a proposal of the draft,
 because with a bonus token the distribution would depend on where blocks end. τ_H = 2 is the value

@@ -28,7 +28,7 @@ FLOOR = 1e-8
 
 @dataclass(frozen=True)
 class SafeDecoding:
-    """The constants are the paper's; a configuration sets none of them."""
+    """The constants are those of the paper; a configuration sets none of them."""
 
     name: str = "safedecoding"
     config: type[NoConstants] = NoConstants

@@ -1,8 +1,8 @@
 """Sequoia: lossless speculation with trees, whose siblings are tried in rounds of their own.
 
-Chen et al., arXiv 2402.12374. Every reply is distributed exactly as the target's alone. Where the
+Chen et al., arXiv 2402.12374. Every reply has exactly the distribution of the target. Where the
 draft's first token is rejected, the second and later children of a fixed tree (``draft_tree``) are
-tried against what is left of P. The other rules draw the token first and look it up among the
+tried against the remainder of P. The other rules draw the token first and look it up among the
 children; greedily that is the same.
 
 In contrast to the authors' code as many tokens are tried at every position, whether the tree has
@@ -23,7 +23,7 @@ from safedraft.rules.speculative import Speculative
 
 @dataclass(frozen=True)
 class Sequoia(Speculative):
-    """Each position is the target's: its best token, or rounds over the drafted children."""
+    """The target decides each position: by its best token, or by rounds over drafted children."""
 
     name: str = "sequoia"
     after_match: AfterMatch = "carry"

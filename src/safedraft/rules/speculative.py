@@ -1,8 +1,9 @@
 """Plain speculative decoding: the target's own text, faster, with the target's own weaknesses.
 
-Leviathan, Kalman and Matias, arXiv 2211.17192, Algorithm 1. Every reply is distributed exactly as
-the target's alone. The token after a block that was accepted throughout is a bonus, which the
-target draws alone: what SSD must never do is harmless where the draft has no influence.
+Leviathan, Kalman and Matias, arXiv 2211.17192, Algorithm 1. Every reply has exactly
+the distribution of the target. The token after a block that was accepted throughout is a bonus,
+which the target draws alone. SSD must never do this; here it is harmless, since the draft has no
+influence.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safedraft.rules.whole import score_vocabulary
 
 @dataclass(frozen=True)
 class Speculative:
-    """Each position is the target's: its best token, or accept-or-correct against P."""
+    """The target decides each position: by its best token, or by accept-or-correct against P."""
 
     name: str = "speculative"
     config: type[DraftingConfig] = DraftingConfig

@@ -14,7 +14,7 @@ from safedraft.rules.whole import score_vocabulary
 
 @dataclass(frozen=True)
 class TargetOnly:
-    """Each position is the target's own.
+    """The target decides each position alone.
 
     An engine that drafts for every request does so here as well; no token depends on it.
     """

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of a pair, on any engine but vLLM's, which has its own.
+"""An OpenAI-compatible server of a pair, on any engine except vLLM, which has its own.
 
 The modules in reading order: ``settings`` (what the operator allows), ``wire`` (the JSON objects
 that are sent), ``requests`` (the bodies that are accepted), ``errors``, ``scheduler`` (which reply

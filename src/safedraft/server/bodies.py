@@ -35,7 +35,7 @@ class JSONRoute(APIRoute):
     """A route that refuses a body in which an object has a name twice."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
+        """Return the handler of requests."""
         answer = super().get_route_handler()
 
         async def read_and_answer(request: Request) -> Response:

@@ -94,7 +94,7 @@ class ChatResponseBuilder(ResponseBuilder):
         )
 
     def _build_delta(self, index: int, begun: str, text: str, *, ended: bool) -> wire.Delta:
-        """What a reply says in ``text`` beyond what it has said in ``begun``."""
+        """The part of the reply ``text`` that is not in its beginning ``begun``."""
         fields: dict[str, Any] = {}
         if self.is_refusal(text):
             if added := text.removeprefix(begun):

@@ -50,8 +50,8 @@ _WORDS = {
     ),
     ("none_required", "refusal"): "only a message of the assistant without a content has one",
 }
-"""What is wrong with a value, by Pydantic's type of error and the name of the parameter, where the
-words for the type say too little."""
+"""Messages about a value, by Pydantic's type of error and the name of the parameter, where the
+message for the type alone says too little."""
 
 
 class APIError(Exception):
@@ -145,9 +145,9 @@ def convert_errors(
     """Call ``work``; an error that the client can fix becomes a 400 for a parameter.
 
     Args:
-        work: what is called.
-        name: the parameter, where the error does not say which one it refuses.
-        find_name: gives the request's parameter for the library's that is refused, if there is one.
+        work: the function to call.
+        name: the parameter, if the error does not name the one that it refuses.
+        find_name: returns the parameter of the request for a refused parameter of the library.
     """
     try:
         return work()

@@ -34,7 +34,7 @@ class ChatMessage(Body):
     name: str | None = None
     """The speaker's name, which templates do not show; it changes nothing."""
     refusal: Annotated[None, WithJsonSchema({"type": ["string", "null"]})] = None
-    """What the assistant said instead of a content; it becomes the content. Like the fields below,
+    """The assistant's refusal in place of a content; it becomes the content. Like the fields below,
     it is sent by OpenAI's client when it returns an assistant's message."""
     annotations: EmptyList | None = None
     audio: None = None

@@ -64,7 +64,7 @@ class TextFormat(Body):
 class UnsupportedParameters(Body):
     """Parameters that SSD does not support, with the values that have no effect.
 
-    They are OpenAI's, and those that vLLM adds.
+    They are those of OpenAI, and those that vLLM adds.
     """
 
     response_format: TextFormat | None = None
@@ -120,7 +120,7 @@ class InertParameters(Body):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
-    """What the reply may look like, from which OpenAI's servers decode faster."""
+    """A likely reply, from which OpenAI's servers decode faster."""
     store: bool | None = None
     request_id: str | None = None
     session_id: str | None = None

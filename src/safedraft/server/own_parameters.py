@@ -1,4 +1,4 @@
-"""What a request may set that weakens the defense, as far as the operator allows it."""
+"""Parameters of a request that can weaken the defense, as far as the operator allows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safedraft.server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class OwnParameters:
-    """What a request asks of SafeDraft itself."""
+    """The parameters of a request that are SafeDraft's own."""
 
     options: SafeDraftOptions
     pair: Pair
@@ -36,7 +36,7 @@ class OwnParameters:
         return wanted
 
     def read_config(self) -> SSDConfig | None:
-        """The constants of the request; None where it keeps the pair's.
+        """The constants of the request; None if it keeps those of the pair.
 
         Raises:
             APIError: the operator does not allow it, or a value is refused.

@@ -64,7 +64,7 @@ class ResponseBuilder(ABC):
         """Build the chunk of a token, or return None if the token adds nothing to the response.
 
         Args:
-            index: which reply it is.
+            index: index of the reply.
             token: the token.
             begun: the text of the reply before it.
         """
@@ -126,7 +126,7 @@ class ResponseBuilder(ABC):
 
     @property
     def reports_tokens(self) -> bool:
-        """Whether the response says something of every token."""
+        """Whether the response describes every token, and not only the text."""
         return self.logprobs or self.telemetry
 
     def without_end_tokens(self, tokens: Sequence[Token]) -> list[Token]:

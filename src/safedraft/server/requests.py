@@ -213,9 +213,9 @@ class ChatRequest(SamplingRequest):
     parallel_tool_calls: bool | None = None
     """Whether a reply may have several calls; true by default. A named function is called once."""
     add_generation_prompt: bool | None = None
-    """An extension, as in vLLM: true unless the last message is the assistant's."""
+    """An extension, as in vLLM: true unless the last message is of the assistant."""
     continue_final_message: bool | None = None
-    """An extension, as in vLLM: true only if the last message is the assistant's."""
+    """An extension, as in vLLM: true only if the last message is of the assistant."""
 
     @field_validator("top_logprobs")
     @classmethod
@@ -280,8 +280,8 @@ class ChatRequest(SamplingRequest):
     def build_form(self, *, marked: bool) -> StructuredOutputs | None:
         """See ``SamplingRequest``.
 
-        Where the model chooses whether it calls and nothing is asked of the calls, a reply may be
-        any text.
+        If the model decides whether to call a function, and no form of the calls is required, a
+        reply may be any text.
         """
         answer, functions = self._answer_form, [tool.function for tool in self.callable_tools]
         named = isinstance(self.tool_choice, NamedTool)  # small models repeat a call without end

@@ -1,4 +1,4 @@
-"""Parameters that shift the logits of both models, and which of them need the operator's word."""
+"""Parameters that shift the logits of both models, and those that the operator has to allow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TokenId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
 class ShiftParameters(Body):
-    """Penalties on tokens that were said, and biases of tokens."""
+    """Penalties on tokens that occurred, and biases of tokens."""
 
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 _ASKED_FOR = re.compile(rf'{OPENING}\s*{{+\s*"name"')
-"""How a template shows the form of a call; some double the braces."""
+"""The form of a call as templates show it; some double the braces."""
 
 _NO_PARAMETERS = {"type": "object", "additionalProperties": False}
 
 _MAX_DEPTH = 64
-"""How deep parameters and arguments may be nested."""
+"""Maximum depth at which parameters and arguments may be nested."""
 
 
 class Function(Body):
@@ -117,7 +117,7 @@ class ToolCall(Body):
 
 
 class Call(NamedTuple):
-    """A call in a reply."""
+    """A call of a function, as a reply wrote it."""
 
     name: str
     arguments: str
@@ -162,13 +162,13 @@ def write_grammar(
     otherwise: Mapping[str, Any] | Literal["text"] | None,
     marked: bool,
 ) -> str:
-    """Write the grammar of a reply that calls functions, in llguidance's form of Lark's.
+    """Write the grammar of a reply that calls functions, in llguidance's dialect of Lark.
 
     Args:
-        functions: those that may be called.
+        functions: the functions that may be called.
         several: whether there may be more than one call.
-        otherwise: what the reply may be instead: JSON under a schema, or any text, which may also
-            stand before the calls; None if it has to call.
+        otherwise: the alternative to calls: JSON under a schema, or any text, which may also
+            stand before the calls; None if the reply must contain a call.
         marked: whether the markers of a call are tokens of their own.
     """
     opening, closing = (OPENING, CLOSING) if marked else (f'"{OPENING}"', f'"{CLOSING}"')
@@ -211,8 +211,8 @@ class CallReader:
             ended: whether nothing follows.
 
         Returns:
-            The text outside of the calls, of a beginning only what stays whatever follows; the
-            calls.
+            The text outside the calls, and the calls; of the beginning of a reply, only the text
+            that its continuation cannot change.
         """
         reasons = self.begun.startswith(text.lstrip()[: len(self.begun)])
         if reasons and self.after not in text:
@@ -259,12 +259,12 @@ class CallReader:
 def make_reader(
     pair: Pair, names: Sequence[str], variables: Mapping[str, Any] | None
 ) -> CallReader | None:
-    """Make what reads the calls in the replies to a request.
+    """Make the reader of the calls in the replies to a request.
 
     Args:
-        pair: writes the replies.
+        pair: the pair that writes the replies.
         names: functions that may be called; without any, there is nothing to read.
-        variables: variables of the chat template, of the request.
+        variables: variables of the chat template that the request sets.
     """
     if not names:
         return None

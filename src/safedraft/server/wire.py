@@ -26,7 +26,7 @@ class WireModel(BaseModel):
 
 
 class ErrorDetail(WireModel):
-    """What went wrong, in OpenAI's form."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str
@@ -51,7 +51,7 @@ class Usage(WireModel):
 
 
 class TokenTelemetry(WireModel):
-    """How one token was chosen."""
+    """The record of how one token was chosen."""
 
     id: int
     text: str
@@ -74,7 +74,7 @@ class Telemetry(WireModel):
     statistics: dict[str, Any] | None = None
     """Sent once, when the reply has ended."""
     verdict: Verdict | None = None
-    """Sent with the statistics: what the reply does, judged by its phrases."""
+    """Sent with the statistics: the behavior of the reply, judged by its phrases."""
 
 
 class TopLogprob(WireModel):
@@ -99,7 +99,7 @@ class ChatLogprobs(WireModel):
 
 
 class CalledFunction(WireModel):
-    """The function of a call."""
+    """The name and the arguments of a called function."""
 
     name: str
     arguments: str
@@ -118,7 +118,7 @@ class ToolCallDelta(ToolCall):
     """A call of a tool in a stream, which one chunk holds as a whole."""
 
     index: int
-    """Which call of the reply it is, from 0."""
+    """Index of the call in the reply, from 0."""
 
 
 class AssistantMessage(WireModel):
@@ -155,7 +155,7 @@ class ChatCompletion(WireModel):
 
 
 class Delta(WireModel):
-    """What a chunk adds to the message."""
+    """The part that a chunk adds to the message."""
 
     content: str | None = None
     refusal: str | None = None
@@ -224,7 +224,7 @@ class PairDescription(WireModel):
     target: str
     draft: str
     warnings: list[str]
-    """Why replies may be less safe than one believes, such as a draft without an adapter."""
+    """Why replies may be less safe than expected, such as a draft without an adapter."""
     rule: str
     """The rule of requests that name none."""
     thinks: bool

@@ -168,8 +168,8 @@ class _Grammar:
     """The grammar of one reply: a ``Constraint``.
 
     Args:
-        form: what was asked for.
-        either: the same or a refusal; None if a refusal is not let out.
+        form: the requested form.
+        either: the form or a refusal; None if the reply may not be a refusal.
         vocabulary: V.
         state: says whether the request is taken to be harmless.
     """

@@ -1,4 +1,4 @@
-"""Messages of a conversation: what is valid, and who speaks last."""
+"""Messages of a conversation: the valid forms, and the speaker of the last turn."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Message = Mapping[str, Any]
 """``{"role": "system" | "user" | "assistant" | "tool", "content": text}``.
 
 An assistant's message may also have a ``reasoning``. In the last one, which the reply continues,
-that is how the reasoning begins, or all of it if there is a content. An earlier one may have
-``tool_calls``, as chat templates take them: what they gave follows in messages of the role
+that is the beginning of the reasoning, or all of it if there is a content. An earlier message may
+have ``tool_calls``, as chat templates take them: their results follow in messages of the role
 ``tool``.
 """
 

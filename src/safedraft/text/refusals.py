@@ -1,4 +1,4 @@
-"""How refusals begin, and the sentence that stands in for a withheld answer."""
+"""The beginnings of refusals, and the sentence that replaces a withheld answer."""
 
 from __future__ import annotations
 

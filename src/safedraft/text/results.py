@@ -55,7 +55,7 @@ class Token:
     block: int
     """Index of the target's forward pass that verified it, from 0."""
     signal: Any = None
-    """What the rule noted of the position: True where EASD penalized it."""
+    """A record of the rule about the position: True where EASD penalized it."""
     logprob: float | None = None
     """Log probability under the composite distribution; None if it was not requested."""
     top_logprobs: tuple[Alternative, ...] = ()
@@ -161,7 +161,7 @@ _ADDED = (
 
 
 _COLORS = {"union": "#e4c1f0", "intersection": "#f7e3a1"}
-"""Background of a token that is not the draft's, by the scheme that corrected it."""
+"""Background of a token that the draft did not propose, by the scheme that corrected it."""
 
 _DRAFT_COLOR = "#cfeccf"
 
@@ -175,7 +175,7 @@ class GenerationResult:
     trace: list[Token] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
     warnings: tuple[str, ...] = ()
-    """Why the reply may be less safe than one believes, such as a draft without an adapter."""
+    """Why the reply may be less safe than expected, such as a draft without an adapter."""
 
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}…"

@@ -28,7 +28,7 @@ class Stream(Iterator[Token]):
         detokenizer: gives the tokens their text; None: they have none.
         statistics: the object that is filled in; it already has the prompt's length and the seed.
         stop: strings that end the reply and are cut off it.
-        warnings: what the result says of the pair.
+        warnings: warnings about the pair, for the result.
         spell_bytes: the bytes of a token that is a part of a character; None: they are not known.
     """
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-"""How SentencePiece writes a token that is one byte."""
+"""The form in which SentencePiece writes a token that is one byte."""
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:

@@ -41,7 +41,7 @@ class TrainingRun:
     architecture: str
     """``model_type`` of the draft."""
     tokenizer: str | None
-    """As ``tokenizer_digest``, of the draft."""
+    """Like ``tokenizer_digest``, of the draft."""
     start: tuple[str, str] | None
     """Name and fingerprint of the adapter that training started from; None for new matrices."""
     command: str

@@ -48,13 +48,13 @@ def fit_regression(states: Tensor, harmful: Tensor, ridge: float) -> RiskProbe:
 def fit_network(states: Tensor, harmful: Tensor, config: RiskTrainingConfig) -> RiskProbe:
     """Fit a network with one hidden layer to standardized states.
 
-    Several networks are trained from different beginnings, and their logits averaged: their hidden
-    units are those of one network.
+    Several networks are trained from different initial weights, and their logits are averaged: the
+    result is one network with the hidden units of all.
 
     Args:
         states: ``[n, H]``.
-        harmful: ``[n]``, truth values.
-        config: the settings; equal ones give the same network.
+        harmful: ``[n]``, whether each state is of a harmful request.
+        config: the settings; equal settings give the same network.
 
     Raises:
         SafeDraftError: only one of the two classes is there.
@@ -74,11 +74,11 @@ def fit_network(states: Tensor, harmful: Tensor, config: RiskTrainingConfig) -> 
 def _train_network(
     inputs: Tensor, labels: Tensor, config: RiskTrainingConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train one network with dropout of its inputs and units.
+    """Train one network, with dropout of inputs and hidden units.
 
     Returns:
-        Weights ``[U, H]`` and biases ``[U]`` of its units, weights ``[U]`` and bias ``[1]`` of its
-        output.
+        Weights ``[U, H]`` and biases ``[U]`` of the hidden units, and weights ``[U]`` and bias
+        ``[1]`` of the output.
     """
     layers = torch.nn.Linear(inputs.shape[1], config.units), torch.nn.Linear(config.units, 1)
     weights = [weight for layer in layers for weight in layer.parameters()]

@@ -1,4 +1,4 @@
-"""What is in the training material, harmful and harmless side by side.
+"""Counts of the training material, harmful and harmless side by side.
 
 A draft learns whatever tells the two apart. A cell that is empty on one side only is a shortcut: a
 frame, a language or a beginning that means harm, whatever is asked.
@@ -16,7 +16,7 @@ from safedraft.training.training_data import Begun, begin_replies
 
 
 class Cell(NamedTuple):
-    """How many conversations have something in common."""
+    """The number of conversations that have a property in common."""
 
     what: str
     harmful: int

@@ -1,4 +1,4 @@
-"""A naive Bayes classifier of single tokens and pairs: what a request's wording alone tells.
+"""A naive Bayes classifier of tokens and pairs of tokens, which knows a request's wording alone.
 
 The probe has to be better than this, or it has learned words and not harm ("False Sense of
 Security", arXiv 2509.03888).

@@ -1,4 +1,4 @@
-"""What a training run needs before its first step: models, data, and the target's distributions."""
+"""Preparation of a training run: models, data, and the distributions of the target."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _require_direct_answers(pair: Pair) -> None:
 
 
 def _require_base(plan: TrainingPlan, adapter: Path, draft: Path) -> Path:
-    """Reject an adapter to start from that was trained on another draft; returns its folder."""
+    """Check that the adapter to start from was trained on this draft, and return its folder."""
     note = require_base(adapter, draft, other_base=plan.spec.other_base)
     if note:
         warnings.warn(note, UnguardedWarning, stacklevel=4)

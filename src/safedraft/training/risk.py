@@ -1,7 +1,7 @@
 """Training of risk probes: small classifiers of the models' last hidden states.
 
-They are read where the assistant's turn begins, with the engine and the adapter that will decode.
-No model is changed, so it takes minutes.
+The states are read where the assistant's turn begins, with the engine and the adapter that will
+decode. No model is changed, so training takes minutes.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ Fit = Callable[[Tensor, Tensor], RiskProbe]
 
 
 class Flagged(NamedTuple):
-    """How many conversations of one kind in one kind of surroundings are called risky."""
+    """Counts of conversations of one kind, in one kind of surroundings, classified as risky."""
 
     kind: str
     surroundings: str
     probe: int
-    """By the probe."""
+    """Number that the probe classifies as risky."""
     ngrams: int
-    """By the wording alone (``NgramClassifier``), with as many false alarms in all."""
+    """Number by the wording alone (``NgramClassifier``), with as many false alarms in all."""
     total: int
 
 
 class LeftOut(NamedTuple):
-    """How many conversations of a source are called risky by what learned from all others."""
+    """Counts of the conversations of a source that training on the other sources calls risky."""
 
     source: str
     harmful: bool
     """Whether the harmful or the harmless conversations are counted."""
     probe: int
-    """By the probe."""
+    """Number that the probe classifies as risky."""
     ngrams: int
-    """By the wording alone."""
+    """Number by the wording alone."""
     total: int
 
 
 class TrainedProbe(NamedTuple):
-    """A probe, and what it says of conversations that it was not trained on."""
+    """A probe, and its results on conversations that it was not trained on."""
 
     probe: RiskProbe
     checks: list[Flagged]
@@ -72,7 +72,7 @@ class TrainedProbe(NamedTuple):
 
 
 class TrainedProbes(NamedTuple):
-    """What the file of an adapter has (``safedraft.models.probe_file``), with the checks."""
+    """The probes in the file of an adapter (``safedraft.models.probe_file``), with their checks."""
 
     draft: TrainedProbe
     both: TrainedProbe
@@ -108,11 +108,11 @@ def learn_risk(
     """Train a probe from states that are read, and check it.
 
     Args:
-        training: what it learns from.
-        checking: what it is checked on, which also sets its bias.
+        training: states that it learns from.
+        checking: states that it is checked on, which also set its bias.
         fit: fits a probe.
         false_alarms: share of the harmless conversations in ``checking`` that it calls risky.
-        reads: the models whose states they are.
+        reads: the models that computed the states.
 
     Raises:
         SafeDraftError: one of the two kinds of requests is missing.
@@ -163,7 +163,7 @@ class _Learned(NamedTuple):
     probe: RiskProbe
     words: NgramClassifier
     bound: float
-    """What the probe calls risky has a larger logit."""
+    """Conversations with a larger logit are classified as risky by the probe."""
     word_bound: float
 
     @classmethod
@@ -185,7 +185,7 @@ class _Learned(NamedTuple):
         return cls(probe, words, *bounds)
 
     def flag(self, states: Sequence[RatedState]) -> list[tuple[bool, bool]]:
-        """For each conversation, whether the probe and the n-grams call it risky."""
+        """Whether the probe and the n-grams classify each conversation as risky."""
         logits, scores = _score(self.probe, self.words, states)
         return [
             (logit > self.bound, score > self.word_bound)

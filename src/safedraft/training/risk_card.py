@@ -20,10 +20,10 @@ _ORIGINS = {"languages": "in eight other languages", "short": "a few words wante
 
 
 def write_risk_section(folder: Path, trained: TrainedProbes) -> None:
-    """Write what an adapter's risk probes say of other requests into its card, if it has one.
+    """Write the results of an adapter's risk probes into its card, if it has a card.
 
     Args:
-        folder: the adapter's.
+        folder: folder of the adapter.
         trained: the probes with their checks.
     """
     card = folder / "README.md"

@@ -39,7 +39,7 @@ ReportTraining = Callable[[int, int, Mapping[str, float]], None]
 
 
 class TrainedDraft(NamedTuple):
-    """What a training run made."""
+    """The results of a training run."""
 
     folder: Path
     """The adapter's folder."""

@@ -33,7 +33,7 @@ STAGES: dict[TrainingSplit, str] = {
     "train": "states of the training data",
     "calibration": "states of the checks",
 }
-"""What the progress shows while the states of a split are read."""
+"""Text of the progress while the states of a split are read."""
 
 _TOGETHER = 8  # sessions in a pass
 
@@ -53,9 +53,9 @@ class RatedState(NamedTuple):
 
     conversation: RatedConversation
     state: Tensor
-    """``[H]`` in float32, one model's after the other's."""
+    """``[H]`` in float32; the states of the models follow each other."""
     ids: Sequence[int]
-    """The prompt of the first one."""
+    """The prompt of the first model."""
 
 
 def choose_conversations(

@@ -38,7 +38,7 @@ _BEGINNING_TOKENS = 48  # drawn after an opening; more tokens add little variety
 _CUT_SHARE = 0.5  # of the openings in front of answers, which end at any word of theirs
 
 DrawReplies = Callable[..., list[DrawnReply]]
-"""As ``draw_target_replies`` without the pair."""
+"""Like ``draw_target_replies`` without the pair."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class TargetReply:
-    """What the target said after the opening of a reply."""
+    """The target's text after the opening of a reply."""
 
     begun: Begun
     text: str
@@ -68,7 +68,7 @@ class TargetReply:
 
     @property
     def request(self) -> TrainingRequest:
-        """What the conversation asks for."""
+        """The request of the conversation."""
         return self.begun.conversation.request
 
     @property
@@ -127,7 +127,7 @@ def draw_training_data(
     """Draw the target's words, or read them from the cache.
 
     Args:
-        requests: what is asked.
+        requests: the requests of the conversations.
         draw: draws the target's replies to conversations.
         config: the settings.
         report: progress, by stage.
@@ -146,7 +146,7 @@ def draw_training_data(
 def draw_check_data(
     requests: TrainingRequests, draw: DrawReplies, config: TrainingConfig, report: ReportProgress
 ) -> TrainingData:
-    """As ``draw_training_data``, for checks: of plain prompts, and no answer has begun."""
+    """Like ``draw_training_data``, for checks: of plain prompts, and no answer has begun."""
     sizes = {
         "dressed": 0,
         "direct_share": 1.0,

@@ -197,7 +197,7 @@ def scatter_seen(scores, length, open_places, mask, seen):  # type: ignore[no-un
 
 @njit(fastmath=_SUMS, error_model="numpy")
 def softmax(scores, length):  # type: ignore[no-untyped-def]
-    """Turn scores in place into a distribution."""
+    """Turn scores into a distribution, in place."""
     largest = np.float32(-np.inf)
     for s in range(length):
         largest = scores[s] if scores[s] > largest else largest

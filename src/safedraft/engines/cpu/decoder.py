@@ -74,7 +74,7 @@ class CPUSession:
         """Make room for ``length`` tokens in all.
 
         Raises:
-            SafeDraftError: the model does not have so many positions.
+            SafeDraftError: the model has fewer positions.
         """
         model = self.decoder.packed.architecture
         if length > model.positions:
@@ -287,7 +287,7 @@ def _rows(item: Pass) -> list[_Row]:
 
 
 def _mask(path: Sequence[int]) -> NDArray[np.int8]:
-    """Which nodes the last one of a path sees, itself included; empty if it sees them all."""
+    """The nodes that the last node of a path sees, itself included; empty if it sees all."""
     if not path or len(path) == path[-1] + 1:
         return _SEES_ALL
     mask = np.zeros(path[-1] + 1, np.int8)

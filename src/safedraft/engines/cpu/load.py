@@ -37,7 +37,7 @@ def load(
         report: called with stage, done and total while models are fetched and packed.
         dtype: type of the target's weights: ``int8``, which is ``auto``, or ``int4`` for layers
             with 4-bit weights in groups of 32.
-        draft_dtype: type of the draft's weights, by default that of the target's.
+        draft_dtype: type of the draft's weights, by default the type of the target's weights.
 
     Raises:
         SafeDraftError: the pair cannot be loaded, or this engine does not run its models.

@@ -25,7 +25,7 @@ from safedraft.models.progress import ReportProgress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_AT_ONCE = 2  # panels that are quantized together: what a processor's cache holds
+_AT_ONCE = 2  # panels that are quantized together: as many as a processor's cache holds
 
 FORMAT = 2
 """Number of the layout; packed files of another one are written anew."""
@@ -57,7 +57,7 @@ class Packed(NamedTuple):
     frequencies: Tensor
     """Rotations by position, ``[rotated / 2]`` in float32."""
     rotation_scale: float
-    """What cosines and sines are multiplied by."""
+    """Factor of cosines and sines."""
 
 
 def pack_linear(
@@ -68,7 +68,7 @@ def pack_linear(
     Args:
         weight: ``[out, in]``, of a float type.
         bias: ``[out]``.
-        scale: what the layer's outputs are multiplied by.
+        scale: factor of the layer's outputs.
         bits: number of bits of a weight, 8 or 4.
     """
     outputs, inputs = weight.shape

@@ -32,7 +32,7 @@ _DTYPES = {
 """The name of a dtype by its other names."""
 
 INT8 = "int8"
-"""A further dtype of a draft: the checkpoint's, with 8-bit weights in linear layers."""
+"""A further dtype of a draft: that of the checkpoint, with 8-bit weights in linear layers."""
 
 
 def load(
@@ -56,18 +56,18 @@ def load(
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with stage, done and total bytes while a model is fetched.
-        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``, by name or as
-            torch's own.
+        dtype: ``auto`` (that of the checkpoint), ``bfloat16``, ``float16`` or ``float32``, by name
+            or as a dtype of torch.
         torch_dtype: Transformers' older name for ``dtype``.
         draft_dtype: the draft's dtype if it differs; on processors also ``int8``: the checkpoint's
             dtype with 8-bit weights. The pair's own by default, if no dtype is named.
         device: ``auto`` (an accelerator if there is one), or torch's name of a device.
         draft_device: the draft's device if it differs.
-        device_map: how the target is spread over devices, as in ``from_pretrained``; the draft lies
-            on ``draft_device``, by default where the target begins.
-        max_memory: how much of each device ``device_map`` may use for the target.
-        quantization_config: how the target is quantized, as in ``from_pretrained``.
-        attn_implementation: how both models compute attention, as in ``from_pretrained``.
+        device_map: placement of the target on several devices, as in ``from_pretrained``; the draft
+            lies on ``draft_device``, by default where the target begins.
+        max_memory: memory of each device that ``device_map`` may use for the target.
+        quantization_config: quantization of the target, as in ``from_pretrained``.
+        attn_implementation: implementation of attention in both models, as in ``from_pretrained``.
 
     Raises:
         SafeDraftError: the pair cannot be loaded; one line says what to do.
@@ -100,7 +100,7 @@ class Placement:
     options: dict[str, Any]
     """Options of the target for ``from_pretrained``."""
     attention: str | None = None
-    """How both models compute attention; None: as Transformers chooses."""
+    """The implementation of attention in both models; None: Transformers chooses it."""
 
     @classmethod
     def read(

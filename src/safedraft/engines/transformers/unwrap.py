@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WRAPPED = ("_orig_mod", "module")
-"""What torch's compiled module, and its parallel ones, call the module inside."""
+"""Names of the module inside torch's compiled module, and inside its parallel ones."""
 
 _ADAPTED = ("base_model", "model")
-"""What PEFT's models and tuners call it."""
+"""Names of the module inside PEFT's models and tuners."""
 
 _PROBED = 16
 """Number of tokens after which an adapted model and the one inside it have to agree."""

@@ -114,7 +114,7 @@ class _Pass(NamedTuple):
     """One pass of the draft, on its device; each field but the last has an entry for each row."""
 
     rows: Sequence[int]
-    """Which of the block's rows took part."""
+    """Numbers of the rows of the block that took part."""
     tokens: Tensor
     chances: Tensor
     """q of each token."""
@@ -268,11 +268,11 @@ def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[Pair]]:
 def _restrict(
     logits: Tensor, owners: Sequence[ServedRequest | None], before: Sequence[Sequence[Draft]]
 ) -> Tensor:
-    """Apply its request's constraints to each row; a request left without a token ends.
+    """Apply the constraints of each row's request; a request without a possible token ends.
 
     Args:
         logits: ``[rows, V]``.
-        owners: the request of each row; None for a row of none.
+        owners: the request of each row; None for a row without a request.
         before: the drafts of each row between the decided tokens and its position.
     """
     rows = [

@@ -132,7 +132,7 @@ class VllmEngine:
         """The parameters of a request that the plug-in needs besides vLLM's own.
 
         Raises:
-            SafeDraftError: the request wants another number of drafts than the engine's, or its
+            SafeDraftError: the request wants another number of drafts than the engine has, or its
                 rule is not registered.
         """
         _require_registered(request.rule)

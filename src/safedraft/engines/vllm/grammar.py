@@ -1,4 +1,4 @@
-"""What a request's grammar allows at each position, in a worker.
+"""The tokens that a request's grammar allows at each position, in a worker.
 
 vLLM's scheduler compiles each grammar as well and holds the request back until it has; the mask
 that it makes is for the target alone, and comes too late for the draft.

@@ -45,7 +45,7 @@ def load(
         spec: the pair.
         config: constants in place of the pair's own.
         report: called with stage, done and total bytes while a model is fetched.
-        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
+        dtype: ``auto`` (that of the checkpoint), ``bfloat16``, ``float16`` or ``float32``.
         draft_tokens_up_to: T by how many requests run, as in ``EnginePlan.options``; without it,
             T is that of ``config`` at any load, if that names one.
         options: vLLM's own engine arguments.

@@ -64,7 +64,7 @@ _HINTS = {
 
 
 class Settings(BaseModel):
-    """What the operator sets; the same in every process of the engine."""
+    """Settings of the operator; they are the same in every process of the engine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

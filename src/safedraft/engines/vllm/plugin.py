@@ -9,7 +9,7 @@ from typing import Any
 def register() -> None:
     """Entry point of the group ``vllm.general_plugins``; may be called more than once.
 
-    An engine that is not SafeDraft's is left as it is.
+    An engine that SafeDraft did not start is not changed.
     """
     from vllm.exceptions import VLLMValidationError
     from vllm.platforms import current_platform

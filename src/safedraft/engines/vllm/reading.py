@@ -1,4 +1,4 @@
-"""What decisions look at, copied from the device at once for all positions of a step.
+"""The numbers that decisions read, copied from the device at once for all positions of a step.
 
 A position is decided from the best tokens of both models, a few dozen numbers. These are copied in
 one piece; all logits of a position follow only where a decision needs more.
@@ -45,7 +45,7 @@ class _Whole:
 
 
 class PartlyRead:
-    """Logits of one model at n positions, of which those of some tokens were read.
+    """Logits of one model at n positions, of which only those of some tokens were read.
 
     Args:
         tokens: these tokens, ``[n, k]``.

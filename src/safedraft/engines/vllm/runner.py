@@ -138,8 +138,8 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """The drafts of each row: at most T + 1, none for a row that is not drafted for.
 
         A row's drafts end with the first one that is less likely than ``draft_confidence``, and
-        those of all rows with the pass in which more than half of them have ended: what follows an
-        unlikely draft is likely to be rejected.
+        those of all rows with the pass in which more than half of them have ended: drafts after an
+        unlikely draft are likely to be rejected.
         """
         self.passes, self._block = 0, Block([row.request for row in self.rows])
         with suppress(_Enough):
@@ -147,7 +147,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         return [self._cut(drafts) for drafts in self._block.read()]
 
     def _cut(self, drafts: list[Draft]) -> list[Draft]:
-        """The drafts up to the first unsure one."""
+        """Drop the drafts after the first draft that is less likely than ``draft_confidence``."""
         unsure = (at for at, one in enumerate(drafts) if one.probability < self._confidence)
         return drafts[: next(unsure, len(drafts)) + 1]
 
@@ -515,8 +515,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
         """Allocate what a decision needs, so that vLLM measures how much memory is left.
 
-        That is the target's logits at T + 1 positions of every row, the draft's at as many, and
-        what is read of them.
+        These are the logits of the target at T + 1 positions of every row, those of the draft at
+        as many positions, and the numbers that are read from both.
         """
         positions = self.num_spec_tokens
         logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))

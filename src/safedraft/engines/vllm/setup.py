@@ -55,7 +55,7 @@ docs/vllm.md.
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How vLLM runs a pair."""
+    """A pair prepared for vLLM, from which the engine's options are made."""
 
     parts: Parts
     draft: Path

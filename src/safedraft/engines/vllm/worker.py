@@ -1,4 +1,4 @@
-"""What SafeDraft's workers have in common; each platform's worker is in a module of its own.
+"""The common part of SafeDraft's workers; each platform's worker is in a module of its own.
 
 vLLM's worker for processors replaces parts of ``torch.cuda`` when it is imported, which must not
 happen in a process that decodes on CUDA.

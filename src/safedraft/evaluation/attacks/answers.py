@@ -118,7 +118,7 @@ def _continue_to(
 
 
 def draw_compliant_answer(record: Record, pair: Pair) -> str:
-    """As ``draw_compliant_answers``, for one record.
+    """Like ``draw_compliant_answers``, for one record.
 
     Raises:
         SkipSampleError: the answer is a refusal.
@@ -130,7 +130,7 @@ def draw_compliant_answer(record: Record, pair: Pair) -> str:
 
 
 def draw_answer_text(record: Record, pair: Pair, tokens: int) -> str:
-    """As ``draw_answer_texts``, for one record.
+    """Like ``draw_answer_texts``, for one record.
 
     Raises:
         SkipSampleError: the answer is a refusal or too short.

@@ -31,7 +31,7 @@ class Encoding(NamedTuple):
     """One way to write a text."""
 
     written: str
-    """How the text is written, as an English phrase."""
+    """The way the text is written, as an English phrase."""
     encode: Callable[[str], str]
 
 

@@ -40,11 +40,11 @@ class Variant:
     """A conversation with slots: ``{request}``, and ``{language}`` for the name of its language."""
 
     turns: tuple[str, ...] = ("{request}",)
-    """User and assistant in turn; the first and the last one are the user's."""
+    """Turns of user and assistant; the first and the last are turns of the user."""
     system: str = ""
     """System prompt; none if empty."""
     begun: str = ""
-    """How the reply begins; not at all if empty."""
+    """The beginning of the reply; empty if it is not begun."""
     language: str | None = None
     """Code of the only language whose requests get this variant; None for all."""
 
@@ -77,7 +77,7 @@ class Framed:
     name: str
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """As ``Attack``; skips records in languages for which it has no variant."""
+        """Like ``Attack``; skips records in languages for which it has no variant."""
         variants = [
             variant
             for variant in load_variants(self.name)

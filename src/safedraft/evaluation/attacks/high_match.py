@@ -38,7 +38,7 @@ class HighMatch:
     """The request, and a beginning of the reply that both models agree on."""
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """As ``Attack``; skips records without a compliant answer."""
+        """Like ``Attack``; skips records without a compliant answer."""
         return build_messages(record.request, _build_prefill(record, pair))
 
     def draw_answers(
@@ -47,7 +47,7 @@ class HighMatch:
         pair: Pair,
         report: Callable[[int, int], None] | None = None,
     ) -> Sequence[str | None]:
-        """As ``DrawsAnswers``."""
+        """Like ``DrawsAnswers``."""
         return draw_compliant_answers(records, pair, report)
 
 

@@ -29,7 +29,7 @@ class Prefill:
     tokens: int
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """As ``Attack``; skips records without a compliant answer."""
+        """Like ``Attack``; skips records without a compliant answer."""
         if not self.tokens:
             return build_messages(record.request)
         answer = draw_compliant_answer(record, pair)
@@ -41,7 +41,7 @@ class Prefill:
         pair: Pair,
         report: Callable[[int, int], None] | None = None,
     ) -> Sequence[str | None]:
-        """As ``DrawsAnswers``; 0 tokens need no answer."""
+        """Like ``DrawsAnswers``; 0 tokens need no answer."""
         if not self.tokens:
             return [""] * len(records)
         return draw_compliant_answers(records, pair, report)

@@ -27,7 +27,7 @@ class PrefillText:
     tokens: int
 
     def __call__(self, record: Record, pair: Pair) -> list[Message]:
-        """As ``Attack``; skips records that the target refuses or answers in fewer tokens."""
+        """Like ``Attack``; skips records that the target refuses or answers in fewer tokens."""
         text = draw_answer_text(record, pair, self.tokens)
         return build_messages(record.request, take_tokens(pair, text, self.tokens))
 
@@ -37,7 +37,7 @@ class PrefillText:
         pair: Pair,
         report: Callable[[int, int], None] | None = None,
     ) -> Sequence[str | None]:
-        """As ``DrawsAnswers``."""
+        """Like ``DrawsAnswers``."""
         return draw_answer_texts(records, pair, self.tokens, report)
 
 

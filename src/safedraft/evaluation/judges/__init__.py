@@ -1,4 +1,4 @@
-"""Judges, one file each: what does a completion do, and how harmful is it?
+"""Judges, one file each: the behavior of a completion, and how harmful it is.
 
 A judge scores only what the model added. One that reads the whole exchange also sees the beginning
 that the model was given, and does not score it. If a judge fails, the sample stays unscored, with

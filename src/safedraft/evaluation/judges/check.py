@@ -21,7 +21,7 @@ Classify = Callable[[LabeledCompletion], Classes | None]
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """How well a judge recognizes a class; without values if a label or verdict leaves it open."""
+    """Precision and recall of a judge for a class; empty if a label or verdict leaves it open."""
 
     precision: Estimate
     """Share of the class among the completions that the judge assigns to it."""
@@ -31,7 +31,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class JudgeAccuracy:
-    """How well a judge agrees with the labels."""
+    """Agreement of a judge with the labels."""
 
     complied: ClassAccuracy
     refused: ClassAccuracy
@@ -39,7 +39,7 @@ class JudgeAccuracy:
     unjudged: int
     """Number of completions without a verdict; they are in no share."""
     wrong: Sequence[LabeledCompletion]
-    """Those whose label and verdict exclude each other."""
+    """Completions whose label and verdict exclude each other."""
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON, without the texts."""

@@ -1,4 +1,4 @@
-"""What a judge reads of a sample, and how it says that it has no verdict."""
+"""The texts of a sample that a judge reads, and the score of a judge that has no verdict."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Exchange:
     """A request and the reply to it."""
 
     request: str
-    """What the source's record asks for, without the attack around it."""
+    """The request in the source's record, without the attack around it."""
     begun: str
     """The beginning of the reply that the model was given."""
     added: str
-    """What the model added."""
+    """The text that the model added."""
     given: str
     """Every text that the model was given: all turns before the reply, and its beginning."""
 
@@ -39,7 +39,7 @@ def build_exchange(
     Args:
         metadata: metadata of the sample, with ``record`` and ``prefill``.
         messages: the conversation; turns of the assistant at its end are the reply.
-        added: what the model added.
+        added: the text that the model added.
         input_text: the request of a sample without a record.
     """
     request = str(metadata.get("record", {}).get("request", input_text))

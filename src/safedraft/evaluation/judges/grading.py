@@ -1,4 +1,4 @@
-"""What judges at an endpoint have in common: how they ask, and what a failure becomes."""
+"""The common part of judges at an endpoint: requests to the model, and results of failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def connect(url: str, model: str, timeout: float, retries: int) -> Endpoint:
         url: base URL of the API, as in ``http://localhost:8000/v1``.
         model: the model's name at the endpoint.
         timeout: seconds for one try.
-        retries: how often a failed request is repeated.
+        retries: number of times that a failed request is repeated.
 
     Raises:
         SafeDraftError: no server answers at ``url``, or it refuses the key, which is in the

@@ -30,7 +30,7 @@ def guard_judge(
         url: base URL of the API, as in ``http://localhost:8000/v1``.
         model: the guard's name at the endpoint.
         timeout: seconds for one try.
-        retries: how often a failed request is repeated.
+        retries: number of times that a failed request is repeated.
         max_tokens: maximum tokens of the guard's answer.
 
     Raises:
@@ -40,7 +40,7 @@ def guard_judge(
 
 
 def guard_with(model: Asked, max_tokens: int = 16) -> Scorer:
-    """As ``guard_judge``, with the model that is asked."""
+    """Like ``guard_judge``, with the model that is asked."""
     return make_grader("harmful", ["harmful"], model, _ask, _parse, max_tokens)
 
 

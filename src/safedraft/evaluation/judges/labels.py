@@ -34,7 +34,7 @@ class LabeledCompletion:
     part: str = ""
     """Part of its set in which it is reported."""
     request: str = ""
-    """What was asked; empty if it is not known or does not matter."""
+    """The request; empty if it is not known or does not matter."""
     after: str = ""
     """The prefill that the model was given; no part of the completion."""
     given: str = ""

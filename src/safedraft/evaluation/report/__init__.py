@@ -1,1 +1,1 @@
-"""From finished logs to a page: figures with their intervals, plots, outcomes side by side."""
+"""Reports on finished logs: figures with their intervals, plots, outcomes side by side."""

@@ -187,10 +187,10 @@ def _prefilled_tokens(grid: Grid) -> dict[str, int]:
 
 
 def compute_trade_off(grid: Grid, columns: Sequence[str]) -> list[Point]:
-    """Attack success and harmless refused, a point for each of these configurations.
+    """Attack success and share of harmless requests refused, a point for each configuration.
 
-    They are compared over the suites of attacks that all of them ran. Those without any score of an
-    attack are left out.
+    Configurations are compared over the suites of attacks that all of them ran. Those without any
+    score of an attack are left out.
     """
     suites = list_shared_suites(grid, columns)
     return [
@@ -201,9 +201,9 @@ def compute_trade_off(grid: Grid, columns: Sequence[str]) -> list[Point]:
 
 
 def list_shared_suites(grid: Grid, columns: Sequence[str]) -> list[str]:
-    """The suites of attacks that all of these configurations have scores of, controls included.
+    """The suites of attacks for which all of these configurations have scores, with controls.
 
-    Configurations that have scores of none do not count.
+    Configurations without any score of an attack are ignored.
     """
     scored = [suites for column in columns if (suites := _list_scored_suites(grid, column))]
     return [suite for suite in scored[0] if all(suite in one for one in scored)] if scored else []

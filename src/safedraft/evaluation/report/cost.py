@@ -1,4 +1,4 @@
-"""What a defense costs: speed, tokens per pass, signals of the rule, match ratios."""
+"""The cost of a defense: speed, tokens per pass, signals of the rule, match ratios."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safedraft.evaluation.report.tables import Series, Table, Unit
 
 
 def compute_speed(grid: Grid) -> Table:
-    """Tokens per second as a multiple of the target alone's, request by request."""
+    """Tokens per second as a multiple of those of the target alone, request by request."""
 
     def ratios(suite: str, column: str) -> list[float]:
         baseline = grid.baseline_of(column)

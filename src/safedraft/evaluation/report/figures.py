@@ -150,7 +150,7 @@ def _among_refused(grid: Grid, suites: Sequence[str]) -> Table:
 
 
 def _explain_missing(grid: Grid) -> list[str]:
-    """Which figures are missing, and which logs they would need."""
+    """Explain which figures are missing, and which logs they need."""
     notes = []
     if not grid.baselines:
         notes.append(

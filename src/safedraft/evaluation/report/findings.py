@@ -15,7 +15,7 @@ _TITLES = {
     "risk": "SSD with the request's risk",
     "always_refuse": "refusing everything",
 }
-"""What sentences call a configuration; others have the name of their column."""
+"""Names of configurations in sentences; others have the name of their column."""
 
 
 def summarize(tables: Sequence[Table], grid: Grid) -> list[str]:

@@ -37,7 +37,7 @@ EXPLANATION = (
     "Square brackets hold 95% intervals; n is the number of samples scored. Samples without a "
     "score are counted separately and are in no figure. A dash means that nothing was measured."
 )
-"""How to read a cell."""
+"""An explanation of the cells."""
 
 
 def format_value(value: float | None, unit: Unit) -> str:

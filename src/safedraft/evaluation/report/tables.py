@@ -112,7 +112,7 @@ class Figures:
     further_findings: Sequence[str]
     """The other findings, a sentence each."""
     warnings: Sequence[str]
-    """Which configurations may be less safe than one believes, and why."""
+    """Configurations that may be less safe than expected, with the reasons."""
     columns: Sequence[str]
     baseline: str | None
     sections: Sequence[Section]

@@ -1,4 +1,4 @@
-"""What a defense costs in usefulness: refusals that nobody asked for, and tasks done worse."""
+"""Usefulness lost to a defense: refusals of harmless requests, and tasks done worse."""
 
 from __future__ import annotations
 

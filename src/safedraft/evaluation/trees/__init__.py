@@ -1,1 +1,1 @@
-"""Trees of drafted tokens: what they gain on a pair and a machine, and which to choose."""
+"""Trees of drafted tokens: their gain on a pair and a machine, and the choice of a shape."""

@@ -1,10 +1,10 @@
-"""What blocks of any shape would have decided in recorded replies.
+"""Simulated blocks of any shape, which decide the tokens of recorded replies.
 
 A block of the decoding loop with a tree in place of a chain decides each position as a chain does,
-and then looks whether the token is among the drafted children. So what a shape would have gained
-follows from recorded replies: which of the draft's proposals each token was, and how likely the
-draft held it. Nodes off the recorded path have no recorded distribution; that of the path at the
-same depth stands for theirs.
+and then looks whether the token is among the drafted children. So the gain of a shape follows from
+recorded replies: from the rank of each token among the draft's proposals, and from its probability
+in q. Nodes off the recorded path have no recorded distribution; the distribution of the path at the
+same depth is used for them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Position(NamedTuple):
     rank: int
     """The rank of the decided token in q, from 1."""
     proposal: int
-    """Which of the draft's proposals the decided token is, from 1: the first is the drafted token,
-    the others are q's best tokens without it."""
+    """Rank of the decided token among the draft's proposals, from 1: the first is the drafted
+    token, the others are the best other tokens of q."""
     largest: float
-    """q's largest probability."""
+    """The largest probability of q."""
     path_score: float
     """Product of q over the decided tokens from the beginning of the recorded block to this one."""
     children: tuple[Child, ...]
@@ -95,7 +95,7 @@ class Drafting:
 
 
 class _Recorded(NamedTuple):
-    """What the draft proposed at a recorded position, in place of a ``Draft``."""
+    """The draft's proposals at a recorded position, in place of a ``Draft``."""
 
     children: tuple[Child, ...]
 
@@ -128,7 +128,7 @@ def _decided(position: Position) -> int:
 
 
 def simulate(reply: Sequence[Position], policy: Drafting) -> list[Block]:
-    """The blocks in which a policy would have decided a recorded reply."""
+    """Simulate the blocks in which a policy would have decided a recorded reply."""
     blocks: list[Block] = []
     start = decided = 0
     while start < len(reply):

@@ -1,4 +1,4 @@
-"""What a draft proposes at each decided position, and what the passes of a machine take."""
+"""Records of a draft's proposals at each decided position, and of the time of passes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ EACH = 16
 def read_positions(
     pair: Pair, text: str, result: GenerationResult, sampling: SamplingParams, rule: str | Rule
 ) -> list[Position]:
-    """What the draft proposes at every position of a decoded reply, in one pass.
+    """Record the draft's proposals at every position of a decoded reply, in one pass.
 
     Args:
         pair: the pair that decoded it, on an engine with sessions.
         text: the prompt.
         result: the reply, with its trace.
-        sampling: how it was sampled.
-        rule: the rule that decoded it, one object or the name.
+        sampling: sampling parameters of the reply.
+        rule: the rule that decoded it, or its name.
     """
     prompts = pair.prompts(text)
     request = pair.request(prompts, pair.fit(prompts, sampling), rule=rule)

@@ -16,20 +16,20 @@ Shape = tuple["Shape", ...]
 
 
 class Block(NamedTuple):
-    """What one pass of the target costs and decides; fractions where it is expected."""
+    """The rows and decided tokens of one pass of the target; expected values are fractions."""
 
     rows: int
     """The rows of the target's pass: the last committed token and every node."""
     widths: tuple[int, ...]
     """Rows of each pass of the draft."""
     leaf: float
-    """How likely another pass of the draft reads the leaf at which the walk ends."""
+    """Probability that another pass of the draft reads the leaf at which the walk ends."""
     tokens: float
     """Decided tokens."""
 
 
 class Machine(NamedTuple):
-    """What passes take, in any unit of time."""
+    """The time of the passes on one machine, in any unit."""
 
     target: Sequence[float]
     """A pass of the target over 1, 2, … rows."""
@@ -52,7 +52,7 @@ class Machine(NamedTuple):
 
 
 def _take(times: Sequence[float], rows: int) -> float:
-    """Time of some rows; more than were measured take several passes."""
+    """Time of some rows; more rows than were measured take several passes."""
     passes, rest = divmod(rows, len(times))
     return passes * times[-1] + (times[rest - 1] if rest else 0.0)
 
@@ -63,7 +63,7 @@ def share_of_ranks(ranks: Sequence[int], most: int) -> list[float]:
 
 
 def chain(length: int) -> Shape:
-    """The tree of so many drafted tokens in a row."""
+    """The tree that is a chain of ``length`` drafted tokens."""
     return (chain(length - 1),) if length else ()
 
 

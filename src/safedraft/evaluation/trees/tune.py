@@ -1,8 +1,8 @@
 """The choice of what a pair drafts: a chain, a static tree, or one that is grown.
 
-The pair answers half of the prompts; what other shapes would have decided follows from the replies,
-and what that takes from the measured times of this machine's passes. The best shape of each kind
-then decodes the other half beside the pair's own, in turn.
+The pair answers half of the prompts. The tokens that other shapes would have decided follow from
+the replies, and their time follows from measured times of this machine's passes. The best shape of
+each kind then decodes the other half of the prompts, in turn with the pair's own shape.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Trial:
 
     config: DraftingConfig
     tokens_per_pass: float
-    """Tokens per pass of the target that the recorded replies let expect."""
+    """Tokens per pass of the target, as the recorded replies predict them."""
     gain: float
-    """The speed that they let expect, over that of the pair's own shape, minus 1."""
+    """The speed that they predict, divided by that of the pair's own shape, minus 1."""
     blocks: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
     """Decoded tokens by kind of text."""
@@ -84,10 +84,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured, and what follows from it."""
+    """The measurements, and the results that follow from them."""
 
     shares: Sequence[float]
-    """How often the draft's first, second, … proposal is the decided token."""
+    """Share of positions at which the draft's first, second, … proposal is the decided token."""
     times: Mapping[Which, Sequence[float]]
     """Milliseconds of passes of each model over 1, 2, … rows."""
     value: float
@@ -116,7 +116,7 @@ class Tuning:
 
 
 def read_kinds(limit: int) -> dict[str, list[str]]:
-    """Prompts of the calibration half: so many sums, and of each category of everyday requests."""
+    """Prompts of the calibration half: at most ``limit`` sums, and as many of each category."""
     sums = [record.request for record in find_source("arithmetic").read_split("calibration")]
     kinds = {"sums": sums}
     for record in find_source("ordinary").read_split("calibration"):
@@ -138,8 +138,8 @@ def tune(
         pair: on an engine with sessions.
         kinds: prompts by kind of text, at least two of each, one half to record and one to decode.
         max_new_tokens: number of tokens of a reply.
-        rounds: how often each size of a pass is timed.
-        report: called with what is done, how many of them are, and their number.
+        rounds: number of times that each size of a pass is timed.
+        report: called with the stage, the number of finished prompts, and the number of prompts.
 
     Raises:
         SafeDraftError: the engine has no sessions or drafts no trees; the message says why.
@@ -163,7 +163,7 @@ def tune(
 
 
 def try_chains(own: DraftingConfig) -> list[Drafting]:
-    """Chains with other constants than the pair's."""
+    """Chains with other constants than those of the pair."""
     names = "draft_tokens", "draft_confidence", "draft_growth"
     bare = own.replace(**OF_CHAINS)
     return [Drafting(bare.replace(**dict(zip(names, values, strict=True)))) for values in CHAINS]
@@ -173,8 +173,8 @@ def try_static(machine: Machine, shares: Sequence[float], *, carries: bool) -> S
     """The static tree of the least expected time per token, chains among the candidates.
 
     Args:
-        machine: no pass of the target has more rows than it knows the time of.
-        shares: how often the draft's first, second, … proposal is the decided token.
+        machine: times of passes, which also give the maximum number of rows of the target.
+        shares: share of positions at which the first, second, … proposal is the decided token.
         carries: whether the position after a leaf waits for the draft.
     """
     rows = len(machine.target)
@@ -184,7 +184,7 @@ def try_static(machine: Machine, shares: Sequence[float], *, carries: bool) -> S
 
 
 def drafting_of(config: DraftingConfig) -> DraftingConfig:
-    """The constants among a pair's that say what is drafted."""
+    """Return the constants of drafting of a pair."""
     return DraftingConfig(**{name: getattr(config, name) for name in OF_SPEED})
 
 
@@ -194,7 +194,7 @@ def _record(
     sampling: SamplingParams,
     report: Callable[[str, int, int], None],
 ) -> tuple[list[list[Position]], float]:
-    """The positions of the pair's own replies, and milliseconds outside of passes per token."""
+    """Record the positions of the pair's own replies, and milliseconds per token beside passes."""
     prompts = [text for texts in kinds.values() for text in texts]
     replies, overheads = [], []
     for done, text in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""What a defense costs: tasks whose replies are checked by programs."""
+"""Tasks whose replies are checked by programs, to measure the cost of a defense."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def grade(
             (numbers, strings, booleans, None and collections of them) and has to return such.
         prompt: Python text whose definitions the tests can use.
         test: Python text that defines ``check``, which is called with the function.
-        limits: what either process may use.
+        limits: resources that either process may use.
         isolation: by default namespaces where the system allows them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What vLLM's processes have to know of the operator's settings, which reach them as a variable."""
+"""The operator's settings for vLLM's processes, which receive them as an environment variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator sees of each reply of vLLM's server: a count, a line of the log, a header.
+"""Metrics, a log line and a header for each reply of vLLM's server.
 
 vLLM creates this module's middleware in each of its API server processes, where replies end.
 """
@@ -29,7 +29,7 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
     """vLLM's state of a reply while it is decoded; the reply is counted and logged at its end."""
 
     operator: Operator
-    """What the operator has set; the same for all replies."""
+    """The operator's settings; they are the same for all replies."""
 
     @classmethod
     @functools.wraps(output_processor.RequestState.from_new_request.__func__)

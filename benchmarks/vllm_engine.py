@@ -49,7 +49,7 @@ from safedraft.core.composite import Setting, composite
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, Rows, rank
 from safedraft.core.sampling import distribution
-from safedraft.engines.vllm.batch import Block, ServedRequest, verify
+from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, verify
 from safedraft.evaluation.attacks import ATTACKS, SkipSampleError
 from safedraft.evaluation.attacks.answers import draw_compliant_answers
 from safedraft.evaluation.benchmark import machine
@@ -263,7 +263,7 @@ def compare_draws(
             )
             for seed in range(start, min(start + 64, count))
         ]
-        block = Block(batch)
+        block = DraftedBlocks(batch)
         block.propose(draft.expand(len(batch), -1))
         for one, drafts in zip(batch, block.read(), strict=True):
             one.drafts = drafts

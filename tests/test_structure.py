@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "structure.py"
 PAGE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "structure.svg"
+SOURCE = ROOT / "src" / "safedraft"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -43,7 +45,7 @@ def write_tree(folder: Path, **files: str) -> Path:
 
 @pytest.fixture(scope="module")
 def structure() -> dict[str, Any]:
-    return read(ROOT / "src" / "safedraft")
+    return read(SOURCE)
 
 
 def test_no_modules_form_a_cycle(structure: dict[str, Any]) -> None:
@@ -228,31 +230,50 @@ def test_the_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     assert "stale" not in text
 
 
-DRAWING = {"accept", "choose_by_rounds", "correct", "draw", "draw_others"}
-"""The functions that take a token from a distribution."""
-
-LARGEST = {
-    "core/decide.py": "the token that is decided",
-    "core/rows.py": "ranks tokens, and finds where an id stands",
-    "core/sampling.py": "the distribution of a temperature of 0",
-    "engines/cpu/pack.py": "the largest weight of a group",
-    "engines/vllm/reading.py": "finds where an id stands",
-    "evaluation/attacks/high_match.py": "what an attacker begins a reply with",
-    "text/grammar.py": "whether a reply would begin with a refusal without its form",
-    "training/checks.py": "counts labels that are the draft's likeliest token",
-}
-"""Modules that look for the largest of several values, and why; no other one chooses a token."""
+@pytest.mark.parametrize(
+    ("statement", "way"),
+    [
+        ("from safedraft.core.sampling import draw", "draws"),
+        ("from safedraft.core.sampling import *", "draws"),
+        ("from safedraft.core import sampling", "draws"),
+        ("import safedraft.core.sampling as other", "draws"),
+        ("from ..core.sampling import correct", "draws"),
+        ("from safedraft.core.sampling import distribution", None),
+        ("token = logits.argmax(-1)", "takes"),
+        ("from torch import multinomial", "takes"),
+        ("token = logits.max(-1).indices", "takes"),
+        ("token = torch.max(logits, -1)[1]", "takes"),
+        ("_, token = logits.max(dim=-1)", "takes"),
+        ("token = logits.topk(1).indices", "takes"),
+        ("token = torch.topk(logits, k=1)[1]", "takes"),
+        ("value = logits.max(-1).values.max()", None),
+        ("best = logits.topk(10)", None),
+        ("ids = pair.target.model.generate(prompt)", "lets"),
+        ("ids = self._model.generate(prompt)", "lets"),
+        ("reply = pair.generate(prompt)", None),
+    ],
+)
+def test_what_could_choose_a_token_is_seen(tmp_path: Path, statement: str, way: str | None) -> None:
+    tree = write_tree(tmp_path, text__a=f"\n{statement}\n")
+    result = run("--source", tree, "--choosers")
+    lines = result.stdout.splitlines()
+    ends = [at for at, line in enumerate(lines) if line == "    text/a.py:2: (no reason given)"]
+    ways = [next(line for line in lines[at::-1] if line[0] != " ") for at in ends]
+    assert [found.split()[0] for found in ways] == ([way] if way else [])
+    assert result.returncode == 1
 
 
 def test_tokens_are_chosen_in_one_place() -> None:
-    draws, largest = set(), set()
-    for file in (ROOT / "src" / "safedraft").rglob("*.py"):
-        module = file.relative_to(ROOT / "src" / "safedraft").as_posix()
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == "safedraft.core.sampling":
-                names = {alias.name for alias in node.names}
-                draws |= {module} if names & DRAWING else set()
-            if isinstance(node, ast.Attribute) and node.attr in {"argmax", "multinomial"}:
-                largest.add(module)
-    assert draws == {"core/decide.py"}
-    assert largest == LARGEST.keys()
+    result = run("--choosers")
+    assert result.returncode == 0, result.stdout
+    assert re.match(r"draws .*:\n    core/decide\.py:\d+: .*\ntakes", result.stdout)
+
+
+def test_a_class_name_means_one_class() -> None:
+    places = defaultdict(list)
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(file.relative_to(SOURCE).as_posix())
+    assert len(places) > 200
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -6,7 +6,7 @@ module that lies directly in the root is a package of its own, except ``__init__
 which are the package that carries the root's name.
 
 The exit code is 1 if modules form a cycle, if a package imports upwards, or if ``ORDER`` does not
-place a package.
+place a package; with ``--choosers`` if ``CHOOSERS`` has other modules than those that are found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,28 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 LONG = 350  # lines
 LONG_MARK = "# Long because: "
+SAMPLING = "safedraft.core.sampling"
+DRAWING = {"accept", "choose_by_rounds", "correct", "draw", "draw_others", "*"}
+"""The functions of ``SAMPLING`` that take a token from a distribution."""
+CHOOSERS: dict[str, dict[str, str]] = {
+    "draws from a distribution": {"core/decide.py": "the token that is decided"},
+    "takes the largest of several values": {
+        "core/decide.py": "the token that is decided",
+        "core/rows.py": "ranks tokens, and finds where an id stands",
+        "core/sampling.py": "the distribution of a temperature of 0",
+        "engines/cpu/pack.py": "the largest weight of a group",
+        "engines/vllm/reading.py": "finds where an id stands",
+        "evaluation/attacks/high_match.py": "what an attacker begins a reply with",
+        "text/grammar.py": "whether a reply would begin with a refusal without its form",
+        "training/checks.py": "counts labels that are the draft's likeliest token",
+    },
+    "lets one model generate": {
+        "evaluation/benchmark.py": "the decoding of Transformers that SSD is compared with",
+        "evaluation/judges/classifier.py": "the verdict of a judge",
+        "prompts/drawn.py": "many replies of one model at once, for training and evaluation",
+    },
+}
+"""The modules that could choose a token, by how they could, and what each chooses."""
 START, END = "<!-- structure -->", "<!-- /structure -->"
 
 Graph = Mapping[str, Iterable[str]]
@@ -139,6 +161,70 @@ def find_imports(tree: ast.Module, module: str, path: Path, root: Path) -> Itera
             name = str(node.value)
             if name != module and exists(name):
                 yield Import(module, node.lineno, name)
+
+
+def draws(node: ast.AST, module: str, is_package: bool) -> bool:
+    """Whether an import gives access to a function that takes a token from a distribution."""
+    meant = (names[0] for names in find_names(node, module, is_package))
+    return any(name in {SAMPLING, *(f"{SAMPLING}.{one}" for one in DRAWING)} for name in meant)
+
+
+def takes_largest(node: ast.AST) -> bool:
+    """Whether an expression says where the largest of several values stands, or draws by torch."""
+    match node:
+        case (
+            ast.Attribute(attr="argmax" | "multinomial") | ast.alias(name="argmax" | "multinomial")
+        ):
+            return True
+        case (
+            ast.Attribute(value=ast.Call(func=ast.Attribute(attr="max")), attr="indices")
+            | ast.Subscript(
+                value=ast.Call(func=ast.Attribute(attr="max")), slice=ast.Constant(value=1)
+            )
+            | ast.Assign(targets=[ast.Tuple()], value=ast.Call(func=ast.Attribute(attr="max")))
+        ):
+            return True
+        case ast.Call(func=ast.Attribute(attr="topk"), args=given, keywords=named):
+            counts = [*given, *(keyword.value for keyword in named if keyword.arg == "k")]
+            return any(isinstance(one, ast.Constant) and one.value == 1 for one in counts)
+    return False
+
+
+def generates(node: ast.AST) -> bool:
+    """Whether ``generate`` of anything but a pair is called: a model decodes without SSD."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="pair"), attr="generate")):
+            return False
+        case ast.Call(func=ast.Attribute(attr="generate")):
+            return True
+    return False
+
+
+def find_choosers(root: Path) -> dict[str, dict[str, list[int]]]:
+    """The modules that could choose a token: the lines of each, by the ways of ``CHOOSERS``."""
+    found: dict[str, dict[str, list[int]]] = {way: {} for way in CHOOSERS}
+    for path in sorted(root.rglob("*.py")):
+        file = path.relative_to(root)
+        name = ".".join([root.name, *file.with_suffix("").parts]).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            ways = (
+                draws(node, name, path.name == "__init__.py"),
+                takes_largest(node),
+                generates(node),
+            )
+            for way in (way for way, holds in zip(CHOOSERS, ways, strict=True) if holds):
+                found[way].setdefault(file.as_posix(), []).append(getattr(node, "lineno", 0))
+    return found
+
+
+def report_choosers(found: Mapping[str, Mapping[str, Sequence[int]]]) -> Iterator[str]:
+    """What could choose a token, where, and why it is allowed to."""
+    for way, reasons in CHOOSERS.items():
+        yield f"{way}:"
+        for module in sorted(found[way].keys() | reasons.keys()):
+            lines = ", ".join(map(str, sorted(set(found[way].get(module, ())))))
+            place = f"{module}:{lines}" if lines else f"{module} (no longer)"
+            yield wrap(f"    {place}: {reasons.get(module, '(no reason given)')}", "        ")
 
 
 def read_module(path: Path, root: Path) -> Module:
@@ -477,6 +563,11 @@ def parse_arguments() -> argparse.Namespace:
         const="-",
         help="print the section of the architecture page, or fill it in this page",
     )
+    parser.add_argument(
+        "--choosers",
+        action="store_true",
+        help="print the modules that could choose a token, and why",
+    )
     arguments = parser.parse_args()
     for tree in filter(None, (arguments.source, arguments.compare)):
         if not tree.is_dir():
@@ -487,6 +578,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the tool; returns its exit code."""
     arguments = parse_arguments()
+    if arguments.choosers:
+        found = find_choosers(arguments.source)
+        print("\n".join(report_choosers(found)))
+        return 0 if all(found[way].keys() == CHOOSERS[way].keys() for way in CHOOSERS) else 1
     structure = Structure(arguments.source)
     if arguments.svg:
         from structure_picture import draw

@@ -821,6 +821,28 @@ def test_the_playground_allows_what_it_shows(
     assert not given[0].allow_completions
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--draft-tokens-up-to", "8:2"], "draft_tokens_up_to: it is an option of vLLM"),
+        (["--engine-option", "speed=1"], "no option is called 'speed'; known are dtype"),
+        (["--engine", "cpu", "--device", "cpu"], "the engine cpu: no option is called 'device'"),
+        (["--engine", "vllm", "--device", "cuda"], "device: vLLM runs on the platform"),
+        (["--engine", "vllm", "--draft-dtype", "int8"], "draft_dtype: vLLM gives both models one"),
+        (["--engine", "vllm", "--engine-option", "api_key=a"], "--api-key: set SAFEDRAFT_API_KEY"),
+        (["--engine", "vllm", "--allow", "prefill"], "--allow prefill: any client may do this"),
+        (["--engine", "vllm", "--max", "active=1"], "--max: vLLM's server has limits of its own"),
+        (["--engine", "vllm", "--playground"], "--playground: vLLM's server does not have"),
+    ],
+)
+def test_a_server_refuses_an_option_with_the_reason_of_its_engine(
+    run: Any, arguments: list[str], reason: str
+) -> None:
+    shown = error_of(run("serve", "--port", "0", *arguments))
+    assert reason in shown
+    assert shown.count("\n") == 1
+
+
 def test_vllms_server_takes_the_one_feature_that_it_has(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -831,6 +853,8 @@ def test_vllms_server_takes_the_one_feature_that_it_has(
     for allowed, expected in (([], False), (["--allow", "constants"], True)):
         assert run("serve", "--engine", "vllm", *allowed)[0] == 0
         assert served.pop()[3] is expected
+    assert run("serve", "--engine", "vllm", "--engine-option", "max_num_seqs=4")[0] == 0
+    assert {"max_num_seqs": 4} in served.pop()
 
 
 def test_a_report_without_logs_says_what_to_run_first(

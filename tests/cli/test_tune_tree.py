@@ -9,15 +9,15 @@ import pytest
 
 from safedraft.core.config import DraftingConfig
 from safedraft.evaluation.trees import tune
-from safedraft.evaluation.trees.tune import OWN, Trial, Tuning
+from safedraft.evaluation.trees.tune import OWN, ShapeTrial, Tuning
 from safedraft.models.registry import find_pair
 
 
-def trial(speeds: dict[str, float], tree: str = "") -> Trial:
+def trial(speeds: dict[str, float], tree: str = "") -> ShapeTrial:
     """A shape that decodes 100 tokens of each kind at so many tokens a second."""
     config = DraftingConfig().with_tree(tree) if tree else DraftingConfig()
     seconds = {kind: 100 / speed for kind, speed in speeds.items()}
-    return Trial(config, 2.0, 0.0, 10, Counter(dict.fromkeys(speeds, 100)), seconds)
+    return ShapeTrial(config, 2.0, 0.0, 10, Counter(dict.fromkeys(speeds, 100)), seconds)
 
 
 @pytest.mark.parametrize(

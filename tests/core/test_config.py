@@ -13,6 +13,7 @@ from pydantic_core.core_schema import ErrorType
 from safedraft.core.config import (
     OF_SPEED,
     DraftingConfig,
+    NoConstants,
     RiskConfig,
     SamplingParams,
     Scheme,
@@ -214,6 +215,19 @@ def test_replace_validates_and_records_what_was_replaced() -> None:
     for name, value in {"bin_size": 0, "alpha_unoin": 1.0, "self": 1}.items():
         with pytest.raises(SafeDraftError, match=name):
             config.replace(**{name: value})
+
+
+def test_constants_of_another_kind_keep_the_values_that_it_has_names_for() -> None:
+    pair = RiskConfig(alpha_union=2.0, draft_tokens=5)
+    assert pair.convert_to(RiskConfig) is pair
+    assert pair.convert_to(SSDConfig, kappa=3, colour="red") == SSDConfig(
+        alpha_union=2.0, draft_tokens=5, kappa=3
+    )
+    assert pair.convert_to(NoConstants, kappa=3) == NoConstants()
+    drafting = DraftingConfig(draft_tokens=5)
+    assert drafting.convert_to(RiskConfig) == RiskConfig(draft_tokens=5)
+    with pytest.raises(SafeDraftError, match="kappa"):
+        drafting.convert_to(SSDConfig, kappa=0)
 
 
 def test_a_copy_is_validated_as_replace_validates() -> None:

@@ -24,9 +24,9 @@ from safedraft.core.rule import Context
 from safedraft.core.sampling import distribution
 from safedraft.core.session import Which
 from safedraft.engines.scripted import ScriptedEngine
-from safedraft.engines.vllm.batch import Block, ServedRequest, verify
+from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, verify
 from safedraft.rules import RULES as RULE_REGISTRY
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import find_rule
 
 V = 24
 CONFIGS = [SSDConfig(), SSDConfig(bin_size=3, sample_space_size=5), SSDConfig(threshold=1.0)]
@@ -43,7 +43,7 @@ RULES = ("ssd", "ssd", "easd", "speculative", "ssd_easd")
 
 def request_of(config: SSDConfig, sampling: SamplingParams, **settings: Any) -> Request:
     rule = find_rule(settings.pop("rule", "ssd"))
-    return Request((), (), rule, constants_for(rule.config, config), sampling, **settings)
+    return Request((), (), rule, config.convert_to(rule.config), sampling, **settings)
 
 
 def requests(count: int) -> list[ServedRequest]:
@@ -75,7 +75,7 @@ def serve(
     said: list[list[Step]] = [[] for _ in batch]
     while going := [at for at, one in enumerate(batch) if not one.ended]:
         texts = {at: prompts[at] + [step.token for step in said[at]] for at in going}
-        block = Block([one if at in going else None for at, one in enumerate(batch)])
+        block = DraftedBlocks([one if at in going else None for at, one in enumerate(batch)])
         drafted = [texts.get(at, [0]) for at in range(len(batch))]
         for _ in range(4):
             tokens = block.propose(torch.stack([draft(ids) for ids in drafted])).tolist()
@@ -132,7 +132,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
         ServedRequest(request_of(config, warm.replace(seed=seed) if seed % 5 else SamplingParams()))
         for seed in range(10_000)
     ]
-    block = Block(batch)
+    block = DraftedBlocks(batch)
     block.propose(q_logits.expand(len(batch), V))
     for one, drafts in zip(batch, block.read(), strict=True):
         one.drafts = drafts
@@ -161,7 +161,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
 def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
     batch = requests(5)
     logits = torch.rand(5, V)
-    block = Block(batch)
+    block = DraftedBlocks(batch)
     block.propose(logits)
     batch[2].drafts = block.read()[2]
     (draft,) = batch[2].drafts
@@ -225,14 +225,14 @@ def test_logits_that_are_no_numbers_end_their_own_request_alone(model: str) -> N
     assert [one.ended for one in batch] == [False, True, False]
     assert [one.error is None for one in batch] == [True, False, True]
     assert f"the {model} gave NaN" in str(batch[1].error)
-    block = Block(batch)
+    block = DraftedBlocks(batch)
     assert block.propose(q)[1] == 0
     assert [len(drafts) for drafts in block.read()] == [1, 0, 1]
 
 
 def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> list[list[Step]]:
     """Two drafts of each request, and what becomes of them."""
-    block = Block(batch)
+    block = DraftedBlocks(batch)
     for _ in range(2):
         block.propose(q)
     for one, drafts in zip(batch, block.read(), strict=True):
@@ -243,7 +243,7 @@ def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> l
 def test_a_row_of_no_request_may_hold_anything() -> None:
     one = ServedRequest(request_of(SSDConfig(), SamplingParams()))
     rows = torch.tensor([[0.0] * V, [torch.nan] * V])
-    block = Block([one, None])
+    block = DraftedBlocks([one, None])
     assert block.propose(rows).tolist() == [0, 0]
     assert [len(drafts) for drafts in block.read()] == [1, 0]
     assert one.error is None

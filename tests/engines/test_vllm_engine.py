@@ -16,7 +16,7 @@ from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.load import load
 from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair, Prompts
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import find_rule
 from safedraft.rules.ssd import SSD
 from safedraft.rules.target_only import TargetOnly
 
@@ -31,7 +31,7 @@ def engine_of(config: SSDConfig | None = None) -> VllmEngine:
 
 def request(rule: str = "ssd", config: Any = None, **settings: Any) -> Request:
     decided_by = find_rule(rule)
-    constants = constants_for(decided_by.config, config or SSDConfig())
+    constants = (config or SSDConfig()).convert_to(decided_by.config)
     return Request([5], [5], decided_by, constants, SamplingParams(), **settings)
 
 

@@ -14,8 +14,8 @@ from safedraft.core.config import SamplingParams, SSDConfig
 from safedraft.core.generation import Step
 from safedraft.core.request import Request
 from safedraft.core.rows import Place, Rows, rank
-from safedraft.engines.vllm.batch import Block, ServedRequest, verify
-from safedraft.engines.vllm.reading import Pair, read_pairs
+from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, verify
+from safedraft.engines.vllm.reading import BothPlaces, read_places
 from safedraft.rules import find_rule
 
 V = 3000
@@ -43,7 +43,7 @@ def step(p: Tensor, q: Tensor, kinds: list[dict[str, Any]], count: int) -> list[
         ServedRequest(Request((), (), rule, config, SamplingParams(seed=at, **kinds[at % 5])))
         for at in range(count)
     ]
-    block = Block(batch)
+    block = DraftedBlocks(batch)
     for _ in range(T + 1):
         block.propose(q.repeat(count, 1))
     for one, drafts in zip(batch, block.read(), strict=True):
@@ -122,19 +122,20 @@ def test_what_was_read_is_what_the_device_has() -> None:
     logits = torch.randn(12, V, generator=torch.Generator().manual_seed(2))
     target = rank(logits[:6], [0.0, 0.7, 1.3] * 2)
     drafts = [rank(logits[6:9], [0.0, 0.7, 1.3]), rank(logits[9:], [0.0, 0.7, 1.3])]
-    pairs = [
-        Pair(Place(target, row), Place(drafts[row % 2], row // 2)) for row in (4, 1, 0, 5, 2, 3)
+    places = [
+        BothPlaces(Place(target, row), Place(drafts[row % 2], row // 2))
+        for row in (4, 1, 0, 5, 2, 3)
     ]
-    read, flags = read_pairs(pairs, torch.tensor([True, False]))
+    read, flags = read_places(places, torch.tensor([True, False]))
     assert flags == [True, False]
-    for pair, copy in zip(pairs, read, strict=True):
-        for place, other in zip(pair, copy, strict=True):
+    for both, copy in zip(places, read, strict=True):
+        for place, other in zip(both, copy, strict=True):
             for name in ("tokens", "known", "possible", "temperatures", "maxima", "log_sums"):
                 one, two = (getattr(p.ranked, name)[p.row] for p in (place, other))
                 assert one.dtype == two.dtype
                 assert one.equal(two)
             assert place.distribution().equal(other.distribution())
-    before, after = (Rows(*map(list, zip(*some, strict=True))) for some in (pairs, read))
+    before, after = (Rows(*map(list, zip(*some, strict=True))) for some in (places, read))
     tokens = torch.cat([before.target_tokens, before.draft_tokens, torch.tensor([[7]] * 6)], -1)
     for one, two in zip(before.probabilities(tokens), after.probabilities(tokens), strict=True):
         assert one.equal(two)

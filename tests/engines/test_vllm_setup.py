@@ -30,7 +30,7 @@ from safedraft.models.registry import PairSpec
 from safedraft.rules.risk import Risk
 from safedraft.server.vllm.gate import middleware_arguments
 from safedraft.server.vllm.operator import Operator
-from safedraft.server.vllm.serve import build_command, parse_options, serve_pair
+from safedraft.server.vllm.serve import build_command, parse_options, serve_pair, write_options
 
 
 def spec(models: tuple[Path, Path], **given: Any) -> PairSpec:
@@ -314,6 +314,9 @@ def test_the_command_line_of_vllms_server() -> None:
         "--served-model-name", "pair", *arguments,
     ]  # fmt: skip
     assert parse_options(["--speculative-x.y.z", "1"]) == {"speculative_x": 1}
+    assert write_options({"enforce_eager": True, "max_num_seqs": 4}) == [
+        "--enforce-eager", "--max-num-seqs", "4",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -343,7 +346,7 @@ def test_vllms_rust_server_is_refused(
 
 
 def test_something_stands_before_every_route_of_vllms_server() -> None:
-    for key, name in (("secret", "RequireKey"), (None, "RequireLocalName")):
+    for key, name in (("secret", "RequireEnvironmentKey"), (None, "RequireLocalName")):
         option, path = middleware_arguments(key)
         assert option == "--middleware"
         module, _, found = path.rpartition(".")

@@ -100,13 +100,7 @@ def test_prompts_are_in_no_log(tiny_pair: Folders) -> None:
     [
         (["--host", "0.0.0.0"], f"set {API_KEY}"),
         (["--max", "speed=1"], "--max speed=1: write NAME=VALUE with one of body_bytes"),
-        (["--draft-tokens-up-to", "8:2"], "--draft-tokens-up-to is for --engine vllm only"),
         (["--max-num-seqs", "4"], "--max-num-seqs: there is no such option"),
-        (
-            ["--engine", "vllm", "--allow", "prefill"],
-            "--allow prefill is for --engine transformers only",
-        ),
-        (["--engine", "vllm", "--playground"], "--playground is for --engine transformers only"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(

@@ -131,7 +131,7 @@ def break_logits(
 ) -> None:
     """Give NaN to a model's logits of the requests for which ``breaks`` is true."""
     from safedraft.engines.vllm import runner
-    from safedraft.engines.vllm.batch import Block
+    from safedraft.engines.vllm.batch import DraftedBlocks
 
     def spoil(served: Sequence[Any], logits: Any) -> None:
         for row, one in enumerate(served):
@@ -146,9 +146,9 @@ def break_logits(
         spoil(served, logits)
         return verify(served, logits)
 
-    propose, verify = Block.propose, runner.verify
+    propose, verify = DraftedBlocks.propose, runner.verify
     if model == "draft":
-        patch.setattr(Block, "propose", propose_broken)
+        patch.setattr(DraftedBlocks, "propose", propose_broken)
     else:
         patch.setattr(runner, "verify", verify_broken)
 

@@ -141,16 +141,16 @@ def test_a_grammar_behind_reasoning_is_refused(pair: Any, monkeypatch: pytest.Mo
 def test_a_grammar_that_a_worker_cannot_compile_ends_its_own_request(
     pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safedraft.engines.vllm.grammar import Grammars
+    from safedraft.engines.vllm.grammar import GrammarCompiler
 
-    compile_one = Grammars.compile
+    compile_one = GrammarCompiler.compile
 
-    def fail(self: Grammars, params: Any) -> Any:
+    def fail(self: GrammarCompiler, params: Any) -> Any:
         if params.seed == 7:
             raise BrokenModelError("structured_outputs: no")
         return compile_one(self, params)
 
-    monkeypatch.setattr(Grammars, "compile", fail)
+    monkeypatch.setattr(GrammarCompiler, "compile", fail)
     wanted = [params_of(pair, KINDS["regex"], seed) for seed in (0, 7, 2)]
     said = decode_all(pair, wanted)
     assert [bool(ids) for ids in said] == [True, False, True]

@@ -15,7 +15,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
 
 if TYPE_CHECKING:
-    from safedraft.evaluation.calibrate import Outcome
+    from safedraft.evaluation.calibrate import CalibrationResult
     from safedraft.models.registry import PairSpec
 
 
@@ -131,7 +131,7 @@ def calibrate(
         sys.stdout.write(f"written: {write_calibrated(spec, outcome.config)}\n")
 
 
-def _print(spec: PairSpec, outcome: Outcome, max_lost: float) -> None:
+def _print(spec: PairSpec, outcome: CalibrationResult, max_lost: float) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -69,7 +69,7 @@ def doctor(
     from safedraft.models.registry import pairs
 
     if target in pairs() and not draft:
-        models, target = models.named(target), None
+        models, target = models.name_pair(target), None
     models = replace(models, target=target, draft=draft)
     if target and not draft and not models.pair:
         _propose(target, models, as_json)

@@ -12,7 +12,7 @@ import typer
 
 from safedraft.cli import options
 from safedraft.cli.models import ModelChoice, choose_models
-from safedraft.core.assignments import invalid_assignment, parse_assignment, repeated
+from safedraft.core.assignments import invalid_assignment, parse_assignment, refuse_repeated
 from safedraft.core.counts import format_count
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.extras import require_extra
@@ -226,7 +226,7 @@ def _parse_lengths(lengths: list[str] | None, suites: list[str]) -> tuple[int, d
         if not number.isdecimal() or not int(number):
             raise invalid_assignment(option, length, form=form)
         if suite in numbers:
-            raise repeated(f"{option} {suite}".rstrip())
+            refuse_repeated(f"{option} {suite}".rstrip())
         numbers[suite] = int(number)
     return numbers.pop("", NEW_TOKENS), numbers
 

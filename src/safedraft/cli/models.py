@@ -28,7 +28,7 @@ PairArgument = Annotated[
         metavar="PAIR", help="A registered pair, as with --pair. Default: the default pair."
     ),
 ]
-"""The pair as a command's argument, for ``ModelChoice.named``."""
+"""The pair as a command's argument, for ``ModelChoice.name_pair``."""
 
 TEMPLATES = ("other_base", "template", "template_from")
 """Options that say how an adapter's draft is used."""
@@ -138,7 +138,7 @@ class ModelChoice:
     ] = None
     settings: options.Set = None
 
-    def named(self, pair: str | None) -> ModelChoice:
+    def name_pair(self, pair: str | None) -> ModelChoice:
         """The choice with the pair that a command's argument names, if it names one.
 
         Raises:
@@ -245,8 +245,13 @@ class ModelChoice:
         read_constants(kind, changes, self.spec.config)
         return changes
 
-    def load(self, rule: str | None = None) -> Pair:
-        """Load the pair, for replies by ``rule`` if one is given, and show the progress."""
+    def load(self, rule: str | None = None, **further: Any) -> Pair:
+        """Load the pair and show the progress.
+
+        Args:
+            rule: the rule of the replies; the pair's own when not given.
+            further: options of the engine beside ``engine_options``.
+        """
         from safedraft.core.config import RiskConfig
         from safedraft.models.progress import show_progress
         from safedraft.pair.load import load_spec
@@ -259,7 +264,7 @@ class ModelChoice:
                 config=config or None,
                 engine=self.engine,
                 report=report,
-                **self.engine_options,
+                **self.engine_options | further,
             )
 
 
@@ -287,6 +292,6 @@ def choose_models(*without: str, **defaults: Any) -> Callable[[Callable[..., Non
         added.insert(0, options.make_parameter(PAIR_ARGUMENT, None, PairArgument))
 
     def choose(pair_argument: str | None = None, **values: Any) -> ModelChoice:
-        return ModelChoice(**values).named(pair_argument)
+        return ModelChoice(**values).name_pair(pair_argument)
 
     return options.collect("models", added, choose)

@@ -113,7 +113,7 @@ def add_pair(
     from safedraft.models.registry import require_new_pair, write_new_pair
 
     require_new_pair(name)
-    spec = _read_pair(name, description, models.named(copied))
+    spec = _read_pair(name, description, models.name_pair(copied))
     with show_progress() as report:
         compatibility = examine(spec, report)
     compatibility.require()

@@ -43,7 +43,7 @@ def replay(
     from safedraft.core.config import DraftingConfig
     from safedraft.engines.base import Capability
 
-    recording, models = read_recording(file), models.named(named)
+    recording, models = read_recording(file), models.name_pair(named)
     if models.pair is None and models.target is None and models.draft is None:
         target, draft = (_find_folder(file, name) for name in (recording.target, recording.draft))
         models = replace(models, target=target, draft=draft)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,7 +42,7 @@ _SETTINGS = {
 """The server's setting for each of them."""
 
 
-@choose_models(PAIR_ARGUMENT, "engine_option")
+@choose_models(PAIR_ARGUMENT)
 def serve(
     context: typer.Context,
     named: PairArgument = None,
@@ -145,26 +145,27 @@ def serve(
     if named and named.startswith("-"):  # no pair is named: vLLM's options begin here
         arguments.insert(0, named)
         named = None
-    models = models.named(named)
+    models = models.name_pair(named)
     spec, config = models.spec, models.config
     # With another model, the name of the pair would mislead clients.
     usual = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
     name = served_model_name or usual
+    by_load = _parse_draft_tokens(draft_tokens_up_to or ())
     if models.engine == "vllm":
-        others = {f"allow {name}": True for name in allow or () if name != Allowed.CONSTANTS}
-        _require_engine("transformers", **others, max=maxima, playground=playground)
-        _require_engine("transformers", device=models.device != "auto")
-        _require_engine("transformers", draft_dtype=models.draft_dtype)
+        from safedraft.server.vllm.serve import refuse_features
+
+        others = {"--max": maxima, "--playground": playground}
+        features = [f"--allow {feature}" for feature in allow or ()]
+        refuse_features([*features, *(other for other, given in others.items() if given)])
         arguments = ["--served-model-name", name, "--host", host, "--port", str(port), *arguments]
         if allowed_origins:
             arguments = ["--allowed-origins", json.dumps(allowed_origins), *arguments]
-        if models.dtype != "auto":
-            arguments = ["--dtype", models.dtype, *arguments]
-        by_load = _parse_draft_tokens(draft_tokens_up_to or ())
         may_set_constants = Allowed.CONSTANTS in (allow or ())
-        _serve_in_vllm(spec, config, arguments, may_set_constants, by_load, guard_header)
+        engine_options = models.engine_options
+        _serve_in_vllm(
+            spec, config, arguments, may_set_constants, by_load, engine_options, guard_header
+        )
         return
-    _require_engine("vllm", draft_tokens_up_to=draft_tokens_up_to)
     if arguments:
         raise SafeDraftError(f"{arguments[0]}: there is no such option (safedraft serve --help)")
     require_extra("safedraft serve", "server", "fastapi", "uvicorn", "prometheus_client")
@@ -177,14 +178,23 @@ def serve(
         limits=Limits.model_validate(options.constants(maxima, Limits, "--max")),
         **(allowed | PLAYGROUND if playground else allowed),
     )
-    _serve(models, server, host, port)
+    _serve(models, server, host, port, by_load)
 
 
-def _serve(models: ModelChoice, settings: ServerSettings, host: str, port: int) -> None:
+def _serve(
+    models: ModelChoice,
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    draft_tokens_up_to: dict[int, int],
+) -> None:
     from safedraft.server.run import listen, serve_app
 
     listening = listen(host, port)  # errors come before models are loaded
-    serve_app(models.load(), settings, listening, options.say)
+    further: dict[str, Any] = (
+        {"draft_tokens_up_to": draft_tokens_up_to} if draft_tokens_up_to else {}
+    )
+    serve_app(models.load(**further), settings, listening, options.say)
 
 
 def _serve_in_vllm(
@@ -193,6 +203,7 @@ def _serve_in_vllm(
     arguments: Sequence[str],
     requests_may_set_constants: bool,
     draft_tokens_up_to: dict[int, int],
+    engine_options: dict[str, Any],
     guard_header: bool,
 ) -> None:
     from safedraft.models.progress import show_progress
@@ -206,17 +217,10 @@ def _serve_in_vllm(
             requests_may_set_constants,
             draft_tokens_up_to,
             report,
+            options=engine_options,
             guard_header=guard_header,
         )
     run()
-
-
-def _require_engine(engine: str, **values: object) -> None:
-    """Raise if options are set that only ``engine`` has."""
-    for name, value in values.items():
-        if value:
-            flag = "--" + name.replace("_", "-")
-            raise SafeDraftError(f"{flag} is for --engine {engine} only: leave it out")
 
 
 def _parse_draft_tokens(limits: Iterable[str]) -> dict[int, int]:

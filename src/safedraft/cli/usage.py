@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
-from safedraft.core.assignments import repeated
+from safedraft.core.assignments import refuse_repeated
 
 _WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}
 
@@ -75,7 +75,7 @@ def _require_single(command: TyperCommand | TyperGroup, ctx: Any, arguments: lis
     single = [option for option in named if isinstance(option, TyperOption) and not option.multiple]
     for option in single:
         if single.count(option) > 1 and not option.is_eager:  # --help and --version take no value
-            raise repeated("/".join([*option.opts, *option.secondary_opts]))
+            refuse_repeated("/".join([*option.opts, *option.secondary_opts]))
 
 
 def _without_braces(usage: str) -> str:

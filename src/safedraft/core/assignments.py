@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NoReturn
 
 from safedraft.core.errors import SafeDraftError
 
@@ -50,7 +51,7 @@ def parse_assignments(
     for text in texts or ():
         name, value = parse_assignment(place, text, names=names, form=form, separator=separator)
         if name in values:
-            raise repeated(f"{place} {name}")
+            refuse_repeated(f"{place} {name}")
         values[name] = value
     return values
 
@@ -64,9 +65,13 @@ def split_assignments(place: str, text: str, *, names: Collection[str] = ()) -> 
     return parse_assignments(place, text.split(",") if text else (), names=names)
 
 
-def repeated(what: str) -> SafeDraftError:
-    """Return the error that an option, or a name in one, has more than one value."""
-    return SafeDraftError(f"{what} is given twice: leave one of them out")
+def refuse_repeated(what: str) -> NoReturn:
+    """Refuse that an option, or a name in one, has more than one value.
+
+    Raises:
+        SafeDraftError: always.
+    """
+    raise SafeDraftError(f"{what} is given twice: leave one of them out")
 
 
 def parse_value(text: str) -> bool | int | float | str:

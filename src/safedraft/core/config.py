@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -74,6 +74,9 @@ def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
+_ConstantsT = TypeVar("_ConstantsT", bound="Constants")
+
+
 class Constants(BaseModel, metaclass=_OneLineErrors):
     """Immutable, validated values; unknown names are refused.
 
@@ -95,6 +98,20 @@ class Constants(BaseModel, metaclass=_OneLineErrors):
         with refuse_invalid(shown=True):
             changed = self.model_validate({**self.model_dump(), **constants})
         return self.model_construct(_fields_set=set(constants), **dict(changed))
+
+    def convert_to(self, kind: type[_ConstantsT], /, **constants: Any) -> _ConstantsT:
+        """Return constants of another kind, such as those of a rule.
+
+        A field of ``kind`` has the value that ``constants`` or else these constants have for its
+        name, or else its default. Names that ``kind`` does not have are left out.
+
+        Raises:
+            SafeDraftError: a value is missing or outside its range.
+        """
+        if type(self) is kind and not constants:
+            return self
+        values = self.model_dump() | constants
+        return kind(**{name: value for name, value in values.items() if name in kind.model_fields})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with the values of ``update``, validated as in ``replace``.

@@ -73,7 +73,7 @@ NEUTRAL_IN_LOADING: dict[str, Any] = {
 }
 """The value with which an option of ``from_pretrained`` has no effect on how a pair is loaded."""
 
-_FOR_VLLM = "it is an option of vLLM: add engine='vllm'"
+_FOR_VLLM = "it is an option of vLLM: add engine='vllm' (--engine vllm)"
 
 INSTEAD_IN_LOADING = {
     "revision": "name it with the model, as owner/name@revision",
@@ -86,6 +86,7 @@ INSTEAD_IN_LOADING = {
     "load_in_4bit": "give quantization_config=BitsAndBytesConfig(load_in_4bit=True)",
     "load_in_8bit": "give quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
     "tokenizer": "load the models yourself and give them to Pair.from_models",
+    "draft_tokens_up_to": _FOR_VLLM,
     "tensor_parallel_size": _FOR_VLLM,
     "gpu_memory_utilization": _FOR_VLLM,
     "max_model_len": _FOR_VLLM,

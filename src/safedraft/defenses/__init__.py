@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safedraft.core.config import Constants, SSDConfig
+from safedraft.core.config import Constants, NoConstants, SSDConfig
 from safedraft.core.plugins import Registry, unknown_name
 from safedraft.defenses.base import Defense, RuleDefense, constants_class
-from safedraft.rules import RULES, constants_for, find_rule
+from safedraft.rules import RULES, find_rule
 
 DEFENSES: Registry[Defense] = Registry("safedraft.defenses", "defense")
 """Defenses that are more than a rule; third parties add theirs by an entry point."""
@@ -62,8 +62,6 @@ def make_constants(name: str, config: SSDConfig, given: Mapping[str, Any]) -> Co
         SafeDraftError: a value is missing or outside its range.
     """
     if name not in DEFENSES.names():
-        return constants_for(find_rule(name).config, config, **given)
+        return config.convert_to(find_rule(name).config, **given)
     kind = constants_class(DEFENSES.find(name))
-    if kind is None:
-        return config
-    return kind(**{n: value for n, value in given.items() if n in kind.model_fields})
+    return config if kind is None else NoConstants().convert_to(kind, **given)

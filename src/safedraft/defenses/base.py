@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 from safedraft.core.config import Constants, SamplingParams
 from safedraft.core.errors import SafeDraftError
 from safedraft.core.rule import Rule
-from safedraft.rules import constants_for
 from safedraft.rules.target_only import TargetOnly
 from safedraft.text.messages import Message
 from safedraft.text.refusals import REFUSAL
@@ -58,7 +57,7 @@ class RuleDefense:
         config: Constants,
     ) -> GenerationResult:
         """Return the pair's reply under the rule; see ``Defense``."""
-        own = constants_for(self.rule.config, config)
+        own = config.convert_to(self.rule.config)
         return pair.generate(messages, sampling=sampling, config=own, rule=self.rule)
 
 

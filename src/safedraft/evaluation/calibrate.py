@@ -65,7 +65,7 @@ DRIFT = 1.05
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CalibrationResult:
     """The result of a sweep: the chosen constants and all trials."""
 
     config: RiskConfig
@@ -114,7 +114,7 @@ class Calibration:
                 if (suite.kind == "attack") != (kind == "an attack"):
                     raise SafeDraftError(f"{suite.name} is not {kind}: name one")
 
-    def run(self) -> Outcome:
+    def run(self) -> CalibrationResult:
         """Try the constants, and choose the best.
 
         Raises:
@@ -142,7 +142,7 @@ class Calibration:
             best = self._find_best(own, others, target)
             trials += [own, *find_trade_off(others, target)]
             chosen |= {name: best.constants[name] for name in of_risk}
-        return Outcome(self._config(chosen), target, trials)
+        return CalibrationResult(self._config(chosen), target, trials)
 
     def _run_trial(self, constants: Mapping[str, Any]) -> Trial:
         # Constants that change no token are left out of the judged runs, so that none is repeated.

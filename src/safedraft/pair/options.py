@@ -16,7 +16,7 @@ from safedraft.core.errors import SafeDraftError, show_value
 from safedraft.core.options import INSTEAD, SamplingOptions, translate
 from safedraft.core.plugins import suggest
 from safedraft.engines.base import Capability, LoadedPair
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import find_rule
 
 Sampling = SamplingParams | Mapping[str, Any]
 """Sampling parameters, or a mapping of their names to values."""
@@ -146,7 +146,7 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
         SafeDraftError: a name is unknown to the rule, or a value is outside its range.
     """
     if isinstance(config, Mapping):
-        return _replace(constants_for(kind, own), config)
+        return _replace(own.convert_to(kind), config)
     if config is not None and (
         not isinstance(config, Constants) or isinstance(config, SamplingParams)
     ):
@@ -155,7 +155,7 @@ def read_constants(kind: type[Constants], config: Config | None, own: Constants)
         changed = {name: getattr(config, name) for name in config.model_fields_set}
         kept = dict(own)
         _require_names(kind, [n for n, value in changed.items() if kept.get(n, ...) != value])
-    return constants_for(kind, own if config is None else config)
+    return (own if config is None else config).convert_to(kind)
 
 
 def read_config(config: SSDConfig | Mapping[str, Any] | None, own: RiskConfig) -> SSDConfig | None:

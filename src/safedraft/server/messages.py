@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from safedraft.server.neutral import Body, EmptyList
-from safedraft.server.tools import ToolCall
+from safedraft.server.tools import EarlierToolCall
 from safedraft.text.messages import Message, join_text_parts
 
 
@@ -39,7 +39,7 @@ class ChatMessage(Body):
     annotations: EmptyList | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[EarlierToolCall] | None = None
     tool_call_id: str | None = None
     """The call that a message of the role ``tool`` answers."""
     reasoning: str | None = None

@@ -84,7 +84,7 @@ ToolChoice = Annotated[
 ]
 
 
-class CalledFunction(Body):
+class EarlierFunction(Body):
     """The function of an earlier call."""
 
     name: str
@@ -100,12 +100,12 @@ class CalledFunction(Body):
         return text or "{}"
 
 
-class ToolCall(Body):
+class EarlierToolCall(Body):
     """A call that the assistant made in an earlier message."""
 
     id: str
     type: Literal["function"]
-    function: CalledFunction
+    function: EarlierFunction
     index: int | None = None
     """The place in the list, which clients take over from a stream; it changes nothing."""
 

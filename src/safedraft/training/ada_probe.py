@@ -89,17 +89,17 @@ def _read_at(pair: Pair, begun: Begun, text: str, config: AdaProbeConfig) -> Ite
     assert pair.target.tokenizer is not None
     header = turn_header(pair.target.tokenizer)
 
-    def rated(depth: str, ids: list[int]) -> RatedPrompt:
+    def make_prompt(depth: str, ids: list[int]) -> RatedPrompt:
         return RatedPrompt(replace(begun.conversation, surroundings=depth), ids)
 
     asked = pair.prompts(begun.conversation.messages).target
-    yield rated("  0 tokens", asked)
+    yield make_prompt("  0 tokens", asked)
     if begun.opening:
-        yield rated("opening", [*pair.prompts(begun.messages).target, *header])
+        yield make_prompt("opening", [*pair.prompts(begun.messages).target, *header])
     if not text or is_refusal(text):
         return
     reply: Message = {"role": "assistant", "content": begun.opening + text}
     said = pair.prompts([*begun.conversation.messages, reply]).target
     longest = min(config.reply_tokens, len(said) - len(asked))
     for depth in range(config.check_interval, longest + 1, config.check_interval):
-        yield rated(f"{depth:3} tokens", [*said[: len(asked) + depth], *header])
+        yield make_prompt(f"{depth:3} tokens", [*said[: len(asked) + depth], *header])

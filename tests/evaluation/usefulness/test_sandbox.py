@@ -12,7 +12,7 @@ import pytest
 
 from safedraft.core.errors import SafeDraftError
 from safedraft.evaluation.usefulness import sandbox
-from safedraft.evaluation.usefulness.sandbox import Isolation, Limits, find_isolation, grade
+from safedraft.evaluation.usefulness.sandbox import Isolation, ResourceLimits, find_isolation, grade
 from safedraft.evaluation.usefulness.worker import pack, unpack
 
 pytestmark = pytest.mark.slow  # programs that do not end are waited for
@@ -22,7 +22,7 @@ TEST = (
     "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(5) == 10, 'five'\n"
 )
 RIGHT = "def twice(x):\n    return 2 * x\n"
-QUICK = Limits(seconds=20, cpu_seconds=1, memory=1 << 29)
+QUICK = ResourceLimits(seconds=20, cpu_seconds=1, memory=1 << 29)
 
 WRITES = "{folder}/written"
 
@@ -31,7 +31,9 @@ if find_isolation() == "namespaces":
     ISOLATIONS.append("namespaces")
 
 
-def verdict_on(program: str, isolation: Isolation | None = None, limits: Limits = QUICK) -> str:
+def verdict_on(
+    program: str, isolation: Isolation | None = None, limits: ResourceLimits = QUICK
+) -> str:
     return grade(program, "twice", PROMPT, TEST, limits, isolation)
 
 
@@ -186,7 +188,7 @@ def test_programs_without_end_or_measure_fail(program: str, isolation: Isolation
     "program", ["import time\ntime.sleep(1000)\n", "import signal\nsignal.pause()\n"]
 )
 def test_programs_that_wait_are_killed(program: str, isolation: Isolation) -> None:
-    assert verdict_on(program, isolation, Limits(seconds=1)) == "timed out"
+    assert verdict_on(program, isolation, ResourceLimits(seconds=1)) == "timed out"
 
 
 def test_nothing_is_inherited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -217,7 +219,10 @@ def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         return started[-1]
 
     monkeypatch.setattr(sandbox, "_start_python", record)
-    assert verdict_on("import time\ntime.sleep(1000)\n", limits=Limits(seconds=1)) == "timed out"
+    assert (
+        verdict_on("import time\ntime.sleep(1000)\n", limits=ResourceLimits(seconds=1))
+        == "timed out"
+    )
     assert len(started) == 2
     assert all(process.returncode is not None for process in started)
 
@@ -226,7 +231,11 @@ def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_that_nobody_waits_for_end(isolation: Isolation) -> None:
     read_end, write_end = os.pipe()
     process = sandbox._start_python(
-        isolation, Limits(seconds=0), "-c", "import time; time.sleep(1000)", pass_fds=(write_end,)
+        isolation,
+        ResourceLimits(seconds=0),
+        "-c",
+        "import time; time.sleep(1000)",
+        pass_fds=(write_end,),
     )
     os.close(write_end)
     assert os.read(read_end, 1) == b""  # the last process with the other end is gone

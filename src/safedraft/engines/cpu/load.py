@@ -79,7 +79,7 @@ def load_parts(
     compile_program()
     from safedraft.engines.cpu.decoder import Decoder
 
-    files = [_packed(parts, which, bits[which], report) for which in (TARGET, DRAFT)]
+    files = [_find_packed(parts, which, bits[which], report) for which in (TARGET, DRAFT)]
     names = (spec.target, spec.draft)
     vocabulary = parts.compatibility.vocabulary
     engine = CPUEngine(
@@ -101,7 +101,7 @@ def load_parts(
     )
 
 
-def _packed(parts: Parts, which: int, bits: int, report: ReportProgress) -> Path:
+def _find_packed(parts: Parts, which: int, bits: int, report: ReportProgress) -> Path:
     """Find a model's packed weights in the cache, or write them there."""
     from safedraft.engines.cpu.pack import FORMAT
 

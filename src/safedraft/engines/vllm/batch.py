@@ -23,7 +23,7 @@ from safedraft.core.request import Request
 from safedraft.core.rows import Place, Ranked, move, no_numbers, rank
 from safedraft.core.rule import Decision, State
 from safedraft.core.session import Which
-from safedraft.engines.vllm.reading import Pair, read_pairs
+from safedraft.engines.vllm.reading import BothPlaces, read_places
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class _Pass(NamedTuple):
     ranked: Ranked
 
 
-class Block:
+class DraftedBlocks:
     """The drafts of one block of every row; they stay on the device until they are read.
 
     Args:
@@ -214,12 +214,12 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
             unread = "a reply began before the risk of its request was read: nothing decided"
             one.fail(BrokenModelError(unread))
     begun = [at for at, one in enumerate(served) if not one.ended]
-    pairs = dict(zip(begun, _read([(served[at], logits[at]) for at in begun]), strict=True))
+    places = dict(zip(begun, _read([(served[at], logits[at]) for at in begun]), strict=True))
     decided: list[list[Step]] = [[] for _ in served]
     ahead = 0
     deciding = [at for at in begun if not served[at].ended]
     while deciding:
-        decisions = decide([_candidate(served[at], ahead, pairs[at]) for at in deciding])
+        decisions = decide([_candidate(served[at], ahead, places[at]) for at in deciding])
         followed: set[int] = set()
         for at, decision in zip(deciding, decisions, strict=True):
             decided[at].append(served[at].commit(decision))
@@ -237,7 +237,7 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     return decided
 
 
-def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[Pair]]:
+def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[BothPlaces]]:
     """Both models' places at the drafted positions of each request, read with one copy.
 
     A request whose logits are not all finite ends with an error.
@@ -256,12 +256,12 @@ def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[Pair]]:
     logits = _restrict(logits, owners, before)
     ranked = rank(logits, [one.request.sampling.temperature for one in owners])
     drafts = [draft.place for one, _ in asked for draft in one.drafts]
-    places = [Place(ranked, row) for row in range(len(logits))]
-    pairs, flags = read_pairs(list(map(Pair, places, drafts)), finite)
+    targets = [Place(ranked, row) for row in range(len(logits))]
+    places, flags = read_places(list(map(BothPlaces, targets, drafts)), finite)
     for owner, is_finite in zip(owners, flags, strict=True):
         if not is_finite and not owner.ended:
             owner.fail(no_numbers("the target"))
-    read = iter(pairs)
+    read = iter(places)
     return [[next(read) for _ in own] for _, own in asked]
 
 
@@ -292,7 +292,7 @@ def are_finite(logits: Tensor) -> Tensor:
     return logits.sum(-1, dtype=torch.float32).isfinite()
 
 
-def _candidate(one: ServedRequest, ahead: int, pairs: Sequence[Pair]) -> Candidate:
-    target, draft = pairs[ahead]
+def _candidate(one: ServedRequest, ahead: int, places: Sequence[BothPlaces]) -> Candidate:
+    target, draft = places[ahead]
     drafted = one.drafts[ahead]._replace(place=draft)
     return Candidate(one.request, one.state, one.position, drafted, target)

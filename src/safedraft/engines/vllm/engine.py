@@ -15,7 +15,7 @@ from safedraft.core.rule import Rule
 from safedraft.core.sampling import LogProbabilities
 from safedraft.engines.base import Capabilities, Capability
 from safedraft.engines.vllm.options import PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
-from safedraft.rules import constants_for, find_rule
+from safedraft.rules import find_rule
 
 _WITH_DRAFTS = "vLLM refuses it together with drafts: use --engine transformers"
 
@@ -136,7 +136,7 @@ class VllmEngine:
                 rule is not registered.
         """
         _require_registered(request.rule)
-        own = constants_for(request.rule.config, self._config).model_dump(mode="json")
+        own = self._config.convert_to(request.rule.config).model_dump(mode="json")
         constants = request.config.model_dump(mode="json")
         changes = {name: value for name, value in constants.items() if value != own[name]}
         if speed := changes.keys() & OF_SPEED:

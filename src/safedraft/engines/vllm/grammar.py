@@ -67,7 +67,7 @@ class Grammar:
         return forbid(unpack_bits(self._bits[0], self._vocabulary))
 
 
-class Grammars:
+class GrammarCompiler:
     """Compiles the grammars of requests as vLLM's scheduler does.
 
     Args:

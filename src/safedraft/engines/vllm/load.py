@@ -13,17 +13,10 @@ from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.options import count_room
-from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_others, require_vllm
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
-
-_REFUSED = {
-    "device": "vLLM runs on the platform that it was built for",
-    "draft_device": "vLLM runs both models on one platform",
-    "draft_dtype": "vLLM gives both models one type",
-}
-"""Options of other engines, and why they are refused."""
 
 _ON_PROCESSORS = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_model_len": 4096}
 """Options on processors that the user can override: compilation takes minutes and makes no step
@@ -53,9 +46,7 @@ def load(
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.
     """
-    for name, reason in _REFUSED.items():
-        if name in options:
-            raise SafeDraftError(f"{name}: {reason}: leave it out")
+    refuse_others(options)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     prepare_environment()
     require_vllm()

@@ -17,7 +17,7 @@ from safedraft.core.risk import Reading, RiskContext, RiskProbe
 from safedraft.core.rule import Context, Rule
 from safedraft.core.session import Which
 from safedraft.models.probe_file import read_probe_file
-from safedraft.rules import constants_for, find_rule, own_rule
+from safedraft.rules import find_rule, own_rule
 
 KEY = "safedraft"
 """Key of the settings in vLLM's ``additional_config``, which reaches every process."""
@@ -165,7 +165,7 @@ class Settings(BaseModel):
             next((drafted for load, drafted in by_load if count <= load), of_more)
             for count in range(most + 1)
         )
-        return [passes(count) for count in drafted]
+        return [count_passes(count) for count in drafted]
 
     @property
     def rule(self) -> str:
@@ -191,7 +191,7 @@ class Settings(BaseModel):
     def _constants(self, rule: Rule, extra: Mapping[str, Any]) -> Constants:
         known = self._require_known(rule, extra)
         changes = {known[name]: value for name, value in extra.items() if name in known}
-        return constants_for(rule.config, self.config).replace(**changes)
+        return self.config.convert_to(rule.config).replace(**changes)
 
     def _require_known(self, rule: Rule, extra: Mapping[str, Any]) -> dict[str, str]:
         """The rule's constants by the names under which a request sets them."""
@@ -301,7 +301,7 @@ def _unset(value: Any, default: Any) -> bool:
     return plain and bool(value == default or (not isinstance(value, bool | int) and not value))
 
 
-def passes(draft_tokens: int) -> int:
+def count_passes(draft_tokens: int) -> int:
     """Number of draft passes for a block of T, which is vLLM's number of drafts.
 
     That is T + 1: the target runs T drafts, and if all are accepted, the position after them is

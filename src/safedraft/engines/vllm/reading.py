@@ -15,7 +15,7 @@ from torch import Tensor
 from safedraft.core.rows import Place, Ranked, move
 
 
-class Pair(NamedTuple):
+class BothPlaces(NamedTuple):
     """The places of both models at one position, on the device or on the host."""
 
     target: Place
@@ -25,13 +25,13 @@ class Pair(NamedTuple):
 class _Whole:
     """All logits of both models at some positions, copied when a position is asked for."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._pairs = pairs
+    def __init__(self, places: Sequence[BothPlaces]) -> None:
+        self._places = places
         self._read: dict[int, Tensor] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self._pairs), self._pairs[0].target.ranked.logits.shape[-1]
+        return len(self._places), self._places[0].target.ranked.logits.shape[-1]
 
     def __contains__(self, position: int) -> bool:
         return position in self._read
@@ -39,7 +39,7 @@ class _Whole:
     def __getitem__(self, position: int) -> Tensor:
         """``[2, V]``: the target's and the draft's."""
         if position not in self._read:
-            rows = [place.ranked.logits[place.row] for place in self._pairs[position]]
+            rows = [place.ranked.logits[place.row] for place in self._places[position]]
             self._read[position] = torch.stack(rows).cpu()
         return self._read[position]
 
@@ -76,35 +76,36 @@ class PartlyRead:
         return self._whole[position][self._side, tokens]
 
 
-def read_pairs(pairs: Sequence[Pair], flags: Tensor) -> tuple[list[Pair], list[bool]]:
+def read_places(places: Sequence[BothPlaces], flags: Tensor) -> tuple[list[BothPlaces], list[bool]]:
     """Copy what decisions about some positions look at to the host, with one copy for all of them.
 
     Args:
-        pairs: at least one, on the device.
+        places: at least one, on the device.
         flags: truth values that are copied along, in any number.
 
     Returns:
         The places on the host, and the flags.
     """
     groups: dict[tuple[int, int], list[int]] = {}
-    for at, (target, draft) in enumerate(pairs):
+    for at, (target, draft) in enumerate(places):
         groups.setdefault((id(target.ranked), id(draft.ranked)), []).append(at)
     order = [at for group in groups.values() for at in group]
-    parts = [_gather([pairs[at] for at in group]).flatten() for group in groups.values()]
+    parts = [_gather([places[at] for at in group]).flatten() for group in groups.values()]
     numbers = torch.cat([*parts, flags.double()]).cpu()
-    table = numbers[: len(numbers) - len(flags)].view(len(pairs), 2, -1)
-    whole = _Whole([pairs[at] for at in order])
+    table = numbers[: len(numbers) - len(flags)].view(len(places), 2, -1)
+    whole = _Whole([places[at] for at in order])
     sides = [_unpack(table[:, side], whole, side) for side in range(2)]
     rows = sorted(range(len(order)), key=order.__getitem__)
-    read = [Pair(*(Place(side, row) for side in sides)) for row in rows]
+    read = [BothPlaces(*(Place(side, row) for side in sides)) for row in rows]
     return read, numbers[len(numbers) - len(flags) :].bool().tolist()
 
 
-def _gather(pairs: Sequence[Pair]) -> Tensor:
-    """The numbers of positions that are in the same ``Ranked``, ``[len(pairs), 2, ...]``."""
-    ranked = [place.ranked for place in pairs[0]]
-    places = [torch.tensor([place.row for place in side]) for side in zip(*pairs, strict=True)]
-    rows = [move(at, ranked[0].tokens.device) for at in places]
+def _gather(places: Sequence[BothPlaces]) -> Tensor:
+    """The numbers of positions that are in the same ``Ranked``, ``[len(places), 2, ...]``."""
+    ranked = [place.ranked for place in places[0]]
+    sides = zip(*places, strict=True)
+    numbers = [torch.tensor([place.row for place in side]) for side in sides]
+    rows = [move(at, ranked[0].tokens.device) for at in numbers]
     best = [one.tokens[at] for one, at in zip(ranked, rows, strict=True)]
     both = [torch.cat(best, dim=-1), torch.cat(best[::-1], dim=-1)]
     return torch.stack([_pack(*side) for side in zip(ranked, rows, both, strict=True)], dim=1)

@@ -21,12 +21,12 @@ from safedraft.core.decide import Draft
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
 from safedraft.core.rows import Place, move, rank
-from safedraft.engines.vllm.batch import Block, ServedRequest, are_finite, verify
+from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, are_finite, verify
 from safedraft.engines.vllm.checks import require_engine
-from safedraft.engines.vllm.grammar import Grammars
+from safedraft.engines.vllm.grammar import GrammarCompiler
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
-from safedraft.engines.vllm.reading import Pair, read_pairs
+from safedraft.engines.vllm.reading import BothPlaces, read_places
 
 _NONE = -1  # marks a place without a token in vLLM's blocks
 
@@ -120,7 +120,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         """Rows of the batch; set before ``propose``."""
         self.passes = 0
         """Number of passes of the draft in the last ``propose``."""
-        self._block = Block(())
+        self._block = DraftedBlocks(())
         self._questions: list[_Question] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -141,7 +141,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         those of all rows with the pass in which more than half of them have ended: drafts after an
         unlikely draft are likely to be rejected.
         """
-        self.passes, self._block = 0, Block([row.request for row in self.rows])
+        self.passes, self._block = 0, DraftedBlocks([row.request for row in self.rows])
         with suppress(_Enough):
             super().propose(*args, **kwargs)
         return [self._cut(drafts) for drafts in self._block.read()]
@@ -311,14 +311,14 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         request = ServedRequest(self._settings.request(params, request_id, prompt))
         if params.structured_outputs:
             try:
-                request.constraints.append(self._grammars.compile(params))
+                request.constraints.append(self._compiler.compile(params))
             except BrokenModelError as error:
                 request.fail(error)
         return _Served(request, trace, wants_statistics(params))
 
     @cached_property
-    def _grammars(self) -> Grammars:
-        return Grammars(self.vllm_config, self._settings.vocabulary)
+    def _compiler(self) -> GrammarCompiler:
+        return GrammarCompiler(self.vllm_config, self._settings.vocabulary)
 
     def _finish(self, trace: Trace) -> None:
         """Forget a trace that was taken completely; keep one with steps left."""
@@ -522,6 +522,6 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))
         logits = logits[:, : self._settings.vocabulary]
         target, draft = (rank(side, [1.0] * len(side)) for side in (logits, logits.clone()))
-        pairs = [Pair(Place(target, row), Place(draft, row)) for row in range(len(logits))]
-        read_pairs(pairs, are_finite(logits))
+        places = [BothPlaces(Place(target, row), Place(draft, row)) for row in range(len(logits))]
+        read_places(places, are_finite(logits))
         return target.log_sums

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from safedraft.core.config import OF_CHAINS, RiskConfig, SSDConfig
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
-from safedraft.engines.vllm.options import INT8, KEY, Settings, passes
+from safedraft.engines.vllm.options import INT8, KEY, Settings, count_passes
 from safedraft.models.description import ModelDescription
 from safedraft.models.devices import can_be_split, count_heads, split_sizes
 from safedraft.models.gguf import is_gguf
@@ -35,6 +35,12 @@ _OURS = (
 )  # fmt: skip
 """Options of vLLM that the engine sets itself."""
 
+_OF_OTHERS = {
+    "device": "vLLM runs on the platform that it was built for",
+    "draft_device": "vLLM runs both models on one platform",
+    "draft_dtype": "vLLM gives both models one type",
+}
+"""Options of other engines, and why they are refused."""
 
 MAX_DRAFT_TOKENS = 5
 """Largest T that is taken from a pair whose drafts end early, if the user names none: vLLM keeps
@@ -100,7 +106,7 @@ class EnginePlan:
         self._require_fitting(given)
         vocabulary = self.parts.compatibility.vocabulary
         settings = Settings(
-            config=self._settled(),
+            config=self._settle_constants(),
             draft_tokens_up_to=by_load,
             vocabulary=vocabulary,
             generation_prompt=self.generation_prompt,
@@ -122,7 +128,7 @@ class EnginePlan:
             "speculative_config": {
                 "method": "draft_model",
                 "model": str(self.draft),
-                "num_speculative_tokens": passes(
+                "num_speculative_tokens": count_passes(
                     max(by_load.values(), default=self.config.draft_tokens)
                 ),
                 "draft_tensor_parallel_size": given.get("tensor_parallel_size", 1),
@@ -192,7 +198,7 @@ class EnginePlan:
                 "choose bfloat16, or float16 to try it all the same"
             )
 
-    def _settled(self) -> RiskConfig:
+    def _settle_constants(self) -> RiskConfig:
         """The constants, with which drafts on CUDA do not end early unless the user wants it.
 
         A step runs as one CUDA graph only if all its rows have equally many drafts.
@@ -210,6 +216,17 @@ class EnginePlan:
         entries = usual[:1] if _data_parallel(given) else usual
         capped = {load: min(drafted, most or drafted) for load, most in entries}
         return capped if {drafted} != {*capped.values()} else {}
+
+
+def refuse_others(options: Iterable[str]) -> None:
+    """Refuse options of other engines, before anything is fetched.
+
+    Raises:
+        SafeDraftError: one of them; the message says why.
+    """
+    for name in options:
+        if reason := _OF_OTHERS.get(name):
+            raise SafeDraftError(f"{name}: {reason}: leave it out")
 
 
 _READS_ONCE = (

@@ -54,7 +54,7 @@ GROWN = tuple(
 
 
 @dataclass
-class Trial:
+class ShapeTrial:
     """One shape: what is expected of it, and what it took to decode with it."""
 
     config: DraftingConfig
@@ -92,7 +92,7 @@ class Tuning:
     """Milliseconds of passes of each model over 1, 2, … rows."""
     value: float
     """Expected tokens per pass of the static tree, if acceptance depended on the shares alone."""
-    trials: Mapping[str, Trial]
+    trials: Mapping[str, ShapeTrial]
     """By kind of shape, the pair's own first."""
 
     def ratio(self, name: str, kind: str | None = None, to: str = OWN) -> float:
@@ -210,7 +210,7 @@ def _expect(
     replies: Sequence[Sequence[Position]],
     machine: Machine,
     static: Shape,
-) -> dict[str, Trial]:
+) -> dict[str, ShapeTrial]:
     """The best shape of each kind that is not the pair's own, by what the replies would have taken.
 
     After a leaf the target's distribution is carried over, as in SSD.
@@ -223,7 +223,7 @@ def _expect(
         return sum(machine.cost(block, True) for block in blocks), tokens / len(blocks)
 
     present, per_pass = charge(Drafting(own))
-    trials = {OWN: Trial(own, per_pass, 0.0)}
+    trials = {OWN: ShapeTrial(own, per_pass, 0.0)}
     kinds = {
         CHAIN: try_chains(own),
         "static tree": [Drafting(own.with_tree(list_children(static)))],
@@ -235,7 +235,7 @@ def _expect(
         if charged:
             best = min(charged, key=lambda one: charged[one][0])
             taken, per_pass = charged[best]
-            trials[name] = Trial(best.config, per_pass, present / taken - 1)
+            trials[name] = ShapeTrial(best.config, per_pass, present / taken - 1)
     return trials
 
 
@@ -243,7 +243,7 @@ def _decode(
     pair: Pair,
     kinds: Mapping[str, Sequence[str]],
     sampling: SamplingParams,
-    trials: Mapping[str, Trial],
+    trials: Mapping[str, ShapeTrial],
     report: Callable[[str, int, int], None],
 ) -> None:
     """Decode every prompt with every shape, in an order that turns."""

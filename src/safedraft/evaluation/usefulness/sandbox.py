@@ -39,7 +39,7 @@ _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}  # the same verdict on
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """Limits of the resources of the program, and the same of its tests."""
 
     seconds: float = 30.0
@@ -61,7 +61,7 @@ class Limits:
         }
 
 
-LIMITS = Limits()
+LIMITS = ResourceLimits()
 
 
 def grade(
@@ -69,7 +69,7 @@ def grade(
     entry_point: str,
     prompt: str,
     test: str,
-    limits: Limits = LIMITS,
+    limits: ResourceLimits = LIMITS,
     isolation: Isolation | None = None,
 ) -> Verdict:
     """Run the tests of a problem on a program.
@@ -136,7 +136,7 @@ def _start(
     role: Literal["serve", "examine"],
     texts: Mapping[str, str],
     channel: socket.socket,
-    limits: Limits,
+    limits: ResourceLimits,
     isolation: Isolation,
 ) -> subprocess.Popen[bytes]:
     """Start one of the two parts of ``worker.py``."""
@@ -155,7 +155,7 @@ def _start(
 
 def _start_python(
     isolation: Isolation,
-    limits: Limits,
+    limits: ResourceLimits,
     *arguments: str,
     stdin: int = subprocess.DEVNULL,
     pass_fds: tuple[int, ...] = (),

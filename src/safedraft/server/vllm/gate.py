@@ -14,7 +14,7 @@ from safedraft.server import gate
 from safedraft.server.settings import API_KEY
 
 
-class RequireKey(gate.RequireKey):
+class RequireEnvironmentKey(gate.RequireKey):
     """Requires the key in the environment on every route except ``/health``."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,5 +28,5 @@ class RequireKey(gate.RequireKey):
 
 def middleware_arguments(key: str | None) -> list[str]:
     """vLLM's arguments that put the middleware before its routes."""
-    guard = RequireKey if key else gate.RequireLocalName
+    guard = RequireEnvironmentKey if key else gate.RequireLocalName
     return ["--middleware", f"{guard.__module__}.{guard.__name__}"]

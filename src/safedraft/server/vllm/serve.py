@@ -6,14 +6,14 @@ import atexit
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.vllm.setup import plan, prepare_environment, require_vllm
+from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_others, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.pair.guards import warn_if_unguarded
@@ -39,6 +39,15 @@ _REFUSED = {
 }
 """Options of vLLM that bypass SafeDraft's checks, with the reason or what to do instead."""
 
+_OF_OWN_SERVER = {
+    "--allow prefill": "any client may do this at vLLM's server",
+    "--allow completions": "any client may do this at vLLM's server",
+    "--allow telemetry": "any client may ask vLLM's server for the statistics of a reply",
+    "--max": "vLLM's server has limits of its own, such as --max-num-seqs",
+    "--playground": "vLLM's server does not have the page",
+}
+"""Options of SafeDraft's own server, and why they are refused here."""
+
 _SHORT = {
     "-tp": "tensor_parallel_size",
     "-dp": "data_parallel_size",
@@ -54,6 +63,7 @@ def serve_pair(
     draft_tokens_up_to: Mapping[int, int] | None = None,
     report: ReportProgress = silent,
     *,
+    options: Mapping[str, Any] | None = None,
     guard_header: bool = False,
 ) -> Callable[[], None]:
     """Fetch and check a pair; the returned function serves it until it is interrupted.
@@ -65,12 +75,16 @@ def serve_pair(
         requests_may_set_constants: see ``Settings``.
         draft_tokens_up_to: see ``EnginePlan.options``.
         report: called with stage, done and total bytes while a model is fetched.
+        options: vLLM's engine arguments by name, as for ``load``.
         guard_header: see ``ServerSettings``.
 
     Raises:
-        SafeDraftError: vLLM is not installed, the pair does not suit it, or SafeDraft sets one of
-            the arguments itself.
+        SafeDraftError: vLLM is not installed, the pair does not suit it, SafeDraft sets one of
+            the arguments itself, or an option is one of other engines.
     """
+    refuse_others(options or ())
+    arguments = [*write_options(options or {}), *arguments]
+    given = parse_options(arguments)
     if spec.target_system or spec.draft_system:
         raise SafeDraftError(
             f"pair {spec.name} has a system prompt, and vLLM's server makes prompts only from what "
@@ -95,7 +109,6 @@ def serve_pair(
     chosen = plan(spec, config, report)
     if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
         chosen.config.first_scheme(turn_begun=None)
-    given = parse_options(arguments)
     wanted = chosen.options(
         given,
         requests_may_set_constants=requests_may_set_constants,
@@ -155,16 +168,35 @@ def build_command(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]
     command = ["serve", str(wanted["model"])]
     if "served_model_name" not in given:
         own["served_model_name"] = name
-    for key, value in own.items():
-        flag = "--" + key.replace("_", "-")
+    return [*command, *write_options(own), *arguments]
+
+
+def write_options(options: Mapping[str, Any]) -> list[str]:
+    """Engine arguments by name as vLLM's command line has them."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
         match value:
+            case True:
+                words.append(flag)
             case False:
-                command.append("--no-" + flag[2:])
+                words.append("--no-" + flag[2:])
             case dict():
-                command += [flag, json.dumps(value)]
+                words += [flag, json.dumps(value)]
             case _:
-                command += [flag, str(value)]
-    return [*command, *arguments]
+                words += [flag, str(value)]
+    return words
+
+
+def refuse_features(given: Iterable[str]) -> None:
+    """Refuse options that vLLM's server does not have.
+
+    Raises:
+        SafeDraftError: one of them; the message says why.
+    """
+    for option in given:
+        if reason := _OF_OWN_SERVER.get(option):
+            raise SafeDraftError(f"{option}: {reason}: leave it out")
 
 
 def parse_options(arguments: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFORMANCE, save_pair
+from conftest import CONFORMANCE, save_pair, save_prompts
 from helpers.pages import BY_VLLM, PAGES, read_blocks
 from small import SMALL, closing
 from test_server import ask, started
@@ -30,6 +30,16 @@ COMMANDS = [
 ]
 SERVERS = [words[2:] for words in COMMANDS if words[1] == "serve"]
 OTHERS = [words[1:] for words in COMMANDS if words[1] != "serve"]
+MORE = {
+    "generate": ["--max-new-tokens=4"],
+    "bench": ["--engine-option=max_model_len=1024"],
+    "eval": [
+        "--engine-option=max_model_len=1024",
+        "--source=harmful.txt",
+        "--control=ordinary.txt",
+    ],
+}
+"""Options that make a command short, let it do without a download, or make room for its prompts."""
 PAIRS = ("qwen2.5-coder", "my-pair", "MY_PAIR")
 """Pairs that the pages name."""
 
@@ -39,6 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the recorded FILE and its models, where every pair has tiny models."""
     for name in ("target", "near"):
         widen(CONFORMANCE / f"tiny-{name}", tmp_path / f"tiny-{name}")
+    save_prompts(tmp_path)
     (tmp_path / "FILE").symlink_to(CONFORMANCE / "near.json")
     target, draft = save_pair(tmp_path, hidden_size=128, head_dim=32, max_position_embeddings=2048)
     models = f'target = "{target}"\ndraft = "{draft}"\nbare_draft = true\n'
@@ -47,20 +58,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "".join(f'["{name}"]\n{models}' for name in PAIRS), "utf-8"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where inspect_ai has its buffers
     return tmp_path
 
 
 @pytest.mark.parametrize("words", OTHERS, ids=shlex.join)
 @pytest.mark.usefixtures("folder")
 def test_a_command_runs(words: list[str]) -> None:
+    words = [*words, *MORE.get(words[0], ())]
     given = " ".join(words)
     options = [
         f"--engine-option={name}={str(value).lower()}"
         for name, value in SMALL.items()
         if f"{name}=" not in given
     ]
-    if words[0] == "generate":
-        options += ["--max-new-tokens", "4"]
     command = [sys.executable, "-m", "safedraft", *words, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

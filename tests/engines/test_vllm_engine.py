@@ -64,6 +64,12 @@ def test_what_differs_from_the_engines_own_goes_along(
     assert engine_of()._extra_args(asked) == {"ssd_rule": "ssd"} | extra
 
 
+def test_what_vllm_refuses_together_with_drafts_goes_along_too() -> None:
+    shifted = SamplingParams(temperature=1.0, min_p=0.1, logit_bias={5: 2.0})
+    carried = {"ssd_rule": "ssd", "ssd_min_p": 0.1, "ssd_logit_bias": {5: 2.0}}
+    assert engine_of()._extra_args(replace(request(), sampling=shifted)) == carried
+
+
 def test_a_request_cannot_have_drafts_of_its_own() -> None:
     with pytest.raises(SafeDraftError, match="draft_tokens: vLLM drafts for all requests"):
         engine_of()._extra_args(request(config=SSDConfig(draft_tokens=7)))
@@ -93,10 +99,6 @@ def pair() -> Pair:
 def test_what_vllm_cannot_do_is_refused_with_its_reason() -> None:
     with pytest.raises(SafeDraftError, match="two prompts: vLLM gives target and draft one"):
         pair().stream_ids(Prompts([5], [6]))
-    with pytest.raises(SafeDraftError, match="min_p: vLLM refuses it together with drafts"):
-        pair().stream_ids([5], min_p=0.1)
-    with pytest.raises(SafeDraftError, match="logit_bias: vLLM refuses it together with drafts"):
-        pair().stream_ids([5], logit_bias={5: 1.0})
     with pytest.raises(SafeDraftError, match="asking a model about a text: vLLM"):
         pair().reader("target")
     with pytest.raises(SafeDraftError, match="target: its engine gives no access to the model"):

@@ -368,6 +368,7 @@ def params(**extra: Any) -> Any:
     return SimpleNamespace(
         extra_args=extra, seed=None, max_tokens=9, temperature=0.0, top_k=0, top_p=1.0,
         presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0,
+        allowed_token_ids=None, bad_words=[], bad_words_token_ids=None,
         stop_token_ids=[], eos_token_id=None, __struct_fields__=(),
     )  # fmt: skip
 
@@ -415,6 +416,45 @@ def test_penalties_are_those_of_the_request() -> None:
         Settings(vocabulary=9).request(asked, "1", [5])
     request = Settings(vocabulary=9, requests_may_set_constants=True).request(asked, "1", [5])
     assert (request.sampling.repetition_penalty, request.target_prompt) == (1.2, [5])
+
+
+def test_what_vllm_refuses_together_with_drafts_is_that_of_the_request() -> None:
+    extra = {"ssd_min_p": 0.1, "ssd_logit_bias": {"5": 2.0}}  # the names of JSON's are strings
+    open_to_all = Settings(vocabulary=9, requests_may_set_constants=True)
+    sampling = open_to_all.request(params(**extra), "1", [5]).sampling
+    assert (sampling.min_p, sampling.logit_bias) == (0.1, {5: 2.0})
+    with pytest.raises(SafeDraftError, match="logit_bias: 9: ids end at 8"):
+        open_to_all.request(params(ssd_logit_bias={8: 1, 9: 1}), "1", [5])
+    with pytest.raises(SafeDraftError, match="min_p: must be at most 1"):
+        open_to_all.request(params(ssd_min_p=1.5), "1", [5])
+    with pytest.raises(SafeDraftError, match=r"logit_bias\.8: must be at most 100"):
+        open_to_all.request(params(ssd_logit_bias={8: 101}), "1", [5])
+    closed = Settings(vocabulary=9)
+    assert closed.request(params(ssd_min_p=0.1), "1", [5]).sampling.min_p == 0.1
+    with pytest.raises(SafeDraftError, match="logit_bias: the operator does not let"):
+        closed.request(params(**extra), "1", [5])
+
+
+def test_the_tokens_that_a_request_allows_and_the_words_that_it_forbids() -> None:
+    open_to_all = Settings(vocabulary=9, requests_may_set_constants=True)
+    asked = params()
+    assert open_to_all.request(asked, "1", [5]).constrain is None
+    for name, value in (("allowed_token_ids", [0, 3, 8]), ("bad_words", ["a", "bc", "d"])):
+        asked = params()
+        setattr(asked, name, value)
+        with pytest.raises(SafeDraftError, match=f"{name}: the operator does not let"):
+            Settings(vocabulary=9).request(asked, "1", [5])
+    asked.allowed_token_ids, asked.bad_words_token_ids = [0, 3, 8], [[3], [0, 8], [3, 9], [9]]
+    request = open_to_all.request(asked, "1", [5])
+    state = request.rule.start(request.config, request.context)
+    (words,) = request.constraints(state)
+    logits = torch.zeros(9)
+    assert words.apply([], logits).isfinite().nonzero().flatten().tolist() == [0, 8]
+    assert words.apply([0], logits).isfinite().nonzero().flatten().tolist() == [0]
+    words.decide(0)
+    assert words.apply([], logits).isfinite().nonzero().flatten().tolist() == [0]
+    assert words.apply([8], logits).isfinite().nonzero().flatten().tolist() == [0, 8]
+    assert logits.isfinite().all()  # they are left as they are
 
 
 def test_a_flag_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from widen import widen
 import safedraft
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm import checks, hooks
-from safedraft.engines.vllm.options import KEY, Settings, require_honored
+from safedraft.engines.vllm.honored import HONORED, require_honored
+from safedraft.engines.vllm.options import KEY, Settings
 from safedraft.models.fingerprint import digest
 from safedraft.server.vllm.serve import parse_command
 
@@ -139,6 +140,8 @@ def test_no_engine_goes_without_the_plug_in(
         ({"resumable": True}, "a session that is resumed"),
         ({"prompt_token_ids": [5, 512]}, "do not share, such as 512"),
         ({"sampling_params": {"stop_token_ids": [512]}}, "stop_token_ids: 512 is not a token"),
+        ({"sampling_params": {"allowed_token_ids": [5, 512]}}, "allowed_token_ids: 512 is not"),
+        ({"sampling_params": {"bad_words": ["no"]}}, "bad_words: this engine has no tokenizer"),
     ],
 )
 def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reason: str) -> None:
@@ -152,7 +155,7 @@ def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reaso
         speculative_config=SimpleNamespace(num_speculative_tokens=3),
         model_config=SimpleNamespace(max_model_len=64),
     )
-    settings = Settings(vocabulary=512)
+    settings = Settings(vocabulary=512, requests_may_set_constants=True)
 
     def admit(request: dict[str, Any]) -> None:
         params = request["sampling_params"]
@@ -166,8 +169,6 @@ def test_a_request_that_goes_by_the_rule_is_refused(given: dict[str, Any], reaso
 
 def test_only_what_is_known_is_honoured() -> None:
     from vllm import SamplingParams
-
-    from safedraft.engines.vllm.options import HONORED
 
     fields = set(SamplingParams.__struct_fields__)
     assert fields > HONORED

@@ -48,9 +48,13 @@ def samplings(count: int) -> list[SamplingParams]:
         {"temperature": 1.0},
         {"temperature": 0.7, "top_k": 20, "frequency_penalty": 0.8, "repetition_penalty": 1.2},
         {"temperature": 1.3, "top_p": 0.8, "presence_penalty": 1.5},
+        {"logit_bias": {7: 6.0, 400: -100.0}, "presence_penalty": 2.0},
+        {"temperature": 1.2, "min_p": 0.2},
+        {"temperature": 0.8, "min_p": 0.05, "logit_bias": {9: 5.0}, "repetition_penalty": 1.1},
     ]
     return [
-        SamplingParams(max_new_tokens=40, seed=100 + at, **kinds[at % 4]) for at in range(count)
+        SamplingParams(max_new_tokens=40, seed=100 + at, **kinds[at % len(kinds)])
+        for at in range(count)
     ]
 
 
@@ -255,7 +259,9 @@ def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
         ({"min_p": 0.1, "temperature": 1.0}, "min_p .*not yet supported"),
         ({"min_tokens": 4}, "min_tokens"),
         ({"logit_bias": {5: 2.0}}, "logit_bias .*not yet supported"),
-        ({"allowed_token_ids": [5, 6]}, "allowed_token_ids"),
+        ({"bad_words": ["no"]}, "bad_words: this engine has no tokenizer"),
+        ({"extra_args": {"ssd_logit_bias": {512: 1.0}}}, "logit_bias: 512: ids end at 511"),
+        ({"extra_args": {"ssd_min_p": 2}}, "min_p: must be at most 1"),
         ({"extra_args": {"ssd_alpha": 1}}, "ssd_alpha: not known"),
         ({"extra_args": {"ssd_alpha_union": -1}}, "alpha_union: must be at least 0"),
         ({"extra_args": {"ssd_draft_tokens": 1}}, "ssd_draft_tokens: not known"),

@@ -23,11 +23,13 @@ GUARDED = Operator(name="own pair", guarded=True)
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the module replaces in vLLM is vLLM's again after each test."""
-    from vllm.v1.engine import output_processor
+    from vllm.v1.engine import input_processor, output_processor
 
     access = logging.getLogger("safedraft.access")
     handlers = list(access.handlers)
     monkeypatch.setattr(output_processor, "RequestState", output_processor.RequestState)
+    inputs = input_processor.InputProcessor
+    monkeypatch.setattr(inputs, "process_inputs", inputs.process_inputs)
     yield
     access.handlers[:] = handlers
     access.propagate = True
@@ -42,8 +44,8 @@ def end_reply(folder: Path, text: str, reason: str, **extra: Any) -> None:
 
     save_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    penalty = extra.pop("repetition_penalty", 1.0)
-    params = SamplingParams(max_tokens=500, repetition_penalty=penalty, extra_args=extra or None)
+    fields = {name: extra.pop(name) for name in set(extra) & set(SamplingParams.__struct_fields__)}
+    params = SamplingParams(max_tokens=500, **fields, extra_args=extra or None)
     request = EngineCoreRequest(
         request_id="chatcmpl-1-ab", prompt_token_ids=[1, 2], mm_features=None, pooling_params=None,
         sampling_params=params, arrival_time=0.0, lora_request=None, cache_salt=None,
@@ -71,6 +73,9 @@ def counted(**labels: str) -> float:
         (GUARDED, REFUSAL, {"ssd_statistics": True}, "true", "true"),
         (GUARDED, REFUSAL, {"ssd_alpha_union": 0.0}, "false", "true"),
         (GUARDED, REFUSAL, {"repetition_penalty": 2.0}, "false", "true"),
+        (GUARDED, REFUSAL, {"bad_words": ["sorry"]}, "false", "true"),
+        (GUARDED, REFUSAL, {"ssd_min_p": 0.1}, "true", "true"),
+        (GUARDED, REFUSAL, {"ssd_logit_bias": {5: 1.0}}, "false", "true"),
         (Operator(name="bare", guarded=False), REFUSAL, {}, "false", "true"),
     ],
 )
@@ -131,7 +136,24 @@ def test_replies_have_the_header_where_it_is_switched_on(
 
 def test_the_hooks_are_vllms_own_while_replies_are_recorded() -> None:
     from safedraft.engines.vllm.hooks import require_known_hooks
+    from safedraft.server.vllm.parameters import carry_parameters
     from safedraft.server.vllm.replies import record_replies
 
     record_replies(GUARDED)
+    carry_parameters()
     require_known_hooks()
+
+
+def test_what_vllm_would_refuse_is_moved_and_the_rest_stays() -> None:
+    from vllm import PoolingParams, SamplingParams
+
+    from safedraft.server.vllm.parameters import carry
+
+    for untouched in (SamplingParams(top_p=0.5, temperature=0.7), PoolingParams()):
+        assert carry(untouched) is untouched
+    given = SamplingParams(min_p=0.25, logit_bias={5: 2.0}, extra_args={"ssd_alpha_union": 1.0})
+    carried = carry(given)
+    assert (carried.min_p, carried.logit_bias) == (0.0, None)
+    moved = {"ssd_alpha_union": 1.0, "ssd_min_p": 0.25, "ssd_logit_bias": {5: 2.0}}
+    assert carried.extra_args == moved
+    assert (given.min_p, given.logit_bias) == (0.25, {5: 2.0})  # the caller's are left as they are

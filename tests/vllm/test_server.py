@@ -143,6 +143,48 @@ def test_it_answers_as_the_first_engine(server: str, models: dict[str, str]) -> 
     assert answer["usage"]["completion_tokens"] == len(expected.trace)
 
 
+def text_of(answer: tuple[int, dict[str, Any]]) -> str:
+    """The text of an answer, without broken characters, which vLLM shows in its own way."""
+    assert answer[0] == 200, answer[1]
+    return str(answer[1]["choices"][0]["message"]["content"]).replace("\ufffd", "")
+
+
+def test_min_p_is_that_of_the_first_engine(server: str, models: dict[str, str]) -> None:
+    sampled = {"temperature": 1.0, "seed": 5}
+    pair = safedraft.load_pair(
+        **models, dtype="float32", device="cpu", config=safedraft.SSDConfig()
+    )
+    expected = pair.generate(QUESTION, max_new_tokens=24, min_p=0.5, **sampled)
+    said = text_of(ask(server, min_p=0.5, **sampled))
+    assert said == expected.text.replace("\ufffd", "")
+    assert said != text_of(ask(server, **sampled))
+
+
+def test_tokens_of_the_clients_choice_are_biased_and_forbidden_where_the_operator_allows_it(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    with serving(models, tmp_path, "--allow", "constants") as address:
+        told = ask(
+            address, logit_bias={"65": 100}, max_tokens=4, n=2, return_token_ids=True,
+            temperature=1.0, vllm_xargs={"ssd_statistics": False},
+        )  # fmt: skip
+        assert [choice["token_ids"] for choice in told[1]["choices"]] == [[65] * 4] * 2
+        free = ask(
+            address, allowed_token_ids=[65, 66, 67], temperature=1.0, seed=3, ignore_eos=True
+        )
+        assert set(text_of(free)) == set("bcd")
+        words = [text_of(free)[:2], "d"]
+        told = ask(
+            address, allowed_token_ids=[65, 66, 67], bad_words=words, temperature=1.0, seed=3,
+            ignore_eos=True, vllm_xargs={"ssd_statistics": True},
+        )  # fmt: skip
+        assert len(text_of(told)) == 24
+        assert not any(word in text_of(told) for word in words)
+        assert told[1]["kv_transfer_params"]["safedraft"]["matches"] > 0
+        status, refused = ask(address, logit_bias={"100000": 1})
+        assert (status, "ids end at" in refused["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations", "/metrics", "/tokenize"])
 @pytest.mark.parametrize("key", [{}, {"Authorization": "Bearer open"}])
 def test_nothing_but_health_goes_without_the_key(
@@ -167,8 +209,10 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
     [
         ({"logprobs": True, "top_logprobs": 2}, "logprobs is not supported"),
         ({"use_beam_search": True, "n": 2}, "beam search"),
-        ({"logit_bias": {"65": 1.0}}, "logit_bias .*not yet supported"),
-        ({"bad_words": ["Sorry"]}, "bad_words is not supported"),
+        ({"logit_bias": {"65": 1.0}}, "logit_bias: the operator does not let"),
+        ({"vllm_xargs": {"ssd_logit_bias": [65, 1]}}, "logit_bias: the operator does not let"),
+        ({"bad_words": ["Sorry"]}, "bad_words: the operator does not let"),
+        ({"allowed_token_ids": [65]}, "allowed_token_ids: the operator does not let"),
         ({"repetition_penalty": 1.1}, "repetition_penalty: the operator does not let"),
         ({"min_tokens": 3}, "min_tokens is not supported"),
         ({"stop": "<|start|>user"}, r"give '<\|start\|>' alone"),

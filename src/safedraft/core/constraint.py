@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safedraft.core.errors import FormError
 
-_NOTHING_LEFT = "the grammar leaves no token"
+_NOTHING_LEFT = "what the request allows leaves no token"
 
 UNLIKELY = -1e4
 """Added to the logit of a token that may come and that its model does not want: its probability
@@ -48,6 +48,38 @@ class Constraint(Protocol):
             FormError: the token is not allowed.
         """
         ...
+
+
+class TokenFilter:
+    """Allows some tokens alone, and forbids words: a ``Constraint``.
+
+    Args:
+        allowed: ids of the tokens of which the reply may consist; None allows all.
+        words: the token ids of each forbidden word, of which the last may not follow the others.
+    """
+
+    def __init__(self, allowed: Sequence[int] | None, words: Sequence[Sequence[int]]) -> None:
+        self._allowed = None if allowed is None else torch.tensor(allowed, dtype=torch.long)
+        self._words = [(list(before), last) for *before, last in words]
+        self._reply: list[int] = []
+
+    def apply(self, drafts: Sequence[int], logits: Tensor) -> Tensor:
+        """See ``Constraint``."""
+        said = [*self._reply, *drafts]
+        ends = [last for before, last in self._words if said[-len(before) or len(said) :] == before]
+        if self._allowed is None and not ends:
+            return logits
+        filtered = logits.clone()
+        if self._allowed is not None:
+            forbidden = torch.ones(len(logits), dtype=torch.bool)
+            forbidden[self._allowed] = False
+            filtered[forbidden.to(logits.device)] = -torch.inf
+        filtered[torch.tensor(ends, dtype=torch.long, device=logits.device)] = -torch.inf
+        return filtered
+
+    def decide(self, token: int) -> None:
+        """See ``Constraint``."""
+        self._reply.append(token)
 
 
 _BITS = torch.arange(32, dtype=torch.int32)

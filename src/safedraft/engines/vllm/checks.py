@@ -79,6 +79,7 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
         )
     if stray := [t for t in end_tokens(params) if not 0 <= t < settings.vocabulary]:
         raise SafeDraftError(f"stop_token_ids: {stray[0]} is not a token of target and draft")
+    _require_known_words(params, settings.vocabulary)
     ahead = vllm_config.speculative_config.num_speculative_tokens
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
@@ -86,6 +87,18 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     if (risk := admitted.context.risk) and len(risk.readings["draft"].question) < length:
         params.skip_reading_prefix_cache = True  # the states at the question's end are read
     wants_statistics(params)
+
+
+def _require_known_words(params: Any, vocabulary: int) -> None:
+    """Check that both models have the tokens that a request allows, and that its words have tokens.
+
+    Raises:
+        SafeDraftError: they do not.
+    """
+    if stray := [t for t in params.allowed_token_ids or () if not 0 <= t < vocabulary]:
+        raise SafeDraftError(f"allowed_token_ids: {stray[0]} is not a token of target and draft")
+    if params.bad_words and params.bad_words_token_ids is None:
+        raise SafeDraftError("bad_words: this engine has no tokenizer: forbid tokens by logit_bias")
 
 
 def _require_grammar_from_the_start(params: Any, vllm_config: Any) -> None:

@@ -14,10 +14,8 @@ from safedraft.core.request import Request
 from safedraft.core.rule import Rule
 from safedraft.core.sampling import LogProbabilities
 from safedraft.engines.base import Capabilities, Capability
-from safedraft.engines.vllm.options import PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
+from safedraft.engines.vllm.options import CARRIED, PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
 from safedraft.rules import find_rule
-
-_WITH_DRAFTS = "vLLM refuses it together with drafts: use --engine transformers"
 
 
 class VllmGeneration(Generation):
@@ -48,8 +46,6 @@ class VllmEngine:
             "load_pair, or with --set",
             Capability.GRAMMARS: "vLLM takes it in its own server (safedraft serve --engine vllm); "
             "here, use --engine transformers",
-            Capability.MIN_P: _WITH_DRAFTS,
-            Capability.LOGIT_BIAS: _WITH_DRAFTS,
             Capability.TREES: "vLLM drafts chains only",
             Capability.TOGETHER: "vLLM's engine is stepped by one thread: use generate_many",
         }
@@ -143,6 +139,8 @@ class VllmEngine:
             self.capabilities.require(Capability.DRAFTING_PER_REQUEST, min(speed))
         extra = {PREFIX + name: value for name, value in changes.items()}
         extra[RULE] = request.rule.name
+        sampling = request.sampling.model_dump(include=set(CARRIED.values()))
+        extra |= {key: sampling[name] for key, name in CARRIED.items() if sampling[name]}
         if request.context.turn_begun is not None:
             extra[TURN_BEGUN] = request.context.turn_begun
         if request.top_logprobs is not None:

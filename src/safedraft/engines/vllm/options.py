@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from safedraft.core.config import OF_SPEED, Constants, Positive, RiskConfig, SamplingParams
+from safedraft.core.constraint import TokenFilter
 from safedraft.core.errors import SafeDraftError, refuse_invalid
 from safedraft.core.request import Request
 from safedraft.core.risk import Reading, RiskContext, RiskProbe
-from safedraft.core.rule import Context, Rule
+from safedraft.core.rule import Context, Rule, State
 from safedraft.core.session import Which
+from safedraft.engines.vllm.honored import require_honored
 from safedraft.models.probe_file import read_probe_file
 from safedraft.rules import find_rule, own_rule
 
@@ -40,27 +42,19 @@ TURN_BEGUN = PREFIX + "turn_begun"
 TOP_LOGPROBS = PREFIX + "top_logprobs"
 """Number of most likely tokens whose log probabilities a trace reports at each position."""
 
-_NO_CONSTANTS = (TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS)
+MIN_P = PREFIX + "min_p"
+LOGIT_BIAS = PREFIX + "logit_bias"
+CARRIED = {MIN_P: "min_p", LOGIT_BIAS: "logit_bias"}
+"""Sampling parameters that vLLM refuses together with drafts, by the names under which they reach
+the plug-in."""
+
+_NO_CONSTANTS = {TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS, *CARRIED}
+
+HARMLESS = {TRACE, STATISTICS, TOP_LOGPROBS, MIN_P}
+"""Names under which a request sets nothing that could weaken the defense."""
 
 INT8 = "safedraft_int8"
 """vLLM's name for the quantization of a draft whose weights are kept in 8 bits."""
-
-HONORED = {
-    "n", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
-    "max_tokens", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
-    "include_stop_str_in_output", "output_kind", "stream_interval", "skip_clone",
-    "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids", "_watermarking_skipped",
-    "extra_args", "flat_logprobs", "skip_reading_prefix_cache", "repetition_detection",
-    "watermarking", "structured_outputs", "presence_penalty", "frequency_penalty",
-    "repetition_penalty",
-}  # fmt: skip
-"""Fields of vLLM's SamplingParams that mean the same with SSD as without; penalties change both
-models' logits. All others would change the target's distribution alone, or report it, and must be
-at their defaults."""
-
-_HINTS = {
-    "logprobs": " (nor is beam search, which is built on them)",
-}
 
 
 class Settings(BaseModel):
@@ -85,8 +79,8 @@ class Settings(BaseModel):
     probe_reads: tuple[Which, ...] = ()
     """The models that are read, which say which probe of the file it is; none without one."""
     requests_may_set_constants: bool = False
-    """Whether a request may set constants and its rule, down to no defense at all, and penalize
-    tokens of its prompt."""
+    """Whether a request may set constants and its rule, down to no defense at all, bias tokens, and
+    penalize those of its prompt."""
     traces: bool = False
     """Whether a request can have its steps kept; they use memory until they are taken."""
 
@@ -114,13 +108,8 @@ class Settings(BaseModel):
             SafeDraftError: it has an option that is not supported or not allowed.
         """
         extra = dict(params.extra_args or {})
-        self._require_allowed(extra)
+        self._require_allowed(extra, params)
         require_honored(params)
-        if params.repetition_penalty != 1 and not self.requests_may_set_constants:
-            raise SafeDraftError(
-                "repetition_penalty: the operator does not let requests penalize tokens of the "
-                "prompt, which may be those of a refusal"
-            )
         rule = find_rule(str(extra.get(RULE, self.rule)))
         seed = params.seed
         if seed is None:
@@ -137,7 +126,10 @@ class Settings(BaseModel):
                 frequency_penalty=params.frequency_penalty,
                 repetition_penalty=params.repetition_penalty,
                 seed=seed % 2**63,
+                **{name: extra[key] for key, name in CARRIED.items() if key in extra},
             )
+        if stray := [token for token in sampling.logit_bias if token >= self.vocabulary]:
+            raise SafeDraftError(f"logit_bias: {stray[0]}: ids end at {self.vocabulary - 1}")
         request = Request(
             prompt,
             (),
@@ -147,6 +139,7 @@ class Settings(BaseModel):
             end_tokens(params),
             Context(self._turn_begun(extra, prompt), self.refusal_tokens, self._risk(prompt)),
             extra.get(TOP_LOGPROBS),
+            _token_filter(params, self.vocabulary),
         )
         self._require_readable(request)
         return request
@@ -177,12 +170,18 @@ class Settings(BaseModel):
         name = (params.extra_args or {}).get(TRACE)
         return None if name is None else str(name)
 
-    def _require_allowed(self, extra: Mapping[str, Any]) -> None:
+    def _require_allowed(self, extra: Mapping[str, Any], params: Any) -> None:
         for name in (TRACE, TOP_LOGPROBS):
             if name in extra and not self.traces:
                 raise SafeDraftError(f"{name}: this engine keeps no traces")
-        weakening = sorted(extra.keys() - {TRACE, STATISTICS, TOP_LOGPROBS})
-        if weakening and not self.requests_may_set_constants:
+        if self.requests_may_set_constants:
+            return
+        if chosen := choice_of_tokens(params):
+            raise SafeDraftError(
+                f"{chosen}: the operator does not let requests make tokens of their choice less "
+                "likely, which may be those of a refusal"
+            )
+        if weakening := sorted(extra.keys() - HARMLESS):
             self._require_known(find_rule(self.rule), extra)
             raise SafeDraftError(
                 f"{weakening[0]}: the operator does not let requests change the defense's constants"
@@ -197,8 +196,8 @@ class Settings(BaseModel):
         """The rule's constants by the names under which a request sets them."""
         fields = rule.config.model_fields.keys() - OF_SPEED
         known = {PREFIX + name: name for name in rule.config.model_fields if name in fields}
-        if unknown := sorted(extra.keys() - known.keys() - set(_NO_CONSTANTS)):
-            names = ", ".join((*known, STATISTICS))
+        if unknown := sorted(extra.keys() - known.keys() - _NO_CONSTANTS):
+            names = ", ".join((*known, *CARRIED, STATISTICS))
             raise SafeDraftError(f"{unknown[0]}: not known with SSD; known are {names}")
         return known
 
@@ -269,6 +268,28 @@ def wants_statistics(params: Any) -> bool:
     return wanted
 
 
+def choice_of_tokens(params: Any) -> str | None:
+    """The parameter by which vLLM's ``SamplingParams`` act on tokens that a client chooses, if any.
+
+    A repetition penalty acts on tokens of the prompt, which the client writes.
+    """
+    if LOGIT_BIAS in (params.extra_args or {}):
+        return CARRIED[LOGIT_BIAS]
+    if params.repetition_penalty != 1:
+        return "repetition_penalty"
+    return next(
+        (name for name in ("allowed_token_ids", "bad_words") if getattr(params, name)), None
+    )
+
+
+def _token_filter(params: Any, vocabulary: int) -> Callable[[State], TokenFilter] | None:
+    """What makes the constraint of a request that allows some tokens or forbids words."""
+    if not (params.allowed_token_ids or params.bad_words):
+        return None
+    words = [word for word in params.bad_words_token_ids or () if max(word) < vocabulary]
+    return lambda _: TokenFilter(params.allowed_token_ids, words)
+
+
 def _read_flag(name: str, value: object) -> bool:
     if value not in (True, False):  # vLLM's server makes 1 and 0 of them
         raise SafeDraftError(f"{name}: {value!r} is neither true nor false")
@@ -279,26 +300,6 @@ def end_tokens(params: Any) -> frozenset[int]:
     """The tokens at which vLLM ends a reply, from ``SamplingParams`` that the engine completed."""
     ends = set(params.stop_token_ids or ())
     return frozenset(ends if params.eos_token_id is None else ends | {params.eos_token_id})
-
-
-def require_honored(params: Any) -> None:
-    """Refuse vLLM ``SamplingParams`` that SSD does not support, unknown fields included.
-
-    Raises:
-        SafeDraftError: a field is not supported; the message names the field.
-    """
-    default = type(params)()
-    for name in params.__struct_fields__:
-        value = getattr(params, name)
-        if name not in HONORED and not _unset(value, getattr(default, name)):
-            raise SafeDraftError(f"{name} is not supported with SSD{_HINTS.get(name, '')}")
-
-
-def _unset(value: Any, default: Any) -> bool:
-    if value is None or value is default:
-        return True
-    plain = isinstance(value, bool | int | float | str | list | dict | set)
-    return plain and bool(value == default or (not isinstance(value, bool | int) and not value))
 
 
 def count_passes(draft_tokens: int) -> int:

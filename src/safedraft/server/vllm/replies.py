@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.v1.engine import output_processor
 
 from safedraft.engines.vllm.metrics import count_reply
-from safedraft.engines.vllm.options import KEY, STATISTICS, TOP_LOGPROBS, TRACE
+from safedraft.engines.vllm.options import HARMLESS, KEY, choice_of_tokens
 from safedraft.prompts.phrases import is_refusal
 from safedraft.server.access_log import log_reply, show_access_log
 from safedraft.server.metrics import find_answer
 from safedraft.server.vllm.operator import Operator
+from safedraft.server.vllm.parameters import carry_parameters
 
 _OWN_WORDS = {"abort": "interrupted", "error": "interrupted"}
 """Why a reply ended, where SafeDraft's own server has another word for it than vLLM."""
@@ -86,10 +87,10 @@ class RecordedState(output_processor.RequestState):  # type: ignore[misc]
 def _changes_defense(params: Any) -> bool:
     """Whether a request has constants, a rule or a beginning of the turn of its own.
 
-    A repetition penalty counts too: it acts on tokens of the prompt, which the client writes.
+    What acts on tokens of the client's choice counts too.
     """
-    own = (params.extra_args or {}).keys() - {STATISTICS, TOP_LOGPROBS, TRACE}
-    return bool(own) or params.repetition_penalty != 1
+    own = (params.extra_args or {}).keys() - HARMLESS
+    return bool(own or choice_of_tokens(params))
 
 
 def record_replies(operator: Operator) -> None:
@@ -107,6 +108,7 @@ class RecordReplies:
         self._app = app
         self._header = operator.header
         record_replies(operator)
+        carry_parameters()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

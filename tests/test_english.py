@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 TOOL = Path(__file__).parents[1] / "tools" / "english.py"
+TOOLS = runpy.run_path(str(TOOL))
 
 
 def run(path: Path) -> tuple[int, list[str]]:
     """The exit code, and the lines of the output without the path."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        code = runpy.run_path(str(TOOL))["main"]([path])
+        code = TOOLS["main"]([path])
     return code, [line.partition(f"{path.name}:")[2] for line in output.getvalue().splitlines()]
 
 
@@ -48,6 +49,9 @@ def run(path: Path) -> tuple[int, list[str]]:
         ("formatted.py", 'x = 1\nx = f"{{x}} {}"\n'),
         ("page.md", "# Title\n- {}\n"),
         ("page.js", "let x\n// {}\n"),
+        ("text.js", 'let x\nx = "{}"\n'),
+        ("comment.toml", "x = 1\n# {}\n"),
+        ("description.toml", 'x = 1\ndescription = "{}"\n'),
     ],
 )
 def test_every_idiom_is_found(tmp_path: Path, name: str, text: str, line: str, idiom: str) -> None:
@@ -64,6 +68,26 @@ def test_what_programs_print_is_not_read(tmp_path: Path) -> None:
     code, (finding,) = run(path)
     assert code == 1
     assert finding.startswith("7: 'mends': write ")
+
+
+@pytest.mark.parametrize("mark", ["`", '"'])
+def test_what_a_page_quotes_is_not_read(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "page.md"
+    quoted = f"{mark}This mends it.{mark}"
+    path.write_text(f"# Title\n{quoted} is written as {quoted}\nThis is in vain.\n", "utf-8")
+    assert run(path) == (1, ["3: 'in vain': write without effect, or what is lost"])
+
+
+def test_prompts_and_replies_in_data_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.toml"
+    path.write_text('prompts = [\n  "Dear Sam, this mends it.",\n]\n', "utf-8")
+    assert run(path) == (0, [])
+
+
+def test_the_log_and_the_cards_of_adapters_are_read() -> None:
+    read = {path.relative_to(TOOL.parents[1]).as_posix() for path in TOOLS["files"]()}
+    assert {"docs/log.md", "experts/qwen2.5-coder/README.md", "Makefile"} <= read
+    assert "src/safedraft/models/pairs.toml" in read
 
 
 def test_an_idiom_is_found_across_lines_and_strings(tmp_path: Path) -> None:

@@ -10,29 +10,74 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 from zipfile import ZipFile
 
 import pytest
+import torch
 from conftest import save_prompts
 from fresh import ROOT, Environment, find_distribution
+from helpers.gguf import make, write_gguf
 from helpers.pages import read_blocks
+from peft import LoraConfig, get_peft_model
+from test_guard_your_model import SMALL, shorten
 from test_startup import COMMANDS, measure_seconds
+
+from safedraft.core.risk import RiskProbe
+from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
+from safedraft.models.probe_file import ProbeFile, write_probe
 
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(600)]
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NO_TINY_MODELS = {"vllm", "clients", "docs", "dev"}
 """Extras for developers, and of an environment of their own."""
-ON_ITS_OWN_PAGE = {"eval", "report", "calibrate", "train-draft", "serve"}
+WITH_AN_EXTRA = {"serve", "train-draft", "report"}
+"""Commands of the README that run once their extra is installed."""
+ON_ITS_OWN_PAGE = {"eval"}
 """Commands of the README that the walk of docs/guard-your-model.md runs."""
 
 
 @pytest.fixture(scope="module")
 def models(tiny_pair: tuple[Path, Path]) -> list[str]:
     return ["--target", str(tiny_pair[0]), "--draft", str(tiny_pair[1]), "--no-adapter"]
+
+
+@contextmanager
+def replace_the_default_pair(environment: Environment, models: list[str]) -> Iterator[None]:
+    """Let the tiny models take the place of the default pair."""
+    _, target, _, draft, _ = models
+    file = environment.folder / "config/pairs/tiny.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        f'["qwen2.5-coder"]\ntarget = "{target}"\ndraft = "{draft}"\nbare_draft = true\n'
+    )
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def list_readme(models: list[str]) -> list[list[str]]:
+    """The commands of SafeDraft in the README, with the tiny models as TARGET and DRAFT."""
+    _, target, _, draft, _ = models
+    words = {"TARGET": target, "DRAFT": draft}
+    return [
+        [words.get(word, word) for word in command]
+        for block in read_blocks(ROOT / "README.md")
+        if block.language != "python"
+        for command in block.commands
+        if command[0] == "safedraft"
+    ]
+
+
+def find_readme(name: str, models: list[str]) -> list[str]:
+    """The README's command of that name, with options that make it short."""
+    (command,) = (words for words in list_readme(models) if words[1] == name)
+    return shorten(command, SMALL.get(name, ""))
 
 
 def list_files(wheel: Path) -> set[str]:
@@ -117,25 +162,38 @@ def test_a_missing_extra_is_named(
     assert f"pip install 'safedraft[{extra}]'" in error
 
 
+def test_two_gguf_files_an_adapter_and_a_probe_run_without_any_extra(
+    fresh_environment: Environment, tmp_path: Path
+) -> None:
+    model = make("qwen2")
+    files = [tmp_path / "target.gguf", tmp_path / "draft.gguf"]
+    for file in files:
+        write_gguf(file, model, "qwen2")
+    adapter = tmp_path / "adapter"
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(adapter)
+    facts = AdapterFacts(base=fingerprint(files[1]), target="", versions={})
+    (adapter / FACTS).write_text(facts.model_dump_json())
+    write_probe(adapter, ProbeFile(RiskProbe(torch.zeros(model.config.hidden_size), 0.0)))
+    assert fresh_environment.start("python", "-c", "import numba").returncode
+    options = ["--target", files[0], "--draft", files[1], "--adapter", adapter, "--json"]
+    done = fresh_environment.start("safedraft", "generate", *options, "--max-new-tokens", 4, "Hi")
+    reply = json.loads(done.stdout)
+    assert reply["statistics"]["tokens"] > 0
+    assert reply["statistics"]["risk"] == 0.5  # of a probe of zeros
+    assert reply["warnings"] == []
+
+
 def test_the_commands_of_the_readme_run(fresh_environment: Environment, models: list[str]) -> None:
-    _, target, _, draft, _ = models
-    pairs = fresh_environment.folder / "config/pairs"
-    pairs.mkdir(parents=True)
-    pair = f'["qwen2.5-coder"]\ntarget = "{target}"\ndraft = "{draft}"\nbare_draft = true\n'
-    (pairs / "tiny.toml").write_text(pair)  # it takes the place of the default pair
-    words = {"TARGET": target, "DRAFT": draft}
-    small = {name: ["--max-new-tokens", "4"] for name in ("generate", "chat")}
-    blocks = [block for block in read_blocks(ROOT / "README.md") if block.language != "python"]
-    commands = [words for block in blocks for words in block.commands]
     names = set()
-    for command in commands:
-        if command[0] != "safedraft" or command[1] in ON_ITS_OWN_PAGE:
-            continue
-        names.add(command[1])
-        chosen = [words.get(word, word) for word in command] + small.get(command[1], [])
-        done = fresh_environment.start(*chosen, said="Hello\n/quit\n")
-        assert done.returncode == 0, (chosen, done.stdout, done.stderr)
-    (pairs / "tiny.toml").unlink()
+    with replace_the_default_pair(fresh_environment, models):
+        for command in list_readme(models):
+            if (name := command[1]) in WITH_AN_EXTRA | ON_ITS_OWN_PAGE:
+                continue
+            names.add(name)
+            small = "--max-new-tokens 4" if name in ("generate", "chat") else ""
+            done = fresh_environment.start(*shorten(command, small), said="Hello\n/quit\n")
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert {"generate", "chat", "doctor"} <= names
 
 
@@ -154,31 +212,48 @@ def run_structured(environment: Environment, models: list[str]) -> None:
 
 def run_server(environment: Environment, models: list[str]) -> None:
     message = {"role": "user", "content": "Hello"}
-    body = {"model": "tiny", "messages": [message], "max_tokens": 4}
-    with environment.serve("safedraft", "serve", "--served-model-name", "tiny", *models) as address:
+    body = {"model": "qwen2.5-coder", "messages": [message], "max_tokens": 4}
+    command = find_readme("serve", models)
+    with (
+        replace_the_default_pair(environment, models),
+        environment.serve(*command) as address,
+    ):
         health = json.load(urlopen(f"{address}/health", timeout=60))
+        page = urlopen(f"{address}/playground/", timeout=60).read().decode()
         request = Request(f"{address}/v1/chat/completions", json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
         reply = json.load(urlopen(request, timeout=60))
     assert health["status"] == "ok"
+    assert "--playground" in command
+    assert "<title>SafeDraft" in page
     assert reply["choices"][0]["message"]["role"] == "assistant"
 
 
 def run_train(environment: Environment, models: list[str]) -> None:
     save_prompts(environment.work)
-    options = (
-        "--harmful harmful.txt --ordinary ordinary.txt --steps 1 --rank 2 --no-risk "
-        "--set answer_tokens=4 --set beginning_tokens=4 --set dressed=0 --output adapter"
-    )
-    environment.run("safedraft", "train-draft", *models[:4], *options.split())
-    assert (environment.work / "adapter/adapter_model.safetensors").is_file()
+    environment.run(*find_readme("train-draft", models))
+    assert (environment.work / "FOLDER/adapter_model.safetensors").is_file()
+    (block,) = (one for one in read_blocks(ROOT / "README.md") if one.language == "python")
+    words = {
+        "owner/big-instruct": models[1],
+        "owner/small-instruct": models[3],
+        "path/of/train-draft's/output": "FOLDER",
+    }
+    code = block.text
+    for written, own in words.items():
+        assert written in code
+        code = code.replace(written, own)
+    said = environment.start("python", "-c", code + "\nprint(lossless.finish_reason)")
+    assert said.stdout.endswith(("stop\n", "length\n")), said.stderr
 
 
 def run_eval(environment: Environment, models: list[str]) -> None:
     assert "jbb" in environment.run("safedraft", "eval", "--list")
-    options = "--defense ssd --suite ordinary --limit 1 --max-new-tokens 2 --log-dir logs"
+    options = "--defense ssd --suite ordinary --limit 1 --max-new-tokens 2"
     environment.run("safedraft", "eval", *models, *options.split())
-    assert list((environment.work / "logs").glob("*.eval"))
+    assert list((environment.work / "safedraft-logs").glob("*.eval"))
+    environment.run(*find_readme("report", models))
+    assert (environment.work / "report/report.html").is_file()
 
 
 EXTRAS: dict[str, Callable[[Environment, list[str]], None]] = {

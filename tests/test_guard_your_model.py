@@ -14,7 +14,9 @@ import pytest
 from conftest import save_pair, save_prompts
 from fresh import ROOT, Environment
 from helpers.pages import read_blocks
+from typer.testing import CliRunner
 
+from safedraft.cli import app
 from safedraft.models.registry import draft_candidates
 
 FILE = ROOT / "docs/guard-your-model.md"
@@ -77,11 +79,31 @@ def test_the_table_has_every_draft_that_the_doctor_proposes() -> None:
     ]
     shown = {draft: row for _, _, draft, *row in rows}
     for candidate in draft_candidates():
-        license, options, verdict = shown[candidate.name]
+        license, options, verdict, adapter = shown[candidate.name]
         assert license == candidate.license
         assert verdict.startswith("should fit")
         for name in candidate.template:
             assert f"{name}=" in options
+        assert adapter == "train one"
+    (ready,) = (row for row in rows if row[-1] == "ready")
+    assert "**fits**" in ready[-2]
+
+
+def find_printed(first: str) -> str:
+    """What the page says that a program prints, from its first word on."""
+    (text,) = re.findall(rf"^```text\n({first} .*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    return text
+
+
+def list_words(text: str) -> list[str]:
+    """The words of a text that may be wrapped in another way, with no figures in them."""
+    return sorted(re.sub(r"\d+", "0", text).split())
+
+
+def test_a_dry_run_prints_what_the_page_shows() -> None:
+    (line,) = (line for line in list_commands() if "--dry-run" in line)
+    done = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert done.stdout.split() == find_printed("conversations").split()
 
 
 @pytest.mark.wheel
@@ -108,6 +130,9 @@ def test_every_command_runs(fresh_environment: Environment, tmp_path: Path) -> N
             assert "my-model is not registered, since its draft is not fit for use" in (
                 " ".join(said[command][-1].split())
             )  # no training makes these models refuse
+            ended = said[command][-1].replace(target, "target").replace(draft, "draft")
+            ended = f"what {ended.partition('what ')[2]} my-draft"
+            assert list_words(ended) == list_words(find_printed("what"))
             models = f"--target {TARGET} --draft {DRAFT} --adapter my-draft"
             run(f"safedraft pairs add my-model {models}")
     proposed, compared = said["doctor"]

@@ -1,7 +1,8 @@
 """Report idioms that plain technical English does not have: in the code's texts and on the pages.
 
-Read are comments and strings of the source files, the playground's files and the Makefile whole,
-and the pages but for the dated log. The exit code is 1 if there is a finding.
+Read are comments and strings of the source files, comments and descriptions of their data, the
+playground's files and the Makefile whole, and the pages without what they quote: in backticks, in
+quotation marks, or as a program's output. The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -39,15 +40,21 @@ PATTERNS = [
     (re.compile(rf"(?i)\b{idiom}(?!\w)".replace(" ", r"\s+")), instead)
     for idiom, instead in IDIOMS.items()
 ]
-PRINTED = re.compile(r"^```text\n.*?^```$", re.DOTALL | re.MULTILINE)
+PRINTED = re.compile(r"^ *```text\n.*?^ *```$", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"`[^`\n]+`|\"[^\"\n]+\"")
+# What is data in these files, prompts and replies above all, is in anyone's words.
+DESCRIPTIONS = re.compile(r"\s*#|(?:description|title) = ")
 STRINGS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
 
 
 def texts(path: Path) -> str:
-    """Return a file's text without its code, and a page's without what programs print."""
+    """Return a file's text without its code and data, and a page's without what it quotes."""
     text = path.read_text("utf-8")
     if path.suffix == ".md":
-        return PRINTED.sub(lambda block: "\n" * block[0].count("\n"), text)
+        text = PRINTED.sub(lambda block: "\n" * block[0].count("\n"), text)
+        return QUOTED.sub("…", text)
+    if path.suffix == ".toml":
+        return "\n".join(line * bool(DESCRIPTIONS.match(line)) for line in text.splitlines())
     if path.suffix != ".py":
         return text
     lines = text.splitlines()
@@ -72,10 +79,11 @@ def findings(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def files() -> list[Path]:
     """What is read when no file is named."""
-    source = ROOT / "src"
-    code = [p for p in source.rglob("*") if p.suffix in {".py", ".js", ".css", ".html", ".jinja"}]
-    pages = [p for folder in (ROOT, ROOT / "docs") for p in folder.glob("*.md")]
-    return [*sorted(code), *sorted(p for p in pages if p.name != "log.md"), ROOT / "Makefile"]
+    kinds = {".py", ".js", ".css", ".html", ".jinja", ".toml"}
+    code = [path for path in (ROOT / "src").rglob("*") if path.suffix in kinds]
+    places = ("*.md", "docs/*.md", "experts/**/*.md")
+    pages = [path for place in places for path in ROOT.glob(place)]
+    return [*sorted(code), *sorted(pages), ROOT / "Makefile"]
 
 
 def main(paths: Iterable[Path]) -> int:

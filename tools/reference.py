@@ -73,6 +73,14 @@ ENVIRONMENT = {
     "HF_HOME": "Folder of the hub's own cache.",
 }
 
+NOT_IN_TESTS = {
+    "safedraft doctor Qwen/": "not run: needs a hub (the target)",
+    "safedraft doctor qwen2.5-coder-1.5b-instruct": "not run: needs a hub (the default pair)",
+    "safedraft judge-check --labels pyrit": "not run: needs a hub (the labels of PyRIT)",
+    "safedraft serve qwen2.5-coder --engine vllm": "run by make test-vllm",
+}
+"""How an example begins that the tests of the pages cannot run, and the mark that it gets."""
+
 HEAD = """\
 # Reference
 
@@ -117,11 +125,17 @@ def command_sections() -> Iterator[str]:
         yield f"### safedraft {name}"
         for paragraph in text.split("\n\n"):
             example = re.fullmatch(r"\[dim\](.*)\[/\]", paragraph, re.DOTALL)
-            yield f"```sh\n{plain(example[1])}\n```" if example else plain(paragraph)
+            yield show_example(plain(example[1])) if example else plain(paragraph)
         yield table(parameters(command), shared)
     yield "### Options of the models"
     yield "Each command lists those that it has."
     yield table(parameters(ModelChoice))
+
+
+def show_example(command: str) -> str:
+    """A block of a shell, with its mark if it has one."""
+    marks = [mark for begin, mark in NOT_IN_TESTS.items() if command.startswith(begin)]
+    return "\n".join([*(f"<!-- {mark} -->" for mark in marks), f"```sh\n{command}\n```"])
 
 
 def commands() -> Iterator[tuple[str, str, Callable[..., None]]]:

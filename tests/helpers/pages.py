@@ -36,6 +36,11 @@ class Block(NamedTuple):
     """The comment before it: a file that it shows, or why it runs elsewhere or not at all."""
 
     @property
+    def name(self) -> str:
+        """The page and how the block begins."""
+        return f"{self.page.relative_to(ROOT).as_posix()}: {self.text.splitlines()[0][:60]}"
+
+    @property
     def commands(self) -> list[list[str]]:
         """The words of each command, if it is a block of a shell."""
         lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()

@@ -122,13 +122,13 @@ def bin_of(**settings: Any) -> dict[str, Any]:
     ("settings", "words"),
     [
         ({"matches": 5, "ratio": 5 / 7, "following": "intersection"},
-         "5 of 7 matched, β 0.71, not below the threshold 0.60: stays in intersection"),
+         "5 of 7 accepted, β 0.71, not below the threshold 0.60: stays in intersection"),
         ({"following": "union"}, "β 0.29, below the threshold 0.60: switches to union"),
         ({"scheme": "union", "following": "union"}, "below the threshold 0.60: stays in union"),
         ({"scheme": "union", "ratio": 1, "following": "union"},
          "not below the threshold 0.60: stays in union, which lasts longer"),
-        ({}, "2 of 7 matched, β 0.29, below the threshold 0.60"),
-        ({"full": False, "size": 3}, "2 of 3 matched, β 0.29 so far, threshold 0.60"),
+        ({}, "2 of 7 accepted, β 0.29, below the threshold 0.60"),
+        ({"full": False, "size": 3}, "2 of 3 accepted, β 0.29 so far, threshold 0.60"),
     ],
 )  # fmt: skip
 def test_a_bin_is_told_in_words(page: Page, settings: dict[str, Any], words: str) -> None:
@@ -162,8 +162,8 @@ def test_schemes_are_told_in_words(page: Page, schemes: str, words: str) -> None
 @pytest.mark.parametrize(
     ("settings", "classes", "words"),
     [
-        ({}, "token matched", "matched in intersection"),
-        ({"scheme": "union"}, "token matched", "matched in union"),
+        ({}, "token matched", "accepted in intersection"),
+        ({"scheme": "union"}, "token matched", "accepted in union"),
         ({"matched": False}, "token corrected intersection", "corrected in intersection"),
         ({"matched": False, "scheme": "union"}, "token corrected union", "corrected in union"),
         ({"matched": False, "scheme": None}, "token alone", "the target’s own"),

@@ -96,5 +96,5 @@ def test_a_server_answers(folder: Path, words: list[str]) -> None:
     words = shlex.split(shlex.join(words).replace("--port 8000", ""))
     bound = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if "2" in words else {}
     with started(words, folder, **bound) as address:
-        status, _ = ask(address, model="MY_PAIR")
+        status, _ = ask(address, model=words[0])
     assert status == 200

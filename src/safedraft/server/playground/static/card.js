@@ -6,7 +6,7 @@ import { create } from "./dom.js";
 import { classifyToken, describeBin, describeCost, describeToken, describeVerdict, splitBins } from "./trace.js";
 
 const LEGEND = [
-  ["matched", "matched", "the draft’s own token"],
+  ["matched", "accepted", "the draft’s own token"],
   ["corrected intersection", "corrected", "in intersection, for usefulness"],
   ["corrected union", "corrected", "in union, for safety"],
 ];

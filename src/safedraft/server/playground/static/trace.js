@@ -24,7 +24,7 @@ function makeBin(tokens, following) {
 }
 
 export function describeBin({ size, matches, ratio, scheme, threshold, full, following }) {
-  const counts = `${matches} of ${size} matched, β ${ratio.toFixed(2)}`;
+  const counts = `${matches} of ${size} accepted, β ${ratio.toFixed(2)}`;
   if (!full) return `${counts} so far, threshold ${threshold.toFixed(2)}`;
   const below = ratio < threshold;
   const compared = `${counts}, ${below ? "" : "not "}below the threshold ${threshold.toFixed(2)}`;
@@ -80,7 +80,7 @@ export function classifyToken({ scheme, matched, text }) {
 export function describeToken(token) {
   const own = token.scheme === null;
   return [
-    own ? "the target’s own" : `${token.matched ? "matched" : "corrected"} in ${token.scheme}`,
+    own ? "the target’s own" : `${token.matched ? "accepted" : "corrected"} in ${token.scheme}`,
     !own && `draft ${formatProbability(token.draft_probability)}`,
     `target ${formatProbability(token.target_probability)}`,
     !own && `weight α ${Number(token.alpha.toFixed(4))}`,

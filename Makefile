@@ -102,9 +102,9 @@ vllm: $(VLLM)/.ready  ## The environment of the vLLM engine, on processors (docs
 test-vllm: $(VLLM)/.ready dist  ## The vLLM engine on tiny models, and the wheel with it.
 	$(VLLM)/bin/python -m pytest -m vllm --timeout 600 tests/vllm
 
-bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, speed, throughput, faults.
+bench-vllm: $(VLLM)/.ready  ## The vLLM engine on the default pair: tokens, speed, faults; AGAINST=FOLDER compares SSD's speed in another checkout.
 	$(VLLM)/bin/safedraft pull
-	$(VLLM)/bin/python benchmarks/vllm_engine.py
+	$(VLLM)/bin/python benchmarks/vllm_engine.py $(if $(AGAINST),--against $(AGAINST) --many 1 8 32 --tokens 64 --rounds 5)
 
 llama: $(if $(COMPILER),$(LLAMA)/.ready)  ## llama.cpp, compiled for this machine, to measure against.
 	@test -n "$(COMPILER)" || echo "no C++ compiler is installed: llama.cpp is left out"

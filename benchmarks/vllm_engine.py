@@ -13,12 +13,16 @@ JSON object; progress goes to standard error.
   closed, say what it says alone, and leave the engine: lost and stuck have to be 0, and some are
   preempted.
 - *speed* (the pair's own types), on ordinary questions: SSD, the target alone and lossless
-  speculation with the same draft, one request, and many of which 8 run at a time; SSD also with the
-  T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that SafeDraft
-  brings. The target alone, or the engine that ``--reference`` names, takes turns with each of the
-  rest, since a machine's speed drifts.
+  speculation with the same draft, with as many requests at a time as ``--many`` says; SSD also
+  with the T that it picks. The lossless draft is measured as vLLM loads it, and in the 8 bits that
+  SafeDraft brings. The target alone, or the engine that ``--reference`` names, takes turns with
+  each of the rest, since a machine's speed drifts.
 - *attacks* (the pair's own types): the prefill suite of the evaluation in both engines, by its
   phrase judge.
+
+``--against FOLDER`` measures something else: SSD with the T that it picks, as the checkout of this
+repository in that folder has it and as this one has it, in turns (``vllm_against.py``). Where the
+two decide alike, every reply has the same tokens. Both are loaded at once, which takes 17 GB.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,7 @@ from unittest.mock import Mock, patch
 
 import torch
 from torch import Tensor
+from vllm_against import Decode, checkout
 
 import safedraft
 from safedraft.core.composite import Setting, composite
@@ -79,7 +85,8 @@ REQUESTS = (
 GREEDY = safedraft.SamplingParams(max_new_tokens=1)
 WARM = safedraft.SamplingParams(max_new_tokens=1, temperature=1)
 
-RECORDING = Path(__file__).parent.parent / "tests/conformance/qwen2.5-coder.json"
+ROOT = Path(__file__).resolve().parents[1]
+RECORDING = ROOT / "tests/conformance/qwen2.5-coder.json"
 
 SUITE = "prefill_20"
 """What both engines are attacked with."""
@@ -167,7 +174,7 @@ def options(task: dict[str, Any]) -> dict[str, Any]:
     """vLLM's own, the same for everything that is compared."""
     return {
         "max_model_len": 512,  # the tight cache has to have room for one such
-        "max_num_seqs": 8,
+        "max_num_seqs": task.get("many", 8),
         "enforce_eager": task["eager"],
         "kv_cache_memory_bytes": task.get("cache", 2**30),
         "enable_prefix_caching": False,
@@ -383,33 +390,65 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
     if unknown := {given.reference, *compared} - engines.keys():
         raise SystemExit(f"no engine {min(unknown)}: there are {', '.join(engines)}")
     outcome: dict[str, Any] = {"reference": given.reference}
-    with engine(**engines[given.reference]) as reference:
-        for name in compared:
-            with engine(**engines[name]) as other:
-                outcome[name] = in_turns(reference, other, asked, given.rounds)
+    for many in given.many:
+        with engine(**engines[given.reference], many=many) as reference:
+            for name in compared:
+                with engine(**engines[name], many=many) as other:
+                    both = partial(reference, decode), partial(other, decode)
+                    figures = in_turns(*both, turns_of(asked, many, given.rounds), many)
+                    outcome.setdefault(name, {})[many] = figures
     return outcome
 
 
-def in_turns(reference: Any, other: Any, asked: Asked, rounds: int) -> dict[str, float]:
-    """Tokens a second of both, each prompt alone, and all of them together in every round.
+def speed_of_checkouts(given: argparse.Namespace) -> dict[str, Any]:
+    """By the number of requests at a time, SSD of this checkout beside that of another."""
+    asked = conversations(given.speed_prompts)
+    outcome: dict[str, Any] = {"reference": str(given.against)}
+    for many in given.many:
+        task = {"tokens": given.tokens, "engine": "vllm", **options({"eager": True, "many": many})}
+        progress(f"{given.against} and {ROOT}: {task}")
+        with checkout(given.against, **task) as before, checkout(ROOT, **task) as now:
+            outcome[many] = in_turns(before, now, turns_of(asked, many, given.rounds), many)
+    return outcome
 
-    How many of those run at a time is ``options``' to say; as one ends, the next joins. The ratio
-    is the median of the turns' ratios.
+
+def turns_of(asked: Asked, many: int, rounds: int) -> list[Asked]:
+    """What is asked at once in each turn, when ``many`` run at a time.
+
+    One request is a turn of its own. Otherwise a turn has every prompt twice, and as many more as
+    the last ``many`` have room for: as one ends, the next joins.
     """
-    both = reference, other
-    for ask in both:
-        ask(decode, asked[:1])
-    turns = {
-        "one": [[ask(decode, [one])[1] for ask in both] for one in asked],
-        "eight": [[ask(decode, asked * 2)[1] for ask in both] for _ in range(rounds)],
+    if many == 1:
+        return [[one] for one in asked] * rounds
+    filled = -(-2 * len(asked) // many) * many
+    return [list(islice(cycle(asked), filled))] * rounds
+
+
+def in_turns(reference: Decode, other: Decode, turns: list[Asked], many: int) -> dict[str, Any]:
+    """Tokens a second of both, the median of the turns' ratios, and how many replies are the same.
+
+    Each begins every second turn, so that neither gains where the machine's speed drifts.
+    """
+    for ask in (reference, other):
+        ask(turns[0][:many])
+    rates, same = [], []
+    for at, turn in enumerate(turns):
+        order = (reference, other) if at % 2 == 0 else (other, reference)
+        answers = [ask(turn) for ask in order]
+        (expected, theirs), (said, own) = answers if at % 2 == 0 else answers[::-1]
+        rates.append((theirs, own))
+        same += [one == other for one, other in zip(said, expected, strict=True)]
+    ratios = [own / theirs for theirs, own in rates]
+    figures = {
+        "tokens_per_second": statistics.median(own for _, own in rates),
+        "of_reference": statistics.median(theirs for theirs, _ in rates),
+        "ratio": statistics.median(ratios),
+        "lowest_ratio": min(ratios),
+        "highest_ratio": max(ratios),
+        "replies": len(same),
+        "same_replies": sum(same),
     }
-    figures: dict[str, float] = {}
-    for name, rates in turns.items():
-        of_reference, of_other = zip(*rates, strict=True)
-        figures[f"{name}_tokens_per_second"] = statistics.median(of_other)
-        figures[f"{name}_of_reference"] = statistics.median(of_reference)
-        figures[f"{name}_ratio"] = statistics.median(own / theirs for theirs, own in rates)
-    progress(json.dumps(figures))
+    progress(f"{many} at a time: {json.dumps(figures)}")
     return figures
 
 
@@ -445,15 +484,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    chosen.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="a checkout: SSD's speed in both"
+    )
+    parser.add_argument(
+        "--many", type=int, nargs="+", default=[1, 8], help="requests at a time, for speed"
+    )
     parser.add_argument("--draws", type=int, default=20_000, help="for the sampling")
     parser.add_argument("--prompts", type=int, default=32, help="for the same tokens")
     parser.add_argument("--speed-prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--reference", default="target", help="what takes turns with the rest")
     parser.add_argument("--compared", nargs="+", help="some of what speed compares: ssd-3 …")
-    parser.add_argument(
-        "--rounds", type=int, default=2, help="of all of those together, twice each"
-    )
+    parser.add_argument("--rounds", type=int, default=2, help="how often each turn is taken")
     parser.add_argument("--tokens", type=int, default=128, help="a reply")
     parser.add_argument("--drafted", type=int, nargs="+", default=[3, 6], help="values of T")
     parser.add_argument("--faults", type=int, default=200, help="requests, some of them aborted")
@@ -463,8 +507,9 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     outcome: dict[str, Any] = {"machine": machine()}
-    for part in given.only:
-        outcome[part] = PARTS[part](given)
+    measured = {part: PARTS[part] for part in given.only}
+    for part, measure in ({"against": speed_of_checkouts} if given.against else measured).items():
+        outcome[part] = measure(given)
         progress(json.dumps({part: outcome[part]}))
     print(json.dumps(outcome, indent=1))
 

@@ -10,6 +10,7 @@ LLAMA   = .venv-llama
 ADAPTER ?= results/adapter
 RELEASE = .venv-release
 PUBLISH ?=
+AGAINST ?=
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name))))
 COMPILER ?= $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))))
 

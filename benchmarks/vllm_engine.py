@@ -221,11 +221,11 @@ def recorded(asked: Asked) -> list[tuple[Tensor, Tensor]]:
     """Draft's and target's logits, ``[V]``, where the replies' blocks begin."""
     places: list[tuple[Tensor, Tensor]] = []
 
-    def record(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> Any:
-        for one, rows in zip(served, logits, strict=True):
+    def record(served: Sequence[ServedRequest], logits: Tensor, firsts: Sequence[int]) -> Any:
+        for one, first in zip(served, firsts, strict=True):
             place = one.drafts[0].place
-            places.append((place.ranked.logits[place.row].clone(), rows[0].float()))
-        return verify(served, logits)
+            places.append((place.ranked.logits[place.row].clone(), logits[first].float()))
+        return verify(served, logits, firsts)
 
     with patch("safedraft.engines.vllm.runner.verify", record):
         ENGINE.replies(asked)
@@ -274,7 +274,8 @@ def compare_draws(
         block.propose(draft.expand(len(batch), -1))
         for one, drafts in zip(batch, block.read(), strict=True):
             one.drafts = drafts
-        for one, [step] in zip(batch, verify(batch, [target[None]] * len(batch)), strict=True):
+        decided = verify(batch, target.expand(len(batch), -1), range(len(batch)))
+        for one, [step] in zip(batch, decided, strict=True):
             (greedy if one.request.sampling.greedy else drawn).append(step.token)
     best = exactly(replace(request, sampling=GREEDY), draft, target).argmax()
     others = exact.multinomial(len(drawn), replacement=True)

@@ -5,9 +5,10 @@ Nothing of vLLM is imported, so that any wheel can be looked at:
     pip download --no-deps vllm==0.33.0
     python tools/vllm_hooks.py vllm-0.33.0-*.whl [--diff vllm-0.32.0-*.whl]
 
-A version whose hooks are all alike is supported as it stands. Otherwise the differences are read,
-its tests are run (make test-vllm), and its fingerprints, which this prints, go into
-``engines/vllm/hooks.py``. The exit code is 1 if a hook differs from all known versions.
+A vLLM whose hooks are all those of one known version is supported as it stands. Otherwise the
+differences are read, its tests are run (make test-vllm), and its fingerprints, which this prints,
+go into ``engines/vllm/hooks.py``. The exit code is 1 if the plug-in would refuse it, which it also
+does where each hook is known and no version has all of them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import unified_diff
 from pathlib import Path
 
-from safedraft.engines.vllm.hooks import HOMES, HOOKS, read_hook
+from safedraft.engines.vllm.hooks import HOMES, HOOKS, RUN, read_hook
 from safedraft.models.fingerprint import digest
 
 Read = Callable[[str], str | None]
@@ -40,8 +41,22 @@ def open_tree(place: Path) -> Read:
     return lambda name: read_hook(name, texts[HOMES[name.partition(".")[0]]])
 
 
+def judge(found: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether the plug-in takes a vLLM with these fingerprints, and the reason."""
+    differing = {
+        version: [name for name in found if found[name] != hooks[name]]
+        for version, hooks in HOOKS.items()
+    }
+    nearest = min(differing, key=lambda version: len(differing[version]))
+    if differing[nearest]:
+        return False, f"refused: {', '.join(differing[nearest])} differ from {nearest}"
+    if nearest not in RUN:
+        return True, f"supported with a warning: as {nearest}, whose code was read and never run"
+    return True, f"supported: as {nearest}"
+
+
 def main() -> int:
-    """Print a line for each hook, and what differs; return the exit code."""
+    """Print a line for each hook, what differs, and the result; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -50,13 +65,12 @@ def main() -> int:
     given = parser.parse_args()
     read = open_tree(given.place)
     other = open_tree(given.diff) if given.diff else None
-    unknown = 0
+    found: dict[str, str] = {}
     for name in next(iter(HOOKS.values())):
         code = read(name)
-        found = digest(code, digits=16) if code else "missing"
-        same = [version for version, hooks in HOOKS.items() if hooks[name] == found]
-        unknown += not same
-        print(f'"{name}": "{found}",  # {f"as in {same[-1]}" if same else "differs"}')
+        found[name] = digest(code, digits=16) if code else "missing"
+        same = [version for version, hooks in HOOKS.items() if hooks[name] == found[name]]
+        print(f'"{name}": "{found[name]}",  # {f"as in {same[-1]}" if same else "differs"}')
         if other and code != (before := other(name)):
             lines = unified_diff(
                 (before or "").splitlines(),
@@ -69,7 +83,9 @@ def main() -> int:
                 "",
             )
             print("\n".join(lines))
-    return min(unknown, 1)
+    supported, reason = judge(found)
+    print(f"# {reason}")
+    return int(not supported)
 
 
 if __name__ == "__main__":

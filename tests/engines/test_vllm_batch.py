@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -70,8 +71,10 @@ def serve(
 ) -> list[list[Step]]:
     """All requests at once, as an engine would have it; their blocks have different lengths.
 
-    Those are up to 1 + (``first`` + index) % 4.
+    Those are up to 1 + (``first`` + index) % 4. Before the target's rows of each request there is
+    one of no request.
     """
+    stray = torch.full_like(target(prompts[0]), torch.nan)
     said: list[list[Step]] = [[] for _ in batch]
     while going := [at for at, one in enumerate(batch) if not one.ended]:
         texts = {at: prompts[at] + [step.token for step in said[at]] for at in going}
@@ -84,14 +87,17 @@ def serve(
             one.drafts = drafts[: 1 + (first + at) % 4]
         logits = [
             torch.stack(
-                [
+                [stray]
+                + [
                     target(texts[at] + [proposed.token for proposed in batch[at].drafts[:ahead]])
                     for ahead in range(len(batch[at].drafts))
                 ]
             )
             for at in going
         ]
-        for at, steps in zip(going, verify([batch[at] for at in going], logits), strict=True):
+        firsts = [1 + start for start in accumulate(map(len, logits[:-1]), initial=0)]
+        decided = verify([batch[at] for at in going], torch.cat(logits), firsts)
+        for at, steps in zip(going, decided, strict=True):
             assert 1 <= len(steps) <= 1 + (first + at) % 4
             said[at] += steps
     return said
@@ -136,7 +142,7 @@ def test_sampled_and_greedy_rows_of_one_batch_come_from_the_composite(union: boo
     block.propose(q_logits.expand(len(batch), V))
     for one, drafts in zip(batch, block.read(), strict=True):
         one.drafts = drafts
-    steps = verify(batch, [p_logits[None]] * len(batch))
+    steps = verify(batch, p_logits.expand(len(batch), V), range(len(batch)))
     for is_greedy in (True, False):
         chosen = Counter(
             said[0].token
@@ -202,14 +208,14 @@ def test_a_risk_that_is_overdue_ends_its_request() -> None:
     one.position = 1
     assert not one.unread_question
     one.position = 3
-    assert verify([one], [torch.zeros(1, V)]) == [[]]
+    assert verify([one], torch.zeros(1, V), [0]) == [[]]
     assert "before the risk of its request was read" in str(one.error)
 
 
 def test_a_position_without_a_draft_decides_nothing() -> None:
     one = ServedRequest(request_of(SSDConfig(), SamplingParams()))
     with pytest.raises(BrokenModelError, match="without the draft's distribution"):
-        verify([one], [torch.zeros(1, V)])
+        verify([one], torch.zeros(1, V), [0])
     assert one.position == 0
 
 
@@ -237,7 +243,7 @@ def step_once(batch: list[ServedRequest], p: torch.Tensor, q: torch.Tensor) -> l
         block.propose(q)
     for one, drafts in zip(batch, block.read(), strict=True):
         one.drafts = drafts
-    return verify(batch, list(p))
+    return verify(batch, p.flatten(0, 1), range(0, 2 * len(batch), 2))
 
 
 def test_a_row_of_no_request_may_hold_anything() -> None:
@@ -293,6 +299,55 @@ def test_rules_and_samplings_of_all_kinds_decide_in_one_batch_as_alone(offset: i
         assert alone == [steps]
     assert any(step.matched for steps in together for step in steps)
     assert any(not step.matched for steps in together for step in steps)
+
+
+def best_of_ties_by_the_number_of_rows(logits: torch.Tensor, width: int) -> Any:
+    """The best tokens; of those that tie, the first or the last ones, as kernels differ."""
+    order = torch.arange(logits.shape[-1])
+    if len(logits) > 8:
+        order = order.flip(0)
+    best = logits[:, order].sort(dim=-1, descending=True, stable=True)
+    return best.values[:, :width], order[best.indices[:, :width]]
+
+
+def test_sixty_four_mixed_requests_decide_as_each_alone_where_logits_tie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Logits of few levels tie at every border: of the best tokens, the sample space, the cuts."""
+    monkeypatch.setattr("safedraft.core.rows._best", best_of_ties_by_the_number_of_rows)
+    target = RandomModel(1, 64, levels=2)
+    draft = RandomModel(2, 64, shared=0.7, family=1, levels=2)
+
+    def mixed() -> list[ServedRequest]:
+        return [
+            ServedRequest(
+                request_of(
+                    SSDConfig(
+                        bin_size=2,
+                        initial_scheme=list(Scheme)[at % 2],
+                        kappa=1 + at % 3,
+                        sample_space_size=(24, 28, 40)[at % 3],
+                    ),
+                    SamplingParams(max_new_tokens=3, seed=at, **KINDS[at // 8]),
+                    rule=RULES_OF_ALL_KINDS[at % 8],
+                    top_logprobs=64,
+                )
+            )
+            for at in range(64)
+        ]
+
+    prompts = [[at, 3 * at] for at in range(64)]
+    together, alone = serve(target, draft, prompts, mixed()), mixed()
+    for at, steps in enumerate(together):
+        (own,) = serve(target, draft, [prompts[at]], [alone[at]], first=at)
+        assert own == steps
+        assert possible(own) == possible(steps)
+    assert {step.matched for steps in together for step in steps} == {True, False}
+
+
+def possible(steps: list[Step]) -> list[set[int]]:
+    """The tokens that were possible at each position."""
+    return [{token for token, _ in step.logprobs.most_likely} for step in steps if step.logprobs]
 
 
 class Steps:

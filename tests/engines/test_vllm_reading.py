@@ -48,7 +48,7 @@ def step(p: Tensor, q: Tensor, kinds: list[dict[str, Any]], count: int) -> list[
         block.propose(q.repeat(count, 1))
     for one, drafts in zip(batch, block.read(), strict=True):
         one.drafts = drafts
-    return verify(batch, [p.repeat(T + 1, 1)] * count)
+    return verify(batch, p.repeat(count * (T + 1), 1), range(0, count * (T + 1), T + 1))
 
 
 def reads_of(decide: Callable[[], list[list[Step]]]) -> tuple[int, list[list[Step]]]:

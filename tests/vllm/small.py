@@ -133,18 +133,18 @@ def break_logits(
     from safedraft.engines.vllm import runner
     from safedraft.engines.vllm.batch import DraftedBlocks
 
-    def spoil(served: Sequence[Any], logits: Any) -> None:
-        for row, one in enumerate(served):
+    def spoil(served: Sequence[Any], logits: Any, firsts: Sequence[int]) -> None:
+        for row, one in zip(firsts, served, strict=True):
             if one and breaks(one):
-                logits[row][..., 5] = float("nan")
+                logits[row, 5] = float("nan")
 
     def propose_broken(block: Any, logits: Any) -> Any:
-        spoil(block._served, logits)
+        spoil(block._served, logits, range(len(logits)))
         return propose(block, logits)
 
-    def verify_broken(served: Any, logits: Any) -> Any:
-        spoil(served, logits)
-        return verify(served, logits)
+    def verify_broken(served: Any, logits: Any, firsts: Any) -> Any:
+        spoil(served, logits, firsts)
+        return verify(served, logits, firsts)
 
     propose, verify = DraftedBlocks.propose, runner.verify
     if model == "draft":

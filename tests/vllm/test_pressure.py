@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import count
 from typing import Any, Literal
 
@@ -94,21 +95,39 @@ def test_a_reply_is_preempted_and_cached_but_for_one_token(
     assert seen[happens]
 
 
-def test_drafts_that_were_lost_decide_nothing() -> None:
+def lose_drafts(request: Any) -> None:
+    request.drafts = []
+
+
+def end_unseen(request: Any) -> None:
+    request.ended = request.position > 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "decided"),
+    [(lose_drafts, "did not propose", [0]), (end_unseen, "has ended", [1, 2, 3, 4])],
+)
+def test_a_fault_of_one_request_ends_no_other(
+    spoil: Callable[[Any], None], message: str, decided: list[int]
+) -> None:
+    ids, given = prompts(3, seed=13), samplings(3)
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
     with engine("near") as pair:
         runner = runner_of(pair)
         keep = runner._keep
 
-        def forget(*args: Any) -> None:
+        def keep_some(*args: Any) -> None:
             keep(*args)
             for row in runner._rows:
-                row.request.drafts = []
+                if row.request and row.request.request.seed == given[1].seed:
+                    spoil(row.request)
 
-        runner._keep = forget
-        stream = pair.stream_ids([5, 6, 7])
-        with pytest.raises(BrokenModelError, match="did not propose"):
-            stream.drain()
-        assert not stream.result.trace
+        runner._keep = keep_some
+        streams = [pair.stream_ids(one, sampling=own) for one, own in zip(ids, given, strict=True)]
+        with pytest.raises(BrokenModelError, match=message):
+            streams[1].drain()
+        assert len(streams[1].result.trace) in decided
+        assert_same([streams[at].drain() for at in (0, 2)], [expected[at] for at in (0, 2)])
 
 
 @pytest.mark.parametrize("model", ["draft", "target"])
@@ -161,10 +180,16 @@ def test_of_many_none_goes_on_when_one_breaks_off() -> None:
             pair.generate_many("Why?")
 
 
-def test_where_vllm_would_leave_the_draft_out_nothing_is_said() -> None:
+def test_where_vllm_would_leave_all_drafts_out_the_longest_request_ends_alone() -> None:
+    ids = [[5, 6, 7], list(range(2, 16)), [8, 9]]
+    given = [one.replace(max_new_tokens=10) for one in samplings(3)]
+    expected = by_the_first_engine(transformers_pair("near"), ids, given)
     with engine("near") as pair:
         runner_of(pair).effective_drafter_max_model_len = 20
-        stream = pair.stream_ids(list(range(2, 16)))
+        streams = [pair.stream_ids(one, sampling=own) for one, own in zip(ids, given, strict=True)]
         with pytest.raises(BrokenModelError, match="no room left"):
-            stream.drain()
-        assert len(stream.result.trace) < 5
+            streams[1].drain()
+        assert len(streams[1].result.trace) < 7
+        assert_same([streams[at].drain() for at in (0, 2)], [expected[at] for at in (0, 2)])
+        with pytest.raises(BrokenModelError, match="no room left"):  # and no request is too long
+            runner_of(pair)._input_fits_in_drafter(None)

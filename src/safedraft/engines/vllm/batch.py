@@ -7,14 +7,14 @@ requests that join and leave), its rule's state belongs to its last decided toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from safedraft.core.config import Scheme
+from safedraft.core.config import SamplingParams, Scheme, SSDConfig
 from safedraft.core.constraint import Constrained, Constraint, restrict
 from safedraft.core.decide import Candidate, Draft, choose_drafts, decide
 from safedraft.core.errors import BrokenModelError
@@ -24,6 +24,7 @@ from safedraft.core.rows import Place, Ranked, move, no_numbers, rank
 from safedraft.core.rule import Decision, State
 from safedraft.core.session import Which
 from safedraft.engines.vllm.reading import BothPlaces, read_places
+from safedraft.rules import find_rule
 
 
 @dataclass(slots=True)
@@ -191,7 +192,9 @@ class DraftedBlocks:
         return self._drafts
 
 
-def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[list[Step]]:
+def verify(
+    served: Sequence[ServedRequest], logits: Tensor, firsts: Sequence[int]
+) -> list[list[Step]]:
     """Decide the drafted positions of every request from both models, left to right.
 
     A request's block ends after its first token that is not the drafted one, at an end token, and
@@ -201,7 +204,9 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
 
     Args:
         served: each with at least one draft.
-        logits: logits of the target at the drafted positions of each request, ``[len(drafts), V]``.
+        logits: logits of the target, ``[n, V]``; those at a request's drafted positions follow one
+            another. Rows of no request may hold anything: leaving them out would take a copy.
+        firsts: the row of each request's first drafted position.
 
     Returns:
         The steps of each request: at least one, unless it has ended.
@@ -213,11 +218,10 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
         if one.unread_question:
             unread = "a reply began before the risk of its request was read: nothing decided"
             one.fail(BrokenModelError(unread))
-    begun = [at for at, one in enumerate(served) if not one.ended]
-    places = dict(zip(begun, _read([(served[at], logits[at]) for at in begun]), strict=True))
+    places = _read(served, logits, firsts)
     decided: list[list[Step]] = [[] for _ in served]
     ahead = 0
-    deciding = [at for at in begun if not served[at].ended]
+    deciding = [at for at, one in enumerate(served) if not one.ended]
     while deciding:
         decisions = decide([_candidate(served[at], ahead, places[at]) for at in deciding])
         followed: set[int] = set()
@@ -237,32 +241,39 @@ def verify(served: Sequence[ServedRequest], logits: Sequence[Tensor]) -> list[li
     return decided
 
 
-def _read(asked: Sequence[tuple[ServedRequest, Tensor]]) -> list[list[BothPlaces]]:
+def _read(
+    served: Sequence[ServedRequest], logits: Tensor, firsts: Sequence[int]
+) -> list[list[BothPlaces]]:
     """Both models' places at the drafted positions of each request, read with one copy.
 
-    A request whose logits are not all finite ends with an error.
-
-    Args:
-        asked: requests, with the target's logits at each one's positions.
+    A request whose logits are not all finite ends with an error; one that had ended has no places.
+    The arguments are those of ``verify``.
     """
-    if not asked:
-        return []
-    if any(not one.drafts for one, _ in asked):
+    counts = [0 if one.ended else len(one.drafts) for one in served]
+    if any(not count and not one.ended for count, one in zip(counts, served, strict=True)):
         raise BrokenModelError("a position came without the draft's distribution: nothing decided")
-    logits = torch.cat([own for _, own in asked])
+    drafted: dict[int, tuple[ServedRequest, int]] = {
+        first + ahead: (one, ahead)
+        for one, count, first in zip(served, counts, firsts, strict=True)
+        for ahead in range(count)
+    }
+    if not drafted:
+        return [[] for _ in served]
+    owners = [drafted[row][0] if row in drafted else None for row in range(len(logits))]
+    before = [one.drafts[: drafted[row][1]] if one else () for row, one in enumerate(owners)]
     finite = are_finite(logits)
-    owners = [one for one, own in asked for _ in own]
-    before = [one.drafts[:ahead] for one, own in asked for ahead in range(len(own))]
     logits = _restrict(logits, owners, before)
-    ranked = rank(logits, [one.request.sampling.temperature for one in owners])
-    drafts = [draft.place for one, _ in asked for draft in one.drafts]
-    targets = [Place(ranked, row) for row in range(len(logits))]
-    places, flags = read_places(list(map(BothPlaces, targets, drafts)), finite)
+    ranked = rank(logits, [one.request.sampling.temperature if one else 0.0 for one in owners])
+    places = [
+        BothPlaces(Place(ranked, row), one.drafts[ahead].place)
+        for row, (one, ahead) in drafted.items()
+    ]
+    found, flags = read_places(places, finite)
     for owner, is_finite in zip(owners, flags, strict=True):
-        if not is_finite and not owner.ended:
+        if owner and not is_finite and not owner.ended:
             owner.fail(no_numbers("the target"))
-    read = iter(places)
-    return [[next(read) for _ in own] for _, own in asked]
+    read = iter(found)
+    return [[next(read) for _ in range(count)] for count in counts]
 
 
 def _restrict(
@@ -285,6 +296,31 @@ def _restrict(
         assert one is not None
         one.fail(error)
     return logits
+
+
+def rehearse(logits: Tensor, propose: Callable[[], Tensor], passes: int) -> None:
+    """Decide a block of requests of the kind that takes the most memory, so that it is measured.
+
+    They are sampled and have penalties, for which both models' logits are copied. Everything goes
+    the way of a step: the target's logits are held while the draft proposes, as in vLLM.
+
+    Args:
+        logits: logits of the target at ``passes`` positions of each request, one request after the
+            other, ``[requests * passes, V]``.
+        propose: makes the draft's logits in one of its passes, ``[requests, V]``.
+        passes: number of drafts of each request.
+    """
+    sampling = SamplingParams(
+        temperature=0.8, top_p=0.9, frequency_penalty=0.1, repetition_penalty=1.1, seed=0
+    )
+    request = Request((), (), find_rule("ssd"), SSDConfig(), sampling)
+    served = [ServedRequest(request) for _ in range(len(logits) // passes)]
+    block = DraftedBlocks(served)
+    for _ in range(passes):
+        block.propose(propose())
+    for one, drafts in zip(served, block.read(), strict=True):
+        one.drafts = drafts
+    verify(served, logits, range(0, len(logits), passes))
 
 
 def are_finite(logits: Tensor) -> Tensor:

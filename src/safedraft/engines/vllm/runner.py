@@ -20,13 +20,12 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from safedraft.core.decide import Draft
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
-from safedraft.core.rows import Place, move, rank
-from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, are_finite, verify
+from safedraft.core.rows import move
+from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, rehearse, verify
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.grammar import GrammarCompiler
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
-from safedraft.engines.vllm.reading import BothPlaces, read_places
 
 _NONE = -1  # marks a place without a token in vLLM's blocks
 
@@ -223,8 +222,7 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         return found
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:
-        logits = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
-        tokens = self._block.propose(logits)
+        tokens = self._block.propose(self.compute_logits(hidden_states))
         self.passes += 1
         if self._confidence:
             drafted = self._block.read()
@@ -232,6 +230,11 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
             if 2 * sum(ended) > len(self.rows):
                 raise _Enough
         return tokens, None
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """The draft's logits, ``[rows, V]``."""
+        logits: Tensor = self.model.compute_logits(hidden_states)[:, : self._vocabulary]
+        return logits
 
 
 class _NoSampler:
@@ -368,7 +371,7 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(ids)
         )
         self._rows = []
-        waiting: list[tuple[_Row, ServedRequest, Tensor]] = []
+        waiting: list[tuple[_Row, ServedRequest, int]] = []
         at = 0
         for number, (request_id, places) in enumerate(zip(ids, scheduled, strict=True)):
             prefilled = not self.discard_request_mask.np[number]
@@ -377,11 +380,14 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
             self._rows.append(row)
             if request := row.request:
                 self._keep_verified(request, self._ran.get(request_id, ()), request_id)
-                if request.drafts:
-                    after_last = logits[at + number :, : self._settings.vocabulary]
-                    waiting.append((row, request, after_last[: len(request.drafts)]))
+                if request.drafts and not request.ended:
+                    waiting.append((row, request, at + number))
             at += places
-        decided = verify([request for _, request, _ in waiting], [rows for *_, rows in waiting])
+        decided = verify(
+            [request for _, request, _ in waiting],
+            logits[:, : self._settings.vocabulary],
+            [first for *_, first in waiting],
+        )
         for (row, *_), steps in zip(waiting, decided, strict=True):
             row.steps.extend(steps)
         self._log(seconds)
@@ -397,22 +403,22 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
     ) -> None:
         """Keep the drafts that have logits: one more than the ``tokens`` that vLLM ran.
 
-        Raises:
-            BrokenModelError: vLLM ran other tokens than the draft proposed, or a reply that has
-                ended.
+        The request ends with an error if vLLM ran other tokens than the draft proposed, or a reply
+        that has ended.
         """
         if request.error:
             return  # the scheduler ends it with this step
-        if request.ended:
-            raise BrokenModelError("vLLM continued a reply that has ended; decoding stopped")
         ran = [] if set(tokens) <= {_NONE} else list(tokens)
         known = len(self.requests[request_id].output_token_ids)
         proposed = [draft.token for draft in request.drafts]
-        if ran != proposed[: len(ran)] or known != request.position:
-            raise BrokenModelError(
-                "vLLM verified tokens that the draft did not propose; decoding stopped"
-            )
-        request.drafts = request.drafts[: len(ran) + 1]
+        if request.ended:
+            fault = "continued a reply that has ended"
+        elif ran != proposed[: len(ran)] or known != request.position:
+            fault = "verified tokens that the draft did not propose"
+        else:
+            request.drafts = request.drafts[: len(ran) + 1]
+            return
+        request.fail(BrokenModelError(f"vLLM {fault}; decoding stopped"))
 
     def _block(self) -> Tensor:
         """The decided tokens in vLLM's form, ``[rows, T + 2]``, filled up with -1."""
@@ -486,8 +492,23 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
                 trace.draft_seconds += seconds
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
-        if not super()._input_fits_in_drafter(common_attn_metadata):
-            raise BrokenModelError("the draft has no room left after a request; decoding stopped")
+        """Always true: where vLLM would leave all drafts out, the requests without room end.
+
+        vLLM runs the draft past the end of a context without writing to the cache there.
+
+        Raises:
+            BrokenModelError: drafts do not fit, and not because of a request's length.
+        """
+        if super()._input_fits_in_drafter(common_attn_metadata):
+            return True
+        error = BrokenModelError("the draft has no room left after a request; decoding stopped")
+        room = self.effective_drafter_max_model_len - self.num_spec_tokens
+        lengths = self.optimistic_seq_lens_cpu[: len(self._rows)].tolist()
+        full = [row for row, length in zip(self._rows, lengths, strict=True) if length > room]
+        if not full:
+            raise error
+        for row in full:
+            row.served.request.fail(error)
         return True
 
     def _log(self, seconds: float) -> None:
@@ -513,15 +534,18 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _dummy_sampler_run(self, hidden_states: Tensor) -> Tensor:
-        """Allocate what a decision needs, so that vLLM measures how much memory is left.
+        """Decide a block of as many requests as there may be, so that vLLM measures the memory.
 
-        These are the logits of the target at T + 1 positions of every row, those of the draft at
-        as many positions, and the numbers that are read from both.
+        On processors vLLM measures none and only warms up, for which one request is enough.
         """
-        positions = self.num_spec_tokens
-        logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(positions, 1)))
-        logits = logits[:, : self._settings.vocabulary]
-        target, draft = (rank(side, [1.0] * len(side)) for side in (logits, logits.clone()))
-        places = [BothPlaces(Place(target, row), Place(draft, row)) for row in range(len(logits))]
-        read_places(places, are_finite(logits))
-        return target.log_sums
+        if self.device.type == "cpu":
+            hidden_states = hidden_states[:1]
+        passes, width = self.num_spec_tokens, self.drafter.hidden_size
+        of_draft = hidden_states.new_empty(len(hidden_states), width)
+        logits = self.model.compute_logits(torch.rand_like(hidden_states.repeat(passes, 1)))
+        rehearse(
+            logits[:, : self._settings.vocabulary],
+            lambda: self.drafter.compute_logits(torch.rand_like(of_draft)),
+            passes,
+        )
+        return hidden_states

@@ -614,7 +614,7 @@ def test_replay_sees_what_differs(run: Any, tmp_path: Path) -> None:
 def test_bench_times_every_method(run: Any, models: list[str]) -> None:
     options = ["--prompts", "2", "--max-new-tokens", "12", "--draft-tokens", "3"]
     options += ["--draft-tokens", "2", "--assisted-tokens", "2", "--tree", "2-1"]
-    options += ["--tree", "draft_tree_threshold=0.1,draft_confidence=0"]
+    options += ["--tree", "draft_tree_threshold=0.1,draft_confidence=0,draft_tokens=3"]
     code, out, _ = run("bench", "--json", *options, *models, *TRANSFORMERS)
     outcome = json.loads(out)
     methods = outcome["methods"]

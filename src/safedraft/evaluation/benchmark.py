@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safedraft.core.assignments import split_assignments
+from safedraft.core.assignments import parse_value, split_assignments
 from safedraft.core.config import OF_CHAINS, DraftingConfig, SamplingParams, SSDConfig
 from safedraft.core.generation import Passes
 from safedraft.engines.base import Capability
@@ -150,8 +150,8 @@ def _shape(own: SSDConfig, tree: str) -> SSDConfig:
     """A pair's constants with a static tree, or with those of a grown one."""
     if "=" not in tree:
         return own.with_tree(tree)
-    constants = split_assignments("--tree", tree, names=sorted(DraftingConfig.model_fields))
-    return own.replace(**{**OF_CHAINS, **constants})
+    given = split_assignments("--tree", tree, names=sorted(DraftingConfig.model_fields))
+    return own.replace(**{**OF_CHAINS, **{name: parse_value(given[name]) for name in given}})
 
 
 def _transformers_methods(

@@ -37,7 +37,7 @@ class EASDConfig(DraftingConfig):
     """τ_H: entropy in nats that both models must exceed (2 in the paper)."""
     overlap_tokens: Positive = 10
     """N: how many best tokens of each model are compared (not published)."""
-    overlap_threshold: Share = 0.8
+    overlap_threshold: Share = 0.5
     """τ_O: share of them that both models must have in common (not published)."""
 
 

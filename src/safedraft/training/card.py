@@ -212,8 +212,8 @@ def _format_weights(run: TrainingRun) -> str:
         which += f", that is {file.file} of {file.repository} unpacked to bfloat16"
     return (
         f"The adapter belongs to these weights of the draft: {which}. On others of the same "
-        "architecture, such as another quantization, it loads only with `--other-base`, and that "
-        "it refuses there is not tested."
+        "architecture, such as another quantization, it loads only with `--other-base`, and its "
+        "refusals there are not tested."
     )
 
 

@@ -68,10 +68,10 @@ class Turn(NamedTuple):
 
 def make_settings(given: argparse.Namespace) -> dict[str, Any]:
     """What both checkouts load: the pair, and constants that any of them has."""
-    own = choose_pair(given.pair).config
-    drafting = {name: getattr(own, name) for name in ("draft_tokens", "draft_confidence")}
+    own = choose_pair(given.pair)
+    drafting = {name: getattr(own.config, name) for name in ("draft_tokens", "draft_confidence")}
     return {
-        "pair": given.pair,
+        "pair": own.name,
         "engine": given.engine,
         "rule": given.rule,
         "dtype": "bfloat16",
@@ -164,11 +164,11 @@ def main() -> None:
     places = {"other": (given.folder, given.python), "this": (HERE, sys.executable)}
     names = {which: describe(*place) for which, place in places.items()}
     with ExitStack() as stack:
-        other, this = (
-            Child([python, WORKER, folder, settings]) for folder, python in places.values()
-        )
-        for child in (other, this):
-            stack.callback(child.close)
+        children = []
+        for folder, python in places.values():
+            children.append(Child([python, WORKER, folder, settings]))
+            stack.callback(children[-1].close)
+        other, this = children
         prompts = PROMPTS[: given.prompts]
         turns = list(measure(other, this, prompts, given.rounds, given.tokens))
     console = Console(highlight=False, width=160)

@@ -130,8 +130,11 @@ class Child:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, as the reading below says
         return self._read()
 
     def _read(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import safedraft
 from safedraft.core.counts import format_count
-from safedraft.core.rows import Ranked, rank
+from safedraft.core.rows import WIDTH, Ranked, rank
 from safedraft.core.session import Pass
 from safedraft.engines.base import Capability
 from safedraft.evaluation.benchmark import machine
@@ -70,7 +70,8 @@ def read_positions(
         Pass(engine.session("target"), [*prompts.target, *ids[:-1]], len(ids)),
         Pass(engine.session("draft"), [*prompts.draft, *ids[:-1]], len(ids)),
     ]
-    target, draft = (rank(logits, [0.0] * len(ids)) for logits in engine.forward(passes))
+    width = max(WIDTH, count)
+    target, draft = (rank(rows, [0.0] * len(ids), width) for rows in engine.forward(passes))
     return [
         Position(target.entropy(row), draft.entropy(row), overlap(target, draft, row, count))
         for row in range(len(ids))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 Decode = Callable[[Sequence[Any]], tuple[list[list[int]], float]]
-"""What an engine says to conversations that are asked at once, and its tokens a second."""
+"""Decodes conversations together: the token ids of the replies, and tokens per second."""
 
 
 @contextmanager
@@ -54,8 +54,11 @@ def checkout(folder: Path, tokens: int, **arguments: Any) -> Iterator[Decode]:
         asks, answers = process.stdin, process.stdout
 
         def ask(**line: Any) -> Any:
-            print(json.dumps(line), file=asks, flush=True)
-            answer = answers.readline()
+            try:
+                print(json.dumps(line), file=asks, flush=True)
+                answer = answers.readline()
+            except BrokenPipeError:
+                answer = ""
             if not answer:
                 raise SystemExit(f"the engine of {folder} ended with {process.wait()}")
             return json.loads(answer)

@@ -203,24 +203,23 @@ def test_a_wrong_value_is_not_understood(line: str, message: str) -> None:
         understand(["safedraft", *line.split()])
 
 
-TABLE = re.compile(r"^(?:<!-- (.*) -->\n)?^```(toml|json)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TABLE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?^```(toml|json)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def find_tables(language: str) -> dict[str, str]:
-    """The blocks of that language by their pages; examples are those of ``test_docs.py``."""
-    return {
-        page.name: text
+def find_tables(language: str) -> list[tuple[str, str]]:
+    """The blocks of that language with their pages; examples are those of ``test_docs.py``."""
+    return [
+        (page.name, text)
         for page in PAGES
         for note, kind, text in TABLE.findall(page.read_text("utf-8"))
         if kind == language and not note
-    }
+    ]
 
 
-@pytest.mark.parametrize("page", ["guide.md", "models.md"])
+@pytest.mark.parametrize(("page", "text"), find_tables("toml"))
 def test_a_pair_of_a_page_is_read(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = find_tables("toml")[page]
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs/page.toml").write_text(text, "utf-8")
     monkeypatch.setenv("SAFEDRAFT_CONFIG", str(tmp_path))
@@ -229,12 +228,13 @@ def test_a_pair_of_a_page_is_read(
 
 
 def test_the_statistics_of_a_page_are_those_of_vllm() -> None:
-    shown = json.loads(f"{{{find_tables('json')['vllm.md']}}}")["kv_transfer_params"]["safedraft"]
+    (table,) = [text for _, text in find_tables("json")]
+    shown = json.loads(f"{{{table}}}")["kv_transfer_params"]["safedraft"]
     request = Request((), (), SSD(), SSDConfig(), SamplingParams())
     reply = ServedRequest(request, position=48, blocks=19, matches=40, union_tokens=7)
     assert shown == {name: round(figure, 2) for name, figure in reply.statistics().items()}
 
 
 def test_every_table_of_a_page_is_read() -> None:
-    assert find_tables("toml").keys() == {"guide.md", "models.md"}
-    assert find_tables("json").keys() == {"vllm.md"}
+    assert sorted(page for page, _ in find_tables("toml")) == ["guide.md", "models.md"]
+    assert [page for page, _ in find_tables("json")] == ["vllm.md"]

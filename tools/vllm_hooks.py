@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from difflib import unified_diff
 from pathlib import Path
 
-from safedraft.engines.vllm.hooks import HOMES, HOOKS, RUN, read_hook
+from safedraft.engines.vllm.hooks import HOMES, HOOKS, RUN, find_nearest, read_hook
 from safedraft.models.fingerprint import digest
 
 Read = Callable[[str], str | None]
@@ -43,13 +43,9 @@ def open_tree(place: Path) -> Read:
 
 def judge(found: Mapping[str, str]) -> tuple[bool, str]:
     """Whether the plug-in takes a vLLM with these fingerprints, and the reason."""
-    differing = {
-        version: [name for name in found if found[name] != hooks[name]]
-        for version, hooks in HOOKS.items()
-    }
-    nearest = min(differing, key=lambda version: len(differing[version]))
-    if differing[nearest]:
-        return False, f"refused: {', '.join(differing[nearest])} differ from {nearest}"
+    nearest, differing = find_nearest(found)
+    if differing:
+        return False, f"refused: {', '.join(differing)} differ from {nearest}"
     if nearest not in RUN:
         return True, f"supported with a warning: as {nearest}, whose code was read and never run"
     return True, f"supported: as {nearest}"

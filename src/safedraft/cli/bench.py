@@ -112,6 +112,8 @@ def _print(outcome: dict[str, Any]) -> None:
     console = make_console()
     console.print(table)
     console.print(_tabulate_kinds(outcome["methods"]))
+    for name, shape in outcome["shapes"].items():
+        console.print(f"{name}: {shape}")
     for name, reason in outcome["left_out"].items():
         console.print(f"left out: {name}: {reason}")
     memory = [f"peak memory of SSD {outcome['peak_memory_bytes'] / 2**30:.2f} GiB"]

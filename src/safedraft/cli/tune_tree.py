@@ -37,9 +37,10 @@ def tune_tree(
 
     The pair answers prompts of the calibration half greedily. The gain of other shapes is
     computed from these replies and from the times of passes on this machine; the best shape of
-    each kind then decodes other prompts, in turn with the pair's own shape. A shape is chosen
-    only if it is at least 5% faster, and in no kind of text more than 3% slower. The choice is
-    saved as a user pair. No shape changes a token of the pair's own rule. Run the command on an
+    each kind then decodes other prompts, in turn with the pair's own shape. Another shape is
+    chosen only if it is at least 5% faster, and in no kind of text more than 3% slower; a tree of
+    the pair's own has to be so much faster than a chain to be kept. The choice is saved as a user
+    pair. No shape changes a token of the pair's own rule. Run the command on an
     idle machine.
 
     [dim]safedraft tune-tree --limit 6[/]
@@ -75,7 +76,10 @@ def tune_tree(
     if tuning.chosen == OWN:
         sys.stdout.write("chosen: the pair's own, since no other shape is clearly faster\n")
         return
-    sys.stdout.write(f"chosen: {tuning.chosen}: {_show(chosen, tuning.trials[OWN].config)}\n")
+    reason = ", since the pair's own tree is not clearly faster" if tuning.gives_way else ""
+    sys.stdout.write(
+        f"chosen: {tuning.chosen}{reason}: {_show(chosen, tuning.trials[OWN].config)}\n"
+    )
     if not dry_run:
         config = models.spec.config.replace(**dict(chosen))
         sys.stdout.write(f"written: {write_calibrated(models.spec, config)}\n")

@@ -18,6 +18,7 @@ from safedraft.core.assignments import parse_value, split_assignments
 from safedraft.core.config import OF_CHAINS, DraftingConfig, SamplingParams, SSDConfig
 from safedraft.core.generation import Passes
 from safedraft.engines.base import Capability
+from safedraft.evaluation.trees.drafting import Drafting
 from safedraft.models.quiet import quiet_transformers
 from safedraft.rules.ensemble import WEIGHT
 
@@ -78,7 +79,10 @@ def measure(
         report: called with the number of finished runs and the number of all runs.
     """
     methods = _methods(pair, max_new_tokens, draft_tokens, assisted_tokens)
-    methods |= _trees(pair, max_new_tokens, trees)
+    shapes = _shapes(pair, trees)
+    methods |= {
+        name: _decode(pair, max_new_tokens, pair.rule, config) for name, config in shapes.items()
+    }
     first, *_ = prompts
     warm_up = [(first, name) for name in methods]
     # The order turns from prompt to prompt, so that a drift of the machine favors no method.
@@ -104,9 +108,10 @@ def measure(
         "baseline": baseline,
         "chain": chain,
         "methods": {
-            name: _summarize(own, runs[baseline]) | {"kinds": _by_kind(own, runs[chain])}
-            for name, own in runs.items()
+            name: _summarize(each, runs[baseline]) | {"kinds": _by_kind(each, runs[chain])}
+            for name, each in runs.items()
         },
+        "shapes": {name: str(Drafting(config)) for name, config in shapes.items()},
         "peak_memory_bytes": peak,
         "left_out": _left_out(pair),
         "weights_bytes": _weights(pair),
@@ -133,7 +138,7 @@ def _methods(
     return methods
 
 
-def _trees(pair: Pair, max_new_tokens: int, trees: Sequence[str]) -> dict[str, Method]:
+def _shapes(pair: Pair, trees: Sequence[str]) -> dict[str, SSDConfig]:
     """The pair's own rule with other trees, and with its chain where its own shape is a tree."""
     own, chain = pair.config, pair.config.replace(**OF_CHAINS)
     configs = {f"{pair.rule}, chain": chain} if own.branches else {}
@@ -141,9 +146,7 @@ def _trees(pair: Pair, max_new_tokens: int, trees: Sequence[str]) -> dict[str, M
     for tree in trees:
         name = f"grown tree {grown.index(tree) + 1}" if tree in grown else f"tree {tree}"
         configs[f"{pair.rule}, {name}"] = _shape(own, tree)
-    return {
-        name: _decode(pair, max_new_tokens, pair.rule, config) for name, config in configs.items()
-    }
+    return configs
 
 
 def _shape(own: SSDConfig, tree: str) -> SSDConfig:

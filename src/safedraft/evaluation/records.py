@@ -63,7 +63,7 @@ class Row:
     unscored: str = ""
     """Why a score is missing, if the log says so."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    """Like ``safedraft.text.chat.Statistics.to_dict``; empty if nothing was decoded."""
+    """Like ``safedraft.text.results.Statistics.to_dict``; empty if nothing was decoded."""
     warnings: Sequence[str] = ()
     """Why the reply may be less safe than expected."""
 

@@ -83,7 +83,8 @@ def fetch_adapter(adapter: str, report: ReportProgress = silent) -> Path:
 def fetch_description(model: str, report: ReportProgress = silent) -> Path:
     """Make a model's configuration and tokenizer available locally.
 
-    Only these are downloaded for a hub id; a registered file is fetched completely.
+    Only these are downloaded for a hub id. A registered file is fetched completely, since its hash
+    cannot be checked on a part of it.
 
     Raises:
         SafeDraftError: as ``fetch``.

@@ -87,17 +87,12 @@ def require_known_hooks() -> None:
     Warns:
         UnguardedWarning: its code was read, but the engine's tests never ran with it.
     """
-    found = dict(fingerprints())
-    differing = {
-        version: [name for name in found if found[name] != hooks[name]]
-        for version, hooks in HOOKS.items()
-    }
-    nearest = min(differing, key=lambda version: len(differing[version]))
-    if differing[nearest]:
+    nearest, differing = find_nearest(dict(fingerprints()))
+    if differing:
         from vllm import __version__
 
         raise SafeDraftError(
-            f"vLLM {__version__} is not supported: {', '.join(differing[nearest])} differ from "
+            f"vLLM {__version__} is not supported: {', '.join(differing)} differ from "
             f"{nearest}. Install vLLM {RUN[-1]}"
         )
     if nearest not in RUN:
@@ -107,6 +102,20 @@ def require_known_hooks() -> None:
             UnguardedWarning,
             stacklevel=2,
         )
+
+
+def find_nearest(found: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The known version with the fewest other hooks than a vLLM, and which these are.
+
+    Args:
+        found: the vLLM's fingerprints by the name of the hook.
+    """
+    differing = {
+        version: [name for name in found if found[name] != hooks[name]]
+        for version, hooks in HOOKS.items()
+    }
+    nearest = min(differing, key=lambda version: len(differing[version]))
+    return nearest, differing[nearest]
 
 
 def fingerprints() -> Iterator[tuple[str, str]]:

@@ -283,7 +283,10 @@ def choice_of_tokens(params: Any) -> str | None:
 
 
 def _token_filter(params: Any, vocabulary: int) -> Callable[[State], TokenFilter] | None:
-    """What makes the constraint of a request that allows some tokens or forbids words."""
+    """Find how the constraint of a request that allows some tokens or forbids words is made.
+
+    None if it does neither.
+    """
     if not (params.allowed_token_ids or params.bad_words):
         return None
     words = [word for word in params.bad_words_token_ids or () if max(word) < vocabulary]

@@ -84,10 +84,10 @@ def time_passes(pair: Pair, text: str, rounds: int) -> dict[Which, list[float]]:
     engine: Any = pair.engine
     prompts = pair.prompts(text)
     actions: dict[str, Callable[[], Any]] = {}
-    limit = engine.batch().rows_at_once or TARGET_ROWS
+    limit = min(getattr(engine.batch(), "rows_at_once", None) or TARGET_ROWS, TARGET_ROWS)
     most: dict[Which, int] = {"target": limit, "draft": min(limit, DRAFT_ROWS)}
     sizes = {
-        which: [n for n in range(1, rows + 1) if n <= EACH or n % 8 == 0]
+        which: [n for n in range(1, rows + 1) if n <= EACH or n % 8 == 0 or n == rows]
         for which, rows in most.items()
     }
 

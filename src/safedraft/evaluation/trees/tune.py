@@ -39,8 +39,8 @@ OWN, CHAIN = "the pair's own", "chain"
 LEVELS = 13
 """Maximum number of levels of a static tree, the root's included."""
 LEAST_GAIN, LEAST_IN_A_KIND = 1.05, 0.97
-"""Another shape is chosen if it is so many times as fast as the chain, in all and in every kind of
-text."""
+"""Another shape is chosen if it is so many times as fast as the pair's own chain, in all and in
+every kind of text; where the pair's own shape is a tree, as the best chain."""
 
 CHAINS = tuple(product((2, 4, 8, 12, 16), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), (0.0, 2.0)))
 """Constants of chains to try: ``draft_tokens``, ``draft_confidence``, ``draft_growth``."""
@@ -113,6 +113,11 @@ class Tuning:
             and min(self.ratio(name, kind, chain) for kind in trial.seconds) >= LEAST_IN_A_KIND
         ]
         return max(fast, key=self.ratio, default=chain)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether a chain is chosen that is not faster than the pair's own tree."""
+        return self.chosen == CHAIN and self.ratio(CHAIN) < LEAST_GAIN
 
 
 def read_kinds(limit: int) -> dict[str, list[str]]:

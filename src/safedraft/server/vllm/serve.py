@@ -172,7 +172,7 @@ def build_command(wanted: Mapping[str, Any], name: str, arguments: Sequence[str]
 
 
 def write_options(options: Mapping[str, Any]) -> list[str]:
-    """Engine arguments by name as vLLM's command line has them."""
+    """Engine arguments by name as vLLM's command line has them; None leaves one out."""
     words: list[str] = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
@@ -181,8 +181,12 @@ def write_options(options: Mapping[str, Any]) -> list[str]:
                 words.append(flag)
             case False:
                 words.append("--no-" + flag[2:])
+            case None:
+                continue
             case dict():
                 words += [flag, json.dumps(value)]
+            case list() | tuple():
+                words += [flag, *map(str, value)]
             case _:
                 words += [flag, str(value)]
     return words

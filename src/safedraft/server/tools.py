@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -139,7 +140,7 @@ def _require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
     question = [{"role": "user", "content": "Hello"}]
     tool = {"type": "function", "function": {"name": "f", "parameters": _NO_PARAMETERS}}
     shown = render(tokenizer, question, tools=[tool], begin_reply=True)
-    name = tokenizer.name_or_path
+    name = PurePath(tokenizer.name_or_path).name  # clients need no path of the operator's
     if shown == render(tokenizer, question, begin_reply=True):
         raise SafeDraftError(f"the chat template of {name} has no tools: leave them out")
     if not _ASKED_FOR.search(shown):

@@ -44,7 +44,7 @@ test-real: $(READY)  ## Tests on the default pair.
 	$(RUN)/python -m pytest -m real --timeout 1200
 
 test-server: $(READY)  ## The server under 2,400 generated requests and worse.
-	SAFEDRAFT_EXAMPLES=400 $(RUN)/python -m pytest -m "" --timeout 600 tests/server/test_refusals.py
+	SAFEDRAFT_EXAMPLES=400 $(RUN)/python -m pytest -n auto -m "" --timeout 600 tests/server/test_refusals.py
 
 clients: $(CLIENTS)/.ready  ## The environment of the libraries that talk to the server (docs/clients.md).
 
@@ -53,7 +53,7 @@ test-clients: $(CLIENTS)/.ready  ## LangChain, LlamaIndex, LiteLLM and pydantic-
 
 test-page: $(READY)  ## The playground in a browser.
 	@test -n "$(CHROMIUM)" || { echo "no Chromium is installed: install one, or name it: make test-page CHROMIUM=/path/to/chromium"; exit 1; }
-	CHROMIUM="$(CHROMIUM)" $(RUN)/python -m pytest -m page tests/server
+	CHROMIUM="$(CHROMIUM)" $(RUN)/python -m pytest -n auto -m page tests/server
 
 bench: $(READY)  ## SSD against the target alone, on the engine cpu and with Transformers' own generation.
 	$(RUN)/safedraft pull

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -254,6 +255,8 @@ def run_eval(environment: Environment, models: list[str]) -> None:
     assert list((environment.work / "safedraft-logs").glob("*.eval"))
     environment.run(*find_readme("report", models))
     assert (environment.work / "report/report.html").is_file()
+    for made in ("safedraft-logs", "report"):  # another page's walk makes its own here
+        shutil.rmtree(environment.work / made)
 
 
 EXTRAS: dict[str, Callable[[Environment, list[str]], None]] = {

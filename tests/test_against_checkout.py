@@ -42,6 +42,7 @@ class Scripted:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_a_checkout_beside_itself(
     script: ModuleType,
     tiny: str,

@@ -144,7 +144,7 @@ def send(served: Served, path: str, body: str) -> str | None:
     return f"{response.status_code} for {path} {body[:300]}: {response.text[:200]}"
 
 
-FAST = ("400 digits", "a surrogate")
+FAST = ("a surrogate",)
 ROWS = [(path, name) for path in ROUTES for name in VALUES]
 
 

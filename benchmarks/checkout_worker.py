@@ -1,8 +1,8 @@
 """A pair of one checkout that answers prompts: a line of JSON for each.
 
 ``python benchmarks/checkout_worker.py FOLDER '{"engine": …}'`` imports SafeDraft from ``FOLDER``,
-loads a pair and prints ``{"ready": true}``. For each line ``{"prompt":
-"…", "tokens": 48}`` on its standard input it prints one:
+loads a pair and prints ``{"ready": true}``. For each line
+``{"prompt": "…", "tokens": 48}`` on its standard input it prints one:
 
 - ``seconds``: of the whole reply, and ``first``: until its first token is known,
 - ``passes``: of the target,
@@ -38,7 +38,7 @@ def load(folder: Path, settings: dict[str, Any]) -> Any:
 
 
 def choose_rule(pair: Any, rule: str) -> dict[str, str]:
-    """How ``generate`` is told the rule: not at all where it knows SSD alone."""
+    """The arguments of ``generate`` that name the rule: none if the checkout has only SSD."""
     if "rule" in inspect.signature(pair.generate).parameters:
         return {"rule": rule}
     if rule != "ssd":

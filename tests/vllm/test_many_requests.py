@@ -26,8 +26,7 @@ MANY: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 1024}
 def test_ten_of_three_hundred_break_and_the_others_say_what_they_say_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of ten with long replies five break in the draft and five in the target, each after a length
-    of its own."""
+    """The draft breaks for five requests and the target for five, each after its own length."""
     ids = prompts(301, seed=12, longest=20)
     given = [one.replace(max_new_tokens=12) for one in samplings(301)]
     expected = by_the_first_engine(transformers_pair("near"), ids, given)

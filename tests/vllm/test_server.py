@@ -164,23 +164,23 @@ def test_tokens_of_the_clients_choice_are_biased_and_forbidden_where_the_operato
     models: dict[str, str], tmp_path: Path
 ) -> None:
     with serving(models, tmp_path, "--allow", "constants") as address:
-        told = ask(
+        answer = ask(
             address, logit_bias={"65": 100}, max_tokens=4, n=2, return_token_ids=True,
             temperature=1.0, vllm_xargs={"ssd_statistics": False},
         )  # fmt: skip
-        assert [choice["token_ids"] for choice in told[1]["choices"]] == [[65] * 4] * 2
+        assert [choice["token_ids"] for choice in answer[1]["choices"]] == [[65] * 4] * 2
         free = ask(
             address, allowed_token_ids=[65, 66, 67], temperature=1.0, seed=3, ignore_eos=True
         )
         assert set(text_of(free)) == set("bcd")
         words = [text_of(free)[:2], "d"]
-        told = ask(
+        answer = ask(
             address, allowed_token_ids=[65, 66, 67], bad_words=words, temperature=1.0, seed=3,
             ignore_eos=True, vllm_xargs={"ssd_statistics": True},
         )  # fmt: skip
-        assert len(text_of(told)) == 24
-        assert not any(word in text_of(told) for word in words)
-        assert told[1]["kv_transfer_params"]["safedraft"]["matches"] > 0
+        assert len(text_of(answer)) == 24
+        assert not any(word in text_of(answer) for word in words)
+        assert answer[1]["kv_transfer_params"]["safedraft"]["matches"] > 0
         status, refused = ask(address, logit_bias={"100000": 1})
         assert (status, "ids end at" in refused["error"]["message"]) == (400, True)
 

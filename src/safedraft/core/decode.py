@@ -21,7 +21,7 @@ from safedraft.core.decoding import Decoding
 from safedraft.core.errors import BrokenModelError, describe_failure
 from safedraft.core.generation import Generation, Step
 from safedraft.core.request import Request
-from safedraft.core.rows import Place, Ranked, rank, require_finite
+from safedraft.core.rows import Place, Ranked, rank, require_finite, wait_for
 from safedraft.core.session import Pass, SessionEngine, Which
 from safedraft.core.tree import Node
 
@@ -175,8 +175,7 @@ class Batch:
         started = time.perf_counter()
         try:
             logits = self._engine.forward(passes)
-            if logits[0].device.type != "cpu":
-                torch.accelerator.synchronize(logits[0].device)
+            wait_for(logits[0].device)
         except Exception as error:
             for decoding in running:
                 decoding.fail(describe_failure("a pass of the models", error))

@@ -133,6 +133,12 @@ def move(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=device.type == "cuda")
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done its work; a processor has none left when a call returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def require_finite(logits: Tensor, model: str) -> None:
     """Refuse logits from which no probabilities can be made.
 

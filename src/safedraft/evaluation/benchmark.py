@@ -17,6 +17,7 @@ import torch
 from safedraft.core.assignments import parse_value, split_assignments
 from safedraft.core.config import OF_CHAINS, DraftingConfig, SamplingParams, SSDConfig
 from safedraft.core.generation import Passes
+from safedraft.core.rows import wait_for
 from safedraft.engines.base import Capability
 from safedraft.evaluation.trees.drafting import Drafting
 from safedraft.models.quiet import quiet_transformers
@@ -262,8 +263,7 @@ def _watch(model: PreTrainedModel) -> Iterator[Passes]:
         started = time.perf_counter()
 
     def after(_module: Any, _inputs: Any, output: Any) -> None:
-        if model.device.type != "cpu":
-            torch.accelerator.synchronize(model.device)
+        wait_for(model.device)
         timing.seconds += time.perf_counter() - started
         timing.passes += 1
         timing.rows += output.logits.shape[1]

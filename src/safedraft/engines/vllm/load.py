@@ -13,7 +13,7 @@ from safedraft.core.errors import SafeDraftError, first_line
 from safedraft.engines.base import LoadedModel, LoadedPair
 from safedraft.engines.vllm.engine import VllmEngine
 from safedraft.engines.vllm.options import count_room
-from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_others, require_vllm
+from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_options, require_vllm
 from safedraft.models.fingerprint import digest, fingerprint
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
@@ -46,7 +46,7 @@ def load(
     Raises:
         SafeDraftError: vLLM is not installed, the pair does not suit it, or it does not start.
     """
-    refuse_others(options)
+    refuse_options(options)  # before anything is fetched
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     prepare_environment()
     require_vllm()

@@ -20,7 +20,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from safedraft.core.decide import Draft
 from safedraft.core.errors import BrokenModelError, SafeDraftError
 from safedraft.core.generation import Step
-from safedraft.core.rows import move
+from safedraft.core.rows import move, wait_for
 from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, rehearse, verify
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.grammar import GrammarCompiler
@@ -523,8 +523,8 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _now(self) -> float:
         """Seconds, after all work on the device has ended if a request is traced."""
-        if self._traces and self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+        if self._traces:
+            wait_for(self.device)
         return time.perf_counter()
 
     @property

@@ -218,15 +218,19 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
-def refuse_others(options: Iterable[str]) -> None:
-    """Refuse options of other engines, before anything is fetched.
+def refuse_options(given: Iterable[str], reasons: Mapping[str, str] = _OF_OTHERS) -> None:
+    """Refuse options, by default those of other engines.
+
+    Args:
+        given: names of options.
+        reasons: the options that are refused, each with its reason.
 
     Raises:
         SafeDraftError: one of them; the message says why.
     """
-    for name in options:
-        if reason := _OF_OTHERS.get(name):
-            raise SafeDraftError(f"{name}: {reason}: leave it out")
+    for option in given:
+        if reason := reasons.get(option):
+            raise SafeDraftError(f"{option}: {reason}: leave it out")
 
 
 _READS_ONCE = (

@@ -9,12 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from safedraft.core.config import SamplingParams
 from safedraft.core.decide import propose
-from safedraft.core.rows import rank
+from safedraft.core.rows import rank, wait_for
 from safedraft.core.session import Pass, Which
 from safedraft.evaluation.trees.drafting import Child, Position
 
@@ -93,8 +92,7 @@ def time_passes(pair: Pair, text: str, rounds: int) -> dict[Which, list[float]]:
 
     def run(session: Any, tokens: Sequence[int]) -> None:
         (logits,) = engine.forward([Pass(session, tokens, len(tokens))])
-        if logits.device.type != "cpu":
-            torch.accelerator.synchronize(logits.device)
+        wait_for(logits.device)
         session.rewind(len(tokens))
 
     for which, counts in sizes.items():

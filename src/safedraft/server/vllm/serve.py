@@ -13,7 +13,7 @@ from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_others, require_vllm
+from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_options, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.pair.guards import warn_if_unguarded
@@ -82,7 +82,7 @@ def serve_pair(
         SafeDraftError: vLLM is not installed, the pair does not suit it, SafeDraft sets one of
             the arguments itself, or an option is one of other engines.
     """
-    refuse_others(options or ())
+    refuse_options(options or ())
     arguments = [*write_options(options or {}), *arguments]
     given = parse_options(arguments)
     if spec.target_system or spec.draft_system:
@@ -193,14 +193,8 @@ def write_options(options: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_features(given: Iterable[str]) -> None:
-    """Refuse options that vLLM's server does not have.
-
-    Raises:
-        SafeDraftError: one of them; the message says why.
-    """
-    for option in given:
-        if reason := _OF_OWN_SERVER.get(option):
-            raise SafeDraftError(f"{option}: {reason}: leave it out")
+    """Refuse options that vLLM's server does not have, as ``refuse_options`` does."""
+    refuse_options(given, _OF_OWN_SERVER)
 
 
 def parse_options(arguments: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -27,12 +28,14 @@ from safedraft.models.fingerprint import fingerprint
 from safedraft.models.probe_file import PROBE, ProbeFile, read_probe, reads_risk, write_probe
 from safedraft.prompts.screening import touches_minors
 from safedraft.training.config import RiskTrainingConfig
-from safedraft.training.conversations import DATA, PLAIN, RatedConversation
+from safedraft.training.conversations import PLAIN, RatedConversation
 from safedraft.training.fit import fit_regression
 from safedraft.training.ngrams import NgramClassifier
 from safedraft.training.requests import OWN_SHARES, TrainingRequest, read_shipped
 from safedraft.training.risk import LeftOut, count_flagged, learn_risk, leave_out_sources
 from safedraft.training.states import RatedPrompt, RatedState, choose_conversations, read_states
+
+FORMS = ("data", "encoding", "long template")
 
 fit = partial(fit_regression, ridge=1.0)
 
@@ -49,10 +52,10 @@ def test_both_kinds_stand_in_the_same_surroundings() -> None:
         )
         for harmful in (True, False)
     }
-    assert len(dressed[True]) == 6
+    assert len(dressed[True]) == 8
     for name, count in dressed[True].items():
         share = count / plain[True]
-        assert share == pytest.approx(0.5 if name == DATA else 0.6, abs=0.05)
+        assert share == pytest.approx(0.5 if name in FORMS else 0.6, abs=0.05)
         assert dressed[False][name] / plain[False] == pytest.approx(share, abs=0.05)
 
 
@@ -60,9 +63,10 @@ def test_a_conversation_ends_with_its_request() -> None:
     for one in choose_conversations("calibration", RiskTrainingConfig(dressed=5)):
         last = one.messages[-1]
         assert last["role"] == "user"
-        if one.surroundings != "jailbreak frame":  # some of which spell it out letter by letter
+        # Some jailbreak frames spell it out letter by letter.
+        if one.surroundings not in ("jailbreak frame", "encoding"):
             assert one.request.text in last["content"]
-        assert "{request}" not in last["content"]
+        assert not re.search(r"\{(request|written)\}", last["content"])
 
 
 def test_the_splits_share_no_request_and_a_limit_takes_some() -> None:
@@ -72,9 +76,9 @@ def test_the_splits_share_no_request_and_a_limit_takes_some() -> None:
     )
     assert not train & check
     assert len(check) == pytest.approx(OWN_SHARES.calibration / 100 * len(train | check), rel=0.1)
-    few = choose_conversations("train", RiskTrainingConfig(requests=7, dressed=2, data_every=1))
+    few = choose_conversations("train", RiskTrainingConfig(requests=7, dressed=2, forms_every=1))
     assert len({one.request.text for one in few}) == 7
-    assert len(few) == 28
+    assert len(few) == 42
 
 
 def test_no_text_stands_twice_or_touches_minors() -> None:
@@ -187,7 +191,9 @@ def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_on
         return state
 
     pair = scripted_pair(tokenizer, script, script)
-    conversations = choose_conversations("calibration", RiskTrainingConfig(requests=30, dressed=2))
+    conversations = choose_conversations(
+        "calibration", RiskTrainingConfig(requests=80, dressed=2, forms_every=0)
+    )
     reported: list[tuple[int, int]] = []
     prompts = [RatedPrompt(one, pair.prompts(one.messages).draft) for one in conversations]
     read = read_states(

@@ -80,7 +80,8 @@ def test_prompts_come_from_files(tmp_path, name):
     assert 20 < len(found.harmful) < 100
     assert {r.text for r in found.harmful} < set(texts)
     assert {(r.kind, r.source) for r in found.harmful} == {("harmful", "own")}
-    assert {r.source for r in found.ordinary} == {"shipped", "languages", "code", "short"}
+    own = {"shipped", "languages", "code", "short", "wordings"}
+    assert {r.source for r in found.ordinary} == own
     beside = read_requests("train", Sources(["own", str(tmp_path / name)]))
     assert beside.harmful == [*read_requests("train").harmful, *found.harmful]
 

@@ -99,9 +99,9 @@ class RiskTrainingConfig(ProbeTrainingConfig):
     dressed: Count = 3
     """Number of conversations for each request besides the plain one, each in other random
     surroundings: a frame, a system prompt, other turns, or a harmless task before it."""
-    data_every: Count = 2
-    """One in this number of requests is also asked for a reply that a program reads, such as
-    JSON; 0: none."""
+    forms_every: Count = 2
+    """One in this number of requests is also asked in other forms: for a reply that a program
+    reads, such as JSON, as an encoded text, and in a long template; 0: none."""
     networks: Positive = 4
     """Number of networks whose logits are averaged."""
     units: Positive = 32

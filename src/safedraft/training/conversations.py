@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from safedraft.text.messages import Message
+from safedraft.training.encodings import encode
 from safedraft.training.requests import TrainingRequest, add_frame, read_data
 
 PLAIN = "plain"
 """The surroundings of a request that is asked as it stands."""
-
-DATA = "data format"
-"""The surroundings of a request for a reply that a program reads."""
 
 _BY_SYSTEM = 0.25  # of the requests for data, by a system prompt
 
@@ -50,15 +48,17 @@ def build_conversations(
     return conversations
 
 
-def ask_for_data(
+def ask_in_forms(
     requests: Sequence[TrainingRequest], every: int, seed: int
 ) -> list[RatedConversation]:
-    """Build conversations that ask for a reply which a program reads, of one in ``every``."""
+    """Build the conversations of one request in ``every`` in each of the forms.
+
+    The forms are data that a program reads, an encoded text, and a long template.
+    """
     chosen = requests[seed % every :: every] if every else []
     return [
-        RatedConversation(
-            _put_into_data(request.text, random.Random(f"data {request.text}")), request, DATA
-        )
+        RatedConversation(ask(request.text, random.Random(f"{name} {request.text}")), request, name)
+        for name, ask in _FORMS.items()
         for request in chosen
     ]
 
@@ -93,6 +93,12 @@ def _put_into_data(text: str, rng: random.Random) -> list[Message]:
     return _put_in_frame("data", text, rng)
 
 
+def _encode(text: str, rng: random.Random) -> list[Message]:
+    encoded, written = encode(text, rng)
+    frame = rng.choice(read_data("dressings")["encoded"]["all"])
+    return _ask(frame.replace("{written}", written).replace("{request}", encoded))
+
+
 def _put_after_turns(text: str, rng: random.Random) -> list[Message]:
     histories = read_data("dressings")["histories"]
     return _ask(text, history=rng.choice(histories[rng.choice(sorted(histories))]))
@@ -104,4 +110,10 @@ _SURROUNDINGS: Mapping[str, Callable[[str, random.Random], list[Message]]] = {
     "harmless task first": partial(_put_in_frame, "first"),
     "system prompt": _put_under_system,
     "earlier turns": _put_after_turns,
+}
+
+_FORMS: Mapping[str, Callable[[str, random.Random], list[Message]]] = {
+    "data": _put_into_data,
+    "encoding": _encode,
+    "long template": partial(_put_in_frame, "long"),
 }

@@ -33,6 +33,7 @@ _FILES: Mapping[str, str] = {
     **dict.fromkeys(("languages_west", "languages_east"), _LANGUAGES),
     "code": "code",
     "short": "short",
+    "wordings": "wordings",
 }
 """Sources of SafeDraft's own requests by file."""
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from safedraft.training.risk import LeftOut, TrainedProbes
 
 _RISK = "## Risk probe\n"
-_ORIGINS = {"languages": "in eight other languages", "short": "a few words wanted"}
+_ORIGINS = {
+    "languages": "in eight other languages",
+    "short": "a few words wanted",
+    "wordings": "in misleading words",
+}
 
 
 def write_risk_section(folder: Path, trained: TrainedProbes) -> None:
@@ -68,7 +72,8 @@ def _format_checks(trained: TrainedProbes) -> str:
 {_RISK}
 `{PROBE}` reads from the last hidden states of draft and target how likely a request is harmful
 (`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
-system prompts, earlier turns, a harmless task first, formats of data. Of requests that it was not
+system prompts, earlier turns, a harmless task first, formats of data, encodings and long templates.
+Of requests that it was not
 trained on, it calls risky as many as the table says. After them come the numbers of a probe that
 reads the draft alone (for other targets), and of a classifier of words and pairs of words on the
 same prompts, each with as many false alarms in all:

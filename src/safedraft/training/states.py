@@ -15,7 +15,7 @@ from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
 from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
 from safedraft.training.conversations import (
     RatedConversation,
-    ask_for_data,
+    ask_in_forms,
     build_conversations,
 )
 from safedraft.training.requests import (
@@ -64,7 +64,7 @@ def choose_conversations(
     """The conversations of a split, or those of some of its requests."""
     chosen = choose_requests(split, config, sources)
     conversations = build_conversations(chosen, config.dressed, config.seed)
-    return [*conversations, *ask_for_data(chosen, config.data_every, config.seed)]
+    return [*conversations, *ask_in_forms(chosen, config.forms_every, config.seed)]
 
 
 def choose_requests(

@@ -1,11 +1,12 @@
 """Whether the Transformers engine is right on an accelerator, and how fast it is there.
 
-One command checks tokens against recordings, requests beside each other, broken models, and takes
-the figures that decide what is worth changing: waits of the host, time of a pass and of a block,
-tokens a second beside Transformers' own ``generate``, a training step, memory. Nothing is fetched:
-large models have random weights and agree by construction (``cuda_models``), or are two folders
-named by ``--pair``. Each check has a time limit and is independent of the others. ``--json`` is
-written again after each check, and the exit code is 1 if one failed.
+One command checks tokens against recordings, requests beside each other, broken models, the
+composite of random logits and draws from it, and takes the figures that decide what is worth
+changing: waits of the host, time of a pass and of a block, tokens a second beside Transformers' own
+``generate``, a training step, memory. Nothing is fetched: large models have random weights and
+agree by construction (``cuda_models``), or are two folders named by ``--pair``. Each check has a
+time limit and is independent of the others. ``--json`` is written again after each check, and the
+exit code is 1 if one failed.
 
 ``--device cpu`` runs the same checks on tiny models.
 """
@@ -32,6 +33,7 @@ import torch
 import transformers
 from cuda_checks import check_blocks, check_broken, check_import, check_mixed, check_recorded
 from cuda_models import GIB, SIZES, WORKLOADS, Bench, Outcome, forget_peak, peak
+from cuda_rows import check_draws, check_rows
 from cuda_speed import (
     measure_memory,
     measure_parts,
@@ -65,6 +67,8 @@ CHECKS = (
     Check("blocks", check_blocks, 60),
     Check("mixed", check_mixed, 60),
     Check("broken", check_broken, 30),
+    Check("rows", check_rows, 60),
+    Check("draws", check_draws, 60),
     Check("passes", measure_passes, 40),
     Check("waits", measure_waits, 60),
     Check("parts", measure_parts, 60),

@@ -92,11 +92,15 @@ class Workload(NamedTuple):
     """Tokens of a reply in the checks of tokens."""
     trained: int
     """Tokens of a training step."""
+    rows: int
+    """Positions of random logits."""
+    draws: int
+    """Random draws from one distribution."""
 
 
 WORKLOADS = {
-    "small": Workload(12, (16,), {1: 12, 2: 4}, 0.0, 2, 6, 12, 256),
-    "full": Workload(128, (128, 2048), {1: 64, 8: 12, 32: 6}, 8.0, 12, 64, 32, 4800),
+    "small": Workload(12, (16,), {1: 12, 2: 4}, 0.0, 2, 6, 12, 256, 64, 20_000),
+    "full": Workload(128, (128, 2048), {1: 64, 8: 12, 32: 6}, 8.0, 12, 64, 32, 4800, 2048, 200_000),
 }
 
 

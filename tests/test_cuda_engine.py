@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,40 @@ def test_reads_from_tensors_are_counted_with_their_places(load: Callable[[str], 
         numbers + 1
     assert places.total() == 5
     assert all("test_cuda_engine.py" in place for place in places)
+
+
+@pytest.mark.parametrize("changed", [2, 3, 4, 5])
+def test_a_row_that_differs_from_that_of_a_processor_or_among_others_fails(
+    load: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch, changed: int
+) -> None:
+    """Each model is ranked on a processor, then on the device, then for one row alone."""
+    rows = load("cuda_rows")
+    own, calls = rows.rank, count()
+
+    def rank(logits: torch.Tensor, *given: Any) -> Any:
+        error = 0.01 * (torch.arange(logits.shape[-1]) % 7)
+        return own(logits + error * (next(calls) % 6 == changed), *given)
+
+    monkeypatch.setattr(rows, "rank", rank)
+    result = run(load, bench, "rows")
+    assert not result["passed"]
+    assert "float32" in result["failures"][0]
+
+
+def test_draws_of_another_distribution_fail(
+    load: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = load("cuda_rows")
+    monkeypatch.setattr(rows, "uniform", lambda *given: (given[1] * 0.618 % 1) ** 1.1)
+    result = run(load, bench, "draws")
+    assert len(result["failures"]) == 2
+
+
+def test_the_deviation_of_even_counts_is_small_and_that_of_uneven_ones_large(
+    load: Callable[[str], Any],
+) -> None:
+    rows = load("cuda_rows")
+    mass = torch.tensor([0.5, 0.3, 0.1999, 0.0001])
+    assert rows.measure_deviation(torch.tensor([500.0, 300.0, 200.0, 0.0]), mass) < 0
+    assert rows.measure_deviation(torch.tensor([600.0, 200.0, 200.0, 0.0]), mass) > rows.BOUND
+    assert rows.measure_deviation(torch.tensor([500.0, 300.0, 190.0, 10.0]), mass) > rows.BOUND

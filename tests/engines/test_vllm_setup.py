@@ -369,7 +369,7 @@ def params(**extra: Any) -> Any:
         extra_args=extra, seed=None, max_tokens=9, temperature=0.0, top_k=0, top_p=1.0,
         presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0,
         allowed_token_ids=None, bad_words=[], bad_words_token_ids=None,
-        stop_token_ids=[], eos_token_id=None, __struct_fields__=(),
+        stop_token_ids=[], eos_token_id=None, logprobs=None, detokenize=True, __struct_fields__=(),
     )  # fmt: skip
 
 
@@ -433,6 +433,19 @@ def test_what_vllm_refuses_together_with_drafts_is_that_of_the_request() -> None
     assert closed.request(params(ssd_min_p=0.1), "1", [5]).sampling.min_p == 0.1
     with pytest.raises(SafeDraftError, match="logit_bias: the operator does not let"):
         closed.request(params(**extra), "1", [5])
+
+
+@pytest.mark.parametrize(("asked", "count"), [(None, None), (0, 0), (3, 3), (-1, 9)])
+def test_alternatives_are_as_many_as_vllm_is_asked_for(
+    asked: int | None, count: int | None
+) -> None:
+    given = params()
+    given.logprobs = asked
+    assert Settings(vocabulary=9).request(given, "1", [5]).top_logprobs == count
+    given.detokenize = False
+    if asked is not None:
+        with pytest.raises(SafeDraftError, match="beam search is not supported"):
+            Settings(vocabulary=9).request(given, "1", [5])
 
 
 def test_the_tokens_that_a_request_allows_and_the_words_that_it_forbids() -> None:

@@ -97,6 +97,7 @@ def test_another_way_is_refused(
         ("model_config.supports_multimodal_inputs", True, "other inputs than text"),
         ("model_config.enable_sleep_mode", True, "sleeping"),
         ("model_config.enable_prompt_embeds", True, "prompt embeddings"),
+        ("model_config.logprobs_mode", "raw_logits", "logprobs_mode"),
         ("model_config.logits_processors", ["mine"], "logits processors of your own"),
     ],
 )

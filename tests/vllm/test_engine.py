@@ -254,7 +254,7 @@ def test_a_reply_ends_where_the_context_does(pair: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"logprobs": 2}, "logprobs is not supported .*beam search"),
+        ({"logprobs": 2}, "beam search is not supported .*nor are logprobs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"min_p": 0.1, "temperature": 1.0}, "min_p .*not yet supported"),
         ({"min_tokens": 4}, "min_tokens"),

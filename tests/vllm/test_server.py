@@ -127,6 +127,20 @@ def post(server: str, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
+def events_of(server: str, **body: Any) -> list[dict[str, Any]]:
+    """The events of a stream of ``/v1/chat/completions``, which ends as it should."""
+    asked = {"model": "tiny", "max_tokens": 24, "temperature": 0, "stream": True, **body}
+    request = Request(
+        f"{server}/v1/chat/completions",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json", **KEY},
+    )
+    with urlopen(request) as answer:
+        *events, end = answer.read().decode().removesuffix("\n\n").split("\n\n")
+    assert end == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
 def test_it_answers_as_the_first_engine(server: str, models: dict[str, str]) -> None:
     pair = safedraft.load_pair(
         **models, dtype="float32", device="cpu", config=safedraft.SSDConfig()
@@ -185,6 +199,71 @@ def test_tokens_of_the_clients_choice_are_biased_and_forbidden_where_the_operato
         assert (status, "ids end at" in refused["error"]["message"]) == (400, True)
 
 
+def assert_reported(content: Sequence[dict[str, Any]], trace: Sequence[safedraft.Token]) -> None:
+    """The report of a reply of ``/v1/chat/completions`` has the log probabilities of its trace."""
+    assert [one["logprob"] for one in content] == pytest.approx(
+        [token.logprob for token in trace], abs=1e-3
+    )
+    for one, token in zip(content, trace, strict=True):
+        others = [other.logprob for other in token.top_logprobs if other.id != token.id]
+        values = [token.logprob, *others]  # vLLM has the token itself first
+        assert [other["logprob"] for other in one["top_logprobs"]] == pytest.approx(
+            values[: len(token.top_logprobs)], abs=1e-3
+        )
+        assert all(
+            other["token"].encode() == bytes(other["bytes"]) for other in one["top_logprobs"]
+        )
+
+
+def test_log_probabilities_are_those_of_the_composite(server: str, models: dict[str, str]) -> None:
+    pair = safedraft.load_pair(
+        **models, dtype="float32", device="cpu", config=safedraft.SSDConfig()
+    )
+    expected = [
+        pair.generate(QUESTION, max_new_tokens=24, temperature=1.0, seed=seed, top_logprobs=3)
+        for seed in (5, 6)
+    ]
+    asked = {"temperature": 1.0, "seed": 5, "logprobs": True, "top_logprobs": 3}
+    status, answer = ask(server, n=2, **asked)
+    assert status == 200
+    for choice, reply in zip(answer["choices"], expected, strict=True):
+        assert_reported(choice["logprobs"]["content"], reply.trace)
+    greedy = pair.generate(QUESTION, max_new_tokens=24, top_logprobs=1)
+    status, answer = ask(server, logprobs=True, top_logprobs=1)
+    assert status == 200
+    assert_reported(answer["choices"][0]["logprobs"]["content"], greedy.trace)
+    alone = pair.generate(QUESTION, max_new_tokens=1, top_logprobs=1, rule="target_only")
+    first = answer["choices"][0]["logprobs"]["content"][0]
+    assert first["logprob"] != pytest.approx(alone.trace[0].logprob, abs=0.01)
+    streamed = events_of(server, messages=QUESTION, **asked)
+    parts = [choice["logprobs"] for event in streamed for choice in event["choices"]]
+    content = [one for part in parts if part for one in part["content"]]
+    assert len([part for part in parts if part]) > 1
+    assert_reported(content, expected[0].trace)
+
+
+def test_raw_text_has_them_in_the_form_for_completions(server: str, models: dict[str, str]) -> None:
+    pair = safedraft.load_pair(
+        **models, dtype="float32", device="cpu", config=safedraft.SSDConfig(prefill_scheme="union")
+    )
+    ids = pair.target.tokenizer("Hello").input_ids
+    sampling = safedraft.SamplingParams(max_new_tokens=24)
+    stream = pair.stream_ids(ids, sampling=sampling, top_logprobs=2, turn_begun=True)
+    expected = stream.drain().trace
+    status, answer = post(
+        server, "completions", prompt="Hello", logprobs=2, return_tokens_as_token_ids=True
+    )
+    assert status == 200
+    found = answer["choices"][0]["logprobs"]
+    assert found["token_logprobs"] == pytest.approx([one.logprob for one in expected], abs=1e-3)
+    for likely, token in zip(found["top_logprobs"], expected, strict=True):
+        shown = {one.id: one.logprob for one in (token, *token.top_logprobs)}
+        named = {f"token_id:{id}": logprob for id, logprob in shown.items()}
+        assert likely == pytest.approx(named, abs=1e-3)
+    status, refused = post(server, "completions", prompt="Hello", logprobs=2, echo=True)
+    assert (status, "prompt_logprobs" in refused["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations", "/metrics", "/tokenize"])
 @pytest.mark.parametrize("key", [{}, {"Authorization": "Bearer open"}])
 def test_nothing_but_health_goes_without_the_key(
@@ -207,7 +286,9 @@ def test_two_sampled_replies_differ_and_come_again(server: str) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"logprobs": True, "top_logprobs": 2}, "logprobs is not supported"),
+        ({"logprobs": True, "top_logprobs": 21}, "max allowed: 20"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs is not supported"),
+        ({"logprobs": True, "logprob_token_ids": [65]}, "logprob_token_ids is not supported"),
         ({"use_beam_search": True, "n": 2}, "beam search"),
         ({"logit_bias": {"65": 1.0}}, "logit_bias: the operator does not let"),
         ({"vllm_xargs": {"ssd_logit_bias": [65, 1]}}, "logit_bias: the operator does not let"),
@@ -382,21 +463,10 @@ def figures(server: str) -> dict[str, float]:
 
 
 def test_a_stream_that_should_tell_them_is_an_error_and_no_reply(server: str) -> None:
-    asked = {
-        "model": "tiny", "messages": QUESTION, "stream": True,
-        "vllm_xargs": {"ssd_statistics": True},
-    }  # fmt: skip
-    request = Request(
-        server + "/v1/chat/completions",
-        json.dumps(asked).encode(),
-        {"Content-Type": "application/json", **KEY},
-    )
-    with urlopen(request) as answer:  # vLLM has begun the stream by then
-        events = answer.read().decode().split("\n\n")
-    error = json.loads(events[0].removeprefix("data: "))["error"]
-    assert error["code"] == 400
-    assert "no field for them" in error["message"]
-    assert [event for event in events[1:] if event] == ["data: [DONE]"]
+    wanted = {"ssd_statistics": True}
+    (event,) = events_of(server, messages=QUESTION, vllm_xargs=wanted)  # vLLM has begun the stream
+    assert event["error"]["code"] == 400
+    assert "no field for them" in event["error"]["message"]
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each engine is bound to a core of its own")

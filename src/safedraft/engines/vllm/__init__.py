@@ -27,8 +27,8 @@ The unmodified vLLM can choose a token without the draft's distribution in these
    without q): q is kept with the request, and drafts that are not the kept ones are an error.
 8. *A greedy batch* (the drafter skips q, and the target's best token is taken): q is always there.
 9. *Logits processors, penalties and forced tokens* change the target alone, and *beam search*
-   chooses by the target's log probabilities: refused for each request. *Grammars* are masks of the
-   target in vLLM; here both models have them, the draft while it proposes (``grammar``).
+   chooses among the most likely tokens itself: refused for each request. *Grammars* are masks of
+   the target in vLLM; here both models have them, the draft while it proposes (``grammar``).
 10. *Another speculative method, runner V2, pipeline stages, recurrent models, adapters of the
     target* and everything else that takes another path: refused at start, as is a vLLM whose code
     differs.

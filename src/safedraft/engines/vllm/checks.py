@@ -170,6 +170,7 @@ def _bypasses(vllm_config: Any) -> Iterator[tuple[Any, str]]:
     yield model.enable_sleep_mode, "sleeping, from which the draft wakes empty, is not supported"
     yield vllm_config.weight_transfer_config, "weights that change are not supported"
     yield model.enable_prompt_embeds, "prompt embeddings are not supported"
+    yield "logits" in model.logprobs_mode, "logprobs_mode with logits is not supported"
     yield model.logits_processors, "logits processors of your own are not supported"
 
 

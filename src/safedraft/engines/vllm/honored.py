@@ -13,15 +13,11 @@ HONORED = {
     "output_text_buffer_length", "_eos_token_id", "_all_stop_token_ids", "_watermarking_skipped",
     "extra_args", "flat_logprobs", "skip_reading_prefix_cache", "repetition_detection",
     "watermarking", "structured_outputs", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "allowed_token_ids", "bad_words", "_bad_words_token_ids",
+    "repetition_penalty", "allowed_token_ids", "bad_words", "_bad_words_token_ids", "logprobs",
 }  # fmt: skip
 """Fields of vLLM's SamplingParams that mean the same with SSD as without; penalties and forbidden
-tokens change both models' logits. All others would change the target's distribution alone, or
-report it, and must be at their defaults."""
-
-_HINTS = {
-    "logprobs": " (nor is beam search, which is built on them)",
-}
+tokens change both models' logits, and log probabilities are the composite's. All others would
+change the target's distribution alone, or report it, and must be at their defaults."""
 
 
 def require_honored(params: Any) -> None:
@@ -34,7 +30,12 @@ def require_honored(params: Any) -> None:
     for name in params.__struct_fields__:
         value = getattr(params, name)
         if name not in HONORED and not _unset(value, getattr(default, name)):
-            raise SafeDraftError(f"{name} is not supported with SSD{_HINTS.get(name, '')}")
+            raise SafeDraftError(f"{name} is not supported with SSD")
+    # Beam search chooses among the most likely tokens itself, and asks for them in this way.
+    if params.logprobs is not None and not params.detokenize:
+        raise SafeDraftError(
+            "beam search is not supported with SSD, nor are logprobs with detokenize at false"
+        )
 
 
 def _unset(value: Any, default: Any) -> bool:

@@ -24,6 +24,10 @@ HOMES = {
     "InputProcessor": "vllm.v1.engine.input_processor",
     "OutputProcessor": "vllm.v1.engine.output_processor",
     "RequestState": "vllm.v1.engine.output_processor",
+    "LogprobsLists": "vllm.v1.outputs",
+    "LogprobsProcessor": "vllm.v1.engine.logprobs",
+    "BeamSearchOnlineMixin": "vllm.entrypoints.generate.beam_search.online",
+    "BeamSearchOfflineMixin": "vllm.entrypoints.generate.beam_search.offline",
 }
 """The module of each class or function that has hooks."""
 
@@ -56,6 +60,11 @@ _HOOKS_0_32 = {
     "OutputProcessor.process_outputs": "9e116796002e75f2",
     "RequestState.from_new_request": "eaf12c8b6422112b",
     "RequestState.make_request_output": "353cb96c5deaa307",
+    "LogprobsLists": "40c7351c794f7237",
+    "LogprobsProcessor": "1ea97a520599bc1e",
+    "BeamSearchOnlineMixin.beam_search": "e2e6d1893a8f2c1d",
+    "BeamSearchOfflineMixin.beam_search": "b4b93229fd76b6a8",
+    "BeamSearchOfflineMixin._build_beam_sampling_params": "060fa05c239b9c7b",
 }
 
 HOOKS: Mapping[str, Mapping[str, str]] = {
@@ -69,6 +78,8 @@ HOOKS: Mapping[str, Mapping[str, str]] = {
         "Scheduler._preempt_request": "8d67cc4e85688724",
         "OutputProcessor.process_outputs": "06811284749d457d",
         "RequestState.make_request_output": "9c555c51b1a2ece2",
+        "BeamSearchOnlineMixin.beam_search": "9944b62f623cd7d3",
+        "BeamSearchOfflineMixin.beam_search": "b26ce80f21700f36",
     },
 }
 """By version of vLLM, the classes, methods and functions with the beginning of their SHA-256.

@@ -138,7 +138,7 @@ class Settings(BaseModel):
             sampling,
             end_tokens(params),
             Context(self._turn_begun(extra, prompt), self.refusal_tokens, self._risk(prompt)),
-            extra.get(TOP_LOGPROBS),
+            self._count_alternatives(extra, params),
             _token_filter(params, self.vocabulary),
         )
         self._require_readable(request)
@@ -186,6 +186,13 @@ class Settings(BaseModel):
             raise SafeDraftError(
                 f"{weakening[0]}: the operator does not let requests change the defense's constants"
             )
+
+    def _count_alternatives(self, extra: Mapping[str, Any], params: Any) -> int | None:
+        """Number of the most likely tokens that are reported, in the trace or by vLLM."""
+        if params.logprobs is None:
+            found: int | None = extra.get(TOP_LOGPROBS)
+            return found
+        return self.vocabulary if params.logprobs == -1 else int(params.logprobs)
 
     def _constants(self, rule: Rule, extra: Mapping[str, Any]) -> Constants:
         known = self._require_known(rule, extra)

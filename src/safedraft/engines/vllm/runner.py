@@ -24,6 +24,7 @@ from safedraft.core.rows import move, wait_for
 from safedraft.engines.vllm.batch import DraftedBlocks, ServedRequest, rehearse, verify
 from safedraft.engines.vllm.checks import require_engine
 from safedraft.engines.vllm.grammar import GrammarCompiler
+from safedraft.engines.vllm.logprobs import tabulate
 from safedraft.engines.vllm.metrics import count
 from safedraft.engines.vllm.options import Settings, wants_statistics
 
@@ -335,13 +336,16 @@ class SSDRunner(GPUModelRunner):  # type: ignore[misc]
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """Sample as vLLM does, and report statistics and failed requests to the scheduler.
+        """Sample as vLLM does, and report log probabilities, statistics and failed requests.
 
-        The masks in ``grammar_output`` are for the target alone; ``verify`` has its own.
+        The scheduler hands the log probabilities to the requests with ``logprobs``. The masks in
+        ``grammar_output`` are for the target alone; ``verify`` has its own.
         """
         output = super().sample_tokens(None)
         if self._statistics:
             output.ssd_statistics, self._statistics = self._statistics, {}
+        if logprobs := tabulate([row.steps for row in self._rows]):
+            output.logprobs = logprobs
         if broken := self._broken():
             output.ssd_broken = broken
         return output

@@ -10,6 +10,7 @@ import pytest
 from test_cli import error_of, models  # noqa: F401
 
 from safedraft.core.errors import SafeDraftError
+from safedraft.models.probe_file import read_probe_file
 from safedraft.models.registry import pairs
 from safedraft.training import risk
 from safedraft.training.checks import Checks
@@ -177,7 +178,14 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(
     assert 0 < reply["statistics"]["risk"] < 1
     assert all(token["signal"] == reply["statistics"]["risk"] for token in reply["trace"])
 
-    def fail(*_):
+    assert run("train-risk", *own, *few, "--set", "reads_text=true")[0] == 0
+    probes = read_probe_file(out / "risk.safetensors")
+    assert [probe.reads_text for probe in (probes.draft, probes.both) if probe] == [True, True]
+    before, reply = reply, json.loads(run(*generate)[1])
+    assert 0 < reply["statistics"]["risk"] < 1
+    assert reply["statistics"]["risk"] != before["statistics"]["risk"]
+
+    def fail(*_, **__):
         assert (out / "risk.safetensors").exists()  # for whoever decodes at the same time
         raise SafeDraftError("no probe today")
 

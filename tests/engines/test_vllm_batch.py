@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -182,7 +183,7 @@ def test_kept_drafts_do_not_keep_the_whole_batch() -> None:
 
 def read_by(probe: RiskProbe, **constants: Any) -> ServedRequest:
     """A request of the rule ``risk`` whose question is one token, for both models."""
-    context = RiskContext(probe, dict.fromkeys(probe.reads, Reading((), (0,))))
+    context = RiskContext(probe, dict.fromkeys(probe.reads, Reading((2, 3), (5, 4, 2, 3))))
     config = RiskConfig(**constants)
     sampling = SamplingParams(max_new_tokens=30)
     return ServedRequest(request_of(config, sampling, rule="risk", context=Context(risk=context)))
@@ -196,17 +197,33 @@ def test_the_states_are_put_in_the_order_of_the_probe(
     reads: tuple[Which, ...], risk: float
 ) -> None:
     one = read_by(RiskProbe(torch.tensor([1.0, -1.0])[: len(reads)], 0.0, reads))
-    assert one.unread_question == 1
-    one.assess({"target": torch.tensor([-1.0]), "draft": torch.tensor([3.0])})
+    assert one.unread == [3]
+    one.note_states(3, {"target": torch.tensor([-1.0]), "draft": torch.tensor([3.0])})
     assert one.state.risk == pytest.approx(risk, abs=1e-3)
-    assert not one.unread_question
+    assert not one.unread
+
+
+def test_the_states_at_two_places_are_joined_whichever_is_read_first() -> None:
+    probe = RiskProbe(torch.tensor([1.0, 0.1, 10.0, 0.01]), 0.0, ("draft", "target"), None, True)
+    states = {
+        3: {"draft": torch.tensor([1.0]), "target": torch.tensor([-0.2])},
+        1: {"draft": torch.tensor([5.0]), "target": torch.tensor([30.0])},
+    }
+    for order in ((1, 3), (3, 1)):
+        one = read_by(probe)
+        assert one.unread == [3, 1]
+        one.note_states(order[0], states[order[0]])
+        assert one.state.risk is None
+        assert one.unread == [order[1]]
+        one.note_states(order[1], states[order[1]])
+        assert one.state.risk == pytest.approx(1 / (1 + math.exp(0.2)), abs=1e-3)
 
 
 def test_a_risk_that_is_overdue_ends_its_request() -> None:
     one = read_by(RiskProbe(torch.zeros(1), 0.0), reading_bins=1, bin_size=2)
-    one.assess({"draft": torch.zeros(1)})  # which is due again after two tokens
+    one.note_states(3, {"draft": torch.zeros(1)})  # which is due again after two tokens
     one.position = 1
-    assert not one.unread_question
+    assert not one.unread
     one.position = 3
     assert verify([one], torch.zeros(1, V), [0]) == [[]]
     assert "before the risk of its request was read" in str(one.error)

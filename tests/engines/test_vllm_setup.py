@@ -563,6 +563,7 @@ def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(
         vocabulary=9,
         generation_prompt=(7, 8),
+        turn_header=(6, 7, 8),
         probe=tmp_path / PROBE,
         probe_reads=("draft",),
         requests_may_set_constants=True,
@@ -594,7 +595,7 @@ def test_both_models_have_the_same_question(reading: Settings) -> None:
     risk = both.request(params(), "1", [5, 7, 8, 1]).context.risk
     assert risk is not None
     assert risk.probe.weight.tolist() == [0, 0, 0, 0]
-    assert dict(risk.readings) == dict.fromkeys(("draft", "target"), Reading((), (5, 7, 8)))
+    assert dict(risk.readings) == dict.fromkeys(("draft", "target"), Reading((6, 7, 8), (5, 7, 8)))
     write_probe(reading.probe.parent, ProbeFile(RiskProbe(torch.zeros(2), 0.0)))
     _read_probe.cache_clear()
     with pytest.raises(SafeDraftError, match="has no probe that reads draft and target"):
@@ -604,9 +605,15 @@ def test_both_models_have_the_same_question(reading: Settings) -> None:
 def test_a_risk_that_cannot_be_read_is_refused(reading: Settings) -> None:
     with pytest.raises(SafeDraftError, match="no beginning of an assistant's turn"):
         reading.request(params(), "1", [5, 7])
+    probes = ProbeFile(RiskProbe(torch.ones(4), 0.0, reads_text=True))
     with pytest.raises(SafeDraftError, match="reads the risk of a request once"):
         reading.request(params(ssd_reading_bins=1), "1", [5, 7, 8])
     assert reading.request(params(ssd_rule="ssd"), "1", [5, 7]).rule.name == "ssd"
+    write_probe(reading.probe.parent, probes)
+    _read_probe.cache_clear()
+    assert reading.request(params(), "1", [5, 6, 7, 8]).rule.name == "risk"
+    with pytest.raises(SafeDraftError, match="no beginning of an assistant's turn"):
+        reading.request(params(), "1", [6, 7, 8])  # there is no text before the header
     with pytest.raises(SafeDraftError, match="needs a draft whose adapter comes with a risk probe"):
         reading.model_copy(update={"probe": None}).request(params(ssd_rule="risk"), "1", [7, 8])
 

@@ -30,8 +30,10 @@ TEXT = [1, 2, 3, 4, 5, 6, 7, 8]
 class FixedProbe(RiskProbe):
     """Says the given risks, one after the other, and keeps what it was shown."""
 
-    def __init__(self, *risks: float, reads: tuple[Which, ...] = ("draft",)) -> None:
-        super().__init__(torch.zeros(1), 0.0, reads)
+    def __init__(
+        self, *risks: float, reads: tuple[Which, ...] = ("draft",), reads_text: bool = False
+    ) -> None:
+        super().__init__(torch.zeros(1), 0.0, reads, reads_text=reads_text)
         vars(self)["risks"], vars(self)["seen"] = list(risks), []
 
     def read(self, hidden: Tensor) -> float:
@@ -200,6 +202,27 @@ def test_both_models_are_read(accepted: int, question: list[int]) -> None:
     ]  # fmt: skip
     assert [state.tolist() for state in vars(probe)["seen"]] == [one.tolist() for one in shown]
     assert [session.ids[: 2 - at] for at, session in enumerate(engine.sessions)] == [[7, 0], [0]]
+
+
+@pytest.mark.parametrize("question", [[3, 4, *HEADER], []])
+def test_the_end_of_the_text_is_read_too(question: list[int]) -> None:
+    """It lies before the header, which follows a part of the reply where there is one."""
+    probe = FixedProbe(*[0.06] * 2, reads=("draft", "target"), reads_text=True)
+    config = RiskConfig(bin_size=2, reading_bins=2, draft_tokens=4, sample_space_size=12)
+    prompt = [3, 4, *HEADER]
+    one = request_of(
+        Risk(), config, (prompt, prompt), probe=probe, question=question, max_new_tokens=6
+    )
+    target, draft = says(TEXT, 4), says(TEXT, 4)
+    steps = [step for _, step in decode(ScriptedEngine(target, draft), [one])]
+    assert tokens_of(steps) == TEXT[:6]
+    first = [prompt, prompt[:2]] if question else [[*prompt, *HEADER], prompt]
+    later = [[*prompt, *TEXT[:4], *HEADER], [*prompt, *TEXT[:4]]]
+    shown = [
+        torch.cat([model(ids) for model in (draft, target) for ids in places]).tolist()
+        for places in (first, later)
+    ]
+    assert [state.tolist() for state in vars(probe)["seen"]] == shown
 
 
 def test_readings_of_target_and_draft_go_together() -> None:

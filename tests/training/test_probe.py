@@ -211,6 +211,24 @@ def test_states_are_those_of_each_prompt_alone_and_shared_beginnings_are_read_on
     assert appended < 0.9 * sum(len(one.ids) for one in read)
 
 
+def test_states_are_read_at_several_distances_from_the_end(tmp_path: Path) -> None:
+    """Also of prompts that are the beginnings of others, whose last tokens are read again."""
+    save_tokenizer(tmp_path)
+
+    def script(ids: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(VOCABULARY).index_fill_(0, torch.tensor([len(ids)]), 1.0 + ids[-1])
+
+    pair = scripted_pair(AutoTokenizer.from_pretrained(tmp_path), script, script)
+    one = RatedConversation([], TrainingRequest("", "harmful"), PLAIN)
+    texts = [[5, 6, 7, 8], [5, 6, 7, 8, 9], [5, 6, 7], [5, 6], [5, 6, 7, 8, 9, 3]]
+    read = read_states(
+        pair, [RatedPrompt(one, ids) for ids in texts], "", lambda *_: None, "draft", (0, 2)
+    )
+    assert sorted(state.ids for state in read) == sorted(text for text in texts if len(text) > 2)
+    for state in read:
+        assert state.state.equal(torch.cat([script(state.ids), script(state.ids[:-2])]))
+
+
 @pytest.mark.parametrize(("state", "risk"), [(0.0, 0.5), (1e9, 1.0), (-1e9, 0.0)])
 def test_the_risk_is_a_probability(state: float, risk: float) -> None:
     probe = RiskProbe(torch.tensor([2.0]), 0.0)
@@ -261,18 +279,19 @@ def test_the_probe_of_both_models_is_that_of_its_target(adapter: Path, tmp_path:
     assert not reads_risk(None)
 
     units = HiddenLayer(torch.arange(10.0).view(2, 5), torch.tensor([0.5, -3.0]))
-    both = RiskProbe(torch.tensor([1.0, 2.0]), 0.75, hidden=units)
+    both = RiskProbe(torch.tensor([1.0, 2.0]), 0.75, hidden=units, reads_text=True)
     write_probe(adapter, ProbeFile(alone, both, {"target": fingerprint(own)}))
     probe, note = read_probe(adapter, draft(), own)
     assert probe is not None
     assert probe.hidden is not None
     assert (probe.weight.tolist(), probe.bias, probe.width) == ([1.0, 2.0], 0.75, 5)
     assert [part.tolist() for part in probe.hidden] == [part.tolist() for part in units]
-    assert (probe.reads, note) == (("draft", "target"), None)
+    assert (probe.reads, probe.reads_text, note) == (("draft", "target"), True, None)
     assert read_probe(adapter, draft(), adapter / "gone")[1] is None  # described, not fetched
     probe, note = read_probe(adapter, draft(), other)
     assert probe is not None
     assert (probe.weight.tolist(), probe.reads) == ([1.0, -2.0, 0.5], ("draft",))
+    assert not probe.reads_text
     assert note is not None
     assert "was trained with another target (safedraft train-risk)" in note
 
@@ -280,6 +299,10 @@ def test_the_probe_of_both_models_is_that_of_its_target(adapter: Path, tmp_path:
 def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:
     write_probe(adapter, ProbeFile(RiskProbe(torch.tensor([1.0, -2.0, 0.5]), -0.25)))
     with pytest.raises(SafeDraftError, match="reads states of 3 numbers, the draft has 4"):
+        read_probe(adapter, draft(4), adapter)
+    write_probe(adapter, ProbeFile(RiskProbe(torch.ones(4), 0.0, reads_text=True)))
+    assert read_probe(adapter, draft(2), adapter)[0]
+    with pytest.raises(SafeDraftError, match="reads states of 4 numbers, the draft has 8"):
         read_probe(adapter, draft(4), adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(SafeDraftError, match=r"another adapter.*safedraft train-risk"):
@@ -302,6 +325,7 @@ def test_a_probe_of_something_else_is_refused(adapter: Path) -> None:
         {"weight": torch.zeros(2, 3)},
         {"weight": torch.tensor(1.0)},
         {"bias": torch.zeros(2)},
+        {"reads_text": None},
         {"hidden.weight": None},
     ],
 )

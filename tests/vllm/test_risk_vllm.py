@@ -43,8 +43,10 @@ def random_probes(draft: int, target: int) -> dict[tuple[Which, ...], RiskProbe]
     """Probes of random weights for states of these sizes; risks lie on both sides of one half."""
     draw = torch.Generator().manual_seed(3)
     return {
-        reads: RiskProbe(torch.randn(width, generator=draw) * (12 / width) ** 0.5, 0.0, reads)
-        for reads, width in ((ALONE, draft), (BOTH, draft + target))
+        reads: RiskProbe(
+            torch.randn(width, generator=draw) * (12 / width) ** 0.5, 0.0, reads, reads_text=True
+        )
+        for reads, width in ((ALONE, 2 * draft), (BOTH, 2 * (draft + target)))
     }
 
 
@@ -56,7 +58,9 @@ def give_probe(pair: Any, folder: Path, reads: tuple[Which, ...] = BOTH) -> Any:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     write_probe(folder, ProbeFile(probes[ALONE], probes[BOTH]))
     settings = runner.vllm_config.additional_config[KEY]
-    settings.update(probe=str(folder / PROBE), probe_reads=reads, generation_prompt=HEADER)
+    settings.update(
+        probe=str(folder / PROBE), probe_reads=reads, generation_prompt=HEADER, turn_header=HEADER
+    )
     vllm_options._read_probe.cache_clear()
     runner._settings = Settings.of(runner.vllm_config)
     return with_probe(pair, probes[reads])
@@ -155,25 +159,27 @@ def test_many_requests_that_come_together_have_their_own_risks(tmp_path: Path) -
 
 
 @contextmanager
-def watched_questions(pair: Any) -> Iterator[Counter[str]]:
-    """Count where the questions end that the draft looks for."""
+def watched_places(pair: Any) -> Iterator[Counter[str]]:
+    """Count where the places are that the draft looks for."""
     drafter, seen = runner_of(pair).drafter, Counter[str]()
-    find = drafter._find_questions
+    find = drafter._find_places
 
     def watch(bounds: Sequence[int], target_bounds: Sequence[int], states: torch.Tensor) -> Any:
         found = find(bounds, target_bounds, states)
         rows = zip(drafter.rows, pairwise(bounds), pairwise(target_bounds), strict=True)
         for row, (start, end), (target_start, target_end) in rows:
-            if length := row.served.request.unread_question:
-                ahead = length - 1 - int(drafter.positions[start])
-                read = target_end - target_start
-                seen["read by the draft alone"] += read <= ahead < end - start
-                seen["at the only token that is not cached"] += (ahead, read) == (0, 1)
+            places = row.served.request.unread
+            ahead = [place - int(drafter.positions[start]) for place in places]
+            read = target_end - target_start
+            seen["read by the draft alone"] += any(read <= one < end - start for one in ahead)
+            within = sum(0 <= one < min(read, end - start) for one in ahead)
+            seen["one of two in a pass"] += len(ahead) == 2 and within == 1
+            seen["both in a pass"] += within == 2
         return found
 
-    drafter._find_questions = watch
+    drafter._find_places = watch
     yield seen
-    del drafter._find_questions
+    del drafter._find_places
 
 
 @pytest.mark.parametrize("begun", [[], [20] * 60], ids=["question", "begun reply"])
@@ -189,13 +195,14 @@ def test_a_question_may_end_anywhere_in_a_chunk_or_after_what_is_cached(
     given = [SamplingParams(max_new_tokens=4)] * len(asked)
     with (
         engine("near", max_num_batched_tokens=48) as started,
-        watched_questions(started) as seen,
+        watched_places(started) as seen,
     ):
         pair = give_probe(started, tmp_path)
         first = with_probe(transformers_pair("near"), pair.probe)
         said, expected = (decode(of, asked, given) for of in (pair, first))
     assert seen["read by the draft alone"]
-    assert bool(seen["at the only token that is not cached"]) is not bool(begun)
+    assert seen["one of two in a pass"]
+    assert seen["both in a pass"]
     risks = [reply.statistics.risk for reply in expected]
     assert [reply.statistics.risk for reply in said] == pytest.approx(risks, abs=1e-3)
     assert [facts(reply) for reply in said] == [facts(reply) for reply in expected]
@@ -250,7 +257,7 @@ def test_what_cannot_be_read_is_refused_and_never_decided_without(tmp_path: Path
         assert pair.stream_ids([5, 6], rule="ssd").drain().trace  # which needs no risk
         with pytest.raises(SafeDraftError, match="reading_bins"):
             pair.stream_ids([5, *HEADER], config=CONFIG.replace(reading_bins=2))
-        runner_of(started).drafter._find_questions = lambda *given: []
+        runner_of(started).drafter._find_places = lambda *given: []
         with pytest.raises(BrokenModelError, match="before the risk of its request was read"):
             pair.stream_ids([5, *HEADER], config=CONFIG).drain()
 
@@ -258,13 +265,14 @@ def test_what_cannot_be_read_is_refused_and_never_decided_without(tmp_path: Path
 def test_a_state_that_is_no_number_ends_its_request_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assess = ServedRequest.assess
+    note = ServedRequest.note_states
 
-    def spoil(request: ServedRequest, states: Mapping[Which, torch.Tensor]) -> None:
+    def spoil(request: ServedRequest, place: int, states: Mapping[Which, torch.Tensor]) -> None:
         first = request.request.context.risk.readings["draft"].question == (20, *HEADER)
-        assess(request, {**states, "target": states["target"] * torch.nan} if first else states)
+        spoiled = {**states, "target": states["target"] * torch.nan}
+        note(request, place, spoiled if first else states)
 
-    monkeypatch.setattr(ServedRequest, "assess", spoil)
+    monkeypatch.setattr(ServedRequest, "note_states", spoil)
     with engine("near") as started:
         pair = give_probe(started, tmp_path)
         broken, whole = (

@@ -79,13 +79,10 @@ class Batch:
             decoding.settle()
 
     def _assess(self, reading: Sequence[Decoding]) -> None:
-        """Read the risk of requests, after one pass of each model over their ``risk_tokens``."""
+        """Read the risk of requests, after one pass of each model."""
         for which in get_args(Which):
             asked = [one for one in reading if which in one.reading.readings and not one.ended]
-            sessions = [decoding.model(which).session for decoding in asked]
-            tokens = [decoding.risk_tokens(which) for decoding in asked]
-            passes = [Pass(one, ids, 1) for one, ids in zip(sessions, tokens, strict=True)]
-            self._run(asked, which, passes)
+            self._run(asked, which, [decoding.risk_pass(which) for decoding in asked])
         for decoding in [one for one in reading if not one.ended]:
             try:
                 decoding.assess()

@@ -12,9 +12,9 @@ from safedraft.core.errors import BrokenModelError, FormError
 from safedraft.core.generation import Generation, record
 from safedraft.core.pauses import Pauses
 from safedraft.core.request import Request
-from safedraft.core.risk import RiskContext
+from safedraft.core.risk import RiskContext, pick_states
 from safedraft.core.rule import Decision
-from safedraft.core.session import SessionEngine, Which, rewind_to
+from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
 from safedraft.core.tree import ModelProgress, Node, Tree
 
 
@@ -90,8 +90,14 @@ class Decoding(Generation):
         """One of the two models."""
         return self.target if which == "target" else self.draft
 
-    def risk_tokens(self, which: Which) -> Sequence[int]:
-        """The tokens after which a model's last hidden state shows the risk."""
+    def risk_pass(self, which: Which) -> Pass:
+        """The pass after which a model's last hidden states show the risk."""
+        model = self.model(which)
+        if self.reading.probe.reads_text:  # the end of the text is one of the places
+            model.take_back(self.tree.root.token)
+        return Pass(model.session, self._risk_tokens(which), 1 + max(self.reading.offsets(which)))
+
+    def _risk_tokens(self, which: Which) -> Sequence[int]:
         header, question = self.reading.readings[which]
         if question and not self.position:
             return question
@@ -100,13 +106,13 @@ class Decoding(Generation):
     def assess(self) -> None:
         """Pass the risk to the rule, and rewind the tokens that were added only to read it.
 
-        Called after the passes over ``risk_tokens`` of each model that is read.
+        Called after the ``risk_pass`` of each model that is read.
         """
         states = []
         for which in self.reading.probe.reads:
             model = self.model(which)
-            states.append(model.session.hidden[-1].cpu())
-            model.unseen[:] = rewind_to(model.session, self.risk_tokens(which), model.unseen)
+            states.append(pick_states(model.session.hidden, self.reading.offsets(which)).cpu())
+            model.unseen[:] = rewind_to(model.session, self._risk_tokens(which), model.unseen)
         self.state.assess(self.reading.probe.read(torch.cat(states)))
 
     def constrained(self, node: Node) -> Constrained:

@@ -1,18 +1,20 @@
 """The risk of a request: the probability that it is harmful, read from the last hidden states.
 
-This is not part of the paper. Where the assistant's turn begins, a small function of the inputs of
-the output layers separates harmful requests from harmless ones, however the answer has begun.
-The same tokens after a part of the reply collect the evidence of the whole conversation so far
-(Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read again while the reply grows.
+This is not part of the paper. Where the request's text ends and where the assistant's turn begins,
+a small function of the inputs of the output layers separates harmful requests from harmless ones,
+however the answer has begun. The same tokens after a part of the reply collect the evidence of the
+whole conversation so far (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read
+again while the reply grows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from safedraft.core.errors import BrokenModelError
@@ -41,6 +43,9 @@ class RiskProbe:
     reads: tuple[Which, ...] = ("draft",)
     """The models that are read, in the order of their states."""
     hidden: HiddenLayer | None = None
+    reads_text: bool = False
+    """Whether the state at the end of the text is read too; it follows that where the turn of the
+    assistant begins, for each model."""
 
     @property
     def width(self) -> int:
@@ -73,10 +78,10 @@ class RiskProbe:
 
 
 class Reading(NamedTuple):
-    """Tokens after which the hidden state of one model is read."""
+    """Tokens after which the hidden states of one model are read."""
 
     header: tuple[int, ...]
-    """They end the assistant's turn and begin another one."""
+    """They end a turn and begin one of the assistant; the text ends before them."""
     question: tuple[int, ...] = ()
     """The model's prompt up to where the reply begins; empty if only token ids are known, and the
     risk is then read after the whole prompt and ``header``."""
@@ -89,3 +94,17 @@ class RiskContext:
     probe: RiskProbe
     readings: Mapping[Which, Reading]
     """The tokens of each model that the probe reads."""
+
+    def offsets(self, which: Which) -> tuple[int, ...]:
+        """Distances from the last token of those at which a model's states are read."""
+        return (0, len(self.readings[which].header)) if self.probe.reads_text else (0,)
+
+    def places(self, which: Which) -> list[int]:
+        """Places in a model's question at which its states are read, the last one first."""
+        end = len(self.readings[which].question) - 1
+        return [end - offset for offset in self.offsets(which)]
+
+
+def pick_states(hidden: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Join the states at some distances from the last one, ``[H]``; ``hidden`` is ``[n, H]``."""
+    return torch.cat([hidden[-1 - offset] for offset in offsets])

@@ -76,18 +76,21 @@ class OpenNodes:
         self.paths.clear()
 
 
-def rewind_to(session: Session, held: Sequence[int], tokens: Sequence[int]) -> Sequence[int]:
+def rewind_to(
+    session: Session, held: Sequence[int], tokens: Sequence[int], least: int = 1
+) -> Sequence[int]:
     """Rewind a session to the tokens that it shares with those that are read next.
 
     Args:
         session: the session; its last tokens are ``held``.
         held: tokens that may be removed.
         tokens: tokens that replace them, at least one.
+        least: number of the last of these tokens that are read in any case.
 
     Returns:
-        The end of ``tokens`` that is not in the session yet: at least the last token.
+        The end of ``tokens`` that is not in the session yet.
     """
-    pairs = zip(held, tokens[:-1], strict=False)
+    pairs = zip(held, tokens[: max(len(tokens) - least, 0)], strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     session.rewind(len(held) - shared)
     return tokens[shared:]

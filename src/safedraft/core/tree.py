@@ -151,6 +151,12 @@ class ModelProgress:
         self.unseen.clear()
         return Pass(self.session, tokens, len(nodes), parents)
 
+    def take_back(self, token: int) -> None:
+        """Make the last decided token an unseen one, if the session has seen all of them."""
+        if not self.unseen:
+            self.session.rewind(1)
+            self.unseen.append(token)
+
     def settle(self, path: Sequence[Node]) -> None:
         """Forget all nodes but those that were decided, which are on ``path``."""
         held = [node for node in path if node in self._nodes]

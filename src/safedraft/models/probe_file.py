@@ -30,7 +30,7 @@ PROBE = "risk.safetensors"
 TARGET_PROBE = "target_risk.safetensors"
 """The name of the file of a probe that reads a target."""
 
-_FORMAT = "3"
+_FORMAT = "4"
 
 
 class ProbeFile(NamedTuple):
@@ -65,6 +65,7 @@ def _write(file: Path, probes: Mapping[str, RiskProbe | None], facts: Mapping[st
         if probe:
             tensors[f"{name}weight"] = probe.weight.float().contiguous()
             tensors[f"{name}bias"] = torch.tensor([probe.bias])
+            tensors[f"{name}reads_text"] = torch.tensor([probe.reads_text])
             if probe.hidden:
                 tensors[f"{name}hidden.weight"] = probe.hidden.weight.float().contiguous()
                 tensors[f"{name}hidden.bias"] = probe.hidden.bias.float().contiguous()
@@ -106,7 +107,7 @@ def read_probe(
             f"{file} was trained with another adapter than the one in its folder: train it again "
             f"(safedraft train-risk --adapter {adapter})"
         )
-    width = draft.config.get_text_config().hidden_size
+    width = draft.config.get_text_config().hidden_size * (1 + probe.reads_text)
     if probe.width != width:
         raise SafeDraftError(f"{file} reads states of {probe.width} numbers, the draft has {width}")
     if both is None:
@@ -183,13 +184,14 @@ def _probe(
     }
     try:
         weight, bias, hidden = own["weight"], own["bias"], None
+        reads_text = bool(own["reads_text"].any())
         if "hidden.weight" in own or "hidden.bias" in own:
             hidden = HiddenLayer(own["hidden.weight"], own["hidden.bias"])
     except KeyError as error:
         raise SafeDraftError(f"{file} cannot be read: it has no {name}{error.args[0]}") from error
     if weight.ndim != 1 or bias.shape != (1,) or (hidden and not _fits(hidden, len(weight))):
         raise SafeDraftError(f"{file} cannot be read: the shapes of its tensors do not fit")
-    return RiskProbe(weight, float(bias), reads, hidden)
+    return RiskProbe(weight, float(bias), reads, hidden, reads_text)
 
 
 def _fits(hidden: HiddenLayer, units: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from safedraft.core.errors import SafeDraftError
+from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.models.check import Check
 from safedraft.models.description import ModelDescription
 from safedraft.text.encode import require_system_prompt
@@ -177,3 +177,27 @@ def check_thinking(target: ModelDescription, draft: ModelDescription) -> Iterato
         yield Check("thinking", "warning", detail, words)
     else:
         yield Check("thinking", "ok", f"{detail}: replies begin with the answer")
+
+
+def require_one_template(descriptions: Sequence[ModelDescription]) -> None:
+    """Refuse two models for which one prompt would not do, as vLLM gives it to both.
+
+    Raises:
+        IncompatiblePairError: they write their prompts differently, or only one has a tokenizer.
+    """
+    tokenizers = [description.tokenizer for description in descriptions if description.tokenizer]
+    if len(tokenizers) == 1:
+        raise IncompatiblePairError(
+            "only one of the models has a tokenizer, so it cannot be checked that token ids mean "
+            "the same to both: add the tokenizer files of the other"
+        )
+    templates = [bool(tokenizer.chat_template) for tokenizer in tokenizers]
+    if not any(templates):
+        return  # ids only
+    difference = find_difference(*descriptions) if all(templates) else ("one", "none")
+    if difference:
+        raise IncompatiblePairError(
+            "the chat templates of target and draft differ, and vLLM gives both models one prompt: "
+            f"{difference[0]!r} against {difference[1]!r}; "
+            'template_from = "target" in the pair (--template-from target) gives both one template'
+        )

@@ -1,7 +1,8 @@
 """Training of risk probes: small classifiers of the models' last hidden states.
 
-The states are read where the assistant's turn begins, with the engine and the adapter that will
-decode. No model is changed, so training takes minutes.
+The states are read where the assistant's turn begins and, if the settings say so, where the
+request's text ends, with the engine and the adapter that will decode. No model is changed, so
+training takes minutes.
 """
 
 from __future__ import annotations
@@ -88,13 +89,24 @@ def train_probes(
     """
     pair.engine.capabilities.require(Capability.SESSIONS, "training a risk probe")
     training, checking = (
-        read_both(pair, choose_conversations(split, config, sources), stage, report)
+        read_both(
+            pair,
+            choose_conversations(split, config, sources),
+            stage,
+            report,
+            reads_text=config.reads_text,
+        )
         for split, stage in STAGES.items()
     )
-    fit = partial(fit_network, config=config)
+    learn = partial(
+        learn_risk,
+        fit=partial(fit_network, config=config),
+        false_alarms=config.false_alarms,
+        reads_text=config.reads_text,
+    )
     return TrainedProbes(
-        learn_risk(training[0], checking[0], fit, config.false_alarms),
-        learn_risk(training[1], checking[1], fit, config.false_alarms, ("draft", "target")),
+        learn(training[0], checking[0]),
+        learn(training[1], checking[1], reads=("draft", "target")),
     )
 
 
@@ -104,6 +116,8 @@ def learn_risk(
     fit: Fit,
     false_alarms: float,
     reads: tuple[Which, ...] = ("draft",),
+    *,
+    reads_text: bool = False,
 ) -> TrainedProbe:
     """Train a probe from states that are read, and check it.
 
@@ -113,12 +127,14 @@ def learn_risk(
         fit: fits a probe.
         false_alarms: share of the harmless conversations in ``checking`` that it calls risky.
         reads: the models that computed the states.
+        reads_text: whether those at the end of the text are among them.
 
     Raises:
         SafeDraftError: one of the two kinds of requests is missing.
     """
     learned = _Learned.fit(training, checking, fit, false_alarms)
-    probe = replace(learned.probe, bias=learned.probe.bias - learned.bound, reads=reads)
+    bias = learned.probe.bias - learned.bound
+    probe = replace(learned.probe, bias=bias, reads=reads, reads_text=reads_text)
     checks = count_flagged(checking, learned.flag(checking))
     left_out = leave_out_sources(training, checking, fit, false_alarms)
     return TrainedProbe(probe, checks, left_out)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from safedraft.core.risk import pick_states
 from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
+from safedraft.text.encode import turn_header
 from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
 from safedraft.training.conversations import (
     RatedConversation,
@@ -27,6 +29,8 @@ from safedraft.training.requests import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from safedraft.pair import Pair
 
 STAGES: dict[TrainingSplit, str] = {
@@ -53,7 +57,8 @@ class RatedState(NamedTuple):
 
     conversation: RatedConversation
     state: Tensor
-    """``[H]`` in float32; the states of the models follow each other."""
+    """``[H]`` in float32; the states of the models follow each other, and those at the distances
+    that were asked for do within a model."""
     ids: Sequence[int]
     """The prompt of the first model."""
 
@@ -79,20 +84,27 @@ def choose_requests(
 
 
 def read_both(
-    pair: Pair, conversations: Sequence[RatedConversation], stage: str, report: Report
+    pair: Pair,
+    conversations: Sequence[RatedConversation],
+    stage: str,
+    report: Report,
+    *,
+    reads_text: bool = False,
 ) -> tuple[list[RatedState], list[RatedState]]:
-    """Read the states of the draft, and those of both models of conversations that fit both."""
+    """Read the states of the draft, and those of both models of conversations that fit both.
+
+    They are read where the assistant's turn begins and, with ``reads_text``, where the request's
+    text ends.
+    """
     prompts = [(one, pair.prompts(one.messages)) for one in conversations]
-    draft = read_states(
-        pair, [RatedPrompt(one, ids.draft) for one, ids in prompts], f"{stage}, draft", report
-    )
-    target = read_states(
-        pair,
-        [RatedPrompt(one, ids.target) for one, ids in prompts],
-        f"{stage}, target",
-        report,
-        "target",
-    )
+
+    def read(which: Which, tokenizer: PreTrainedTokenizerBase | None) -> list[RatedState]:
+        assert tokenizer is not None
+        own = [RatedPrompt(one, getattr(ids, which)) for one, ids in prompts]
+        offsets = (0, len(turn_header(tokenizer))) if reads_text else (0,)
+        return read_states(pair, own, f"{stage}, {which}", report, which, offsets)
+
+    draft, target = read("draft", pair.draft.tokenizer), read("target", pair.target.tokenizer)
     others = {id(one.conversation): one.state for one in target}
     return draft, [
         one._replace(state=torch.cat([one.state, others[id(one.conversation)]]))
@@ -107,14 +119,19 @@ def read_states(
     stage: str,
     report: Report,
     which: Which = "draft",
+    offsets: Sequence[int] = (0,),
 ) -> list[RatedState]:
-    """Read a model's last hidden state at the end of each prompt that fits the context.
+    """Read a model's last hidden states at the end of each prompt that fits the context.
+
+    ``offsets`` are the distances from the last token at which they are read.
+
 
     Each of a few sessions reads its share of the prompts in the order of their tokens, so that a
     beginning that neighbors have in common is read once.
     """
     assert isinstance(pair.engine, SessionEngine)
-    fitting = [prompt for prompt in prompts if len(prompt.ids) <= pair.context_length]
+    keep = 1 + max(offsets)
+    fitting = [prompt for prompt in prompts if keep <= len(prompt.ids) <= pair.context_length]
     fitting.sort(key=lambda prompt: list(prompt.ids))
     share = max(1, math.ceil(len(fitting) / _TOGETHER))
     shares = [fitting[start : start + share] for start in range(0, len(fitting), share)]
@@ -125,11 +142,13 @@ def read_states(
         report(stage, len(states), len(fitting))
         reading = [(at, *item) for at, item in enumerate(row) if item]
         passes = [
-            Pass(sessions[at], rewind_to(sessions[at], held[at], ids), 1) for at, _, ids in reading
+            Pass(sessions[at], rewind_to(sessions[at], held[at], ids, keep), keep)
+            for at, _, ids in reading
         ]
         pair.engine.forward(passes)
         for at, conversation, ids in reading:
             held[at] = ids
-            states.append(RatedState(conversation, sessions[at].hidden[-1].cpu(), ids))
+            state = pick_states(sessions[at].hidden, offsets).cpu()
+            states.append(RatedState(conversation, state, ids))
     report(stage, len(fitting), len(fitting))
     return states

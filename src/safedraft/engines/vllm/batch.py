@@ -47,30 +47,39 @@ class ServedRequest:
     """Why it ended early, if it did."""
     drafts: list[Draft] = field(default_factory=list)
     """Proposed for the next positions."""
+    states: dict[int, Mapping[Which, Tensor]] = field(default_factory=dict)
+    """The states that were read for the risk, by their place in the prompt."""
 
     def __post_init__(self) -> None:
         self.state = self.request.rule.start(self.request.config, self.request.context)
         self.constraints = self.request.constraints(self.state)
 
     @property
-    def unread_question(self) -> int:
-        """Length of the question at whose end the risk is still to be read; 0 if it need not be."""
-        reading = self.state.reading
-        due = self.state.reads_risk_at
+    def unread(self) -> list[int]:
+        """Places in the prompt whose states are still to be read for the risk, if it is due."""
+        reading, due = self.state.reading, self.state.reads_risk_at
         if reading is None or due is None or due > self.position or self.ended:
-            return 0
-        return len(reading.readings["draft"].question)  # both models have the same prompt
+            return []
+        return [place for place in reading.places("draft") if place not in self.states]
 
-    def assess(self, states: Mapping[Which, Tensor]) -> None:
-        """Hand the risk to the rule; the request ends with an error if it cannot be read.
+    def note_states(self, place: int, states: Mapping[Which, Tensor]) -> None:
+        """Note the states at a place in the prompt, and hand the risk to the rule after the last.
+
+        The request ends with an error if the risk cannot be read.
 
         Args:
-            states: each model's last hidden state at the end of the question, ``[H]`` in float32.
+            place: one of ``unread``.
+            states: each model's last hidden state there, ``[H]`` in float32.
         """
-        assert self.state.reading is not None
-        probe = self.state.reading.probe
+        self.states[place] = states
+        reading = self.state.reading
+        if self.unread or reading is None:
+            return
+        places = reading.places("draft")  # both models have the same prompt
+        parts = [self.states[place][which] for which in reading.probe.reads for place in places]
+        self.states.clear()
         try:
-            self.state.assess(probe.read(torch.cat([states[which] for which in probe.reads])))
+            self.state.assess(reading.probe.read(torch.cat(parts)))
         except BrokenModelError as error:
             self.fail(error)
 
@@ -215,7 +224,7 @@ def verify(
         BrokenModelError: a request has no draft, so that its draft's distribution is missing.
     """
     for one in served:
-        if one.unread_question:
+        if one.unread:
             unread = "a reply began before the risk of its request was read: nothing decided"
             one.fail(BrokenModelError(unread))
     places = _read(served, logits, firsts)

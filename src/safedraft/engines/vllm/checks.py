@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from safedraft.core.errors import SafeDraftError
@@ -84,9 +84,19 @@ def admit(request: Any, vllm_config: Any, settings: Settings) -> None:
     length, context = len(request.prompt_token_ids), vllm_config.model_config.max_model_len
     params.max_tokens = min(params.max_tokens, count_room(length, context, ahead))
     admitted = settings.request(params, request.request_id, request.prompt_token_ids)
-    if (risk := admitted.context.risk) and len(risk.readings["draft"].question) < length:
-        params.skip_reading_prefix_cache = True  # the states at the question's end are read
+    risk = admitted.context.risk
+    if risk and _may_be_cached(risk.places("draft"), length, vllm_config):
+        params.skip_reading_prefix_cache = True  # the states at these places are read
     wants_statistics(params)
+
+
+def _may_be_cached(places: Sequence[int], length: int, vllm_config: Any) -> bool:
+    """Whether a place in a prompt is in a block that vLLM may find in its cache.
+
+    It finds whole blocks, and never the last token.
+    """
+    size = vllm_config.cache_config.block_size
+    return any(place < (length - 1) // size * size for place in places)
 
 
 def _require_known_words(params: Any, vocabulary: int) -> None:

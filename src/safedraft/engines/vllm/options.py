@@ -72,6 +72,8 @@ class Settings(BaseModel):
     generation_prompt: tuple[int, ...] = ()
     """The ids with which the chat template begins the assistant's turn: a prompt that ends with
     them has not begun it yet. Empty without a chat template."""
+    turn_header: tuple[int, ...] = ()
+    """The ids that end a turn and begin one of the assistant. Empty without a chat template."""
     refusal_tokens: frozenset[int] = frozenset()
     """Ids that begin a refusal, for rules that treat them apart."""
     probe: Path | None = None
@@ -215,7 +217,7 @@ class Settings(BaseModel):
         header = self.generation_prompt
         ends = range(len(prompt), len(header) - 1, -1)
         found = (end for end in ends if tuple(prompt[end - len(header) : end]) == header)
-        reading = Reading((), tuple(prompt[: next(found, 0)]))
+        reading = Reading(self.turn_header, tuple(prompt[: next(found, 0)]))
         probe = _read_probe(self.probe, self.probe_reads)
         return RiskContext(probe, dict.fromkeys(probe.reads, reading))
 
@@ -229,7 +231,8 @@ class Settings(BaseModel):
                 f"the rule {request.rule.name} reads the target's states without the draft's, or "
                 "inside the reply, which vLLM does not do: use --engine cpu or transformers"
             )
-        if not (self.generation_prompt and reading.readings["draft"].question):
+        places = max(reading.offsets("draft"))
+        if not self.generation_prompt or len(reading.readings["draft"].question) <= places:
             raise SafeDraftError(
                 "the prompt has no beginning of an assistant's turn, where the risk of a request "
                 "is read: send messages, or text in the form of the chat template"

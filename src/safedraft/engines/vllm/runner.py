@@ -96,12 +96,13 @@ class _Row(NamedTuple):
         return bool(self.steps) and not self.resumed and length == 1 + self.scheduled
 
 
-class _Question(NamedTuple):
-    """A request whose risk is read in the draft's first pass of this step."""
+class _Place(NamedTuple):
+    """A place in a prompt whose states are read in the draft's first pass of this step."""
 
     request: ServedRequest
+    place: int
     at: int
-    """Index of the question's last token in that pass."""
+    """Its index in that pass."""
     target: Tensor
     """The target's last hidden state there, ``[H]`` in float32."""
 
@@ -121,18 +122,18 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         self.passes = 0
         """Number of passes of the draft in the last ``propose``."""
         self._block = DraftedBlocks(())
-        self._questions: list[_Question] = []
+        self._places: list[_Place] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load as vLLM does, and read the risk of questions after each pass of the draft."""
+        """Load as vLLM does, and read states for the risk after each pass of the draft."""
         super().load_model(*args, **kwargs)
-        self.model.register_forward_hook(self._read_risks)
+        self.model.register_forward_hook(self._read_states)
 
-    def _read_risks(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
-        """Read the risk of the questions that end in this pass."""
-        for request, at, target in self._questions:
-            request.assess({"draft": hidden[at].float().cpu(), "target": target})
-        self._questions = []
+    def _read_states(self, _module: Any, _inputs: Any, hidden: Tensor) -> None:
+        """Read the states at the places that are in this pass."""
+        for request, place, at, target in self._places:
+            request.note_states(place, {"draft": hidden[at].float().cpu(), "target": target})
+        self._places = []
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[Draft]]:
         """The drafts of each row: at most T + 1, none for a row that is not drafted for.
@@ -192,15 +193,15 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
             slot_mapping=metadata.slot_mapping[read],
         )
         num_rejected_tokens_gpu.zero_()
-        self._questions = self._find_questions(
+        self._places = self._find_places(
             bounds.tolist(), cad.query_start_loc_cpu.tolist(), target_hidden_states
         )
         return len(read), on_device[1:] - 1, metadata
 
-    def _find_questions(
+    def _find_places(
         self, bounds: Sequence[int], target_bounds: Sequence[int], target_hidden_states: Tensor
-    ) -> list[_Question]:
-        """The questions that both models read to the end in this step, of those not read yet.
+    ) -> list[_Place]:
+        """The places that both models read in this step, of those not read yet for the risk.
 
         Both models' rows of such a request begin with the same token. The draft may read a token
         more than the target, which it reads again in the next step. The target's states are copied,
@@ -214,12 +215,13 @@ class Drafter(DraftModelProposer):  # type: ignore[misc]
         found = []
         both = zip(self.rows, pairwise(bounds), pairwise(target_bounds), strict=True)
         for row, (start, end), (target_start, target_end) in both:
-            if length := row.served.request.unread_question:
-                ahead = length - 1 - int(self.positions[start])
+            request = row.served.request
+            for place in request.unread:
+                ahead = place - int(self.positions[start])
                 if 0 <= ahead < min(end - start, target_end - target_start):
                     state = target_hidden_states[target_start + ahead]
                     target = state.to("cpu", torch.float32, copy=True)
-                    found.append(_Question(row.served.request, start + ahead, target))
+                    found.append(_Place(request, place, start + ahead, target))
         return found
 
     def _sample_draft_tokens(self, hidden_states: Tensor, _: Any) -> tuple[Tensor, None]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import OF_CHAINS, RiskConfig, SSDConfig
-from safedraft.core.errors import IncompatiblePairError, SafeDraftError, UnguardedWarning
+from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm.checks import SCHEDULER, WORKERS, name_platform
 from safedraft.engines.vllm.options import INT8, KEY, Settings, count_passes
 from safedraft.models.description import ModelDescription
@@ -21,12 +21,15 @@ from safedraft.models.parts import Parts, fetch_parts
 from safedraft.models.probe_file import PROBE
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
-from safedraft.models.template_checks import find_difference
+from safedraft.models.template_checks import require_one_template
 from safedraft.models.weights import merged_draft
-from safedraft.text.encode import generation_prompt
+from safedraft.text.encode import generation_prompt, turn_header
 from safedraft.text.reasoning import Thinking, switch_of, thinking_of
 from safedraft.text.refusals import refusal_tokens
 from safedraft.text.template import set_variables, template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _OURS = (
     "model", "worker_cls", "scheduler_cls", "speculative_config", "additional_config",
@@ -110,6 +113,7 @@ class EnginePlan:
             draft_tokens_up_to=by_load,
             vocabulary=vocabulary,
             generation_prompt=self.generation_prompt,
+            turn_header=self.turn_header,
             refusal_tokens=refusal_tokens(self.parts.descriptions[1].tokenizer, vocabulary),
             probe=self.probe,
             probe_reads=self.parts.probe.reads if self.parts.probe else (),
@@ -144,13 +148,21 @@ class EnginePlan:
         parts = self.parts
         return parts.adapter / PROBE if parts.adapter and parts.probe else None
 
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The target's tokenizer; None if it has no chat template."""
+        tokenizer = self.parts.descriptions[0].tokenizer
+        return tokenizer if tokenizer is not None and tokenizer.chat_template else None
+
     @cached_property
     def generation_prompt(self) -> tuple[int, ...]:
         """The ids with which the chat template begins the assistant's turn; none without one."""
-        tokenizer = self.parts.descriptions[0].tokenizer
-        if tokenizer is None or not tokenizer.chat_template:
-            return ()
-        return generation_prompt(tokenizer)
+        return generation_prompt(self._tokenizer) if self._tokenizer else ()
+
+    @cached_property
+    def turn_header(self) -> tuple[int, ...]:
+        """The ids that end a turn and begin one of the assistant; none without a template."""
+        return turn_header(self._tokenizer) if self._tokenizer else ()
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -159,8 +171,8 @@ class EnginePlan:
         The pair's variables and the switch of its reasoning are fixed, since a request in another
         mode would meet a draft that was not trained for it. None without a template.
         """
-        tokenizer = self.parts.descriptions[0].tokenizer
-        if tokenizer is None or not tokenizer.chat_template:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
             return None
         fixed = dict(self.parts.spec.template or {})
         switch = switch_of(tokenizer)
@@ -275,7 +287,7 @@ def plan(
     if "reading_bins" in named and chosen.reading_bins:
         raise SafeDraftError(_READS_ONCE)
     parts = fetch_parts(spec, report)
-    _require_one_template(parts)
+    require_one_template(parts.descriptions)
     changes: dict[str, Any] = {"draft_growth": 0.0, "reading_bins": 0, **OF_CHAINS}
     if chosen.reading_bins and parts.probe:
         warnings.warn(_READS_ONCE, UnguardedWarning, stacklevel=4)
@@ -308,27 +320,6 @@ def require_vllm() -> None:
         raise SafeDraftError(
             "vLLM is not installed here: pip install 'safedraft[vllm]' in an environment of its "
             'own, or see the page "SSD in vLLM" of the documentation, which has that of processors'
-        )
-
-
-def _require_one_template(parts: Parts) -> None:
-    tokenizers = [
-        description.tokenizer for description in parts.descriptions if description.tokenizer
-    ]
-    if len(tokenizers) == 1:
-        raise IncompatiblePairError(
-            "only one of the models has a tokenizer, so it cannot be checked that token ids mean "
-            "the same to both: add the tokenizer files of the other"
-        )
-    templates = [bool(tokenizer.chat_template) for tokenizer in tokenizers]
-    if not any(templates):
-        return  # ids only
-    difference = find_difference(*parts.descriptions) if all(templates) else ("one", "none")
-    if difference:
-        raise IncompatiblePairError(
-            "the chat templates of target and draft differ, and vLLM gives both models one prompt: "
-            f"{difference[0]!r} against {difference[1]!r}; "
-            'template_from = "target" in the pair (--template-from target) gives both one template'
         )
 
 

@@ -153,8 +153,8 @@ def test_requests_about_words_are_no_copies_of_others_that_are_measured_on() -> 
     assert all(ours.count(text) == 1 for text in ours)
 
 
-def test_words_alone_mislead_about_them() -> None:
-    """To who knows the words of the training's requests, the harmless ones look more harmful."""
+def test_words_alone_do_not_tell_them_apart() -> None:
+    """Nor do they for a classifier that knows the words of the training's requests."""
     known: dict[str, int] = {}
 
     def tokens(text: str) -> list[int]:
@@ -170,4 +170,4 @@ def test_words_alone_mislead_about_them() -> None:
         for name in ("harmful_plain_words", "harmless_trigger_words")
     )
     higher = sum(one > other for one in harmful for other in harmless)
-    assert higher / (len(harmful) * len(harmless)) < 0.3
+    assert abs(higher / (len(harmful) * len(harmless)) - 0.5) < 0.1

@@ -13,7 +13,6 @@ from small import speaking
 from safedraft import SamplingParams, Token
 from safedraft.core.generation import Step
 from safedraft.core.sampling import LogProbabilities
-from safedraft.engines.vllm.logprobs import tabulate
 
 pytestmark = pytest.mark.vllm
 
@@ -97,6 +96,8 @@ def test_the_table_has_the_rows_that_report_them_in_order() -> None:
         [],
         [step_of(9, -0.25)],
     ]
+    from safedraft.engines.vllm.logprobs import tabulate
+
     table = tabulate(rows)
     assert table is not None
     assert table.cu_num_generated_tokens == [0, 2, 2, 2, 3]

@@ -89,6 +89,8 @@ def step_of(token: int, chosen: float, *likely: tuple[int, float]) -> Step:
 
 
 def test_the_table_has_the_rows_that_report_them_in_order() -> None:
+    from safedraft.engines.vllm.logprobs import tabulate
+
     silent = replace(step_of(3, 0.0), logprobs=None)
     rows = [
         [step_of(7, -0.5, (5, -0.1), (7, -0.5)), step_of(8, -2.0, (5, -0.1))],
@@ -96,8 +98,6 @@ def test_the_table_has_the_rows_that_report_them_in_order() -> None:
         [],
         [step_of(9, -0.25)],
     ]
-    from safedraft.engines.vllm.logprobs import tabulate
-
     table = tabulate(rows)
     assert table is not None
     assert table.cu_num_generated_tokens == [0, 2, 2, 2, 3]

@@ -1,6 +1,6 @@
 """The risk of a request: the probability that it is harmful, read from the last hidden states.
 
-This is not part of the paper. Where the request's text ends and where the assistant's turn begins,
+This is not part of the paper. Where the assistant's turn begins, and where the request's text ends,
 a small function of the inputs of the output layers separates harmful requests from harmless ones,
 however the answer has begun. The same tokens after a part of the reply collect the evidence of the
 whole conversation so far (Any-Depth Alignment, arXiv 2510.18081), so that the risk can be read
@@ -86,6 +86,10 @@ class Reading(NamedTuple):
     """The model's prompt up to where the reply begins; empty if only token ids are known, and the
     risk is then read after the whole prompt and ``header``."""
 
+    def offsets(self, *, reads_text: bool) -> tuple[int, ...]:
+        """Distances from the last token of those at which the states are read."""
+        return (0, len(self.header)) if reads_text else (0,)
+
 
 @dataclass(frozen=True, eq=False)
 class RiskContext:
@@ -97,7 +101,7 @@ class RiskContext:
 
     def offsets(self, which: Which) -> tuple[int, ...]:
         """Distances from the last token of those at which a model's states are read."""
-        return (0, len(self.readings[which].header)) if self.probe.reads_text else (0,)
+        return self.readings[which].offsets(reads_text=self.probe.reads_text)
 
     def places(self, which: Which) -> list[int]:
         """Places in a model's question at which its states are read, the last one first."""

@@ -73,10 +73,9 @@ def _format_checks(trained: TrainedProbes) -> str:
 `{PROBE}` reads from the last hidden states of draft and target how likely a request is harmful
 (`safedraft train-risk`). The same surroundings stand around harmful and harmless requests: frames,
 system prompts, earlier turns, a harmless task first, formats of data, encodings and long templates.
-Of requests that it was not
-trained on, it calls risky as many as the table says. After them come the numbers of a probe that
-reads the draft alone (for other targets), and of a classifier of words and pairs of words on the
-same prompts, each with as many false alarms in all:
+Of requests that it was not trained on, it calls risky as many as the table says. After them come
+the numbers of a probe that reads the draft alone (for other targets), and of a classifier of words
+and pairs of words on the same prompts, each with as many false alarms in all:
 
 | requests | plain | draft alone | by words | in surroundings | draft alone | by words |
 |---|---|---|---|---|---|---|

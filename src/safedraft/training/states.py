@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from safedraft.core.risk import pick_states
+from safedraft.core.risk import Reading, pick_states
 from safedraft.core.session import Pass, SessionEngine, Which, rewind_to
 from safedraft.text.encode import turn_header
 from safedraft.training.config import ProbeTrainingConfig, RiskTrainingConfig
@@ -101,7 +101,7 @@ def read_both(
     def read(which: Which, tokenizer: PreTrainedTokenizerBase | None) -> list[RatedState]:
         assert tokenizer is not None
         own = [RatedPrompt(one, getattr(ids, which)) for one, ids in prompts]
-        offsets = (0, len(turn_header(tokenizer))) if reads_text else (0,)
+        offsets = Reading(turn_header(tokenizer)).offsets(reads_text=reads_text)
         return read_states(pair, own, f"{stage}, {which}", report, which, offsets)
 
     draft, target = read("draft", pair.draft.tokenizer), read("target", pair.target.tokenizer)
@@ -123,11 +123,9 @@ def read_states(
 ) -> list[RatedState]:
     """Read a model's last hidden states at the end of each prompt that fits the context.
 
-    ``offsets`` are the distances from the last token at which they are read.
-
-
     Each of a few sessions reads its share of the prompts in the order of their tokens, so that a
-    beginning that neighbors have in common is read once.
+    beginning that neighbors have in common is read once. ``offsets`` are the distances from the
+    last token at which states are read.
     """
     assert isinstance(pair.engine, SessionEngine)
     keep = 1 + max(offsets)

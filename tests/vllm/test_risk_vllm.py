@@ -39,22 +39,30 @@ ALONE: tuple[Which, ...] = ("draft",)
 BOTH: tuple[Which, ...] = ("draft", "target")
 
 
-def random_probes(draft: int, target: int) -> dict[tuple[Which, ...], RiskProbe]:
+def random_probes(
+    draft: int, target: int, *, reads_text: bool = False
+) -> dict[tuple[Which, ...], RiskProbe]:
     """Probes of random weights for states of these sizes; risks lie on both sides of one half."""
-    draw = torch.Generator().manual_seed(3)
+    draw, places = torch.Generator().manual_seed(3), 1 + reads_text
     return {
         reads: RiskProbe(
-            torch.randn(width, generator=draw) * (12 / width) ** 0.5, 0.0, reads, reads_text=True
+            torch.randn(width, generator=draw) * (12 / width) ** 0.5,
+            0.0,
+            reads,
+            reads_text=reads_text,
         )
-        for reads, width in ((ALONE, 2 * draft), (BOTH, 2 * (draft + target)))
+        for reads, width in ((ALONE, places * draft), (BOTH, places * (draft + target)))
     }
 
 
-def give_probe(pair: Any, folder: Path, reads: tuple[Which, ...] = BOTH) -> Any:
+def give_probe(
+    pair: Any, folder: Path, reads: tuple[Which, ...] = BOTH, *, reads_text: bool = False
+) -> Any:
     """The pair, its vLLM engine included, as if its adapter had probes."""
     runner = runner_of(pair)
     models = (runner.drafter.model, runner.model)
-    probes = random_probes(*(model.config.hidden_size for model in models))
+    sizes = (model.config.hidden_size for model in models)
+    probes = random_probes(*sizes, reads_text=reads_text)
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     write_probe(folder, ProbeFile(probes[ALONE], probes[BOTH]))
     settings = runner.vllm_config.additional_config[KEY]
@@ -140,7 +148,7 @@ def test_many_requests_that_come_together_have_their_own_risks(tmp_path: Path) -
     rules = ["ssd" if at % 5 == 4 else "risk" for at in range(64)]
     small = {"num_gpu_blocks_override": 16, "max_num_batched_tokens": 48}
     with engine("near", **small) as started:
-        pair = give_probe(started, tmp_path)
+        pair = give_probe(started, tmp_path, reads_text=True)
         first = with_probe(transformers_pair("near"), pair.probe)
         said, expected = (
             [stream.drain() for stream in streams]
@@ -172,6 +180,7 @@ def watched_places(pair: Any) -> Iterator[Counter[str]]:
             ahead = [place - int(drafter.positions[start]) for place in places]
             read = target_end - target_start
             seen["read by the draft alone"] += any(read <= one < end - start for one in ahead)
+            seen["at the only token that is not cached"] += (ahead, read) == ([0], 1)
             within = sum(0 <= one < min(read, end - start) for one in ahead)
             seen["one of two in a pass"] += len(ahead) == 2 and within == 1
             seen["both in a pass"] += within == 2
@@ -182,9 +191,10 @@ def watched_places(pair: Any) -> Iterator[Counter[str]]:
     del drafter._find_places
 
 
+@pytest.mark.parametrize("reads_text", [False, True], ids=["its end", "its text too"])
 @pytest.mark.parametrize("begun", [[], [20] * 60], ids=["question", "begun reply"])
 def test_a_question_may_end_anywhere_in_a_chunk_or_after_what_is_cached(
-    tmp_path: Path, begun: list[int]
+    tmp_path: Path, begun: list[int], reads_text: bool
 ) -> None:
     draw = random.Random(2)
     questions = [
@@ -197,12 +207,15 @@ def test_a_question_may_end_anywhere_in_a_chunk_or_after_what_is_cached(
         engine("near", max_num_batched_tokens=48) as started,
         watched_places(started) as seen,
     ):
-        pair = give_probe(started, tmp_path)
+        pair = give_probe(started, tmp_path, reads_text=reads_text)
         first = with_probe(transformers_pair("near"), pair.probe)
         said, expected = (decode(of, asked, given) for of in (pair, first))
     assert seen["read by the draft alone"]
-    assert seen["one of two in a pass"]
-    assert seen["both in a pass"]
+    if reads_text:
+        assert seen["one of two in a pass"]
+        assert seen["both in a pass"]
+    else:
+        assert bool(seen["at the only token that is not cached"]) is not bool(begun)
     risks = [reply.statistics.risk for reply in expected]
     assert [reply.statistics.risk for reply in said] == pytest.approx(risks, abs=1e-3)
     assert [facts(reply) for reply in said] == [facts(reply) for reply in expected]
@@ -218,7 +231,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     target, draft = save_pair(folder, hidden_size=128, head_dim=32)
     lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(LlamaForCausalLM.from_pretrained(draft), lora).save_pretrained(folder / "lora")
-    probes = random_probes(128, 128)
+    probes = random_probes(128, 128, reads_text=True)
     own = {"target": fingerprint(target)}
     write_probe(folder / "lora", ProbeFile(probes[ALONE], probes[BOTH], own))
     return target, draft, folder / "lora"

@@ -157,6 +157,7 @@ def test_a_smaller_vocabulary(decoder):
     [
         ("mistral", {"sliding_window": 9}, "no sliding windows, and this mistral has"),
         ("llama", {"hidden_act": "gelu"}, "silu and not gelu"),
+        ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "has quantized ones"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},

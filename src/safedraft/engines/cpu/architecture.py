@@ -54,6 +54,8 @@ def why_not_supported(config: PreTrainedConfig) -> str | None:
     kind = config.model_type
     if kind not in FAMILIES:
         return f"the engine cpu has no {kind} models, only {', '.join(FAMILIES)}"
+    if getattr(config, "quantization_config", None):
+        return "the engine cpu quantizes weights itself, and this checkpoint has quantized ones"
     if getattr(config, "hidden_act", "silu") not in ("silu", "swish"):
         return f"the engine cpu has silu and not {config.hidden_act}"
     if _has_windows(config):

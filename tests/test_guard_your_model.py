@@ -138,7 +138,7 @@ def test_every_command_runs(fresh_environment: Environment, tmp_path: Path) -> N
     proposed, compared = said["doctor"]
     assert "Next: safedraft doctor --pair tiny" in proposed
     assert "can decode together" in compared
-    assert "hours for each billion weights" in said["train-draft"][0]
+    assert "hours for each billion parameters" in said["train-draft"][0]
     assert "my-model-strict" in said["pairs"][-1]
     assert (fresh_environment.work / "report/report.html").exists()
     (serving,) = (line for line in list_commands() if line.startswith("safedraft serve"))

@@ -430,7 +430,7 @@ def test_doctor_proposes_drafts_for_a_target(
     code, out, _ = run("doctor", target)
     assert code == 0
     assert out.splitlines() == [
-        "owner/tiny: 1e-05 billion weights, of the family Tiny, MIT, no adapter yet",
+        "owner/tiny: 1e-05 billion parameters, of the family Tiny, MIT, no adapter yet",
         f"  Next: safedraft doctor {target} owner/tiny --template 'date_string=1 May'",
     ]
     code, out, _ = run("doctor", target, "--json")

@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_would_be_done(run, models, prompts, tmp_path):  # n
     assert harmless > 5
     assert rows["from harmful"] == [str(harmful), "0"]
     assert f"at most {4 * (harmful + harmless)} tokens" in said
-    assert "the steps take about 2.2 hours for each billion weights of the draft, 7.0 with" in said
+    assert "take about 2.2 hours for each billion parameters of the draft, 7.0 with" in said
     _, said, _ = run(
         *("train-draft", *models, *prompts, "--output", str(out), "--dry-run", "--epochs", "1")
     )

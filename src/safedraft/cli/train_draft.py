@@ -213,16 +213,16 @@ def _describe(plan: TrainingPlan) -> None:
         ),
     ]
     console.print(
-        f"The target draws at most {count_drawn_tokens(requests, config):,} tokens for them, then "
-        f"come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each."
+        f"The target generates at most {count_drawn_tokens(requests, config):,} tokens for them, "
+        f"then come {' and '.join(stages)} of at most {config.tokens_per_step:,} tokens each."
     )
     if not plan.epochs:  # whose steps follow from what is drawn
         tokens = (config.steps + config.distil_steps) * config.tokens_per_step
         fast, slow = (tokens * seconds / 3600 for seconds in SECONDS_PER_TOKEN)
         console.print(
             f"On two processor cores the steps take about {fast:.1f} hours for each billion "
-            f"weights of the draft, {slow:.1f} without instructions for bfloat16. Drawing, checks "
-            "and the risk probe come on top."
+            f"parameters of the draft, {slow:.1f} without instructions for bfloat16. Generation, "
+            "checks and the risk probe come on top."
         )
 
 

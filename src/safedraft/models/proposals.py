@@ -100,7 +100,7 @@ def _propose_pair(pair: PairSpec) -> Proposal:
 
 def _propose_candidate(target: str, candidate: DraftCandidate) -> Proposal:
     reason = (
-        f"{candidate.weights:g} billion weights, of the family {candidate.family}, "
+        f"{candidate.weights:g} billion parameters, of the family {candidate.family}, "
         f"{candidate.license}, no adapter yet"
     )
     return Proposal(candidate.name, reason, (target, candidate.name, *_template_words(candidate)))

@@ -219,7 +219,7 @@ async def stream_events(
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of a streamed response; an error is sent as the last event.
 
-    The replies are decoded in turns, but their chunks are sent one reply after the other.
+    The replies are decoded together, but their chunks are sent one reply after the other.
     """
     try:
         for index, job in enumerate(jobs):

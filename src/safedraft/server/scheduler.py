@@ -129,7 +129,7 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Number of replies that are decoded in turns."""
+        """Number of replies that are decoded together."""
         return len(self._active)
 
     @property

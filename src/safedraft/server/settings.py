@@ -48,7 +48,7 @@ class Limits(_Frozen):
     replies: Positive = 8
     """Replies to one request: ``n`` times the number of prompts."""
     active: Positive = 4
-    """Replies that are decoded in turns; each holds the caches of both models."""
+    """Replies that are decoded together; each holds the caches of both models."""
     waiting: Annotated[int, Field(ge=0, strict=True)] = 32
     """Replies that wait in the queue; further ones are answered with status 429."""
     request_seconds: Seconds = 600

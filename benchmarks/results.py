@@ -11,15 +11,17 @@ import argparse
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 
 from safedraft.evaluation.intervals import Estimate
 from safedraft.evaluation.logs import Logs, read_logs
-from safedraft.evaluation.profiles import PROFILES, find_stages
+from safedraft.evaluation.profiles import CORE, PROFILES, find_stages
 from safedraft.evaluation.records import Row
 from safedraft.evaluation.report.figures import build_figures
-from safedraft.evaluation.report.markdown import render_section
+from safedraft.evaluation.report.markdown import render_markdown, render_section
 from safedraft.evaluation.report.plots import render_plots
 from safedraft.evaluation.report.tables import Figures, Point
 
@@ -36,7 +38,19 @@ DEFENSES = {
     "ssd": "SSD alone",
     "risk": "SSD with the request's risk",
 }
-"""What the pages call the configurations of the short table."""
+"""What the pages call the configurations that all suites are measured with."""
+
+OTHERS = {
+    "ssd_paper": "SSD with the paper's constants",
+    "ssd_bare_draft": "SSD with the draft as it was published",
+    "ensemble_weight": "a weighted mean of both models",
+    "safedecoding": "SafeDecoding",
+    "easd": "EASD",
+    "ada_rethinking": "Any-Depth Alignment (rethinking)",
+    "self_reminder": "a reminder in the system prompt",
+    "always_refuse": "refusing everything",
+}
+"""What the page calls the configurations that are measured with one suite of each kind."""
 
 ATTACKS = {
     "direct": "asked directly",
@@ -93,12 +107,12 @@ def main() -> None:
                       "--log-dir", str(given.log_dir))  # fmt: skip
     folder = given.log_dir.with_name("report")
     safedraft("report", str(given.log_dir), "--output", str(folder))
-    _, _, body = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n")
     logs = read_logs([given.log_dir])
-    figures = build_figures(logs)
+    compared = Logs([run for run in logs.runs if run.name in DEFENSES], logs.notes)
+    figures = build_figures(compared)
+    _, _, body = render_markdown(figures).partition("\n\n")
     draw(figures, given.page.with_name("attacks.svg"))
-    compared = Logs([run for run in logs.runs if run.name in DEFENSES])
-    points = build_figures(compared).trade_off
+    points = figures.trade_off
     fill_in(Path("README.md"), "attacks", tabulate_attacks(compared, points, SHOWN_FIRST))
     limits = given.page.with_name("limits.md")
     fill_in(limits, "attacks", tabulate_attacks(compared, points, ATTACKS))
@@ -106,6 +120,9 @@ def main() -> None:
     if sampled.exists():
         body = body.rstrip() + "\n" + tabulate_sampled(sampled)
     fill_in(given.page, "figures", body.strip() + "\n")
+    if others := select_others(logs):
+        fill_in(given.page, "others", tabulate_others(others))
+        draw(build_figures(others), given.page.with_name("others.svg"))
 
 
 def draw(figures: Figures, file: Path) -> None:
@@ -134,6 +151,32 @@ def tabulate_attacks(logs: Logs, points: Sequence[Point], suites: Collection[str
         for name in names
     ]
     return "\n".join(lines) + f"\n\nOver all suites of attacks {'; '.join(shares)}.\n"
+
+
+def select_others(logs: Logs) -> Logs | None:
+    """The runs of one suite of each kind by the configurations that ran all of these suites."""
+    known = {**DEFENSES, **OTHERS}
+    runs = [run for run in logs.runs if run.suite in CORE and run.name in known]
+    counts = Counter(run.name for run in runs)
+    kept = [run for run in runs if counts[run.name] == len(CORE)]
+    return Logs(kept) if {run.name for run in kept} - DEFENSES.keys() else None
+
+
+def tabulate_others(logs: Logs) -> str:
+    """Attacks answered and controls refused, a line a configuration, the best one first."""
+    rows = {(run.suite, run.name): run.rows for run in logs.runs}
+    heads = ["", "tells apart", "all six", *(f"`{suite}`" for suite in CORE)]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    points = build_figures(logs).trade_off
+    for point in sorted(points, key=lambda point: -(point.separation.value or 0)):
+        every = [rows[suite, point.name] for suite in CORE]
+        over_all = count_outcomes([*chain.from_iterable(every)]).replace(" | ", " / ")
+        cells = [re.sub(r"(\d+) of \d+ \| (\d+) of \d+", r"\1 / \2", count_outcomes(found))
+                 for found in every]  # fmt: skip
+        title = {**DEFENSES, **OTHERS}[point.name]
+        apart = f"{percent(point.separation)} points"
+        lines.append(f"| {' | '.join([title, apart, over_all, *cells])} |")
+    return "\n".join(lines) + "\n"
 
 
 def percent(estimate: Estimate) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
@@ -12,6 +12,11 @@ from safedraft.engines.base import LoadedPair
 from safedraft.models.registry import PairSpec
 from safedraft.rules import RULES
 from safedraft.text.encode import require_system_prompt
+from safedraft.text.messages import is_valid_unicode
+from safedraft.text.template import require_variables, template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def require_system_prompts(loaded: LoadedPair) -> None:
@@ -22,6 +27,29 @@ def require_system_prompts(loaded: LoadedPair) -> None:
     """
     for model in (loaded.target, loaded.draft):
         require_system_prompt(model.name, model.tokenizer, model.system)
+
+
+def require_settable(
+    variables: Mapping[str, Any], tokenizers: Sequence[PreTrainedTokenizerBase]
+) -> None:
+    """Check that a request can set these variables of the chat templates.
+
+    A template may write a text into the prompt as it stands, where a control token would begin a
+    turn that nobody allowed.
+
+    Raises:
+        SafeDraftError: a variable is read by no template, or is a text that is not valid Unicode or
+            spells a control token.
+    """
+    require_variables(variables, [template_of(tokenizer) for tokenizer in tokenizers])
+    added = {token.content for one in tokenizers for token in one.added_tokens_decoder.values()}
+    for name, value in variables.items():
+        text = value if isinstance(value, str) else ""
+        if not is_valid_unicode(text):
+            raise SafeDraftError(f"template: {name} is not valid Unicode: send it as UTF-8")
+        if spelled := [token for token in added if len(token.strip()) > 1 and token in text]:
+            token = max(spelled, key=len)
+            raise SafeDraftError(f"template: {name} has the control token {token!r}: leave it out")
 
 
 def require_rule(name: str) -> None:

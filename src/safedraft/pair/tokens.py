@@ -23,6 +23,7 @@ from safedraft.core.session import Reader, SessionEngine, Which
 from safedraft.engines.base import Capability, LoadedModel, LoadedPair
 from safedraft.pair.both_prompts import Prompts
 from safedraft.pair.forms import make_grammars, require_whole_reply
+from safedraft.pair.guards import require_settable
 from safedraft.pair.options import (
     Config,
     GenerateOptions,
@@ -45,7 +46,6 @@ from safedraft.text.refusals import refusal_tokens
 from safedraft.text.results import Statistics
 from safedraft.text.stop import control_stops
 from safedraft.text.stream import Stream
-from safedraft.text.template import require_variables, template_of
 from safedraft.text.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ class TokenPair(LoadedPair):
         return (warning, *self.notes) if warning else self.notes
 
     def require_variables(self, chat_template_kwargs: Mapping[str, Any]) -> None:
-        """Check that the chat templates read these variables.
+        """Check that a request can set these variables of the chat templates.
 
         Raises:
-            SafeDraftError: one of the variables is read by no template.
+            SafeDraftError: see ``guards.require_settable``.
         """
         if chat_template_kwargs:
             tokenizers = (_tokenizer(self.target), _tokenizer(self.draft))
-            require_variables(chat_template_kwargs, [template_of(one) for one in tokenizers])
+            require_settable(chat_template_kwargs, tokenizers)
 
     @property
     def thinks(self) -> bool:
@@ -111,8 +111,8 @@ class TokenPair(LoadedPair):
             tools: descriptions of the functions that the reply may call.
 
         Raises:
-            SafeDraftError: a model has no tokenizer or no chat template, the text is empty, or no
-                template reads a variable.
+            SafeDraftError: a model has no tokenizer or no chat template, the text is empty, or a
+                variable cannot be set.
 
         Warns:
             UnguardedWarning: the variables switch thinking on or off.

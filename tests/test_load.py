@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,25 @@ def test_a_registered_pair_may_be_named_by_its_models() -> None:
 def test_an_adapter_cannot_be_given_and_refused() -> None:
     with pytest.raises(SafeDraftError, match="not both"):
         choose_pair(adapter="a", use_adapter=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"use_adapter": None}, "use_adapter must be true or false, not None"),
+        ({"use_adapter": 0}, "use_adapter must be true or false, not 0"),
+        ({"other_base": "false"}, "other_base must be true or false, not 'false'"),
+        ({"template_from": ""}, "was named by an empty string"),
+        ({"spec": 1}, "no option is called 'spec'"),
+        ({"engine": "vllm", "spec": 1}, "no option is called 'spec'"),
+    ],
+)
+def test_a_value_that_is_none_of_its_type_does_not_stand_for_another(
+    given: dict[str, Any], said: str
+) -> None:
+    """A None for "not given" would otherwise leave out the adapter without a warning."""
+    with pytest.raises(SafeDraftError, match=re.escape(said)):
+        safedraft.load_pair(target="/no/such", **given)
 
 
 def load(tiny_pair: tuple[Path, Path], **options: Any) -> safedraft.Pair:

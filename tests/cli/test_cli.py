@@ -154,6 +154,35 @@ def test_a_name_in_an_option_is_not_given_twice(
     assert f"{repeated} is given twice" in error_of(run(*arguments, *own))
 
 
+@pytest.mark.parametrize("command", [["chat"], ["serve"], ["eval"], ["calibrate"]], ids=" ".join)
+def test_an_option_of_the_engine_has_one_value_and_is_one_of_an_engine(
+    run: Any, command: list[str]
+) -> None:
+    given = ["--dtype", "bfloat16", "--engine-option", "dtype=float32"]
+    assert "--engine-option dtype: is given as an option too" in error_of(run(*command, *given))
+    for name in ("spec", "config", "engine", "report"):
+        said = error_of(run(*command, "--engine-option", f"{name}=1"))
+        assert f"--engine-option {name}: no engine has it" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["generate", "hi", "", "--target", "/no/such"], "--pair"),
+        (["chat", "--template-from", "", "--target", "/no/such"], "--template-from"),
+        (["bench", "--draft-dtype", "", "--target", "/no/such"], "--draft-dtype"),
+        (["serve", "", "--target", "/no/such"], "--pair"),
+        (["serve", "--served-model-name", "", "--target", "/no/such"], "--served-model-name"),
+        (["doctor", ""], "--target"),
+        (["doctor", "big", ""], "--draft"),
+    ],
+)
+def test_an_empty_name_is_not_taken_for_the_default(
+    run: Any, words: list[str], option: str
+) -> None:
+    assert f"{option} is empty" in error_of(run(*words))
+
+
 def test_options_that_may_be_given_again_still_may(run: Any, models: list[str]) -> None:
     code, out, _ = run("generate", "hi", *["--stop", "a"] * 2, "--json", *models)
     assert code == 0

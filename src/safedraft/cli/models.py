@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,13 +33,19 @@ PairArgument = Annotated[
 TEMPLATES = ("other_base", "template", "template_from")
 """Options that say how an adapter's draft is used."""
 
+_NO_OPTIONS = ("spec", "config", "engine", "report")
+"""Parameters of loading that are options of no engine."""
+
 ENGINE = ("dtype", "draft_dtype", "device", "engine", "engine_option")
 """Options that say how the models are run."""
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The choice of two models, an engine and the constants; each field is an option."""
+    """The choice of two models, an engine and the constants; each field is an option.
+
+    Raises ``SafeDraftError`` for an empty name, and for two values of an engine's option.
+    """
 
     pair: Annotated[
         str | None,
@@ -138,6 +144,14 @@ class ModelChoice:
     ] = None
     settings: options.Set = None
 
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored: in scripts, a variable that is not set is an empty text."""
+        for item in fields(self):
+            if getattr(self, item.name) == "":
+                option = f"--{item.name.replace('_', '-')}"
+                raise SafeDraftError(f"{option} is empty: give it a value, or leave it out")
+        _ = self.engine_options
+
     def name_pair(self, pair: str | None) -> ModelChoice:
         """The choice with the pair that a command's argument names, if it names one.
 
@@ -146,7 +160,7 @@ class ModelChoice:
         """
         if pair and self.pair and pair != self.pair:
             raise SafeDraftError(f"{pair} and --pair {self.pair}: name one pair")
-        return replace(self, pair=pair or self.pair)
+        return self if pair is None else replace(self, pair=pair)
 
     @property
     def spec(self) -> PairSpec:
@@ -173,13 +187,20 @@ class ModelChoice:
         """The arguments of the engine's loader.
 
         Raises:
-            SafeDraftError: an option is not NAME=VALUE.
+            SafeDraftError: an option is not NAME=VALUE, no engine has it, or it has two values.
         """
         named = {"dtype": self.dtype, "device": self.device}
         chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
         if self.draft_dtype:
             chosen["draft_dtype"] = self.draft_dtype
         given = parse_assignments("--engine-option", self.engine_option)
+        for name in given:
+            if name in _NO_OPTIONS:
+                raise SafeDraftError(f"--engine-option {name}: no engine has it: leave it out")
+            if name in chosen:
+                raise SafeDraftError(
+                    f"--engine-option {name}: is given as an option too: leave one of them out"
+                )
         return chosen | {name: parse_value(value) for name, value in given.items()}
 
     @property

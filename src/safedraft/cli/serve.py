@@ -148,6 +148,8 @@ def serve(
     models = models.name_pair(named)
     spec, config = models.spec, models.config
     # With another model, the name of the pair would mislead clients.
+    if served_model_name == "":
+        raise SafeDraftError("--served-model-name is empty: give a name, or leave it out")
     usual = f"{spec.target} + {spec.draft}" if models.target or models.draft else spec.name
     name = served_model_name or usual
     by_load = _parse_draft_tokens(draft_tokens_up_to or ())

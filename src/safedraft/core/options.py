@@ -250,11 +250,12 @@ def choose_options(
     parameters = signature(load).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
+    arguments = {parameter.name for parameter in parameters} - {*known}
     chosen: dict[str, Any] = {}
     for name, value in options.items():
         if name in known:
             chosen |= {} if value is None else {name: value}
-        elif takes_all:
+        elif takes_all and name not in arguments:
             chosen[name] = value
         elif name not in NEUTRAL_IN_LOADING or value not in (None, NEUTRAL_IN_LOADING[name]):
             raise _unknown_option(place, name, known)

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path, user_config_path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from safedraft.core.config import Positive, RiskConfig, SSDConfig, hash_values
-from safedraft.core.errors import SafeDraftError, refuse_invalid
+from safedraft.core.errors import SafeDraftError, refuse_invalid, show_value
 from safedraft.core.files import write_atomically
 from safedraft.core.plugins import unknown_name
 from safedraft.models.pinned import PinnedFile, Text
@@ -292,10 +292,16 @@ def choose_pair(
     is used with its own draft only, and settings of templates with their own two models.
 
     Raises:
-        SafeDraftError: unknown name, or an adapter that is asked for and refused at once.
+        SafeDraftError: unknown name, a value of another type, or an adapter that is asked for and
+            refused at once.
     """
-    if "" in (name, target, draft, adapter):
-        raise SafeDraftError("a pair, target, draft or adapter was named by an empty string")
+    if "" in (name, target, draft, adapter, template_from):
+        raise SafeDraftError(
+            "a pair, target, draft, adapter or template_from was named by an empty string"
+        )
+    for switch, value in (("use_adapter", use_adapter), ("other_base", other_base)):
+        if not isinstance(value, bool):
+            raise SafeDraftError(f"{switch} must be true or false, not {show_value(value)}")
     if adapter and not use_adapter:
         raise SafeDraftError("give an adapter or refuse one, not both")
     if name is None and target and draft:

@@ -114,6 +114,7 @@ def _rename(synonym: str, named: dict[str, Named | None], options: dict[str, Any
 
 def load_spec(
     spec: PairSpec,
+    /,
     *,
     config: SSDConfig | Mapping[str, Any] | None = None,
     engine: str = DEFAULT_ENGINE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import safedraft
 from safedraft.core.errors import IncompatiblePairError, SafeDraftError
 from safedraft.kernels.int8 import Int8Linear
+from safedraft.models.doctor import examine
 from safedraft.models.fingerprint import FACTS, AdapterFacts, fingerprint
-from safedraft.models.registry import PairSpec, choose_pair
+from safedraft.models.registry import PairSpec, choose_pair, write_pair
 from safedraft.pair.load import load_spec
 
 
@@ -145,6 +147,60 @@ def test_bounds_of_the_risk_in_an_entry_wait_for_a_probe(
     for given in ({"harmless_below": 0.2}, safedraft.RiskConfig(harmless_below=0.2)):
         with pytest.raises(SafeDraftError, match="harmless_below: the risk of requests is not"):
             safedraft.load_pair("own", use_adapter=False, config=given)
+
+
+@pytest.mark.parametrize(
+    ("constants", "said"),
+    [
+        ({"alpha_union": 0.0}, "alpha_union is 0: where the models disagree, the target alone"),
+        ({"harmless_below": 1.0, "risky_above": 1.0}, "harmless_below is 1: every request"),
+    ],
+)
+def test_constants_that_turn_the_guard_off_are_warned_of_in_every_result(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, constants: dict[str, float], said: str
+) -> None:
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    spec = PairSpec(
+        name="own",
+        target=str(tiny_pair[0]),
+        draft=str(tiny_pair[1]),
+        adapter=str(tmp_path / "lora"),
+        config=safedraft.RiskConfig(**constants),
+    )
+    with pytest.warns(safedraft.UnguardedWarning, match=said):
+        pair = load_spec(spec)
+    assert not pair.guarded
+    (warning,) = [one for one in pair.generate("hi", max_tokens=1).warnings if said in one]
+    assert warning in pair.warnings
+    assert load_spec(spec, config=safedraft.SSDConfig()).guarded
+    if "alpha_union" in constants:
+        with pytest.warns(safedraft.UnguardedWarning, match=said):
+            load(tiny_pair, use_adapter=False, config=constants)
+
+
+def test_an_adapter_that_lost_its_probe_is_warned_of(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    named = dict(zip(("target", "draft"), map(str, tiny_pair), strict=True))
+    entry = PairSpec(
+        name="own",
+        **named,
+        adapter=str(tmp_path / "lora"),
+        config=safedraft.RiskConfig(alpha_harmless=0.0, harmless_below=0.2),
+    )
+    write_pair(entry, tmp_path / "config" / "pairs" / "own.toml")
+    said = "has no probe, so that alpha_harmless, harmless_below of the pair own have no effect"
+    with pytest.warns(safedraft.UnguardedWarning, match=said) as caught:
+        pair = safedraft.load_pair("own")
+    assert any(said in str(one.message) and one.filename == __file__ for one in caught)
+    assert [said in one for one in pair.warnings].count(True) == 1
+    (check,) = [one for one in examine(choose_pair("own")).checks if one.name == "risk"]
+    assert check.status == "warning"
+    assert said in check.detail
+    copytree(tmp_path / "lora", tmp_path / "another")  # it may well have no probe
+    for given in ({"adapter": str(tmp_path / "another")}, {"use_adapter": False}):
+        assert not any("probe" in one for one in safedraft.load_pair("own", **given).warnings)
 
 
 def test_that_a_bare_draft_is_meant_holds_for_that_draft_alone(tmp_path: Path) -> None:

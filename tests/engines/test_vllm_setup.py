@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TEMPLATE, save_model, save_pair, save_tokenizer
 from installed import install
+from test_load import save_adapter
 
 import safedraft
 from safedraft import RiskConfig
@@ -335,6 +336,28 @@ def test_the_command_line_of_vllms_server() -> None:
 def test_options_that_go_by_the_checks_are_refused(argument: str, reason: str) -> None:
     with pytest.raises(SafeDraftError, match=reason):
         parse_options([argument, "another"])
+
+
+def test_vllms_server_takes_no_constants_of_a_risk_that_is_not_read(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safedraft.server.vllm.serve.require_vllm", lambda: None)
+    given = safedraft.RiskConfig().replace(risky_above=0.2)
+    with pytest.raises(SafeDraftError, match="risky_above: the risk of requests is not read"):
+        serve_pair(spec(tiny_pair), given, [])
+
+
+def test_vllms_server_knows_that_constants_turn_the_guard_off(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path / "lora", tiny_pair[1])
+    monkeypatch.setattr("safedraft.server.vllm.serve.require_vllm", lambda: None)
+    monkeypatch.setattr(EnginePlan, "options", lambda *given, **more: {"model": "tiny"})
+    own = spec(tiny_pair, adapter=str(tmp_path / "lora"))
+    for alpha in (0.0, 0.8):
+        monkeypatch.setenv("SAFEDRAFT_OPERATOR", "")
+        serve_pair(own, safedraft.RiskConfig(alpha_union=alpha), [])
+        assert Operator.from_environment().guarded is (alpha > 0)
 
 
 def test_vllms_rust_server_is_refused(

@@ -14,6 +14,7 @@ from helpers.templates import TRAITS
 from serving import NAME, Served, serving
 from talking import talking
 
+from safedraft.core.config import SSDConfig
 from safedraft.models.registry import PairSpec
 from safedraft.pair import Pair
 from safedraft.prompts.phrases import WINDOW
@@ -126,6 +127,14 @@ def test_a_reply_with_constants_or_a_rule_of_its_own_is_not_guarded(
         assert reply.headers["x-safedraft-guarded"] == guarded
         counted = server.http.get("/metrics").text
     assert f'guarded="{guarded}",refused="true"}} 1.0' in counted
+
+
+def test_no_reply_is_guarded_where_the_operators_constants_turn_the_guard_off(
+    tmp_path: Path,
+) -> None:
+    pair = replace(pair_of(tmp_path, GUARDED, REFUSAL), config=SSDConfig(alpha_union=0.0))
+    with serving(pair, guard_header=True) as server:
+        assert ask(server).headers["x-safedraft-guarded"] == "false"
 
 
 def test_a_reply_whose_client_chose_what_is_penalized_is_not_guarded(tmp_path: Path) -> None:

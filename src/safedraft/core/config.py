@@ -301,6 +301,13 @@ class SSDConfig(CompositeConfig):
     """Minimum number of bins to stay in union (1 in the paper). One bin can end mid-refusal and
     let the target resume."""
 
+    @property
+    def weakness(self) -> str | None:
+        """Why these constants leave the target without a guard; None if they do not."""
+        if self.alpha_union == 0:
+            return "alpha_union is 0: where the models disagree, the target alone decides"
+        return None
+
 
 class RiskConfig(SSDConfig):
     """The constants of SSD where the risk of the request is known (not part of the paper)."""
@@ -319,6 +326,13 @@ class RiskConfig(SSDConfig):
 
     reading_above: Share = 0.05
     """The risk is read again as long as the largest one so far is above this."""
+
+    @property
+    def weakness(self) -> str | None:
+        """See ``SSDConfig``."""
+        if self.harmless_below == 1:
+            return "harmless_below is 1: every request is taken to be harmless"
+        return super().weakness
 
     @classmethod
     def extend(cls, config: SSDConfig) -> RiskConfig:

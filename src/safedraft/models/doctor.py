@@ -79,7 +79,9 @@ def _check_risk(parts: Parts) -> Iterator[Check]:
     if parts.adapter is None:
         return
     if parts.probe is None:
-        yield Check("risk", "ok", "not read: the adapter has no probe (safedraft train-risk)")
+        none = "not read: the adapter has no probe (safedraft train-risk)"
+        unread = parts.spec.unread_risk
+        yield Check("risk", "warning" if unread else "ok", unread or none)
     elif parts.narrower:
         yield Check("risk", "warning", parts.narrower)
     else:

@@ -119,6 +119,23 @@ class PairSpec(_Entry):
             "(adapter=), or accept the bare draft with --no-adapter (use_adapter=False)"
         )
 
+    @property
+    def unread_risk(self) -> str | None:
+        """What to say if the adapter of this pair has no probe.
+
+        None if the pair's entry has no constants of the risk, or if the adapter is not the entry's
+        own: one that was named in its place may well have no probe.
+        """
+        own = sorted(self.config.model_fields_set - SSDConfig.model_fields.keys())
+        entry = pairs().get(self.name)
+        if not (own and self.adapter and entry and entry.adapter == self.adapter):
+            return None
+        return (
+            f"the adapter {self.adapter} has no probe, so that {', '.join(own)} of the pair "
+            f"{self.name} have no effect and replies are decoded by SSD alone: fetch the adapter "
+            "again, or train a probe (safedraft train-risk)"
+        )
+
 
 _EntryT = TypeVar("_EntryT", bound=_Entry)
 

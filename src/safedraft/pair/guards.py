@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
+from safedraft.core.risk import RiskProbe
 from safedraft.engines.base import LoadedPair
 from safedraft.models.registry import PairSpec
 from safedraft.rules import RULES
@@ -61,7 +62,7 @@ def require_rule(name: str) -> None:
     RULES.find(name)
 
 
-def require_probe(loaded: LoadedPair, given: SSDConfig | Mapping[str, Any] | None) -> None:
+def require_probe(probe: RiskProbe | None, given: SSDConfig | Mapping[str, Any] | None) -> None:
     """Check that the pair has a risk probe if a caller sets constants of the risk.
 
     Constants in the pair's entry need no probe, since its adapter can be left out or replaced.
@@ -71,18 +72,38 @@ def require_probe(loaded: LoadedPair, given: SSDConfig | Mapping[str, Any] | Non
     """
     names = given.model_fields_set if isinstance(given, SSDConfig) else set(given or ())
     own = names - SSDConfig.model_fields.keys()
-    if own and loaded.probe is None:
+    if own and probe is None:
         raise SafeDraftError(
             f"{', '.join(sorted(own))}: the risk of requests is not read here: the adapter has no "
             "probe (safedraft train-risk)"
         )
 
 
-def warn_if_unguarded(spec: PairSpec) -> None:
-    """Warn if the draft has no adapter and nobody accepted that.
+def warn_if_unguarded(spec: PairSpec, config: SSDConfig | None) -> None:
+    """Warn if the draft has no adapter and nobody accepted that, or the constants turn it off.
+
+    Args:
+        spec: the pair.
+        config: constants in place of the pair's own.
 
     Warns:
-        UnguardedWarning: once for each pair in a process.
+        UnguardedWarning: once for each reason and pair in a process.
     """
-    if spec.warning:
-        warnings.warn(spec.warning, UnguardedWarning, stacklevel=4)
+    for reason in filter(None, (spec.warning, (config or spec.config).weakness)):
+        warnings.warn(reason, UnguardedWarning, stacklevel=4)
+
+
+def warn_of_unread_risk(spec: PairSpec, probe: RiskProbe | None) -> tuple[str, ...]:
+    """Warn if a pair's entry has constants of the risk, and its own adapter lacks the probe.
+
+    Returns:
+        The warning, if there is one.
+
+    Warns:
+        UnguardedWarning: replies are decoded by SSD alone.
+    """
+    reason = None if probe else spec.unread_risk
+    if reason is None:
+        return ()
+    warnings.warn(reason, UnguardedWarning, stacklevel=4)
+    return (reason,)

@@ -50,10 +50,10 @@ def take_models(
         )
     own_tokenizers = _find_tokenizer(tokenizers[0]), _find_tokenizer(tokenizers[1])
     constants = read_config(config, spec.config)
-    warn_if_unguarded(spec)
+    warn_if_unguarded(spec, constants)
     loaded = pair_in_memory(spec, plain, own_tokenizers, constants)
     require_system_prompts(loaded)
-    require_probe(loaded, config)
+    require_probe(loaded.probe, config)
     return loaded
 
 

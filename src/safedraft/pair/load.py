@@ -13,7 +13,12 @@ from safedraft.core.options import choose_options
 from safedraft.engines import DEFAULT_ENGINE, ENGINES
 from safedraft.models.progress import ReportProgress, show_progress
 from safedraft.models.registry import PairSpec, TemplateSource, choose_pair, pairs
-from safedraft.pair.guards import require_probe, require_system_prompts, warn_if_unguarded
+from safedraft.pair.guards import (
+    require_probe,
+    require_system_prompts,
+    warn_if_unguarded,
+    warn_of_unread_risk,
+)
 from safedraft.pair.options import read_config
 from safedraft.pair.pair import Pair
 
@@ -80,7 +85,8 @@ def load_pair(
 
     Warns:
         UnguardedWarning: the draft has no adapter, and ``use_adapter`` does not say that it is
-            meant to have none; or the adapter was trained on other weights or another template.
+            meant to have none; the adapter was trained on other weights or another template, or
+            lacks the probe that the pair's constants are for; or the constants turn the guard off.
     """
     named = {"target": target, "draft": draft}
     for synonym in _SYNONYMS.keys() & options.keys():
@@ -122,13 +128,14 @@ def load_spec(
     **options: Any,
 ) -> Pair:
     """Load a pair that was chosen already; as ``load_pair``."""
-    warn_if_unguarded(spec)
+    constants = read_config(config, spec.config)
+    warn_if_unguarded(spec, constants)
     load = ENGINES.find(engine)
     own = choose_options(load, options, f"the engine {engine}")
-    constants = read_config(config, spec.config)
     shown = nullcontext(report) if report is not None else show_progress(lines=False)
     with shown as reporting:
         loaded = load(spec, constants, reporting, **own)
     require_system_prompts(loaded)
-    require_probe(loaded, config)
-    return Pair(**{**vars(loaded), "spec": loaded.spec or spec})
+    require_probe(loaded.probe, config)
+    notes = (*loaded.notes, *warn_of_unread_risk(spec, loaded.probe))
+    return Pair(**{**vars(loaded), "spec": loaded.spec or spec, "notes": notes})

@@ -58,8 +58,8 @@ class TokenPair(LoadedPair):
 
     @property
     def guarded(self) -> bool:
-        """Whether the draft has a safety adapter."""
-        return bool(self.spec and self.spec.adapter)
+        """Whether the draft has a safety adapter, and constants that let it guard the target."""
+        return bool(self.spec and self.spec.adapter and not self.config.weakness)
 
     @property
     def rule(self) -> str:
@@ -69,8 +69,8 @@ class TokenPair(LoadedPair):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why replies may be less safe than expected, one sentence for each reason."""
-        warning = self.spec.warning if self.spec else None
-        return (warning, *self.notes) if warning else self.notes
+        reasons = (self.spec.warning if self.spec else None, self.config.weakness)
+        return (*filter(None, reasons), *self.notes)
 
     def require_variables(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         """Check that a request can set these variables of the chat templates.

@@ -16,7 +16,7 @@ from safedraft.core.errors import SafeDraftError
 from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_options, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
-from safedraft.pair.guards import warn_if_unguarded
+from safedraft.pair.guards import require_probe, warn_if_unguarded, warn_of_unread_risk
 from safedraft.server.settings import API_KEY
 from safedraft.server.vllm.operator import Operator
 
@@ -97,7 +97,7 @@ def serve_pair(
         )
     if os.environ.get(_RUST, "0") != "0":
         raise SafeDraftError(f"{_RUST}: its requests are not checked: unset it")
-    warn_if_unguarded(spec)
+    warn_if_unguarded(spec, config)
     prepare_environment()
     if _METRICS not in os.environ:
         # The workers count decisions into files, which the server's /metrics adds up. The folder
@@ -107,6 +107,8 @@ def serve_pair(
     from safedraft.server.vllm.gate import middleware_arguments
 
     chosen = plan(spec, config, report)
+    require_probe(chosen.parts.probe, config)
+    warn_of_unread_risk(spec, chosen.parts.probe)
     if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
         chosen.config.first_scheme(turn_begun=None)
     wanted = chosen.options(
@@ -124,7 +126,8 @@ def serve_pair(
         file.write_text(template, encoding="utf-8")
         wanted["chat_template"] = str(file)
     name = str(given.get("served_model_name", spec.name))
-    Operator(name=name, guarded=bool(spec.adapter), guard_header=guard_header).put_in_environment()
+    guarded = bool(spec.adapter) and chosen.config.weakness is None
+    Operator(name=name, guarded=guarded, guard_header=guard_header).put_in_environment()
     middleware = ["--middleware", _RECORDER, *middleware_arguments(os.environ.get(API_KEY))]
     command = build_command(wanted, spec.name, [*middleware, *arguments])
     return partial(_run, command)

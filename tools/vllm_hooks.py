@@ -5,10 +5,11 @@ Nothing of vLLM is imported, so that any wheel can be looked at:
     pip download --no-deps vllm==0.33.0
     python tools/vllm_hooks.py vllm-0.33.0-*.whl [--diff vllm-0.32.0-*.whl]
 
-A vLLM whose hooks are all those of one known version is supported as it stands. Otherwise the
-differences are read, its tests are run (make test-vllm), and its fingerprints, which this prints,
-go into ``engines/vllm/hooks.py``. The exit code is 1 if the plug-in would refuse it, which it also
-does where each hook is known and no version has all of them.
+A vLLM whose hooks are all those of one known version is supported as it stands; comments, layout,
+docstrings and the annotations in functions may differ. Otherwise the differences are read, its
+tests are run (make test-vllm), and its fingerprints, which this prints, go into
+``engines/vllm/hooks.py``. The exit code is 1 if the plug-in would refuse it, which it also does
+where each hook is known and no version has all of them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from collections.abc import Callable, Mapping
 from difflib import unified_diff
 from pathlib import Path
 
-from safedraft.engines.vllm.hooks import HOMES, HOOKS, RUN, find_nearest, read_hook
-from safedraft.models.fingerprint import digest
+from safedraft.engines.vllm.hooks import HOMES, HOOKS, RUN, find_nearest, fingerprint, read_hook
 
 Read = Callable[[str], str | None]
 """Gives the code of a hook; None if there is none of this name."""
@@ -39,6 +39,10 @@ def open_tree(place: Path) -> Read:
 
     texts = {module: read_module(module) for module in {*HOMES.values()}}
     return lambda name: read_hook(name, texts[HOMES[name.partition(".")[0]]])
+
+
+def _fingerprint(code: str | None) -> str:
+    return fingerprint(code) if code else "missing"
 
 
 def judge(found: Mapping[str, str]) -> tuple[bool, str]:
@@ -64,10 +68,10 @@ def main() -> int:
     found: dict[str, str] = {}
     for name in next(iter(HOOKS.values())):
         code = read(name)
-        found[name] = digest(code, digits=16) if code else "missing"
+        found[name] = _fingerprint(code)
         same = [version for version, hooks in HOOKS.items() if hooks[name] == found[name]]
         print(f'"{name}": "{found[name]}",  # {f"as in {same[-1]}" if same else "differs"}')
-        if other and code != (before := other(name)):
+        if other and found[name] != _fingerprint(before := other(name)):
             lines = unified_diff(
                 (before or "").splitlines(),
                 (code or "").splitlines(),

@@ -1,4 +1,4 @@
-"""`tools/vllm_hooks.py` says of a vLLM what the plug-in says at a start."""
+"""What counts as the same code, and that `tools/vllm_hooks.py` says what the plug-in says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 
 from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm import hooks
-from safedraft.models.fingerprint import digest
 
 OLD = {
     "Runner.run": "    def run(self):\n        return 1\n",
@@ -25,7 +24,67 @@ HOMES = {"Runner": "vllm.runner", "stop": "vllm.tools.stop"}
 
 
 def fingerprints(codes: dict[str, str]) -> dict[str, str]:
-    return {name: digest(code, digits=16) for name, code in codes.items()}
+    return {name: hooks.fingerprint(code) for name, code in codes.items()}
+
+
+METHOD = """    @classmethod
+    def run(cls, count, *, fast=True):
+        limit = 2
+        return f"{count:>{limit}}", [*range(limit)], {**{}, "a": None}
+"""
+
+SAME_METHOD = """    @classmethod
+    def run(
+        cls, count: int, *, fast: bool = True  # for tests
+    ) -> tuple[str, list[int], dict[str, None]]:
+        '''Run.
+
+Twice.'''
+        limit: int = 2
+        rest: str
+        return (f'{count:>{limit}}', [*range(limit)], {**{}, u"a": None})
+"""
+
+FIELDS = "class Row(NamedTuple):\n    count: int\n    name: str = ''\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "other"),
+    [
+        (METHOD, SAME_METHOD),
+        (FIELDS, FIELDS.replace("    count: int", "    '''A row.'''\n\n    count: int  # rows")),
+        (FIELDS + METHOD, FIELDS + SAME_METHOD),
+    ],
+    ids=["a method", "a class", "a method of a class"],
+)
+def test_words_and_annotations_of_functions_do_not_count(code: str, other: str) -> None:
+    assert hooks.fingerprint(code) == hooks.fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("code", "old", "new"),
+    [
+        (METHOD, "limit = 2", "limit = 3"),
+        (METHOD, "fast=True", "fast=False"),
+        (METHOD, "fast=True", "quick=True"),
+        (METHOD, "@classmethod", "@staticmethod"),
+        (METHOD, "{count:>", "{count:<"),
+        (METHOD, '"a": None', '"a": None, **{}'),
+        (METHOD, '"a": None', '"a": ...'),
+        (METHOD, "{**{}", "{0: {}"),
+        (FIELDS, "    count: int\n", ""),
+        (FIELDS, "count: int", "count: ClassVar[int]"),
+        (FIELDS, "name: str = ''", "name = ''"),
+        (FIELDS, "NamedTuple", "Row"),
+    ],
+)
+def test_what_changes_a_hook_counts(code: str, old: str, new: str) -> None:
+    assert old in code
+    assert hooks.fingerprint(code) != hooks.fingerprint(code.replace(old, new))
+
+
+def test_every_version_of_python_has_the_same_fingerprints() -> None:
+    assert hooks.fingerprint(METHOD) == "c126f9fb835469a7"
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from safedraft.core.errors import SafeDraftError, UnguardedWarning
 from safedraft.engines.vllm import checks, hooks
 from safedraft.engines.vllm.honored import HONORED, require_honored
 from safedraft.engines.vllm.options import KEY, Settings
-from safedraft.models.fingerprint import digest
 from safedraft.server.vllm.serve import parse_command
 
 pytestmark = pytest.mark.vllm
@@ -242,7 +241,7 @@ def test_a_hook_is_read_from_a_file_as_from_the_module() -> None:
     for name in hooks.HOOKS["0.32.0"]:
         module = import_module(hooks.HOMES[name.partition(".")[0]])
         code = hooks.read_hook(name, Path(module.__file__ or "").read_text("utf-8"))
-        assert digest(code or "", digits=16) == hooks.HOOKS["0.32.0"][name]
+        assert hooks.fingerprint(code or "") == hooks.HOOKS["0.32.0"][name]
     assert hooks.read_hook("Scheduler.gone", "class Scheduler:\n    pass\n") is None
 
 

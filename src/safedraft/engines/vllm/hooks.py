@@ -32,61 +32,65 @@ HOMES = {
 """The module of each class or function that has hooks."""
 
 _HOOKS_0_32 = {
-    "GPUModelRunner.execute_model": "e058bf791a298e98",
-    "GPUModelRunner._prepare_inputs": "c31a77c123a09a04",
-    "GPUModelRunner._sample": "5cb5c1da02cfdc68",
-    "GPUModelRunner.sample_tokens": "047e6a4738dead56",
-    "GPUModelRunner._bookkeeping_sync": "13c3e81003a7e168",
-    "GPUModelRunner._update_states": "326599f31b273b94",
-    "GPUModelRunner._calc_spec_decode_metadata": "6148d63fa0bff183",
-    "GPUModelRunner.propose_draft_token_ids": "a60269aca9de4e25",
-    "GPUModelRunner.take_draft_token_ids": "21e3697c8c5f9a81",
-    "GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce410e6",
-    "GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00cecb",
-    "CPUModelRunner": "a308f1f428e77390",
-    "Worker._init_workspace_and_model_runner": "bf006d81bd375c2f",
-    "Worker._make_model_runner": "3817214704e1e262",
-    "DraftModelProposer": "9647c8de45405429",
-    "SpecDecodeBaseProposer.propose": "00017c139f27a3e7",
-    "SpecDecodeBaseProposer.set_inputs_first_pass": "00e470090b7c3a35",
-    "Scheduler.schedule": "da4f2cf2fc39c39e",
-    "Scheduler._update_after_schedule": "2b527eb8070d3cce",
-    "Scheduler.update_from_output": "85b29db96051135c",
-    "Scheduler.finish_requests": "b7a4ef7b8aa588bf",
-    "Scheduler.update_draft_token_ids": "f05dcf1d78912b36",
-    "Scheduler._preempt_request": "4113f5de8a84ec25",
-    "check_stop": "5149b60c92d21064",
-    "InputProcessor.process_inputs": "e22b5f772979054c",
-    "OutputProcessor.process_outputs": "9e116796002e75f2",
-    "RequestState.from_new_request": "eaf12c8b6422112b",
-    "RequestState.make_request_output": "353cb96c5deaa307",
-    "LogprobsLists": "40c7351c794f7237",
-    "LogprobsProcessor": "1ea97a520599bc1e",
-    "BeamSearchOnlineMixin.beam_search": "e2e6d1893a8f2c1d",
-    "BeamSearchOfflineMixin.beam_search": "b4b93229fd76b6a8",
-    "BeamSearchOfflineMixin._build_beam_sampling_params": "060fa05c239b9c7b",
+    "GPUModelRunner.execute_model": "4e39d737cba5cad0",
+    "GPUModelRunner._prepare_inputs": "4787a6310564462f",
+    "GPUModelRunner._sample": "f1404bb853b19597",
+    "GPUModelRunner.sample_tokens": "c67f94130071addc",
+    "GPUModelRunner._bookkeeping_sync": "6c86870d8299042c",
+    "GPUModelRunner._update_states": "4fd47936c19a4952",
+    "GPUModelRunner._calc_spec_decode_metadata": "355cf3c5e9ed5a86",
+    "GPUModelRunner.propose_draft_token_ids": "f1cde79f4287fae1",
+    "GPUModelRunner.take_draft_token_ids": "320e7f5ecf11652d",
+    "GPUModelRunner._copy_draft_token_ids_to_cpu": "e3968339b36bcf63",
+    "GPUModelRunner._get_draft_token_ids_cpu": "425099d7bea2ae8a",
+    "CPUModelRunner": "566c32bdf3d1be82",
+    "Worker._init_workspace_and_model_runner": "3207e39f7a9db17e",
+    "Worker._make_model_runner": "57156dac006b08f6",
+    "DraftModelProposer": "732391cf7715f5ed",
+    "SpecDecodeBaseProposer.propose": "6d78cdd1e7b94a11",
+    "SpecDecodeBaseProposer.set_inputs_first_pass": "56b5e431afc59f56",
+    "Scheduler.schedule": "ec8f97873c95b6df",
+    "Scheduler._update_after_schedule": "120dddf291f8d29d",
+    "Scheduler.update_from_output": "26197c3ddb80b92c",
+    "Scheduler.finish_requests": "936f5540eef85f01",
+    "Scheduler.update_draft_token_ids": "1b355de4952567e9",
+    "Scheduler._preempt_request": "f88921e4b9178424",
+    "check_stop": "e9dcd476e9f030e9",
+    "InputProcessor.process_inputs": "ab4ce1a3d80b2efc",
+    "OutputProcessor.process_outputs": "9f8edcb574209f19",
+    "RequestState.from_new_request": "21ee2f63568085d1",
+    "RequestState.make_request_output": "3e22f8f2cdee2867",
+    "LogprobsLists": "a76f8cfcb81d6bc2",
+    "LogprobsProcessor": "58fd59bd58160e2e",
+    "BeamSearchOnlineMixin.beam_search": "b5f3f5d46593f40b",
+    "BeamSearchOfflineMixin.beam_search": "f853e898c5c0fcff",
+    "BeamSearchOfflineMixin._build_beam_sampling_params": "5c9d1808903ef411",
 }
 
 HOOKS: Mapping[str, Mapping[str, str]] = {
     "0.32.0": _HOOKS_0_32,
     "0.33.0": {
         **_HOOKS_0_32,
-        "GPUModelRunner.propose_draft_token_ids": "9db461529ab7e17c",
-        "Scheduler.schedule": "fa34c8a13c0a8936",
-        "Scheduler.update_from_output": "8067d98a98b620cb",
-        "Scheduler.finish_requests": "3649baeb4794f17f",
-        "Scheduler._preempt_request": "8d67cc4e85688724",
-        "OutputProcessor.process_outputs": "06811284749d457d",
-        "RequestState.make_request_output": "9c555c51b1a2ece2",
-        "BeamSearchOnlineMixin.beam_search": "9944b62f623cd7d3",
-        "BeamSearchOfflineMixin.beam_search": "b26ce80f21700f36",
+        "GPUModelRunner.propose_draft_token_ids": "3fb2d4aee4b0a1e7",
+        "Scheduler.schedule": "9db97c5fb4b5cdad",
+        "Scheduler.update_from_output": "6071ce1b64a184e3",
+        "Scheduler.finish_requests": "c2f5f96932755763",
+        "Scheduler._preempt_request": "dcb30f70745389e7",
+        "OutputProcessor.process_outputs": "d0166d5b5e21b822",
+        "RequestState.make_request_output": "db31a0bb7a362258",
+        "BeamSearchOnlineMixin.beam_search": "b2c8b08c47d564f6",
+        "BeamSearchOfflineMixin.beam_search": "0a787580e9b0acce",
     },
 }
-"""By version of vLLM, the classes, methods and functions with the beginning of their SHA-256.
-``tools/vllm_hooks.py`` prints them for a wheel."""
+"""By version of vLLM, the classes, methods and functions with their fingerprints, which
+``tools/vllm_hooks.py`` prints for a wheel."""
 
 RUN = ("0.32.0",)
 """Versions with which the engine's tests ran. The code of the others was read."""
+
+
+_LEFT_OUT = {"returns", "kind", "type_comment"}
+"""Fields of a syntax tree that do not count; ``kind`` is that of the quotes around a text."""
 
 
 def require_known_hooks() -> None:
@@ -132,7 +136,20 @@ def find_nearest(found: Mapping[str, str]) -> tuple[str, list[str]]:
 def fingerprints() -> Iterator[tuple[str, str]]:
     """Name and fingerprint of the installed code of every hook."""
     for name in _HOOKS_0_32:
-        yield name, digest(inspect.getsource(inspect.unwrap(find_hook(name))), digits=16)
+        yield name, fingerprint(inspect.getsource(inspect.unwrap(find_hook(name))))
+
+
+def fingerprint(code: str) -> str:
+    """A digest of what a hook does, 16 hexadecimal digits; every version of Python has the same.
+
+    Comments, layout, docstrings and the annotations in functions do not count. Those of a class's
+    own fields count, since a ``NamedTuple`` or a dataclass is made from them.
+
+    Args:
+        code: a class, method or function, indented as a whole or not at all.
+    """
+    tree = ast.parse(f"if True:\n{code}" if code[:1].isspace() else code)
+    return digest(_write(tree), digits=16)
 
 
 def find_hook(name: str) -> Callable[..., Any]:
@@ -157,6 +174,38 @@ def read_hook(name: str, text: str) -> str | None:
     assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     start = min([decorator.lineno for decorator in node.decorator_list] + [node.lineno])
     return "".join(text.splitlines(keepends=True)[start - 1 : node.end_lineno])
+
+
+def _write(part: object, in_class: bool = False) -> str:
+    """Write a part of a syntax tree as text; what does not count, or is not there, is left out.
+
+    ``ast.dump`` is not the same in all versions of Python.
+
+    Args:
+        in_class: whether the part belongs to the body of a class, and not to that of its methods.
+    """
+    match part:
+        case list():
+            return f"[{', '.join(filter(None, (_write(one, in_class) for one in part)))}]"
+        case ast.Expr(value=ast.Constant(value=str())):
+            return ""
+        case ast.arg(arg=name):
+            return name
+        case ast.AnnAssign(target=target, value=value) if not in_class:
+            return _write(ast.Assign([target], value)) if value else ""
+        case ast.JoinedStr(values=[*values, ast.Constant(value="")]):  # by Python 3.12 alone
+            return _write(ast.JoinedStr(values))
+        case ast.AST():
+            begins = isinstance(part, ast.ClassDef)
+            ends = isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)
+            inner = begins or (in_class and not ends)
+            fields = [
+                f"{name}={_write(value, inner)}"
+                for name, value in ast.iter_fields(part)
+                if name not in _LEFT_OUT and value not in (None, [])
+            ]
+            return f"{type(part).__name__}({', '.join(fields)})"
+    return repr(part)
 
 
 def _is(node: ast.AST, name: str) -> bool:

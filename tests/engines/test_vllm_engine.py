@@ -64,12 +64,6 @@ def test_what_differs_from_the_engines_own_goes_along(
     assert engine_of()._extra_args(asked) == {"ssd_rule": "ssd"} | extra
 
 
-def test_what_vllm_refuses_together_with_drafts_goes_along_too() -> None:
-    shifted = SamplingParams(temperature=1.0, min_p=0.1, logit_bias={5: 2.0})
-    carried = {"ssd_rule": "ssd", "ssd_min_p": 0.1, "ssd_logit_bias": {5: 2.0}}
-    assert engine_of()._extra_args(replace(request(), sampling=shifted)) == carried
-
-
 def test_a_request_cannot_have_drafts_of_its_own() -> None:
     with pytest.raises(SafeDraftError, match="draft_tokens: vLLM drafts for all requests"):
         engine_of()._extra_args(request(config=SSDConfig(draft_tokens=7)))

@@ -286,3 +286,43 @@ def test_rocm_is_refused_although_vllm_takes_it_for_cuda(
     monkeypatch.setattr("vllm.platforms.current_platform", rocm)
     with pytest.raises(SafeDraftError, match="the platform rocm is not supported"):
         checks.require_engine(config)
+
+
+def test_what_vllm_would_refuse_is_moved_and_the_rest_stays() -> None:
+    from vllm import PoolingParams, SamplingParams
+
+    from safedraft.engines.vllm.parameters import carry
+
+    for untouched in (SamplingParams(top_p=0.5, temperature=0.7), PoolingParams()):
+        assert carry(untouched) is untouched
+    given = SamplingParams(min_p=0.25, logit_bias={5: 2.0}, extra_args={"ssd_alpha_union": 1.0})
+    carried = carry(given)
+    assert (carried.min_p, carried.logit_bias) == (0.0, None)
+    moved = {"ssd_alpha_union": 1.0, "ssd_min_p": 0.25, "ssd_logit_bias": {5: 2.0}}
+    assert carried.extra_args == moved
+    assert (given.min_p, given.logit_bias) == (0.25, {5: 2.0})  # the caller's are left as they are
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_plug_in_moves_them_in_safedrafts_own_engines_alone(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from safedraft.engines.vllm.options import KEY
+    from safedraft.engines.vllm.plugin import register
+
+    def process(self: Any, request_id: str, prompt: Any, params: Any) -> Any:
+        return params
+
+    monkeypatch.setattr(InputProcessor, "__init__", InputProcessor.__init__)
+    monkeypatch.setattr(InputProcessor, "process_inputs", process)
+    monkeypatch.setattr(checks, "admit", lambda *_: None)
+    register()
+    extra = {KEY: {"vocabulary": 8}} if own else {}
+    engine: Any = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=extra))
+    given = SamplingParams(min_p=0.25)
+    processed = InputProcessor.process_inputs(engine, "1", "a prompt", params=given)
+    assert (processed.extra_args == {"ssd_min_p": 0.25}) is own
+    assert (processed is given) is not own

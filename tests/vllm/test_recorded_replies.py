@@ -136,24 +136,7 @@ def test_replies_have_the_header_where_it_is_switched_on(
 
 def test_the_hooks_are_vllms_own_while_replies_are_recorded() -> None:
     from safedraft.engines.vllm.hooks import require_known_hooks
-    from safedraft.server.vllm.parameters import carry_parameters
     from safedraft.server.vllm.replies import record_replies
 
     record_replies(GUARDED)
-    carry_parameters()
     require_known_hooks()
-
-
-def test_what_vllm_would_refuse_is_moved_and_the_rest_stays() -> None:
-    from vllm import PoolingParams, SamplingParams
-
-    from safedraft.server.vllm.parameters import carry
-
-    for untouched in (SamplingParams(top_p=0.5, temperature=0.7), PoolingParams()):
-        assert carry(untouched) is untouched
-    given = SamplingParams(min_p=0.25, logit_bias={5: 2.0}, extra_args={"ssd_alpha_union": 1.0})
-    carried = carry(given)
-    assert (carried.min_p, carried.logit_bias) == (0.0, None)
-    moved = {"ssd_alpha_union": 1.0, "ssd_min_p": 0.25, "ssd_logit_bias": {5: 2.0}}
-    assert carried.extra_args == moved
-    assert (given.min_p, given.logit_bias) == (0.25, {5: 2.0})  # the caller's are left as they are

@@ -14,7 +14,7 @@ from safedraft.core.request import Request
 from safedraft.core.rule import Rule
 from safedraft.core.sampling import LogProbabilities
 from safedraft.engines.base import Capabilities, Capability
-from safedraft.engines.vllm.options import CARRIED, PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
+from safedraft.engines.vllm.options import PREFIX, RULE, TOP_LOGPROBS, TRACE, TURN_BEGUN
 from safedraft.rules import find_rule
 
 
@@ -85,6 +85,8 @@ class VllmEngine:
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                logit_bias=dict(sampling.logit_bias),
                 presence_penalty=sampling.presence_penalty,
                 frequency_penalty=sampling.frequency_penalty,
                 repetition_penalty=sampling.repetition_penalty,
@@ -139,8 +141,6 @@ class VllmEngine:
             self.capabilities.require(Capability.DRAFTING_PER_REQUEST, min(speed))
         extra = {PREFIX + name: value for name, value in changes.items()}
         extra[RULE] = request.rule.name
-        sampling = request.sampling.model_dump(include=set(CARRIED.values()))
-        extra |= {key: sampling[name] for key, name in CARRIED.items() if sampling[name]}
         if request.context.turn_begun is not None:
             extra[TURN_BEGUN] = request.context.turn_begun
         if request.top_logprobs is not None:

@@ -46,7 +46,7 @@ MIN_P = PREFIX + "min_p"
 LOGIT_BIAS = PREFIX + "logit_bias"
 CARRIED = {MIN_P: "min_p", LOGIT_BIAS: "logit_bias"}
 """Sampling parameters that vLLM refuses together with drafts, by the names under which they reach
-the plug-in."""
+the workers."""
 
 _NO_CONSTANTS = {TRACE, STATISTICS, RULE, TURN_BEGUN, TOP_LOGPROBS, *CARRIED}
 

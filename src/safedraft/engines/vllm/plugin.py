@@ -18,6 +18,7 @@ def register() -> None:
     from safedraft.core.errors import SafeDraftError
     from safedraft.engines.vllm.checks import admit, require_engine
     from safedraft.engines.vllm.options import Settings
+    from safedraft.engines.vllm.parameters import carry
 
     if getattr(InputProcessor.process_inputs, "admits", False):
         return
@@ -32,9 +33,13 @@ def register() -> None:
         construct(self, vllm_config, *args, **kwargs)
 
     @functools.wraps(process)
-    def process_and_admit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = process(self, *args, **kwargs)
-        if settings := Settings.of(self.vllm_config):
+    def process_and_admit(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        settings = Settings.of(self.vllm_config)
+        params = carry(params) if settings else params
+        request = process(self, request_id, prompt, params, *args, **kwargs)
+        if settings:
             try:
                 admit(request, self.vllm_config, settings)
             except SafeDraftError as error:  # the server answers with a 400

@@ -20,7 +20,6 @@ from safedraft.prompts.phrases import is_refusal
 from safedraft.server.access_log import log_reply, show_access_log
 from safedraft.server.metrics import find_answer
 from safedraft.server.vllm.operator import Operator
-from safedraft.server.vllm.parameters import carry_parameters
 
 _OWN_WORDS = {"abort": "interrupted", "error": "interrupted"}
 """Why a reply ended, where SafeDraft's own server has another word for it than vLLM."""
@@ -108,7 +107,6 @@ class RecordReplies:
         self._app = app
         self._header = operator.header
         record_replies(operator)
-        carry_parameters()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

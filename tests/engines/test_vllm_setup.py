@@ -537,6 +537,8 @@ def test_a_prefill_scheme_needs_a_template_that_begins_turns(
         save_tokenizer(folder, template)
     begun = spec(models, config=safedraft.SSDConfig(prefill_scheme="union"))
     assert plan(begun).generation_prompt == ()
+    with pytest.raises(SafeDraftError, match="prefill_scheme: token ids do not say"):
+        plan(begun, from_ids=True)
     monkeypatch.setattr("safedraft.server.vllm.serve.require_vllm", lambda: None)
     with pytest.raises(SafeDraftError, match="prefill_scheme: token ids do not say"):
         serve_pair(begun, None, [])

@@ -150,9 +150,7 @@ class EnginePlan:
 
     @property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The target's tokenizer; None if it has no chat template."""
-        tokenizer = self.parts.descriptions[0].tokenizer
-        return tokenizer if tokenizer is not None and tokenizer.chat_template else None
+        return _template_tokenizer(self.parts)
 
     @cached_property
     def generation_prompt(self) -> tuple[int, ...]:
@@ -253,17 +251,23 @@ _READS_ONCE = (
 
 
 def plan(
-    spec: PairSpec, config: SSDConfig | None = None, report: ReportProgress = silent
+    spec: PairSpec,
+    config: SSDConfig | None = None,
+    report: ReportProgress = silent,
+    *,
+    from_ids: bool = False,
 ) -> EnginePlan:
     """Fetch a pair and check that vLLM can run it.
 
     vLLM gives both models one prompt, drafts for a whole batch at once, and reads no risk inside a
     reply. So a registered pair's ``draft_growth`` and ``reading_bins`` are set to 0, its drafts are
     chains, and T is at most ``MAX_DRAFT_TOKENS`` if its drafts end early. The constants that the
-    user named are those set in ``config`` (``model_fields_set``).
+    user named are those set in ``config`` (``model_fields_set``). ``from_ids`` means that the ids
+    of a prompt alone say whether the assistant's turn has begun.
 
     Raises:
-        SafeDraftError: the pair needs two prompts, or a file cannot be fetched or read.
+        SafeDraftError: the pair needs two prompts, a file cannot be fetched or read, or the
+            scheme depends on whether the assistant's turn has begun, which nothing says.
         IncompatiblePairError: the two models cannot decode together, or write their prompts
             differently.
     """
@@ -295,8 +299,8 @@ def plan(
     if (chosen.draft_confidence or chosen.draft_growth) and "draft_tokens" not in named:
         changes["draft_tokens"] = min(chosen.draft_tokens, MAX_DRAFT_TOKENS)
     chosen = chosen.replace(**changes)
-    tokenizer = parts.descriptions[0].tokenizer
-    if tokenizer is None or not tokenizer.chat_template:
+    tokenizer = _template_tokenizer(parts)
+    if tokenizer is None or (from_ids and not generation_prompt(tokenizer)):
         chosen.first_scheme(turn_begun=None)  # refuses a scheme that would depend on it
     # vLLM takes target and draft only if they have equally many rows, used or not.
     draft = merged_draft(parts, report, rows=parts.descriptions[0].rows)
@@ -321,6 +325,12 @@ def require_vllm() -> None:
             "vLLM is not installed here: pip install 'safedraft[vllm]' in an environment of its "
             'own, or see the page "SSD in vLLM" of the documentation, which has that of processors'
         )
+
+
+def _template_tokenizer(parts: Parts) -> PreTrainedTokenizerBase | None:
+    """The target's tokenizer; None if it has no chat template."""
+    tokenizer = parts.descriptions[0].tokenizer
+    return tokenizer if tokenizer is not None and tokenizer.chat_template else None
 
 
 def _dtype(model: ModelDescription) -> Any:

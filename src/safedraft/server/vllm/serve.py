@@ -106,11 +106,9 @@ def serve_pair(
     require_vllm()
     from safedraft.server.vllm.gate import middleware_arguments
 
-    chosen = plan(spec, config, report)
+    chosen = plan(spec, config, report, from_ids=True)
     require_probe(chosen.parts.probe, config)
     warn_of_unread_risk(spec, chosen.parts.probe)
-    if not chosen.generation_prompt:  # no prompt shows whether the assistant's turn has begun
-        chosen.config.first_scheme(turn_begun=None)
     wanted = chosen.options(
         given,
         requests_may_set_constants=requests_may_set_constants,

@@ -288,6 +288,26 @@ def test_clients_that_leave_the_queue_are_never_decoded(tmp_path: Path) -> None:
         assert passes(server) <= 20  # of the 75 that each would take
 
 
+def test_replies_leave_the_batch_if_one_of_their_request_cannot_be_opened(tmp_path: Path) -> None:
+    pair = talking(tmp_path, echo)
+    batch = pair.engine.batch()
+    opened = []
+
+    def open_one() -> Any:
+        opened.append(pair.stream("hi", batch=batch))
+        return opened[-1]
+
+    def fail() -> Any:
+        raise ValueError("no room")
+
+    async def submit() -> None:
+        await Scheduler(Limits()).submit([open_one, open_one, fail])
+
+    with pytest.raises(ValueError, match="no room"):
+        asyncio.run(submit())
+    assert [stream.more for stream in opened] == [True, True]  # both have ended
+
+
 def leave(server: Served) -> None:
     with suppress(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json=body("hi"), timeout=0.3)

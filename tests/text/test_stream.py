@@ -119,6 +119,14 @@ def test_closing_the_stream_keeps_what_was_decoded(tokenizer: Any) -> None:
     assert stream.result.statistics.tokens == len(stream.result.trace) == 2
 
 
+def test_a_stream_that_is_closed_before_its_first_token_leaves_its_batch(tokenizer: Any) -> None:
+    batch = Replayed(map(step, tokenizer.encode("abc", add_special_tokens=False)))
+    stream = Stream(batch, batch.generation, Detokenizer(tokenizer, []), Statistics())
+    stream.close()
+    assert batch.generation.ended
+    assert stream.result.text == "".join(token.text for token in stream) == ""
+
+
 @pytest.mark.parametrize("stop", [(), ("b",)], ids=["closed", "stop string"])
 def test_steps_are_closed_when_the_reply_ends(tokenizer: Any, stop: tuple[str, ...]) -> None:
     closed = []

@@ -159,8 +159,9 @@ class Scheduler:
             Exception: any error of ``openers``.
         """
         deadline = time.monotonic() + self._limits.request_seconds
-        streams = await self.call(lambda: list(map(_open_held, openers)), len(openers))
+        streams = await self.call(lambda: _open_held(openers), len(openers))
         if self._grace_over:
+            _close(streams)
             raise _stopping_error()
         jobs = [
             Job(stream, deadline, id, guarded=guarded, form_name=form_name) for stream in streams
@@ -287,10 +288,22 @@ class Scheduler:
         job.push(None)
 
 
-def _open_held(open_stream: Callable[[], Stream]) -> Stream:
-    stream = open_stream()
-    stream.hold(True)
-    return stream
+def _open_held(openers: Sequence[Callable[[], Stream]]) -> list[Stream]:
+    """Open all streams, or none if one cannot be opened."""
+    streams: list[Stream] = []
+    try:
+        for open_stream in openers:
+            streams.append(open_stream())
+            streams[-1].hold(True)
+    except BaseException:
+        _close(streams)
+        raise
+    return streams
+
+
+def _close(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.close()
 
 
 def _stopping_error() -> APIError:

@@ -43,6 +43,7 @@ class Stream(Iterator[Token]):
         spell_bytes: Callable[[int], bytes | None] | None = None,
     ) -> None:
         self.result = GenerationResult(statistics=statistics, warnings=tuple(warnings))
+        self._batch = batch
         self._generation: Generation | None = generation
         self._steps = iterate(batch, generation)
         self._detokenizer = detokenizer
@@ -94,6 +95,9 @@ class Stream(Iterator[Token]):
     def close(self) -> None:
         """Stop decoding; ``result`` keeps what was decoded."""
         self._tokens.close()
+        if self._generation is not None:  # closing a generator that has not begun runs none of it
+            self._batch.remove(self._generation)
+            self._generation = None
 
     def drain(self) -> GenerationResult:
         """Decode to the end and return the result."""

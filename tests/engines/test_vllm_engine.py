@@ -100,7 +100,7 @@ def test_what_vllm_cannot_do_is_refused_with_its_reason() -> None:
     assert Capability.LOG_PROBABILITIES in VllmEngine.capabilities
 
 
-@pytest.mark.parametrize("name", ["device", "draft_device", "draft_dtype"])
-def test_options_of_other_engines_are_refused(name: str) -> None:
-    with pytest.raises(SafeDraftError, match=f"{name}: vLLM"):
+@pytest.mark.parametrize("name", ["device", "draft_device", "draft_dtype", "trust_remote_code"])
+def test_options_that_vllm_cannot_have_are_refused(name: str) -> None:
+    with pytest.raises(SafeDraftError, match=f"{name}: .*: leave it out"):
         load(PairSpec(name="p", target="a", draft="b"), **{name: "cpu"})

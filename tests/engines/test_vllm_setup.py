@@ -329,6 +329,7 @@ def test_the_command_line_of_vllms_server() -> None:
         ("-sc", "-sc: give the options"),
         ("-sc.model", "-sc: give the options"),
         ("--api-key", "--api-key: set SAFEDRAFT_API_KEY"),
+        ("--trust-remote-code", "--trust-remote-code: models that bring their own code"),
         ("--grpc", "--grpc: the middleware"),
         ("--grpc-port=1", "--grpc-port: the middleware"),
     ],

@@ -72,6 +72,10 @@ def test_an_unknown_pair_lists_the_known_and_guesses():
         ('[p]\ntarget = "a"\ndraft = "b"\ncolour = "red"', r"\[p\] colour: there is nothing"),
         ('[p]\nname = "q"\ntarget = "a"\ndraft = "b"', "p: must be a table"),
         ('[p]\ntarget = ""\ndraft = "b"', r"\[p\] target: must not be empty"),
+        (
+            '[p]\ntarget = "a"\ndraft = "b"\nadapter = "c"\nbare_draft = true',
+            "bare_draft: the pair has an adapter: leave one of them out",
+        ),
         ('[p]\ntarget = "a"\ndraft = "b"\nconfig = {kappa = 0}', r"\[p\] config\.kappa: "),
         (
             '[p]\ntarget = "a"\ndraft = "b"\nconfig = {kapa = 1}',

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from platformdirs import user_cache_path, user_config_path
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from safedraft.core.config import Positive, RiskConfig, SSDConfig, hash_values
 from safedraft.core.errors import SafeDraftError, refuse_invalid, show_value
@@ -107,6 +107,12 @@ class PairSpec(_Entry):
     @classmethod
     def _with_risk(cls, value: Any) -> Any:
         return RiskConfig.extend(value) if isinstance(value, SSDConfig) else value
+
+    @model_validator(mode="after")
+    def _require_one_choice(self) -> PairSpec:
+        if self.adapter and self.bare_draft:
+            raise ValueError("bare_draft: the pair has an adapter: leave one of them out")
+        return self
 
     @property
     def warning(self) -> str | None:
@@ -334,7 +340,7 @@ def choose_pair(
         "draft": draft or spec.draft,
         "draft_dtype": spec.draft_dtype if own else None,
         "adapter": adapter or (spec.adapter if use_adapter and own else None),
-        "bare_draft": not use_adapter or (spec.bare_draft and own),
+        "bare_draft": not use_adapter or (spec.bare_draft and own and not adapter),
         "template": template if template is not None else spec.template if both else None,
         "template_from": template_from or (spec.template_from if both else None),
         "other_base": other_base or (spec.other_base and own),

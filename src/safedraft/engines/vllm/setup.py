@@ -38,12 +38,15 @@ _OURS = (
 )  # fmt: skip
 """Options of vLLM that the engine sets itself."""
 
-_OF_OTHERS = {
+OWN_CODE = "models that bring their own code are refused"
+
+_REFUSED = {
     "device": "vLLM runs on the platform that it was built for",
     "draft_device": "vLLM runs both models on one platform",
     "draft_dtype": "vLLM gives both models one type",
+    "trust_remote_code": OWN_CODE,
 }
-"""Options of other engines, and why they are refused."""
+"""Options that are refused, most of them those of other engines, and why."""
 
 MAX_DRAFT_TOKENS = 5
 """Largest T that is taken from a pair whose drafts end early, if the user names none: vLLM keeps
@@ -228,8 +231,8 @@ class EnginePlan:
         return capped if {drafted} != {*capped.values()} else {}
 
 
-def refuse_options(given: Iterable[str], reasons: Mapping[str, str] = _OF_OTHERS) -> None:
-    """Refuse options, by default those of other engines.
+def refuse_options(given: Iterable[str], reasons: Mapping[str, str] = _REFUSED) -> None:
+    """Refuse options, by default those that no loading of a pair for vLLM has.
 
     Args:
         given: names of options.

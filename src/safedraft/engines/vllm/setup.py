@@ -38,13 +38,11 @@ _OURS = (
 )  # fmt: skip
 """Options of vLLM that the engine sets itself."""
 
-OWN_CODE = "models that bring their own code are refused"
-
 _REFUSED = {
     "device": "vLLM runs on the platform that it was built for",
     "draft_device": "vLLM runs both models on one platform",
     "draft_dtype": "vLLM gives both models one type",
-    "trust_remote_code": OWN_CODE,
+    "trust_remote_code": "models that bring their own code are refused",
 }
 """Options that are refused, most of them those of other engines, and why."""
 

@@ -13,13 +13,8 @@ from typing import Any
 
 from safedraft.core.config import SSDConfig
 from safedraft.core.errors import SafeDraftError
-from safedraft.engines.vllm.setup import (
-    OWN_CODE,
-    plan,
-    prepare_environment,
-    refuse_options,
-    require_vllm,
-)
+from safedraft.core.options import INSTEAD_IN_LOADING
+from safedraft.engines.vllm.setup import plan, prepare_environment, refuse_options, require_vllm
 from safedraft.models.progress import ReportProgress, silent
 from safedraft.models.registry import PairSpec
 from safedraft.pair.guards import require_probe, warn_if_unguarded, warn_of_unread_risk
@@ -40,7 +35,7 @@ _REFUSED = {
     "config": _NAME_THEM,
     "speculative_config": _NAME_THEM,
     "api_key": f"set {API_KEY}, which is required on every route",
-    "trust_remote_code": f"{OWN_CODE}: leave it out",
+    "trust_remote_code": INSTEAD_IN_LOADING["trust_remote_code"],
     "grpc": _UNGUARDED,
     "grpc_port": _UNGUARDED,
 }

@@ -178,9 +178,9 @@ def test_the_probe_lies_beside_the_adapter_and_is_used(
     assert 0 < reply["statistics"]["risk"] < 1
     assert all(token["signal"] == reply["statistics"]["risk"] for token in reply["trace"])
 
-    assert run("train-risk", *own, *few, "--set", "reads_text=true")[0] == 0
+    assert run("train-risk", *own, *few, "--set", "reads_text=false")[0] == 0
     probes = read_probe_file(out / "risk.safetensors")
-    assert [probe.reads_text for probe in (probes.draft, probes.both) if probe] == [True, True]
+    assert [probe.reads_text for probe in (probes.draft, probes.both) if probe] == [False, False]
     before, reply = reply, json.loads(run(*generate)[1])
     assert 0 < reply["statistics"]["risk"] < 1
     assert reply["statistics"]["risk"] != before["statistics"]["risk"]

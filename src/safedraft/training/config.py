@@ -102,7 +102,7 @@ class RiskTrainingConfig(ProbeTrainingConfig):
     forms_every: Count = 2
     """One in this number of requests is also asked in other forms: for a reply that a program
     reads, such as JSON, as an encoded text, and in a long template; 0: none."""
-    reads_text: bool = False
+    reads_text: bool = True
     """Whether each model's state at the end of the request's text is read too, and not only the one
     where the assistant's turn begins."""
     networks: Positive = 4

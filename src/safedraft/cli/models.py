@@ -193,15 +193,18 @@ class ModelChoice:
         chosen: dict[str, Any] = {name: value for name, value in named.items() if value != "auto"}
         if self.draft_dtype:
             chosen["draft_dtype"] = self.draft_dtype
-        given = parse_assignments("--engine-option", self.engine_option)
-        for name in given:
+        written = parse_assignments("--engine-option", self.engine_option)
+        given = {name: parse_value(value) for name, value in written.items()}
+        for name, value in given.items():
             if name in _NO_OPTIONS:
                 raise SafeDraftError(f"--engine-option {name}: no engine has it: leave it out")
-            if name in chosen:
+            if value != chosen.get(name, value):
+                option = f"--{name.replace('_', '-')}"
                 raise SafeDraftError(
-                    f"--engine-option {name}: is given as an option too: leave one of them out"
+                    f"--engine-option {name}={value}: {option} is {chosen[name]}: "
+                    f"set {option} alone"
                 )
-        return chosen | {name: parse_value(value) for name, value in given.items()}
+        return chosen | given
 
     @property
     def arguments(self) -> dict[str, Any]:
